@@ -1,0 +1,1 @@
+"""Turns videos into FiftyOne datasets of tracked, described objects."""

@@ -1,0 +1,53 @@
+"""Errors with a way out: each message says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class RegionCapError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class VideoError(RegionCapError):
+    """A video cannot be opened or decoded.
+
+    Attributes:
+        path: the file or folder.
+        last_good_frame: 0-based index of the last frame that decoded, or None when
+            none did.
+    """
+
+    def __init__(
+        self, path: str, reason: str, last_good_frame: int | None = None
+    ) -> None:
+        self.path = path
+        self.last_good_frame = last_good_frame
+        where = (
+            "no frame could be decoded"
+            if last_good_frame is None
+            else f"the last good frame is {last_good_frame} (0-based)"
+        )
+        super().__init__(f"{path}: {reason}; {where}")
+
+
+class PromptError(RegionCapError, ValueError):
+    """A prompt does not fit its frame: empty, outside, or of another size."""
+
+
+class FieldError(RegionCapError, ValueError):
+    """A label field is absent or of the wrong kind."""
+
+
+class WeightsError(RegionCapError):
+    """Weights are absent, corrupt, or of another architecture."""
+
+
+class LicenseError(RegionCapError):
+    """The licence of some weights has not been accepted yet."""
+
+
+class BackendError(RegionCapError):
+    """A propagator or captioner is unknown or cannot run on this machine."""
+
+
+class Cancelled(RegionCapError):
+    """The user cancelled the job; what was written stays."""

@@ -1,0 +1,1 @@
+"""Carrying prompts through videos."""
