@@ -26,6 +26,7 @@ from typing import Protocol, TypeVar
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -285,7 +286,11 @@ class _FileSource:
         """Reads the time stamps of all packets, and which of them are key frames."""
         shown: list[int] = []
         keys: list[tuple[int, int]] = []
-        self._counted = self._stream.codec_context.name in ("vp8", "libvpx")
+        # AVI knows no presentation times, and VP8's packets may hold hidden frames.
+        codec = self._stream.codec_context.codec
+        self._counted = codec.name == "vp8" or (
+            self._container.format.name == "avi" and not codec.intra_only
+        )
         last_duration = 0
         self._promised = 0
         try:
@@ -421,6 +426,8 @@ class _FileSource:
             because they refer to pictures before the key frame.
         """
         count = 0
+        last = -1
+        trusted = key == 0
         for packet, first in self._packets_from(key):
             try:
                 decoded = packet.decode() if packet else self._stream.decode(None)
@@ -435,8 +442,21 @@ class _FileSource:
                     continue
                 number = int(np.searchsorted(self._pts, frame.pts))
                 known = number < len(self._pts) and self._pts[number] == frame.pts
-                if known and number >= first:
-                    yield number, frame
+                if not known or number < first:
+                    continue
+                # Containers also mark where a gradual refresh begins; no key frame.
+                trusted = trusted or frame.pict_type == PictureType.I
+                if not trusted:
+                    return
+                if number <= last:
+                    raise VideoError(
+                        self._path,
+                        "its time stamps contradict the order of its pictures; "
+                        "write the file anew, for example with ffmpeg",
+                        last,
+                    )
+                last = number
+                yield number, frame
 
     def _packets_from(self, key: int) -> Iterator[tuple[av.Packet | None, int]]:
         """Packets from a key frame on, or from one before it if the seek is coarse.
