@@ -161,6 +161,28 @@ ASSETS: tuple[Asset, ...] = (
             "Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org",
         ),
     ),
+    Asset(
+        name="bpe_simple_vocab_16e6.txt.gz",
+        source=ArchiveMember(
+            archive=PinnedArchive(
+                package="open-clip-torch",
+                version="3.3.0",
+                filename="open_clip_torch-3.3.0-py3-none-any.whl",
+                sha256=(
+                    "c549ad5ed6bfc119cc11105033c0a2b9d7a2a4afeb40a58a09aab3da1a0043ce"
+                ),
+                kind="wheel",
+            ),
+            path="open_clip/bpe_simple_vocab_16e6.txt.gz",
+            sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+        ),
+        size=1_356_917,
+        license=License(
+            "MIT",
+            "https://github.com/openai/CLIP/blob/main/LICENSE",
+            "CLIP's vocabulary, Copyright (c) 2021 OpenAI",
+        ),
+    ),
     _sam2("tiny", 149),
     _sam2("small", 176),
     _sam2("base-plus", 309),
