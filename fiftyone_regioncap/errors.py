@@ -49,5 +49,9 @@ class BackendError(RegionCapError):
     """A propagator or captioner is unknown or cannot run on this machine."""
 
 
+class DatabaseError(RegionCapError):
+    """FiftyOne has no database and none can be started."""
+
+
 class Cancelled(RegionCapError):
     """The user cancelled the job; what was written stays."""
