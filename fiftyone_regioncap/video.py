@@ -30,6 +30,7 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fiftyone_regioncap.containers import missing_bytes
 from fiftyone_regioncap.errors import VideoError
 from fiftyone_regioncap.regions import Frame
 
@@ -41,6 +42,9 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 
 # Decoding this many frames costs about as much as a seek with its decoder restart.
 _SEEK_WORTH = 8
+
+# No codec holds back more pictures than this to put them in order (H.264, HEVC: 16).
+_MAX_REORDER = 16
 
 T = TypeVar("T")
 
@@ -286,13 +290,13 @@ class _FileSource:
         """Reads the time stamps of all packets, and which of them are key frames."""
         shown: list[int] = []
         keys: list[tuple[int, int]] = []
+        self._cut_off = False
         # AVI knows no presentation times, and VP8's packets may hold hidden frames.
         codec = self._stream.codec_context.codec
         self._counted = codec.name == "vp8" or (
             self._container.format.name == "avi" and not codec.intra_only
         )
         last_duration = 0
-        self._promised = 0
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size == 0:
@@ -300,18 +304,24 @@ class _FileSource:
                 if packet.pts is None:
                     self._counted = True
                     break
+                decoded = packet.pts if packet.dts is None else packet.dts
                 if packet.is_keyframe:
-                    keys.append((packet.pts, packet.dts or packet.pts))
+                    keys.append((packet.pts, decoded))
                 if not packet.is_discard:
                     shown.append(packet.pts)
                     last_duration = packet.duration or last_duration
         except av.error.FFmpegError:
-            # The header promises more than the file holds: reading on must fail.
-            self._promised = max(self._stream.frames, len(shown) + 1)
+            self._cut_off = True
+        self._cut_off |= missing_bytes(self._path) > 0
+        if self._cut_off and shown:
+            # Decoders make up a picture from the half of the last packet; and pictures
+            # shown after its decoding time may follow others that are gone, so that
+            # their numbers are unknown.
+            shown = [time for time in shown[:-1] if time <= decoded]
         pts = np.unique(np.asarray(shown, dtype=np.int64))
         self._counted |= pts.size != len(shown)
-        if not self._counted and not keys:
-            raise VideoError(self._path, "it has no key frame to start decoding from")
+        if not self._counted and not (keys and shown):
+            raise VideoError(self._path, self._nothing())
         self._pts = pts
         self._keys = sorted(keys)
         self._last_duration = last_duration
@@ -328,6 +338,10 @@ class _FileSource:
             for number, frame in self._decode_from(0):
                 start = start or frame
                 count = number + 1
+            if self._cut_off:
+                # Pictures in the wrong order, and one made up from half a packet.
+                waiting = self._stream.codec_context.has_b_frames * _MAX_REORDER
+                count = max(count - 1 - waiting, 0)
             self._pts = np.arange(count, dtype=np.int64)
         else:
             came = []
@@ -340,15 +354,25 @@ class _FileSource:
             if came:
                 self._pts = np.concatenate([self._pts[came], self._pts[came[-1] + 1 :]])
         if start is None:
-            raise VideoError(self._path, "the file is damaged or of an unknown codec")
+            raise VideoError(self._path, self._nothing())
         if not self._counted:
             self._key_numbers = [
                 int(np.searchsorted(self._pts, pts)) for pts, _ in self._keys
             ]
         return start
 
+    def _nothing(self) -> str:
+        return (
+            "the file is cut off before its first frame"
+            if self._cut_off
+            else "the file is damaged or of an unknown codec"
+        )
+
     def _describe(self, height: int, width: int) -> VideoMetadata:
-        count = max(len(self._pts), self._promised)
+        count = len(self._pts)
+        if self._cut_off:
+            # More frames are promised than there are, so that reading on must fail.
+            count = max(count + 1, self._stream.frames)
         stated = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         rate, duration = stated, 0.0
         if not self._counted:
@@ -359,18 +383,21 @@ class _FileSource:
                 rate = len(self._pts) / duration
         if rate <= 0:
             rate = DEFAULT_IMAGE_FPS
-        if self._counted or duration <= 0 or self._promised:
+        if self._counted or duration <= 0 or self._cut_off:
             duration = count / rate
-        context = self._stream.codec_context
+        mime_type = mimetypes.guess_type(self._path)[0]
+        if mime_type is None or not mime_type.startswith("video/"):
+            mime_type = "video/" + self._container.format.name.split(",")[0]
+        tag = self._stream.codec_context.codec_tag
         return VideoMetadata(
             size_bytes=os.path.getsize(self._path),
-            mime_type=mimetypes.guess_type(self._path)[0],
+            mime_type=mime_type,
             frame_width=width,
             frame_height=height,
             frame_rate=rate,
             total_frame_count=count,
             duration=duration,
-            encoding_str=context.codec_tag.strip("\0") or context.name,
+            encoding_str=tag if tag.isalnum() else self._stream.codec_context.name,
         )
 
     def decode(self, first: int, last: int) -> Iterator[tuple[int, Frame]]:
@@ -388,7 +415,7 @@ class _FileSource:
             assert self._run is not None
             for number, frame in self._run:
                 self._next = number + 1
-                if number > expected:
+                if number > expected or number >= len(self._pts):
                     break
                 last_good = number if last_good is None else max(last_good, number)
                 if number == expected:
@@ -397,9 +424,8 @@ class _FileSource:
                     if expected > last:
                         return
         self._run = None
-        raise VideoError(
-            self._path, f"frame {expected} is damaged or missing", last_good
-        )
+        reason = "missing, the file is cut off" if self._cut_off else "damaged"
+        raise VideoError(self._path, f"frame {expected} is {reason}", last_good)
 
     def _starts(self, target: int) -> Iterator[int | None]:
         """Where to start decoding for a frame: key frames, the likeliest first.
@@ -467,7 +493,7 @@ class _FileSource:
         """
         wanted = self._keys[key][0] if self._keys else None
         # Containers seek by presentation or by decoding time; 0 stands for the start.
-        times = [] if key == 0 or self._counted else list(self._keys[key])
+        times = [] if key == 0 or self._counted else [*self._keys[key]]
         for time in [*times, None]:
             if time is None:
                 self._rewind()

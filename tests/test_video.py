@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -162,6 +161,14 @@ FILES: dict[str, Callable[[Path], Path]] = {
         codec="libx265",
         **{"x265-params": "open-gop=1:keyint=12:bframes=3:log-level=none"},
     ),
+    "fast_start": lambda folder: write_video(
+        folder / "fast.mp4",
+        PLAIN,
+        bf="2",
+        g="12",
+        container_options={"movflags": "faststart"},
+    ),
+    "b_frames_mkv": lambda folder: write_video(folder / "b.mkv", PLAIN, bf="2", g="12"),
     "one_frame": lambda folder: write_video(folder / "one.mp4", PLAIN[:1]),
 }
 
@@ -205,3 +212,378 @@ def test_read_gives_each_frame_once_in_order(video: Path) -> None:
         wanted = [5, 0, 40, 5, 39] if len(reader) > 1 else [0, 0]
         got = [(index, number_of(frame)) for index, frame in reader.read(wanted)]
     assert got == [(index, index) for index in sorted(set(wanted))]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return FILES["b_frames"](tmp_path_factory.mktemp("plain"))
+
+
+def test_metadata_of_a_file(plain: Path) -> None:
+    metadata = read_metadata(plain)
+    assert metadata.size_bytes == plain.stat().st_size
+    assert metadata.mime_type == "video/mp4"
+    assert (metadata.frame_width, metadata.frame_height) == (128, 96)
+    assert metadata.frame_rate == 25
+    assert metadata.total_frame_count == COUNT
+    assert metadata.duration == pytest.approx(COUNT / 25)
+    assert metadata.encoding_str == "avc1"
+
+
+def test_the_rate_of_a_variable_rate_file_is_its_mean(tmp_path: Path) -> None:
+    times = [0, 10, 20, 500, 510, 520, 1000]
+    path = write_video(tmp_path / "v.mkv", PLAIN[: len(times)], times=times)
+    metadata = read_metadata(path)
+    assert metadata.total_frame_count == len(times)
+    assert metadata.frame_rate == pytest.approx(7 / 1.0, rel=0.1)
+    assert metadata.frame_rate * metadata.duration == pytest.approx(7)
+
+
+def test_the_header_frame_count_is_not_believed(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "m.avi", PLAIN, codec="mjpeg", pixels="yuvj420p")
+    content = bytearray(path.read_bytes())
+    # dwTotalFrames of the main header, dwLength of the stream header.
+    main = content.index(b"avih") + 8 + 16
+    stream = content.index(b"strh") + 8 + 32
+    for place in (main, stream):
+        assert int.from_bytes(content[place : place + 4], "little") == COUNT
+        content[place : place + 4] = (7).to_bytes(4, "little")
+    path.write_bytes(content)
+    with VideoReader(path) as reader:
+        assert [number_of(frame) for frame in reader] == list(range(COUNT))
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270, -90])
+def test_rotation_is_applied(tmp_path: Path, rotation: int) -> None:
+    path = write_video(tmp_path / "r.mp4", PLAIN[:5], rotation=rotation)
+    with VideoReader(path) as reader:
+        turned = reader[3]
+        assert turned.shape == (reader.height, reader.width, 3)
+        assert turned.flags.c_contiguous
+    # The stated angle turns counterclockwise, like np.rot90.
+    assert np.abs(turned.astype(int) - np.rot90(PLAIN[3], rotation // 90)).mean() < 6
+    metadata = read_metadata(path)
+    shape = np.rot90(PLAIN[0], rotation // 90).shape
+    assert (metadata.frame_height, metadata.frame_width) == shape[:2]
+
+
+@pytest.mark.parametrize("mirror", ["across", "down"])
+def test_mirroring_is_applied(tmp_path: Path, mirror: str) -> None:
+    one = 1 << 16
+    across, down = (-one, one) if mirror == "across" else (one, -one)
+    path = tmp_path / "m.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.set_display_matrix([across, 0, 0, 0, down, 0, 0, 0, 1 << 30])
+        for image in PLAIN[:3]:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        out.mux(stream.encode(None))
+    with VideoReader(path) as reader:
+        flipped = reader[2]
+    expected = PLAIN[2][:, ::-1] if mirror == "across" else PLAIN[2][::-1]
+    assert np.abs(flipped.astype(int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(129, 97), (131, 96), (128, 99)], ids=str
+)
+def test_odd_sizes(tmp_path: Path, width: int, height: int) -> None:
+    images = [numbered(number, height, width) for number in range(20)]
+    path = write_video(tmp_path / "odd.mp4", images, pixels="yuv444p")
+    with VideoReader(path) as reader:
+        assert (reader.width, reader.height) == (width, height)
+        for index in (19, 0, 7):
+            assert reader[index].shape == (height, width, 3)
+            assert np.abs(reader[index].astype(int) - images[index]).mean() < 6
+
+
+def test_a_stream_cut_out_of_an_open_gop_starts_at_its_first_whole_frame(
+    tmp_path: Path,
+) -> None:
+    whole = FILES["open_gop"](tmp_path)
+    part = tmp_path / "part.mkv"
+    with av.open(str(whole)) as source, av.open(str(part), "w") as out:
+        stream = source.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        keys = 0
+        for packet in source.demux(stream):
+            keys += packet.is_keyframe
+            if packet.size and keys >= 2:
+                packet.stream = copy
+                out.mux(packet)
+    with VideoReader(part) as reader:
+        numbers = [number_of(reader[index]) for index in range(len(reader))]
+    assert numbers == list(range(numbers[0], COUNT))
+    assert 0 < numbers[0] < 20
+
+
+def test_reading_in_order_never_seeks(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with VideoReader(plain, cache_frames=1) as reader:
+        runs = []
+        start = reader._source._decode_from  # type: ignore[attr-defined]
+        monkeypatch.setattr(
+            reader._source, "_decode_from", lambda key: runs.append(key) or start(key)
+        )
+        for index in range(0, COUNT, 3):
+            assert number_of(reader[index]) == index
+    assert runs in ([], [0])
+
+
+def test_stepping_back_decodes_a_cacheful_at_a_time(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with VideoReader(plain, cache_frames=10) as reader:
+        reader[COUNT - 1]
+        runs = []
+        start = reader._source._decode_from  # type: ignore[attr-defined]
+        monkeypatch.setattr(
+            reader._source, "_decode_from", lambda key: runs.append(key) or start(key)
+        )
+        for index in range(COUNT - 2, -1, -1):
+            assert number_of(reader[index]) == index
+    assert len(runs) == -(-(COUNT - 1) // 10)
+
+
+@pytest.mark.parametrize("cache_frames", [1, 5, 100])
+def test_the_cache_is_bounded(plain: Path, cache_frames: int) -> None:
+    with VideoReader(plain, cache_frames=cache_frames) as reader:
+        for index in [*range(COUNT), *range(COUNT - 1, -1, -1)]:
+            reader[index]
+            assert len(reader._cache) <= cache_frames
+
+
+def test_threads_may_share_a_reader(plain: Path) -> None:
+    wrong: list[int] = []
+    with VideoReader(plain, cache_frames=2) as reader:
+
+        def work(order: Sequence[int]) -> None:
+            wrong.extend(n for n in order if number_of(reader[n]) != n)
+
+        threads = [
+            threading.Thread(target=work, args=(order,))
+            for order in orders(COUNT).values()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("index", [COUNT, -COUNT - 1, 10**6])
+def test_numbers_outside_the_video(plain: Path, index: int) -> None:
+    with VideoReader(plain) as reader, pytest.raises(IndexError, match=str(index)):
+        reader[index]
+
+
+def test_negative_numbers_count_from_the_end(plain: Path) -> None:
+    with VideoReader(plain) as reader:
+        assert number_of(reader[-1]) == COUNT - 1
+
+
+# Files that can't be used at all.
+
+
+def _missing(folder: Path) -> Path:
+    return folder / "nowhere.mp4"
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "empty.mp4").touch()
+    return folder / "empty.mp4"
+
+
+def _text(folder: Path) -> Path:
+    (folder / "text.mp4").write_text("no video at all " * 100)
+    return folder / "text.mp4"
+
+
+def _sound(folder: Path) -> Path:
+    path = folder / "sound.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=16000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16000), np.float32), "fltp", "mono"
+        )
+        silence.sample_rate = 16000
+        out.mux(stream.encode(silence))
+        out.mux(stream.encode(None))
+    return path
+
+
+def _header_only(folder: Path) -> Path:
+    path = FILES["fast_start"](folder)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") + 40])
+    return path
+
+
+def _index_at_the_end_is_gone(folder: Path) -> Path:
+    path = FILES["b_frames"](folder)
+    path.write_bytes(path.read_bytes()[:-500])
+    return path
+
+
+def _no_images(folder: Path) -> Path:
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_missing, "no such file"),
+        (_empty, "is empty"),
+        (_text, "can't|cannot|be opened"),
+        (_sound, "no video stream"),
+        (_header_only, "cut off before its first frame"),
+        (_index_at_the_end_is_gone, "be opened"),
+        (_no_images, "no images"),
+    ],
+)
+def test_unusable_files(
+    tmp_path: Path, make: Callable[[Path], Path], reason: str
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(VideoError, match=reason) as caught:
+        VideoReader(path)
+    assert caught.value.path == str(path)
+    assert caught.value.last_good_frame is None
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.95])
+@pytest.mark.parametrize("kind", ["fast_start", "b_frames_mkv", "vp9_superframes"])
+def test_cut_off_files_give_their_good_frames_and_then_fail(
+    tmp_path: Path, kind: str, share: float
+) -> None:
+    path = FILES[kind](tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with VideoReader(path) as reader:
+        good = []
+        with pytest.raises(VideoError, match="cut off") as caught:
+            for frame in reader:
+                good.append(number_of(frame))
+        assert good == list(range(len(good)))
+        assert len(good) >= 3
+        assert caught.value.last_good_frame == good[-1]
+        # The error doesn't break the reader, and the way to it doesn't matter.
+        assert number_of(reader[2]) == 2
+        with pytest.raises(VideoError) as caught:
+            reader[len(good)]
+        assert caught.value.last_good_frame == good[-1]
+
+
+def test_damage_in_the_middle_is_an_error_of_the_frames_it_hits(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "m.mov", PLAIN, codec="mjpeg", pixels="yuvj420p")
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        place, size = packets[30].pos, packets[30].size
+    content = bytearray(path.read_bytes())
+    content[place : place + size] = bytes(size)
+    path.write_bytes(content)
+    with VideoReader(path) as reader:
+        assert len(reader) == COUNT
+        with pytest.raises(VideoError, match="frame 30") as caught:
+            list(reader)
+        assert caught.value.last_good_frame == 29
+        assert number_of(reader[31]) == 31
+
+
+# Image folders.
+
+
+def _folder(path: Path, names: Sequence[str]) -> Path:
+    path.mkdir()
+    for rank, name in enumerate(names):
+        Image.fromarray(numbered(rank)).save(path / name, quality=95)
+    return path
+
+
+def test_folders_are_videos_in_natural_order(tmp_path: Path) -> None:
+    names = [f"frame_{rank}.{'png' if rank % 2 else 'JPG'}" for rank in range(12)]
+    folder = _folder(tmp_path / "images", names)
+    (folder / "readme.txt").write_text("not a frame")
+    (folder / "._frame_0.jpg").write_bytes(b"resource fork")
+    with VideoReader(folder, fps=12) as reader:
+        assert len(reader) == 12
+        assert reader.fps == 12
+        assert [number_of(reader[n]) for n in orders(12)["random"]] == orders(12)[
+            "random"
+        ]
+        assert reader.metadata.duration == 1.0
+        assert reader.metadata.size_bytes == sum(
+            (folder / name).stat().st_size for name in names
+        )
+
+
+def test_a_folder_image_of_another_size(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "images", ["0.png", "1.png", "2.png"])
+    Image.fromarray(numbered(2, 100, 140)).save(folder / "2.png")
+    with VideoReader(folder) as reader, pytest.raises(VideoError, match="140x100") as e:
+        list(reader)
+    assert e.value.last_good_frame == 1
+
+
+def test_a_broken_folder_image(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "images", ["0.png", "1.png", "2.png"])
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    with VideoReader(folder) as reader, pytest.raises(VideoError, match=r"1\.png") as e:
+        list(reader)
+    assert e.value.last_good_frame == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"fps": 30.0}, {"cache_frames": 0}], ids=["fps_of_a_file", "no_cache"]
+)
+def test_arguments_that_make_no_sense(plain: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        VideoReader(plain, **arguments)
+
+
+# Decoding ahead.
+
+
+def test_decode_ahead_keeps_order_and_stays_in_bounds() -> None:
+    ahead = 0
+    most = 0
+
+    def items() -> Iterator[int]:
+        nonlocal ahead, most
+        for item in range(50):
+            ahead += 1
+            most = max(most, ahead)
+            yield item
+
+    got = []
+    for item in decode_ahead(items(), depth=3):
+        time.sleep(0.002)
+        ahead -= 1
+        got.append(item)
+    assert got == list(range(50))
+    # Three wait, one is in the making and one in use.
+    assert 3 <= most <= 5
+
+
+def test_decode_ahead_hands_errors_on_in_their_place() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise VideoError("x.mp4", "broken", 2)
+
+    got = []
+    with pytest.raises(VideoError, match="broken"):
+        for item in decode_ahead(items(), depth=8):
+            got.append(item)
+    assert got == [0, 1, 2]
+
+
+def test_leaving_decode_ahead_early_stops_its_thread() -> None:
+    before = threading.active_count()
+    ahead = decode_ahead(iter(range(10**9)), depth=2)
+    assert next(ahead) == 0
+    assert threading.active_count() == before + 1
+    ahead.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
