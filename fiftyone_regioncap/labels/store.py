@@ -1,0 +1,194 @@
+"""Where the documents of one sample live, and how to get at them without models.
+
+FiftyOne's sample and frame objects are kept in memory once they were read, masks
+included, and are saved one attribute at a time. For videos that is too slow and too
+big, so this module (and no other) reads and writes the collections themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from hashlib import sha256
+from itertools import islice
+from typing import Any, TypeAlias
+
+import fiftyone as fo
+import fiftyone.core.clips as foc
+import fiftyone.core.frame as fofr
+import fiftyone.core.odm as foo
+import fiftyone.core.sample as fos
+from bson import ObjectId
+from pymongo import UpdateMany, UpdateOne
+
+Document: TypeAlias = dict[str, Any]
+"""A document or sub-document as it lies in the database."""
+
+FRAMES_PER_QUERY = 256
+"""How many frame numbers one query names at most."""
+
+FRAMES_PREFIX = "frames."
+
+
+def frame_path(field: str) -> str:
+    """The field's name on its frame document: without ``frames.``."""
+    return field.removeprefix(FRAMES_PREFIX)
+
+
+def stable_id(*parts: object) -> ObjectId:
+    """An id made from what it names, so that writing twice gives the same id."""
+    digest = sha256("\x1f".join(map(str, parts)).encode())
+    return ObjectId(digest.digest()[:12])
+
+
+def now() -> datetime:
+    """The time as FiftyOne stores it: UTC without a zone, in milliseconds."""
+    time = datetime.now(timezone.utc).replace(tzinfo=None)
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The documents of one sample.
+
+    Attributes:
+        sample: as the caller has it: a sample, or one of a view.
+        dataset: the dataset that owns the sample; for clips, the videos' dataset.
+        sample_id: of the sample; for clips, of their video.
+        support: (first, last) 0-based frames of a clip, inclusive; None for others.
+    """
+
+    sample: fo.Sample
+    dataset: fo.Dataset
+    sample_id: ObjectId
+    support: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, sample: fo.Sample | fo.SampleView) -> Store:
+        """Finds the documents of a sample.
+
+        Raises:
+            ValueError: when the sample is not in a dataset.
+        """
+        if not sample._in_db:
+            raise ValueError(
+                f"{sample.filepath} is in no dataset; call dataset.add_sample() first"
+            )
+        if isinstance(sample, foc.ClipView):
+            first, last = sample.support
+            return cls(
+                sample,
+                sample._view._root_dataset,
+                ObjectId(sample.sample_id),
+                (first - 1, last - 1),
+            )
+        return cls(sample, sample._dataset, ObjectId(sample.id), None)
+
+    def frames(
+        self,
+        paths: Sequence[str],
+        *,
+        support: tuple[int, int] | None = None,
+        numbers: Collection[int] | None = None,
+        unfiltered: bool = False,
+    ) -> Iterator[Document]:
+        """Reads some paths of the frame documents, in the order of frame numbers.
+
+        Filters of the view that the sample comes from hold here too.
+
+        Args:
+            paths: what to load, such as ``"tracks.detections.index"``.
+            support: (first, last) 0-based frames, inclusive; None means all.
+            numbers: 1-based frame numbers to read; None means all.
+            unfiltered: whether to look past the view's filters.
+
+        Yields:
+            documents with ``frame_number`` (1-based) and those of the paths that exist.
+        """
+        if numbers is not None:
+            remaining = iter(sorted(numbers))
+            while chunk := list(islice(remaining, FRAMES_PER_QUERY)):
+                yield from self._find(
+                    paths, self.frame_query(support, chunk), unfiltered
+                )
+        else:
+            yield from self._find(paths, self.frame_query(support), unfiltered)
+
+    def frame_query(
+        self,
+        support: tuple[int, int] | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> Document:
+        """What finds the sample's frame documents.
+
+        Args:
+            support: (first, last) 0-based frames, inclusive; None means all.
+            numbers: 1-based frame numbers; None means all.
+        """
+        query: Document = {"_sample_id": self.sample_id}
+        spans = [span for span in (support, self.support) if span is not None]
+        if spans:
+            query["frame_number"] = {
+                "$gte": max(first for first, _ in spans) + 1,
+                "$lte": min(last for _, last in spans) + 1,
+            }
+        if numbers is not None:
+            query.setdefault("frame_number", {})["$in"] = list(numbers)
+        return query
+
+    def _find(
+        self, paths: Sequence[str], query: Document, unfiltered: bool
+    ) -> Iterator[Document]:
+        projection = {"_id": 0, "frame_number": 1, **dict.fromkeys(paths, 1)}
+        view = None if unfiltered else self._filtering_frames()
+        if view is None:
+            found = self.dataset._frame_collection.find(query, projection)
+            yield from found.sort("frame_number", 1)
+        else:
+            stages = [
+                {"$match": query},
+                {"$sort": {"frame_number": 1}},
+                {"$project": projection},
+            ]
+            yield from foo.aggregate(
+                view._sample_collection, [*view._frames_pipeline, *stages]
+            )
+
+    def _filtering_frames(self) -> fofr.FramesView | None:
+        """The frames as the sample's view filters them; None where it doesn't."""
+        frames = self.sample.frames
+        if isinstance(frames, fofr.FramesView) and frames._needs_frames:
+            return frames
+        return None
+
+    def sample_document(self, *paths: str) -> Document:
+        """Some paths of the sample's own document; those that exist."""
+        projection = {"_id": 0, **dict.fromkeys(paths, 1)}
+        found = self.dataset._sample_collection.find_one(
+            {"_id": self.sample_id}, projection
+        )
+        return found or {}
+
+    def write_frames(self, operations: Sequence[UpdateOne | UpdateMany]) -> None:
+        """Runs updates of the frame documents; their order doesn't matter."""
+        if operations:
+            self.dataset._frame_collection.bulk_write(list(operations), ordered=False)
+
+    def write_sample(self, values: Mapping[str, Any]) -> None:
+        """Sets fields of the sample's document and of its object in memory."""
+        dataset = self.dataset
+        dataset._sample_collection.update_one(
+            {"_id": self.sample_id},
+            {"$set": {**values, "last_modified_at": now()}},
+        )
+        fos.Sample._reload_docs(
+            dataset._sample_collection_name, sample_ids=[str(self.sample_id)]
+        )
+
+    def reload_frames(self) -> None:
+        """Makes frame objects in memory show what was written past them."""
+        self.sample.frames.reload()
+        fofr.Frame._reload_docs(
+            self.dataset._frame_collection_name, sample_ids=[str(self.sample_id)]
+        )
