@@ -1,0 +1,260 @@
+"""What a DAM checkpoint folder says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig
+
+from fiftyone_regioncap.errors import WeightsError
+
+LLM = "llm"
+VISION = "vision_tower"
+PROJECTOR = "mm_projector"
+ADAPTERS = "context_provider"
+PARTS = {
+    LLM: "llm_cfg",
+    VISION: "vision_tower_cfg",
+    PROJECTOR: "mm_projector_cfg",
+    ADAPTERS: "context_provider_cfg",
+}
+"""Sub-folder of each part, and the key of the root config that announces it."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes shared by the vision tower and its adapters.
+
+    Attributes:
+        hidden_size: width of the tokens.
+        intermediate_size: width inside the MLPs.
+        layers: how many there are in the file.
+        heads: of the attention.
+        eps: of the layer norms.
+        activation: of the MLPs, by its name in transformers.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    eps: float
+    activation: str
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """How the crop's tokens look at the full view (section 3 of arXiv 2504.16072).
+
+    Attributes:
+        gated: whether each adapter has learned factors; they are 1 otherwise.
+        always: run the adapters also where crop and full view are the same.
+        masked: only full-view patches that touch the mask are attended to.
+        swapped: the full view asks and the crop answers.
+    """
+
+    gated: bool = True
+    always: bool = False
+    masked: bool = False
+    swapped: bool = False
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How pixels become the tower's input.
+
+    Attributes:
+        size: side of both views in pixels.
+        resample: Pillow's number of the filter.
+        scale: multiplied with the 8-bit values.
+        mean: by RGB channel, subtracted after scaling.
+        std: by RGB channel, divided by after that.
+        pad: whether views are padded to squares instead of stretched.
+    """
+
+    size: int
+    resample: int
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pad: bool
+
+
+@dataclass(frozen=True)
+class DAMConfig:
+    """Everything about a checkpoint except its weights.
+
+    Attributes:
+        image: preprocessing.
+        vision: the SigLIP tower.
+        patch_size: side of a patch in pixels.
+        used_layers: how many tower layers (and adapters) run: the selected hidden
+            state is the one after them, and what comes later has no effect.
+        adapters: the cross-attention between the views.
+        llm: the language model.
+        context: tokens that prompt and answer may take together.
+    """
+
+    image: ImageConfig
+    vision: EncoderConfig
+    patch_size: int
+    used_layers: int
+    adapters: AdapterConfig
+    llm: LlamaConfig
+    context: int
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of a view."""
+        return self.image.size // self.patch_size
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Tokens that stand for one image in the prompt."""
+        return ((self.grid + 1) // 2) ** 2
+
+    @classmethod
+    def read(cls, folder: Path) -> DAMConfig:
+        """Reads the JSON files of a checkpoint folder.
+
+        Args:
+            folder: with ``config.json`` and one sub-folder a part.
+
+        Raises:
+            WeightsError: when a file is absent or unreadable, or asks for something
+                that this implementation does not do.
+        """
+        root = _json(folder / "config.json")
+        for part, key in PARTS.items():
+            if not isinstance(root.get(key), Mapping):
+                raise WeightsError(
+                    f"{folder}/config.json has no {key}: this is not a DAM checkpoint; "
+                    "name the folder that holds "
+                    + ", ".join(f"{name}/" for name in PARTS)
+                )
+            if not (folder / part / "config.json").is_file():
+                raise WeightsError(
+                    f"{folder / part}/config.json is missing; fetch the checkpoint anew"
+                )
+        if root.get("mask_encoder_cfg"):
+            raise WeightsError(
+                f"{folder}/config.json asks for a mask encoder, which no published DAM "
+                "checkpoint has; set mask_encoder_cfg to null"
+            )
+        tower = _json(folder / VISION / "config.json")
+        vision = _encoder(tower, folder / VISION)
+        projector = _json(folder / PROJECTOR / "config.json").get("mm_projector_type")
+        if projector != "mlp_downsample":
+            raise WeightsError(
+                f"{folder / PROJECTOR}: projector type {projector!r} is not supported; "
+                "DAM's is 'mlp_downsample'"
+            )
+        llm = LlamaConfig.from_pretrained(folder / LLM)
+        # VILA writes the length its tokenizer cuts at; a plain Llama config has none.
+        context = getattr(llm, "tokenizer_model_max_length", None)
+        return cls(
+            image=_image(folder, root.get("image_aspect_ratio")),
+            vision=vision,
+            patch_size=int(tower["patch_size"]),
+            used_layers=_used_layers(root, vision.layers, folder),
+            adapters=_adapters(folder, vision),
+            llm=llm,
+            context=int(context or llm.max_position_embeddings),
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path} is missing; name a folder with a whole DAM checkpoint"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds no JSON object")
+    return content
+
+
+def _encoder(config: Mapping[str, Any], folder: Path) -> EncoderConfig:
+    try:
+        return EncoderConfig(
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=int(config["num_attention_heads"]),
+            eps=float(config.get("layer_norm_eps", 1e-6)),
+            activation=str(config.get("hidden_act", "gelu_pytorch_tanh")),
+        )
+    except KeyError as error:
+        raise WeightsError(f"{folder}/config.json has no {error.args[0]}") from error
+
+
+def _used_layers(root: Mapping[str, Any], layers: int, folder: Path) -> int:
+    if root.get("mm_vision_select_feature", "cls_patch") != "cls_patch":
+        raise WeightsError(
+            f"{folder}/config.json: mm_vision_select_feature must be 'cls_patch'; "
+            "SigLIP has no class token to drop"
+        )
+    # The list of hidden states begins with the embeddings: layers + 1 entries.
+    selected = int(root.get("mm_vision_select_layer", -2))
+    used = selected if selected >= 0 else layers + 1 + selected
+    if not 0 <= used <= layers:
+        raise WeightsError(
+            f"{folder}/config.json: mm_vision_select_layer {selected} does not exist "
+            f"in a tower of {layers} layers"
+        )
+    return used
+
+
+def _adapters(folder: Path, vision: EncoderConfig) -> AdapterConfig:
+    config = _json(folder / ADAPTERS / "config.json")
+    where = f"{folder / ADAPTERS}/config.json"
+    kind = config.get("context_provider_type")
+    if kind != "cross_attn_end_to_all":
+        raise WeightsError(
+            f"{where}: context_provider_type {kind!r} is not supported; "
+            "DAM's is 'cross_attn_end_to_all'"
+        )
+    if config.get("context_provider_layer_indices") is not None:
+        raise WeightsError(
+            f"{where}: context_provider_layer_indices must be null; with any list the "
+            "authors' code drops every adapter, so such a checkpoint has no meaning"
+        )
+    sizes = _encoder(config, folder / ADAPTERS)
+    if sizes != vision:
+        raise WeightsError(
+            f"{where}: the adapters are {sizes}, the tower {vision}; they must agree"
+        )
+    return AdapterConfig(
+        gated=bool(config.get("zero_init_output", True)),
+        always=bool(config.get("treat_image_as_cimage", False)),
+        masked=bool(config.get("masked_cross_attn", False)),
+        swapped=bool(config.get("context_image_as_queries", False)),
+    )
+
+
+def _image(folder: Path, aspect: object) -> ImageConfig:
+    path = folder / VISION / "preprocessor_config.json"
+    config = _json(path)
+    size = config.get("size", {})
+    height, width = size.get("height"), size.get("width")
+    if not height or height != width:
+        raise WeightsError(f"{path}: size must be a square, not {size}")
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not config.get(step, True):
+            raise WeightsError(f"{path}: {step} must be true")
+    mean, std = config["image_mean"], config["image_std"]
+    return ImageConfig(
+        size=int(height),
+        resample=int(config.get("resample", 3)),
+        scale=float(config.get("rescale_factor", 1 / 255)),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        pad=aspect == "pad",
+    )

@@ -1,0 +1,217 @@
+"""The Llama decoder over a cache that many texts share, one row each.
+
+The weights live in transformers' own modules; the passes over them are ours, because
+rows here have lengths of their own, come and go while others go on, and are decoded
+through CUDA graphs: the cache must be one block of memory that never moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+LENGTH_STEP = 256
+"""Attention while decoding covers the longest row, rounded up to this many tokens: few
+shapes, so that CUDA graphs are reused."""
+
+
+class Cache:
+    """Keys and values of all rows.
+
+    Args:
+        config: of the language model.
+        rows: how many texts at once.
+        length: tokens of the longest.
+        device: where it lives.
+        dtype: of keys and values.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        rows: int,
+        length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        length = _rounded(length)
+        shape = (
+            config.num_hidden_layers,
+            rows,
+            config.num_key_value_heads,
+            length,
+            config.head_dim,
+        )
+        # Zeros, because masked positions still take part as 0 times their value.
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    @property
+    def rows(self) -> int:
+        """How many texts fit."""
+        return self.keys.shape[1]
+
+    @property
+    def length(self) -> int:
+        """How many tokens of each fit."""
+        return self.keys.shape[3]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first tokens of one row over another."""
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+
+
+def row_bytes(config: LlamaConfig, length: int, dtype: torch.dtype) -> int:
+    """Memory that a row of so many tokens takes in the cache, in bytes."""
+    values = config.num_key_value_heads * config.head_dim * _rounded(length)
+    return 2 * config.num_hidden_layers * values * dtype.itemsize
+
+
+def _rounded(length: int) -> int:
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
+
+
+class Decoder:
+    """Prefill and decode steps of one model over one cache.
+
+    Args:
+        llm: with its weights.
+        cache: of the same config.
+        graphs: whether decode steps are captured as CUDA graphs.
+    """
+
+    def __init__(self, llm: LlamaForCausalLM, cache: Cache, graphs: bool) -> None:
+        self._llm = llm
+        self._heads = llm.config.num_key_value_heads
+        self._groups = llm.config.num_attention_heads // self._heads
+        self._width = llm.config.head_dim
+        self.cache = cache
+        self._graphs: dict[tuple[int, int], _Graph] | None = {} if graphs else None
+
+    @torch.inference_mode()
+    def prefill(self, embeddings: Tensor, rows: Sequence[int]) -> Tensor:
+        """Reads prompts of one length into rows of the cache.
+
+        Prompts of different lengths come in different calls, so that nothing is padded
+        and a prompt is computed alike whatever is read with it.
+
+        Args:
+            embeddings: (B, T, D).
+            rows: B different rows.
+
+        Returns:
+            logits of the first new token, float32 (B, V).
+        """
+        model = self._llm.model
+        length = embeddings.shape[1]
+        positions = torch.arange(length, device=embeddings.device)[None]
+        rotation = model.rotary_emb(embeddings, positions)
+        targets = torch.tensor(rows, device=embeddings.device)
+        x = embeddings
+        for number, layer in enumerate(model.layers):
+            query, key, value = self._project(layer, x, rotation)
+            self.cache.keys[number, targets, :, :length] = key
+            self.cache.values[number, targets, :, :length] = value
+            attended = scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=self._groups > 1
+            )
+            x = self._finish(layer, x, attended.transpose(1, 2).flatten(2))
+        return self._logits(x[:, -1])
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
+        """Adds one token to each of the first rows.
+
+        Args:
+            tokens: int64 (B,), for the rows 0 to B - 1.
+            positions: int64 (B,), where they go; what is before them is attended to.
+            longest: the greatest of the positions, known without asking the device.
+
+        Returns:
+            logits of the tokens after them, float32 (B, V); overwritten by the next
+            call where CUDA graphs are used.
+        """
+        span = min(_rounded(longest + 1), self.cache.length)
+        if self._graphs is None:
+            return self._step(tokens, positions, span)
+        graph = self._graphs.get((len(tokens), span))
+        if graph is None:
+            graph = _Graph(self, tokens, positions, span)
+            self._graphs[len(tokens), span] = graph
+        return graph.replay(tokens, positions)
+
+    def _step(self, tokens: Tensor, positions: Tensor, span: int) -> Tensor:
+        model = self._llm.model
+        x = model.embed_tokens(tokens)[:, None]
+        rotation = model.rotary_emb(x, positions[:, None])
+        rows = torch.arange(len(tokens), device=x.device)
+        visible = torch.arange(span, device=x.device) <= positions[:, None]
+        mask = visible[:, None, None, :]
+        for number, layer in enumerate(model.layers):
+            query, key, value = self._project(layer, x, rotation)
+            keys = self.cache.keys[number, : len(tokens)]
+            values = self.cache.values[number, : len(tokens)]
+            keys[rows, :, positions] = key[:, :, 0]
+            values[rows, :, positions] = value[:, :, 0]
+            # Queries that share keys stand as if they were a sequence: no copies of
+            # the keys for grouped-query attention.
+            attended = scaled_dot_product_attention(
+                query.reshape(-1, self._heads, self._groups, self._width),
+                keys[:, :, :span],
+                values[:, :, :span],
+                attn_mask=mask,
+            )
+            x = self._finish(layer, x, attended.reshape(len(tokens), 1, -1))
+        return self._logits(x[:, -1])
+
+    def _project(
+        self, layer: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of (B, T, D), each (B, heads, T, width)."""
+        attention = layer.self_attn
+        normed = layer.input_layernorm(x)
+        query, key, value = (
+            linear(normed).unflatten(-1, (-1, self._width)).transpose(1, 2)
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *rotation)
+        return query, key, value
+
+    @staticmethod
+    def _finish(layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + layer.self_attn.o_proj(attended)
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self._llm.lm_head(self._llm.model.norm(x)).float()
+
+
+class _Graph:
+    """A captured decode step: one launch instead of one for each kernel."""
+
+    def __init__(
+        self, decoder: Decoder, tokens: Tensor, positions: Tensor, span: int
+    ) -> None:
+        self._tokens = tokens.clone()
+        self._positions = positions.clone()
+        # The warm-up writes the same values that the replay writes again.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            decoder._step(self._tokens, self._positions, span)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = decoder._step(self._tokens, self._positions, span)
+
+    def replay(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        self._tokens.copy_(tokens)
+        self._positions.copy_(positions)
+        self._graph.replay()
+        return self._logits

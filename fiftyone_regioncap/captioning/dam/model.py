@@ -1,0 +1,476 @@
+"""The Describe Anything model (Lian et al. 2025, arXiv 2504.16072)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.dam.config import (
+    ADAPTERS,
+    LLM,
+    PROJECTOR,
+    VISION,
+    DAMConfig,
+)
+from fiftyone_regioncap.captioning.dam.generation import (
+    Engine,
+    Event,
+    Request,
+)
+from fiftyone_regioncap.captioning.dam.language import row_bytes
+from fiftyone_regioncap.captioning.dam.processing import Processor, Window
+from fiftyone_regioncap.captioning.dam.prompts import conversation
+from fiftyone_regioncap.captioning.dam.quantization import Quantization, quantize
+from fiftyone_regioncap.captioning.dam.tokenizer import (
+    IMAGE_ID,
+    TextStream,
+    Tokenizer,
+)
+from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
+from fiftyone_regioncap.captioning.dam.weights import load_strict
+from fiftyone_regioncap.captioning.decoding import Sampling
+from fiftyone_regioncap.errors import BackendError, PromptError, WeightsError
+
+PREFILL_TOKENS = {"cuda": 16384, "cpu": 1}
+"""Prompt tokens read in one pass; 1 means one prompt at a time."""
+
+VIEW_BATCH = {"cuda": 64, "cpu": 8}
+"""Images encoded in one pass."""
+
+
+class Generated(NamedTuple):
+    """Answers, in the order of the prompts.
+
+    Attributes:
+        ids: new tokens, with the end token where there was one.
+        texts: the same as text, without special tokens, stripped.
+    """
+
+    ids: list[list[int]]
+    texts: list[str]
+
+
+class DAM:
+    """The whole model on one device.
+
+    Args:
+        config: of the checkpoint.
+        tokenizer: of the checkpoint.
+        encoder: with its weights.
+        projector: with its weights.
+        llm: with its weights.
+
+    Attributes:
+        config: of the checkpoint.
+        tokenizer: of the checkpoint.
+        processor: from images and masks to views.
+        encoder: both views to tokens.
+        projector: tokens into the prompt's space.
+        llm: the language model.
+    """
+
+    def __init__(
+        self,
+        config: DAMConfig,
+        tokenizer: Tokenizer,
+        encoder: FocalEncoder,
+        projector: Projector,
+        llm: LlamaForCausalLM,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.processor = Processor(config.image)
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.projector = projector.eval().requires_grad_(False)
+        self.llm = llm.eval().requires_grad_(False)
+        self._table = torch.from_numpy(self.processor.table).to(self.device)
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        quantization: Quantization | None = None,
+    ) -> DAM:
+        """Loads a checkpoint.
+
+        Args:
+            path: a folder, or the hub id of a published checkpoint.
+            device: where it runs.
+            dtype: float32, float16 or bfloat16.
+            quantization: of the language model's layers, through bitsandbytes.
+
+        Raises:
+            LicenseError: when the weights must be downloaded and their licence has not
+                been accepted.
+            WeightsError: when the folder is not a whole checkpoint of this kind.
+            BackendError: when the device or bitsandbytes is not there.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            if folder.is_absolute() or str(path).count("/") != 1:
+                raise WeightsError(
+                    f"{path} is no folder; name a DAM checkpoint or nvidia/DAM-3B, "
+                    "nvidia/DAM-3B-Video"
+                )
+            folder = assets.fetch(str(path))
+        target = torch.device(device)
+        if target.type == "cuda" and not torch.cuda.is_available():
+            raise BackendError("no CUDA device here; choose device='cpu'")
+        config = DAMConfig.read(folder)
+        tokenizer = Tokenizer(folder / LLM)
+        encoder, projector, llm = empty_parts(config)
+        _load_vision(encoder, config, folder, target, dtype)
+        load_strict(projector, folder / PROJECTOR, device=target, dtype=dtype)
+        # Quantised layers are made on the way to the device, not on it.
+        load_strict(
+            llm,
+            folder / LLM,
+            device="cpu" if quantization else target,
+            dtype=dtype,
+            unused=lambda name: (
+                name.endswith("rotary_emb.inv_freq")
+                or (name == "lm_head.weight" and config.llm.tie_word_embeddings)
+            ),
+        )
+        finish_llm(llm, config.llm, torch.device("cpu") if quantization else target)
+        if quantization:
+            quantize(llm, quantization, target, dtype)
+        return cls(config, tokenizer, encoder, projector, llm)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.projector.layers[1].weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.projector.layers[1].weight.dtype
+
+    def prepare(
+        self,
+        image: NDArray[np.uint8] | Image.Image,
+        mask: NDArray[np.generic] | Image.Image,
+    ) -> tuple[Tensor, Window]:
+        """Makes the views of one object on one image.
+
+        Args:
+            image: uint8 (H, W, 3) RGB; grey, RGBA and Pillow images too.
+            mask: (H, W); whatever is greater than 0 belongs to the object.
+
+        Returns:
+            float32 (8, S, S) on the CPU: full RGB and mask, crop RGB and mask, in -1 to
+            1; and the window of the crop in pixels.
+
+        Raises:
+            PromptError: when the mask is empty, not 2-D, or of another size.
+        """
+        views, window = self.processor.views(image, mask)
+        return torch.from_numpy(self.processor.normalise(views)), window
+
+    def normalise(self, views: Tensor) -> Tensor:
+        """8-bit views (B, 8, S, S) on any device as the model's input on its own."""
+        views = views.to(self.device, non_blocking=True)
+        channels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0], device=self.device)
+        values = self._table[channels[:, None, None], views.int()]
+        return values.to(self.dtype)
+
+    @torch.inference_mode()
+    def features(self, views: Tensor, distinct: Tensor | None = None) -> Tensor:
+        """Runs the tower with its adapters.
+
+        Args:
+            views: (B, 8, S, S) as of :meth:`prepare`; or one, (8, S, S).
+            distinct: bool (B,) on the CPU, whether full view and crop differ, when
+                known.
+
+        Returns:
+            what enters the projector, (B, N, C); (N, C) for one.
+        """
+        if views.ndim == 3:
+            return self.features(views[None], distinct)[0]
+        return self.encoder(views.to(self.device, self.dtype), distinct)
+
+    @torch.inference_mode()
+    def project(self, features: Tensor) -> Tensor:
+        """Maps (B, N, C) or (N, C) to the prompt's tokens, (B, M, D) or (M, D)."""
+        if features.ndim == 2:
+            return self.project(features[None])[0]
+        return self.projector(features.to(self.device, self.dtype))
+
+    def encode(self, views: Tensor, distinct: Tensor | None = None) -> Tensor:
+        """Tokens of many images, (B, M, D), a bounded number of them at a time.
+
+        Args:
+            views: float (B, 8, S, S) as of :meth:`prepare`, or uint8 as of
+                :meth:`Processor.views`.
+            distinct: as in :meth:`features`.
+        """
+        size = VIEW_BATCH.get(self.device.type, 8)
+        parts = []
+        for start in range(0, len(views), size):
+            some = views[start : start + size]
+            if some.dtype == torch.uint8:
+                some = self.normalise(some)
+            known = None if distinct is None else distinct[start : start + size]
+            parts.append(self.project(self.features(some, known)))
+        return torch.cat(parts)
+
+    def prompt_ids(self, query: str) -> list[int]:
+        """Ids of the whole conversation around a query; -200 stands for an image."""
+        return self.tokenizer.prompt_ids(conversation(query))
+
+    @torch.inference_mode()
+    def embed(self, ids: Sequence[int], images: Tensor) -> Tensor:
+        """The language model's input: text embeddings and image tokens in order.
+
+        Args:
+            ids: with -200 for each image.
+            images: (T, M, D).
+
+        Returns:
+            (length, D).
+
+        Raises:
+            PromptError: when images and places for them are not equally many, or the
+                prompt is longer than the context.
+        """
+        places = [number for number, token in enumerate(ids) if token == IMAGE_ID]
+        if len(places) != len(images):
+            raise PromptError(
+                f"the prompt has {len(places)} <image> tags for {len(images)} images; "
+                "write one for each"
+            )
+        length = len(ids) - len(places) + images.shape[0] * images.shape[1]
+        if length >= self.config.context:
+            raise PromptError(
+                f"the prompt takes {length} of {self.config.context} tokens, which "
+                "leaves none for an answer; shorten the text or give fewer frames"
+            )
+        known = torch.tensor([max(token, 0) for token in ids], device=self.device)
+        text = self.llm.model.embed_tokens(known)
+        parts, start = [], 0
+        for place, tokens in zip(places, images, strict=True):
+            parts += [text[start:place], tokens]
+            start = place + 1
+        return torch.cat([*parts, text[start:]])
+
+    def embeddings(self, views: Tensor, query: str) -> Tensor:
+        """The language model's input for the views (T, 8, S, S) of one object."""
+        views = views[None] if views.ndim == 3 else views
+        return self.embed(self.prompt_ids(query), self.encode(views))
+
+    def first_logits(self, views: Tensor, query: str) -> Tensor:
+        """Logits of the first new token, float32 (V,).
+
+        Args:
+            views: (T, 8, S, S), or (8, S, S) for one image.
+            query: with one ``<image>`` for each.
+        """
+        return self.step_logits(views, query, [])[0]
+
+    @torch.inference_mode()
+    def step_logits(self, views: Tensor, query: str, answer: Sequence[int]) -> Tensor:
+        """Logits before each token of a given answer and after its last.
+
+        Computed in one pass without a cache, to compare the other ways with.
+
+        Args:
+            views: (T, 8, S, S), or (8, S, S) for one image.
+            query: with one ``<image>`` for each.
+            answer: ids.
+
+        Returns:
+            float32 (len(answer) + 1, V).
+        """
+        prompt = self.embeddings(views, query)
+        ids = torch.tensor(answer, dtype=torch.int64, device=self.device)
+        whole = torch.cat([prompt, self.llm.model.embed_tokens(ids)])
+        output = self.llm(inputs_embeds=whole[None], use_cache=False)
+        return output.logits[0, len(prompt) - 1 :].float()
+
+    def engine(self, rows: int) -> Engine:
+        """A decoder for so many answers at once."""
+        return Engine(
+            self.llm,
+            frozenset({self.tokenizer.eos}),
+            rows,
+            prefill_tokens=PREFILL_TOKENS.get(self.device.type, 1),
+            graphs=self.device.type == "cuda",
+        )
+
+    def rows_that_fit(self, prompt_tokens: int, at_most: int) -> int:
+        """How many answers at once the free memory of a GPU allows.
+
+        Args:
+            prompt_tokens: prompt and answer together.
+            at_most: even where more would fit.
+        """
+        if self.device.type != "cuda":
+            return at_most
+        free, _ = torch.cuda.mem_get_info(self.device)
+        free += torch.cuda.memory_reserved(self.device)
+        free -= torch.cuda.memory_allocated(self.device)
+        # A third stays for the activations of prefill and the vision tower.
+        row = row_bytes(self.config.llm, prompt_tokens, self.dtype)
+        return max(1, min(at_most, int(free * 2 / 3) // row))
+
+    def new_tokens(self, prompt: Tensor, wanted: int) -> int:
+        """How many tokens an answer may have: wanted, or what the context leaves."""
+        return max(1, min(wanted, self.config.context - len(prompt)))
+
+    def generate(
+        self,
+        batch_of_views: Sequence[Tensor] | Tensor,
+        queries: Sequence[str] | str,
+        max_new_tokens: int = 512,
+        ignore_stop: bool = False,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+    ) -> Generated:
+        """Answers several prompts at once.
+
+        Greedy answers are those that each prompt gets alone.
+
+        Args:
+            batch_of_views: for each prompt (T, 8, S, S), or (8, S, S) for one image.
+            queries: one for each, or one for all.
+            max_new_tokens: where answers end at the latest.
+            ignore_stop: whether they go on past the end token.
+            sampling: of each, or of all; greedy when None.
+
+        Raises:
+            PromptError: when a query doesn't fit its images or the context.
+        """
+        count = len(batch_of_views)
+        asked = [queries] * count if isinstance(queries, str) else list(queries)
+        if sampling is None or isinstance(sampling, Sampling):
+            sampling = [sampling or Sampling()] * count
+        if not len(asked) == len(sampling) == count:
+            raise PromptError(f"{count} clips, {len(asked)} queries; give one for each")
+        requests = []
+        for number, (views, query) in enumerate(
+            zip(batch_of_views, asked, strict=True)
+        ):
+            prompt = self.embeddings(views, query)
+            limit = self.new_tokens(prompt, max_new_tokens)
+            requests.append(
+                Request(number, prompt, limit, sampling[number], ignore_stop)
+            )
+        ids: list[list[int]] = [[] for _ in requests]
+        if max_new_tokens > 0 and requests:
+            longest = max(len(r.embeddings) + r.max_new_tokens for r in requests)
+            rows = self.rows_that_fit(longest, count)
+            for event in self.run(requests, rows):
+                if event.answer is not None:
+                    assert isinstance(event.key, int)
+                    ids[event.key] = event.answer.ids
+        return Generated(ids, [self.tokenizer.answer(tokens) for tokens in ids])
+
+    def stream(
+        self,
+        views: Tensor,
+        query: str,
+        max_new_tokens: int = 512,
+        sampling: Sampling | None = None,
+    ) -> Iterator[str]:
+        """Gives out the answer for one object as it comes.
+
+        The pieces end at spaces; joined and stripped they are the text of
+        :meth:`generate`. Closing the iterator stops the work.
+        """
+        prompt = self.embeddings(views, query)
+        limit = self.new_tokens(prompt, max_new_tokens)
+        text = TextStream(self.tokenizer)
+        request = Request("stream", prompt, limit, sampling or Sampling())
+        for event in self.run([request], 1):
+            yield text.put(event.token)
+        yield text.end()
+
+    def run(self, requests: Sequence[Request], rows: int) -> Iterator[Event]:
+        """Answers requests, so many at once, and reports every token."""
+        with self._lock:
+            if self._engine is None or self._engine.capacity != rows:
+                self._engine = None
+                self._engine = self.engine(rows)
+            engine = self._engine
+            waiting = list(reversed(requests))
+            try:
+                while waiting or engine.busy:
+                    free = min(engine.free, len(waiting))
+                    engine.add([waiting.pop() for _ in range(free)])
+                    yield from engine.step()
+            finally:
+                if waiting or engine.busy:
+                    # Abandoned half way: its rows are of no use to the next run.
+                    self._engine = None
+
+
+def empty_parts(
+    config: DAMConfig,
+) -> tuple[FocalEncoder, Projector, LlamaForCausalLM]:
+    """The modules without memory for their weights."""
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(config.llm)
+        return FocalEncoder(config), Projector(config), llm
+
+
+def finish_llm(llm: LlamaForCausalLM, config: LlamaConfig, device: torch.device) -> None:
+    """Makes what is no weight and was left without memory."""
+    llm.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+    if config.tie_word_embeddings:
+        llm.lm_head.weight = llm.model.embed_tokens.weight
+
+
+def _load_vision(
+    encoder: FocalEncoder,
+    config: DAMConfig,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Loads tower and adapters; what comes after the selected state is left out."""
+
+    def unused_layer(name: str, stem: str) -> bool:
+        if not name.startswith(stem):
+            return False
+        number = name.removeprefix(stem).split(".")[0]
+        return (
+            number.isdecimal()
+            and config.used_layers <= int(number) < config.vision.layers
+        )
+
+    load_strict(
+        encoder.tower,
+        folder / VISION,
+        device=device,
+        dtype=dtype,
+        prefix="vision_model.",
+        unused=lambda name: (
+            name.startswith(("vision_model.head.", "vision_model.post_layernorm."))
+            or name.endswith("embeddings.position_ids")
+            or unused_layer(name, "vision_model.encoder.layers.")
+        ),
+    )
+    load_strict(
+        encoder.adapters,
+        folder / ADAPTERS,
+        device=device,
+        dtype=dtype,
+        prefix="context_provider_module.",
+        unused=lambda name: unused_layer(name, "context_provider_module.layers."),
+    )

@@ -1,0 +1,72 @@
+"""Eight and four bit weights for the language model, through bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from fiftyone_regioncap.errors import BackendError
+
+Quantization: TypeAlias = Literal["8bit", "4bit"]
+"""How many bits a weight keeps."""
+
+
+def quantize(
+    llm: LlamaForCausalLM,
+    bits: Quantization,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Replaces the linear layers of the decoder and moves the model to its device.
+
+    The embeddings and the head keep their precision: they are small, and errors there
+    show most.
+
+    Args:
+        llm: on the CPU, with its weights.
+        bits: what is kept of each weight.
+        device: where it goes; quantisation happens on the way.
+        dtype: what is computed in.
+
+    Raises:
+        BackendError: when bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BackendError(
+            f"{bits} weights need bitsandbytes: pip install bitsandbytes, or load the "
+            "model without quantization"
+        )
+    import bitsandbytes as bnb
+
+    for layer in llm.model.layers:
+        for parent in (layer.self_attn, layer.mlp):
+            for name, linear in list(parent.named_children()):
+                if isinstance(linear, nn.Linear):
+                    setattr(parent, name, _quantized(bnb, linear, bits, dtype))
+    llm.to(device)
+
+
+def _quantized(
+    bnb: object, linear: nn.Linear, bits: Quantization, dtype: torch.dtype
+) -> nn.Module:
+    bias = linear.bias is not None
+    size = (linear.in_features, linear.out_features)
+    modules = bnb.nn  # type: ignore[attr-defined]
+    if bits == "8bit":
+        module = modules.Linear8bitLt(*size, bias=bias, has_fp16_weights=False)
+        module.weight = modules.Int8Params(
+            linear.weight.data, requires_grad=False, has_fp16_weights=False
+        )
+    else:
+        module = modules.Linear4bit(
+            *size, bias=bias, compute_dtype=dtype, quant_type="nf4"
+        )
+        module.weight = modules.Params4bit(
+            linear.weight.data, requires_grad=False, quant_type="nf4"
+        )
+    module.bias = linear.bias
+    return module

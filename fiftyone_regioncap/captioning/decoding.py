@@ -1,0 +1,141 @@
+"""How the next token is chosen, and what its probability says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen from logits.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep that many of the most likely tokens; 0 keeps all.
+        top_p: then drop a token when its probability and that of all less likely ones
+            is at most ``1 - top_p``; at least one stays. 1 keeps all.
+        seed: of the random numbers; the same seed gives the same text, whatever else is
+            in the batch.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}; give 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; give 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; give more than 0, at most 1")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether chance plays no part."""
+        return self.temperature == 0
+
+    def uniforms(self, count: int) -> Tensor:
+        """The random numbers of one text, float32 (count,) in [0, 1)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(count, generator=generator)
+
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """The settings of several rows as tensors, ready for the device.
+
+    Attributes:
+        temperature: float32 (B, 1); 1 for greedy rows.
+        top_k: int64 (B, 1); the vocabulary's size where all are kept.
+        top_p: float32 (B, 1).
+        greedy: bool (B,).
+        width: how many of the most likely tokens are looked at; 0 when all rows are
+            greedy.
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    greedy: Tensor
+    width: int
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Sampling], vocabulary: int, device: torch.device
+    ) -> SamplingRows:
+        """Gathers settings, one row each."""
+        kept = [min(row.top_k or vocabulary, vocabulary) for row in rows]
+        warm = [k for k, row in zip(kept, rows, strict=True) if not row.greedy]
+
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        return cls(
+            temperature=column([row.temperature or 1.0 for row in rows], torch.float32),
+            top_k=column([float(k) for k in kept], torch.int64),
+            top_p=column([row.top_p for row in rows], torch.float32),
+            greedy=torch.tensor([row.greedy for row in rows], device=device),
+            width=max(warm, default=0),
+        )
+
+
+def candidates(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    """What may come next, most likely first.
+
+    Args:
+        logits: float32 (B, V).
+        rows: the settings, of width 1 or more.
+
+    Returns:
+        ids, int64 (B, width), and their probabilities, float32 (B, width), summing to 1
+        with zeros for what was dropped.
+    """
+    scores, ids = (logits / rows.temperature).topk(rows.width, dim=-1)
+    rank = torch.arange(rows.width, device=logits.device)
+    scores = scores.masked_fill(rank >= rows.top_k, -math.inf)
+    probabilities = scores.softmax(dim=-1)
+    # Summed from the least likely up, as the rule is worded.
+    tail = probabilities.flip(-1).cumsum(dim=-1).flip(-1)
+    dropped = (tail <= 1 - rows.top_p) & (rank > 0)
+    return ids, scores.masked_fill(dropped, -math.inf).softmax(dim=-1)
+
+
+def choose(logits: Tensor, rows: SamplingRows, uniform: Tensor) -> Tensor:
+    """The next token of each row, int64 (B,).
+
+    Args:
+        logits: float32 (B, V).
+        rows: the settings.
+        uniform: float32 (B,) in [0, 1), one random number a row.
+    """
+    best = logits.argmax(dim=-1)
+    if rows.width == 0:
+        return best
+    ids, probabilities = candidates(logits, rows)
+    reached = probabilities.cumsum(dim=-1) > uniform[:, None]
+    # The last sums may stay a rounding error below the random number; what was dropped
+    # must not be chosen even then.
+    allowed = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    first = torch.where(
+        reached.any(dim=-1, keepdim=True),
+        reached.int().argmax(dim=-1, keepdim=True),
+        allowed,
+    )
+    drawn = ids.gather(1, first)[:, 0]
+    return torch.where(rows.greedy, best, drawn)
+
+
+def token_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The model's own probability of each row's token, float32 (B,).
+
+    Temperature and filters play no part, so that greedy and sampled texts compare.
+    """
+    chosen = logits.gather(1, tokens[:, None])[:, 0]
+    return (chosen - logits.logsumexp(dim=-1)).exp()
