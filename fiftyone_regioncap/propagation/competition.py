@@ -1,0 +1,43 @@
+"""Which object gets a pixel that several claim."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.regions import Mask
+
+
+def compete(claims: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Gives each pixel to the object that claims it most.
+
+    Args:
+        claims: (N, H, W), an object wants a pixel where its claim is above 0.
+
+    Returns:
+        bool (N, H, W), no pixel in two masks; ties go to the earlier object.
+    """
+    wanted = claims > 0
+    if len(claims) < 2:
+        return wanted
+    winner = claims.argmax(axis=0)
+    return wanted & (winner == np.arange(len(claims))[:, None, None])
+
+
+def drop_fragments(mask: Mask, share: float) -> Mask:
+    """Drops connected parts smaller than a share of the largest.
+
+    Args:
+        mask: bool (H, W).
+        share: in [0, 1].
+
+    Returns:
+        bool (H, W).
+    """
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if count <= 2:
+        return mask
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    return (areas >= share * areas.max())[parts] & mask

@@ -1,0 +1,93 @@
+"""The embedded default: MobileSAM's weights carried through a video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fiftyone_regioncap.propagation.base import (
+    Checkpoint,
+    Direction,
+    Frames,
+    PropagatorInfo,
+)
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
+from fiftyone_regioncap.propagation.mobilesam.tracker import MobileSamTracker, Settings
+from fiftyone_regioncap.propagation.stream import (
+    StreamPropagation,
+    check_prompts,
+    plan_passes,
+)
+from fiftyone_regioncap.regions import Prompt
+
+SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
+"""Of the published ``mobile_sam.pt``."""
+
+
+class MobileSamPropagator:
+    """Carries prompts through a video with MobileSAM.
+
+    A :class:`~fiftyone_regioncap.propagation.base.Propagator`. A prompt becomes a mask
+    on its frame; from there masks are carried by matching MobileSAM's own embeddings
+    between frames, and sharpened by its mask decoder.
+    """
+
+    info = PropagatorInfo("mobilesam", "mobile_sam.pt", SHA256, "Apache-2.0")
+
+    def __init__(self, model: MobileSam, settings: Settings | None = None) -> None:
+        """Takes a loaded model.
+
+        Args:
+            model: the segmenter.
+            settings: how objects are followed; the defaults when None.
+        """
+        self._model = model
+        self._settings = settings or Settings()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        **settings: Any,
+    ) -> MobileSamPropagator:
+        """Loads the published weights.
+
+        Args:
+            path: of ``mobile_sam.pt``.
+            device: where the model shall run.
+            **settings: fields of :class:`Settings` to change.
+
+        Returns:
+            the propagator.
+
+        Raises:
+            WeightsError: when the weights are absent or of another model.
+        """
+        model = MobileSam.from_pretrained(path, device)
+        return cls(model, replace(Settings(), **settings))
+
+    def propagate(
+        self,
+        frames: Frames,
+        prompts: Sequence[Prompt],
+        *,
+        direction: Direction = "forward",
+        start: int = 0,
+        stop: int | None = None,
+        overlap: bool = False,
+        checkpoint: Checkpoint | None = None,
+    ) -> StreamPropagation:
+        """Starts a run; see the protocol."""
+        stop = check_prompts(prompts, frames, start, stop)
+        grid = Grid(frames.height, frames.width, self._settings.side)
+        return StreamPropagation(
+            frames,
+            plan_passes(prompts, direction, start, stop),
+            lambda: MobileSamTracker(self._model, grid, self._settings, overlap),
+            checkpoint,
+        )

@@ -1,0 +1,332 @@
+"""MobileSAM: an image and prompts in, masks out.
+
+C. Zhang et al., "Faster Segment Anything: Towards Lightweight SAM for Mobile
+Applications", arXiv:2306.14289. The image encoder is :mod:`.tinyvit`; prompt encoder and
+mask decoder are SAM's (A. Kirillov et al., "Segment Anything", ICCV 2023), as
+implemented in transformers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.models.sam.configuration_sam import SamConfig
+from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
+
+from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE, TinyViT
+from fiftyone_regioncap.regions import Frame
+
+INPUT_SIDE: Final = 1024
+"""The longest side that the published weights were trained at, in pixels."""
+
+MASK_STRIDE: Final = 4
+"""Pixels of the encoder's input per pixel of a low-resolution mask."""
+
+_MEAN: Final = (123.675, 116.28, 103.53)
+_STD: Final = (58.395, 57.12, 57.375)
+
+# The ImageNet classifier that TinyViT was distilled with; no part of MobileSAM.
+_UNUSED: Final = re.compile(r"image_encoder\.(norm_head|head)\.")
+
+# From the published names to those of transformers' modules, applied in this order.
+_RENAMINGS: Final = (
+    (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
+     "prompt_encoder.shared_embedding.positional_embedding"),
+    (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
+    (r"^prompt_encoder\.mask_downscaling\.0\.", "prompt_encoder.mask_embed.conv1."),
+    (r"^prompt_encoder\.mask_downscaling\.1\.",
+     "prompt_encoder.mask_embed.layer_norm1."),
+    (r"^prompt_encoder\.mask_downscaling\.3\.", "prompt_encoder.mask_embed.conv2."),
+    (r"^prompt_encoder\.mask_downscaling\.4\.",
+     "prompt_encoder.mask_embed.layer_norm2."),
+    (r"^prompt_encoder\.mask_downscaling\.6\.", "prompt_encoder.mask_embed.conv3."),
+    (r"^mask_decoder\.output_upscaling\.0\.", "mask_decoder.upscale_conv1."),
+    (r"^mask_decoder\.output_upscaling\.1\.", "mask_decoder.upscale_layer_norm."),
+    (r"^mask_decoder\.output_upscaling\.3\.", "mask_decoder.upscale_conv2."),
+    (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
+    (r"(\.layers\.\d+)\.norm(\d)\.", r"\1.layer_norm\2."),
+    (r"(mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"\1.proj_in."),
+    (r"(mlps\.\d+|iou_prediction_head)\.layers\.1\.", r"\1.layers.0."),
+    (r"(mlps\.\d+|iou_prediction_head)\.layers\.2\.", r"\1.proj_out."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a frame lies in the encoder's input.
+
+    The frame is scaled so that its longest side is ``side`` pixels and lies in the upper
+    left corner; what is left of the last cells is padding.
+
+    Attributes:
+        height: of the frame in pixels.
+        width: of the frame in pixels.
+        side: longest side of the encoder's input in pixels, a multiple of 16.
+    """
+
+    height: int
+    width: int
+    side: int = INPUT_SIDE
+
+    @property
+    def scale(self) -> float:
+        """Input pixels per frame pixel."""
+        return self.side / max(self.height, self.width)
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """(height, width) of the scaled frame in input pixels."""
+        return (
+            max(1, math.floor(self.height * self.scale + 0.5)),
+            max(1, math.floor(self.width * self.scale + 0.5)),
+        )
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of the embedding's cells that hold any of the frame."""
+        height, width = self.content
+        return math.ceil(height / STRIDE), math.ceil(width / STRIDE)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the mask decoder says of N objects.
+
+    Attributes:
+        logits: float (N, H, W) at the frame's size; above 0 is the object.
+        low: float (N, rows, columns), the same before enlarging, 4 input pixels each.
+        iou: float (N,), the decoder's own guess of each mask's IoU.
+    """
+
+    logits: Tensor
+    low: Tensor
+    iou: Tensor
+
+
+class MobileSam(nn.Module):
+    """MobileSAM's three parts; see :meth:`from_pretrained`.
+
+    Only the part of the input that holds the frame is encoded and decoded unless
+    ``padded``: the padding that SAM adds to make it square costs half the time of a
+    wide frame and changes masks by less than a pixel's width.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = SamConfig()
+        self.image_encoder = TinyViT()
+        self.prompt_encoder = SamPromptEncoder(config)
+        self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
+        self.register_buffer("mean", torch.tensor(_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD), persistent=False)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device = "cpu"
+    ) -> MobileSam:
+        """Loads the published weights.
+
+        Args:
+            path: of ``mobile_sam.pt``.
+            device: where the model shall run.
+
+        Returns:
+            the model, ready for inference.
+
+        Raises:
+            WeightsError: when the file is absent, unreadable, or of another model.
+        """
+        try:
+            published = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"{path}: no such file; `regioncap doctor` says where weights come from"
+            ) from error
+        except Exception as error:
+            raise WeightsError(
+                f"{path}: not a readable checkpoint ({error}); delete it and fetch "
+                "mobile_sam.pt again"
+            ) from error
+        model = cls()
+        try:
+            model.load_state_dict(_renamed(published))
+        except (AttributeError, RuntimeError) as error:
+            raise WeightsError(
+                f"{path}: these are not MobileSAM's weights; give mobile_sam.pt "
+                f"({str(error)[:500]})"
+            ) from error
+        model.eval().requires_grad_(False)
+        model.image_encoder.fold()
+        return model.to(device).to(memory_format=torch.channels_last)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.prompt_encoder.no_mask_embed.weight.device
+
+    @torch.inference_mode()
+    def encode(
+        self, frame: Frame, *, side: int = INPUT_SIDE, padded: bool = False
+    ) -> Tensor:
+        """Embeds a frame.
+
+        Args:
+            frame: uint8 (H, W, 3) RGB.
+            side: longest side of the encoder's input, a multiple of 16.
+            padded: whether to pad the input to a square as SAM does.
+
+        Returns:
+            float (256, side / 16, side / 16) when padded, else (256, rows, columns) of
+            the cells that hold the frame.
+        """
+        grid = Grid(frame.shape[0], frame.shape[1], side)
+        height, width = grid.content
+        shrinking = grid.scale < 1
+        resized = cv2.resize(
+            frame,
+            (width, height),
+            interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR,
+        )
+        pixels = torch.from_numpy(resized).to(self.device).float()
+        pixels = ((pixels - self.mean) / self.std).permute(2, 0, 1)[None]
+        rows, columns = (side // STRIDE,) * 2 if padded else grid.cells
+        pixels = F.pad(pixels, (0, columns * STRIDE - width, 0, rows * STRIDE - height))
+        return self.image_encoder(pixels.contiguous(memory_format=torch.channels_last))[
+            0
+        ]
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        embedding: Tensor,
+        grid: Grid,
+        *,
+        boxes: NDArray[np.floating] | None = None,
+        points: NDArray[np.floating] | None = None,
+        point_signs: NDArray[np.integer] | None = None,
+        mask_logits: Tensor | None = None,
+        best_of_three: bool = False,
+    ) -> Decoded:
+        """Segments N objects of one frame.
+
+        At least one of ``boxes`` and ``points`` is given.
+
+        Args:
+            embedding: float (256, rows, columns) from :meth:`encode`.
+            grid: of the frame that was encoded.
+            boxes: (N, 4) pixel edges in the frame.
+            points: (N, P, 2) of x, y in pixels of the frame.
+            point_signs: (N, P): 1 on the object, 0 off it, -1 no point.
+            mask_logits: float (N, rows * 4, columns * 4), an earlier guess.
+            best_of_three: let the decoder propose three masks (part, object, group)
+                and take the one it believes in most; for a single point.
+
+        Returns:
+            masks and their scores.
+        """
+        rows, columns = embedding.shape[1:]
+        square = torch.tensor(float(grid.side), device=self.device)
+        sparse = []
+        if points is not None:
+            assert point_signs is not None
+            sparse.append(self._embed_points(points, point_signs, grid, boxes is None))
+        if boxes is not None:
+            corners = torch.as_tensor(boxes, dtype=torch.float32, device=self.device)
+            corners = corners.view(-1, 1, 2, 2) * grid.scale + 0.5
+            embedded = self.prompt_encoder.shared_embedding(corners / square)
+            kinds = [self.prompt_encoder.point_embed[k].weight for k in (2, 3)]
+            sparse.append(embedded + torch.cat(kinds))
+        tokens = torch.cat(sparse, dim=2)
+        count = tokens.shape[0]
+        if mask_logits is None:
+            dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+            dense = dense.expand(count, -1, rows, columns)
+        else:
+            dense = self.prompt_encoder.mask_embed(mask_logits[:, None])
+        low, iou = self.mask_decoder(
+            image_embeddings=embedding.expand(count, -1, -1, -1),
+            image_positional_embeddings=self._positions(rows, columns, grid).expand(
+                count, -1, -1, -1
+            ),
+            sparse_prompt_embeddings=tokens,
+            dense_prompt_embeddings=dense,
+            multimask_output=best_of_three,
+        )
+        low, iou = low[:, 0], iou[:, 0]
+        best = iou.argmax(dim=1)
+        each = torch.arange(count, device=self.device)
+        low, iou = low[each, best], iou[each, best]
+        return Decoded(enlarge(low, grid), low, iou)
+
+    def _embed_points(
+        self,
+        points: NDArray[np.floating],
+        signs: NDArray[np.integer],
+        grid: Grid,
+        alone: bool,
+    ) -> Tensor:
+        """Tokens (N, 1, P, 256); SAM appends an empty point when there is no box."""
+        at = torch.as_tensor(points, dtype=torch.float32, device=self.device)
+        at = (at[:, None] * grid.scale + 0.5) / grid.side
+        kinds = torch.as_tensor(signs, dtype=torch.int64, device=self.device)[:, None]
+        if alone:
+            at, kinds = F.pad(at, (0, 0, 0, 1)), F.pad(kinds, (0, 1), value=-1)
+        encoder = self.prompt_encoder
+        table = torch.cat(
+            [encoder.point_embed[0].weight, encoder.point_embed[1].weight]
+        )
+        embedded = encoder.shared_embedding(at) + table[kinds.clamp(min=0)]
+        return torch.where(
+            kinds[..., None] < 0, encoder.not_a_point_embed.weight, embedded
+        )
+
+    def _positions(self, rows: int, columns: int, grid: Grid) -> Tensor:
+        """Positional encoding (1, 256, rows, columns) of the embedding's cells."""
+        y = (torch.arange(rows, device=self.device) + 0.5) * STRIDE / grid.side
+        x = (torch.arange(columns, device=self.device) + 0.5) * STRIDE / grid.side
+        at = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        return self.prompt_encoder.shared_embedding(at).permute(2, 0, 1)[None]
+
+
+def enlarge(low: Tensor, grid: Grid) -> Tensor:
+    """Enlarges low-resolution masks to the frame.
+
+    Args:
+        low: float (N, h, w) over the padded input, any whole stride that divides it.
+        grid: of the frame.
+
+    Returns:
+        float (N, H, W) at the frame's size.
+    """
+    rows, columns = grid.cells
+    stride = columns * STRIDE // low.shape[2] if low.shape[2] <= columns * 16 else 1
+    size = (low.shape[1] * stride, low.shape[2] * stride)
+    full = F.interpolate(low[:, None], size, mode="bilinear", align_corners=False)
+    height, width = grid.content
+    full = full[..., :height, :width]
+    return F.interpolate(
+        full, (grid.height, grid.width), mode="bilinear", align_corners=False
+    )[:, 0]
+
+
+def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published tensors under the names of this module's parts."""
+    renamed = {}
+    for name, tensor in published.items():
+        if _UNUSED.match(name):
+            continue
+        for pattern, replacement in _RENAMINGS:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
