@@ -1,0 +1,136 @@
+"""What can be chosen: backends by name, with what each needs and may be used for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from fiftyone_regioncap.errors import BackendError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a backend.
+
+    Attributes:
+        weights: a folder, a file or a hub id; None for the backend's own default.
+        device: a torch device such as ``"cuda"``; None for the best there is.
+        options: what only this backend knows, such as ``{"image_size": 512}``.
+    """
+
+    weights: str | None = None
+    device: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Backend(Generic[T]):
+    """One choice in a registry.
+
+    Attributes:
+        name: as users write it.
+        summary: one line on what it is.
+        weights: the published weights it loads by default; None where it has none or
+            the user always names them.
+        license: of those weights, for people.
+        commercial: whether the weights may be used commercially.
+        load: makes it; imports what it needs only then.
+        missing: says what this machine lacks to run it with its default weights, and
+            what to do; None when nothing is.
+    """
+
+    name: str
+    summary: str
+    weights: str | None
+    license: str
+    commercial: bool
+    load: Callable[[LoadOptions], T]
+    missing: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """Backends of one kind.
+
+    Attributes:
+        kind: what they are, for messages.
+        backends: by name, in the order in which people should see them.
+        preferred: names that ``auto`` tries in turn; the last one always runs.
+    """
+
+    kind: str
+    backends: Mapping[str, Backend[T]]
+    preferred: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Backend[T]:
+        """The backend of that name.
+
+        Raises:
+            BackendError: when there is none.
+        """
+        if name not in self.backends:
+            raise BackendError(
+                f"there is no {self.kind} {name!r}; choose one of "
+                f"{', '.join(self.backends)} or auto"
+            )
+        return self.backends[name]
+
+    def choose(self, name: str = "auto") -> tuple[Backend[T], str]:
+        """Picks a backend and says why.
+
+        Args:
+            name: of a backend, or ``"auto"`` for the best that is ready here.
+
+        Returns:
+            the backend and the reason for people.
+
+        Raises:
+            BackendError: when there is none of that name.
+        """
+        if name != "auto":
+            return self[name], f"{self.kind} {name}: as asked"
+        passed_over = []
+        for candidate in self.preferred:
+            missing = self[candidate].missing()
+            if missing is None:
+                break
+            passed_over.append(f"not {candidate} ({missing})")
+        because = "; ".join(["ready on this machine", *passed_over])
+        return self[candidate], f"{self.kind} {candidate}: {because}"
+
+
+def in_hub_cache(repository: str, file: str = "model.safetensors") -> bool:
+    """Whether a file of a hub repository is in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, file), str)
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def checked_path(weights: str) -> str:
+    """Makes sure that weights given as a path are there.
+
+    Args:
+        weights: a folder, a file, or a hub id (``owner/name``).
+
+    Returns:
+        the same text.
+
+    Raises:
+        BackendError: when it looks like a path and nothing is there.
+    """
+    looks_like_path = weights.startswith((".", "/", "~")) or weights.count("/") != 1
+    if looks_like_path and not Path(weights).expanduser().exists():
+        raise BackendError(
+            f"no weights at {weights}; give a folder, a file or a hub id (owner/name)"
+        )
+    return weights

@@ -1,0 +1,168 @@
+"""The captioners by name."""
+
+from __future__ import annotations
+
+import os
+
+from fiftyone_regioncap.backends import (
+    Backend,
+    LoadOptions,
+    Registry,
+    checked_path,
+    in_hub_cache,
+)
+from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.errors import BackendError
+
+DAM = "nvidia/DAM-3B"
+DAM_VIDEO = "nvidia/DAM-3B-Video"
+PATCHIONER = "Ruggero1912/Patch-ioner_talk2dino_decap_COCO_Captions"
+
+
+def _measured(load: LoadOptions) -> Captioner:
+    from fiftyone_regioncap.captioning.measured import MeasuredCaptioner
+
+    return MeasuredCaptioner(**load.options)
+
+
+def _dam(load: LoadOptions) -> Captioner:
+    from fiftyone_regioncap.captioning.dam import DamCaptioner
+
+    return DamCaptioner.from_pretrained(
+        checked_path(load.weights or DAM), device=load.device, **load.options
+    )
+
+
+def _dam_video(load: LoadOptions) -> Captioner:
+    from fiftyone_regioncap.captioning.dam import DamCaptioner
+
+    return DamCaptioner.from_pretrained(
+        checked_path(load.weights or DAM_VIDEO),
+        device=load.device,
+        video=True,
+        **load.options,
+    )
+
+
+def _openai(load: LoadOptions) -> Captioner:
+    from fiftyone_regioncap.captioning.openai import OpenAICaptioner
+
+    return OpenAICaptioner(**load.options)
+
+
+def _patchioner(load: LoadOptions) -> Captioner:
+    from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
+
+    return PatchionerCaptioner.from_pretrained(
+        checked_path(load.weights or PATCHIONER), device=load.device, **load.options
+    )
+
+
+def _dynrefer(load: LoadOptions) -> Captioner:
+    from fiftyone_regioncap.captioning.dynrefer import DynReferCaptioner
+
+    return DynReferCaptioner.from_pretrained(
+        _folder("dynrefer", load), device=load.device, **load.options
+    )
+
+
+def _ureca(load: LoadOptions) -> Captioner:
+    from fiftyone_regioncap.captioning.ureca import UrecaCaptioner
+
+    return UrecaCaptioner.from_pretrained(
+        _folder("ureca", load), device=load.device, **load.options
+    )
+
+
+def _folder(name: str, load: LoadOptions) -> str:
+    if load.weights is None:
+        raise BackendError(
+            f"{name} needs weights: a folder as docs/captioners.md describes it"
+        )
+    return checked_path(load.weights)
+
+
+def _not_cached(repository: str, file: str) -> str | None:
+    if in_hub_cache(repository, file):
+        return None
+    return f"weights {repository} are not downloaded; name them with weights="
+
+
+def _openai_missing() -> str | None:
+    if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
+        return None
+    return "set OPENAI_API_KEY or OPENAI_BASE_URL, or give base_url"
+
+
+CAPTIONERS: Registry[Captioner] = Registry(
+    kind="captioner",
+    backends={
+        backend.name: backend
+        for backend in (
+            Backend(
+                name="measured",
+                summary="colour, size, place and path as measured; no model",
+                weights=None,
+                license="Apache-2.0",
+                commercial=True,
+                load=_measured,
+                missing=lambda: None,
+            ),
+            Backend(
+                name="dam-video",
+                summary="Describe Anything over 8 frames of a track",
+                weights=DAM_VIDEO,
+                license="NVIDIA non-commercial",
+                commercial=False,
+                load=_dam_video,
+                missing=lambda: _not_cached(DAM_VIDEO, "config.json"),
+            ),
+            Backend(
+                name="dam",
+                summary="Describe Anything on a single image",
+                weights=DAM,
+                license="NVIDIA non-commercial",
+                commercial=False,
+                load=_dam,
+                missing=lambda: _not_cached(DAM, "config.json"),
+            ),
+            Backend(
+                name="openai",
+                summary="a DAM server or any vision model behind an OpenAI endpoint",
+                weights=None,
+                license="the endpoint's",
+                commercial=True,
+                load=_openai,
+                missing=_openai_missing,
+            ),
+            Backend(
+                name="patchioner",
+                summary="Patch-ioner: every region of a frame from one backbone pass",
+                weights=PATCHIONER,
+                license="see docs/captioners.md",
+                commercial=False,
+                load=_patchioner,
+                missing=lambda: _not_cached(PATCHIONER, "config.yaml"),
+            ),
+            Backend(
+                name="dynrefer",
+                summary="DynRefer: captions, tags, attributes and categories",
+                weights=None,
+                license="see docs/captioners.md",
+                commercial=False,
+                load=_dynrefer,
+                missing=lambda: "name a folder with weights=",
+            ),
+            Backend(
+                name="ureca",
+                summary="URECA: captions that fit no other region",
+                weights=None,
+                license="see docs/captioners.md",
+                commercial=False,
+                load=_ureca,
+                missing=lambda: "name a folder with weights=",
+            ),
+        )
+    },
+    preferred=("dam-video", "measured"),
+)

@@ -1,0 +1,41 @@
+"""Feeds a captioner from a stream of clips, whatever it likes to be fed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Protocol, runtime_checkable
+
+from fiftyone_regioncap.captioning.batching import caption_batch
+
+from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.regions import Caption, RegionClip
+
+
+@runtime_checkable
+class StreamingCaptioner(Protocol):
+    """A captioner that takes new clips while it still works on others."""
+
+    def caption_stream(
+        self, clips: Iterable[RegionClip], *, prompt: str | None = None
+    ) -> Iterator[Caption]:
+        """Describes each clip, in order, looking only a bounded number ahead."""
+
+
+def caption_stream(
+    captioner: Captioner, clips: Iterable[RegionClip], *, prompt: str | None = None
+) -> Iterator[Caption]:
+    """Describes each clip of a stream, in order.
+
+    Args:
+        captioner: used in batches of the size it likes, or by its own stream if it has
+            one.
+        clips: may come from many videos, and never end.
+        prompt: see :meth:`Captioner.caption`.
+    """
+    if isinstance(captioner, StreamingCaptioner):
+        yield from captioner.caption_stream(clips, prompt=prompt)
+        return
+    clips = iter(clips)
+    while batch := list(islice(clips, captioner.info.batch_size)):
+        yield from caption_batch(captioner, batch, prompt=prompt)

@@ -1,0 +1,274 @@
+"""The functions that people call from Python; operators and CLI call the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import fiftyone.core.collections as foco
+
+from fiftyone_regioncap import database, image_jobs, jobs
+from fiftyone_regioncap.backends import LoadOptions, Registry, T
+from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions, Summary
+from fiftyone_regioncap.labels.tracks import MaskStorage
+from fiftyone_regioncap.progress import Bar, Listener
+from fiftyone_regioncap.propagation.base import Direction, Propagator
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
+
+
+def propagate(
+    samples: foco.SampleCollection,
+    prompts: str = "frames.prompts",
+    *,
+    output: str = "frames.tracks",
+    propagator: str | Propagator = "auto",
+    weights: str | None = None,
+    device: str | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    direction: Direction = "both",
+    start: int = 0,
+    stop: int | None = None,
+    overlap: bool = False,
+    mask_storage: MaskStorage = "auto",
+    output_dir: str | None = None,
+    overwrite: bool = False,
+    progress: bool | Listener = True,
+    cancel: threading.Event | None = None,
+) -> Summary:
+    """Carries prompts through videos and writes a mask per object and frame.
+
+    Args:
+        samples: videos: a dataset, a view, or a clips view.
+        prompts: field with boxes, masks, points or polylines, on any frames.
+        output: frame-level field for the tracks.
+        propagator: a name (see ``regioncap models``), ``"auto"``, or one of your own.
+        weights: a folder, a file or a hub id; None for the backend's default.
+        device: such as ``"cuda"``; None for the best there is.
+        backend_options: what only the chosen backend knows.
+        direction: which way from the prompts.
+        start: first frame of interest, 0-based.
+        stop: one past the last frame of interest; None means the end.
+        overlap: whether objects may share pixels.
+        mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
+        output_dir: where masks on disk go; None for beside the media.
+        overwrite: whether to do samples again that are complete.
+        progress: whether to draw a bar, or who is told of progress.
+        cancel: set it to stop.
+
+    Returns:
+        what was done, failures included.
+
+    Raises:
+        FieldError: when a field is absent or of the wrong kind.
+        BackendError: when the propagator can't run here.
+        Cancelled: when ``cancel`` was set.
+    """
+    options = PropagateOptions(
+        prompts=prompts,
+        output=output,
+        direction=direction,
+        start=start,
+        stop=stop,
+        overlap=overlap,
+        mask_storage=mask_storage,
+        output_dir=output_dir,
+        overwrite=overwrite,
+    )
+    return propagate_and_caption(
+        samples,
+        propagate=options,
+        caption=None,
+        propagator=propagator,
+        propagator_load=LoadOptions(weights, device, backend_options or {}),
+        progress=progress,
+        cancel=cancel,
+    )
+
+
+def caption(
+    samples: foco.SampleCollection,
+    tracks: str = "frames.tracks",
+    *,
+    output: str = "captions",
+    captioner: str | Captioner = "auto",
+    weights: str | None = None,
+    device: str | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    prompt: str | None = None,
+    window: int | None = None,
+    overwrite: bool = False,
+    progress: bool | Listener = True,
+    cancel: threading.Event | None = None,
+) -> Summary:
+    """Describes every track and writes the captions as temporal detections.
+
+    Args:
+        samples: videos: a dataset, a view, or a clips view.
+        tracks: frame-level Detections with an ``index`` each.
+        output: sample-level field for the captions.
+        captioner: a name (see ``regioncap models``), ``"auto"``, or one of your own.
+        weights: a folder, a file or a hub id; None for the backend's default.
+        device: such as ``"cuda"``; None for the best there is.
+        backend_options: what only the chosen backend knows.
+        prompt: name of one of the captioner's prompts, or a text of your own.
+        window: a caption for every so many frames; None for one per track.
+        overwrite: whether to do samples again that are complete.
+        progress: whether to draw a bar, or who is told of progress.
+        cancel: set it to stop.
+
+    Returns:
+        what was done, failures included.
+
+    Raises:
+        FieldError: when a field is absent or of the wrong kind.
+        BackendError: when the captioner can't run here.
+        Cancelled: when ``cancel`` was set.
+    """
+    options = CaptionOptions(
+        tracks=tracks, output=output, prompt=prompt, window=window, overwrite=overwrite
+    )
+    return propagate_and_caption(
+        samples,
+        propagate=None,
+        caption=options,
+        captioner=captioner,
+        captioner_load=LoadOptions(weights, device, backend_options or {}),
+        progress=progress,
+        cancel=cancel,
+    )
+
+
+def propagate_and_caption(
+    samples: foco.SampleCollection,
+    *,
+    propagate: PropagateOptions | None = PropagateOptions(),  # noqa: B008
+    caption: CaptionOptions | None = CaptionOptions(),  # noqa: B008
+    propagator: str | Propagator = "auto",
+    propagator_load: LoadOptions = LoadOptions(),  # noqa: B008
+    captioner: str | Captioner = "auto",
+    captioner_load: LoadOptions = LoadOptions(),  # noqa: B008
+    progress: bool | Listener = True,
+    cancel: threading.Event | None = None,
+) -> Summary:
+    """Does both in one pass: a video is captioned while the next one is propagated.
+
+    Args:
+        samples: videos: a dataset, a view, or a clips view.
+        propagate: how to propagate; None to leave the tracks as they are.
+        caption: how to caption; None for no captions.
+        propagator: a name, ``"auto"``, or one of your own.
+        propagator_load: how to load a propagator given by name.
+        captioner: a name, ``"auto"``, or one of your own.
+        captioner_load: how to load a captioner given by name.
+        progress: whether to draw a bar, or who is told of progress.
+        cancel: set it to stop.
+
+    Returns:
+        what was done, failures included.
+
+    Raises:
+        FieldError: when a field is absent or of the wrong kind.
+        BackendError: when a backend can't run here.
+        Cancelled: when ``cancel`` was set.
+    """
+    database.ensure()
+    reasons: list[str] = []
+    with ExitStack() as stack:
+        listener = progress if callable(progress) else None
+        if progress is True:
+            listener = stack.enter_context(Bar())
+        summary = jobs.run(
+            samples,
+            propagate=propagate,
+            propagator=(
+                _load(PROPAGATORS, propagator, propagator_load, reasons)
+                if propagate is not None
+                else None
+            ),
+            caption=caption,
+            captioner=(
+                _load(CAPTIONERS, captioner, captioner_load, reasons)
+                if caption is not None
+                else None
+            ),
+            listener=listener,
+            cancel=cancel,
+        )
+    summary.backends = reasons
+    return summary
+
+
+def _load(
+    registry: Registry[T], chosen: str | T, options: LoadOptions, reasons: list[str]
+) -> T:
+    """Loads a backend given by name; one given as an object is taken as it is."""
+    if not isinstance(chosen, str):
+        return chosen
+    backend, reason = registry.choose(chosen)
+    reasons.append(reason)
+    return backend.load(options)
+
+
+def caption_regions(
+    samples: foco.SampleCollection,
+    field: str,
+    *,
+    captioner: str | Captioner = "auto",
+    weights: str | None = None,
+    device: str | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    segmenter: str | Propagator | None = "auto",
+    prompt: str | None = None,
+    overwrite: bool = False,
+    progress: bool | Listener = True,
+    cancel: threading.Event | None = None,
+) -> Summary:
+    """Describes the regions of images, and writes captions onto their labels.
+
+    Args:
+        samples: images: a dataset or a view.
+        field: of Detections with or without masks, Polylines or Keypoints.
+        captioner: a name (see ``regioncap models``), ``"auto"``, or one of your own.
+        weights: of the captioner: a folder, a file or a hub id.
+        device: such as ``"cuda"``; None for the best there is.
+        backend_options: what only the chosen captioner knows.
+        segmenter: the propagator that makes masks of boxes and points; None to take
+            boxes as they are.
+        prompt: name of one of the captioner's prompts, or a text of your own.
+        overwrite: whether to caption regions again that have a caption.
+        progress: whether to draw a bar, or who is told of progress.
+        cancel: set it to stop.
+
+    Returns:
+        what was done, failures included.
+
+    Raises:
+        FieldError: when the field is absent or of the wrong kind.
+        BackendError: when a backend can't run here.
+        Cancelled: when ``cancel`` was set.
+    """
+    database.ensure()
+    reasons: list[str] = []
+    load = LoadOptions(weights, device, backend_options or {})
+    with ExitStack() as stack:
+        listener = progress if callable(progress) else None
+        if progress is True:
+            listener = stack.enter_context(Bar())
+        summary = image_jobs.run(
+            samples,
+            image_jobs.RegionOptions(field, prompt, overwrite),
+            _load(CAPTIONERS, captioner, load, reasons),
+            segmenter=(
+                None
+                if segmenter is None
+                else _load(PROPAGATORS, segmenter, LoadOptions(device=device), reasons)
+            ),
+            listener=listener,
+            cancel=cancel,
+        )
+    summary.backends = reasons
+    return summary

@@ -1,0 +1,145 @@
+"""The pieces that the operators' forms are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fiftyone.operators import types
+
+from fiftyone_regioncap.backends import Registry
+
+
+def target(inputs: types.Object, ctx: Any, action: str) -> None:
+    """Asks which samples to work on: the selected ones, the view, or the dataset."""
+    inputs.view_target(ctx, action_description=action, allow_selected_samples=True)
+
+
+def refuse(inputs: types.Object, message: str) -> None:
+    """Ends a form that cannot be filled, saying why; Execute stays disabled."""
+    prop = inputs.str("refusal", required=True, view=types.Error(label=message))
+    prop.invalid = True
+    prop.error_message = message
+
+
+def pick_field(
+    inputs: types.Object,
+    name: str,
+    fields: Sequence[str],
+    *,
+    label: str,
+    description: str,
+) -> None:
+    """Asks for one of the fields that fit."""
+    choices = types.DropdownView()
+    for path in fields:
+        choices.add_choice(path, label=path)
+    inputs.enum(
+        name,
+        list(fields),
+        default=fields[0],
+        required=True,
+        label=label,
+        description=description,
+        view=choices,
+    )
+
+
+def output_field(
+    inputs: types.Object,
+    ctx: Any,
+    name: str,
+    *,
+    default: str,
+    label: str,
+    existing: Sequence[str],
+    taken: Sequence[str],
+) -> None:
+    """Asks where to write, and what to do with samples that are done already.
+
+    Args:
+        inputs: the form.
+        ctx: the execution context.
+        name: of the parameter.
+        default: the field's name.
+        label: for people.
+        existing: fields of the right kind, which may be written again.
+        taken: all other fields, which may not.
+    """
+    value = ctx.params.get(name) or default
+    prop = inputs.str(
+        name,
+        default=default,
+        required=True,
+        label=label,
+        description="A new field, or one of the same kind that is there already",
+    )
+    plain = value.removeprefix("frames.")
+    if not plain.isidentifier():
+        prop.invalid = True
+        prop.error_message = f"{value!r} is not a field name"
+    elif value in taken:
+        prop.invalid = True
+        prop.error_message = f"{value} holds something else; choose another name"
+    if value in existing:
+        modes = types.RadioGroup()
+        modes.add_choice(
+            "skip",
+            label="Skip samples that are complete",
+            description="Samples that a killed job left unfinished are gone on with",
+        )
+        modes.add_choice(
+            "overwrite",
+            label="Overwrite",
+            description=f"Do all samples again and replace what {value} holds",
+        )
+        inputs.enum(
+            "existing",
+            modes.values(),
+            default="skip",
+            required=True,
+            label=f"{value} exists",
+            view=modes,
+        )
+
+
+def pick_backend(
+    inputs: types.Object, ctx: Any, registry: Registry[Any], *, label: str
+) -> None:
+    """Asks for a backend, showing what is ready here and what its weights allow."""
+    name = registry.kind
+    choices = types.DropdownView()
+    chosen, reason = registry.choose("auto")
+    choices.add_choice("auto", label=f"auto ({chosen.name})", description=reason)
+    for backend in registry.backends.values():
+        missing = backend.missing()
+        use = "" if backend.commercial else ", non-commercial"
+        state = "ready" if missing is None else missing
+        choices.add_choice(
+            backend.name,
+            label=f"{backend.name}: {backend.summary}",
+            description=f"licence {backend.license}{use}; {state}",
+        )
+    inputs.enum(
+        name,
+        choices.values(),
+        default="auto",
+        required=True,
+        label=label,
+        view=choices,
+    )
+    wanted = ctx.params.get(name) or "auto"
+    weights = ctx.params.get(f"{name}_weights")
+    inputs.str(
+        f"{name}_weights",
+        required=False,
+        label=f"Weights of the {registry.kind}",
+        description="A folder, a file or a hub id; empty for the default",
+    )
+    if wanted != "auto" and not weights:
+        missing = registry[wanted].missing()
+        if missing is not None:
+            inputs.view(
+                f"{name}_missing",
+                types.Warning(label=f"{wanted} is not ready", description=missing),
+            )

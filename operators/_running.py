@@ -1,0 +1,110 @@
+"""Runs a job from an operator and shows how far it is, in the App and delegated."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fiftyone.operators import types
+
+from fiftyone_regioncap.jobs import Summary
+from fiftyone_regioncap.progress import Event, Listener
+
+Job = Callable[[Listener, threading.Event], Summary]
+"""A library call that takes a listener and an event that cancels it."""
+
+SECONDS_BETWEEN_EVENTS = 0.5
+
+
+def run(ctx: Any, job: Job) -> Any:
+    """Runs a job.
+
+    Args:
+        ctx: the execution context.
+        job: the library call.
+
+    Returns:
+        for delegated runs the summary as a dict; else a generator of App messages that
+        shows progress, reloads the dataset and shows the summary.
+    """
+    if ctx.delegated:
+        return results(job(_throttled(ctx), threading.Event()))
+    return _stream(ctx, job)
+
+
+def _throttled(ctx: Any) -> Listener:
+    last = 0.0
+
+    def tell(event: Event) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_EVENTS:
+            last = time.monotonic()
+            ctx.set_progress(progress=event.fraction, label=_label(event))
+
+    return tell
+
+
+def _label(event: Event) -> str:
+    if event.eta is None:
+        return event.message
+    minutes, seconds = divmod(round(event.eta), 60)
+    return f"{event.message}, {minutes}:{seconds:02d} left"
+
+
+def _stream(ctx: Any, job: Job) -> Iterator[Any]:
+    events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    cancel = threading.Event()
+    outcome: list[Summary] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(job(events.put, cancel))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            events.put(None)
+
+    thread = threading.Thread(target=work, name="regioncap-job")
+    thread.start()
+    try:
+        while (event := _latest(events)) is not None:
+            yield ctx.ops.set_progress(label=_label(event), progress=event.fraction)
+    finally:
+        # Reached early when the App closes the connection: the job stops at its next
+        # step, and what it wrote stays.
+        cancel.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+    yield ctx.ops.reload_dataset()
+    yield ctx.ops.show_output(
+        outputs=types.Property(outputs()), results=results(outcome[0])
+    )
+
+
+def _latest(events: queue.SimpleQueue[Event | None]) -> Event | None:
+    """The newest event after a short rest; None once the job has ended."""
+    event = events.get()
+    deadline = time.monotonic() + SECONDS_BETWEEN_EVENTS
+    while event is not None:
+        try:
+            event = events.get(timeout=max(deadline - time.monotonic(), 0))
+        except queue.Empty:
+            break
+    return event
+
+
+def outputs() -> types.Object:
+    """What the summary shows."""
+    shown = types.Object()
+    shown.str("summary", label="Summary", view=types.MarkdownView())
+    return shown
+
+
+def results(summary: Summary) -> dict[str, Any]:
+    """The summary as plain values for the App and for delegated results."""
+    return {**summary.to_dict(), "summary": summary.to_markdown()}
