@@ -175,6 +175,27 @@ def reachable(uri: str, seconds: float = 3.0) -> bool:
     return _ask(uri, "ping", seconds) is not None
 
 
+def obstacle() -> str | None:
+    """Why the private server cannot run on this kind of machine, and what to do.
+
+    Returns:
+        None where it can.
+    """
+    if (
+        sys.platform == "linux"
+        and platform.machine() == "x86_64"
+        and platform.libc_ver()[0] == "glibc"
+    ):
+        return None
+    libc = platform.libc_ver()[0] or "another C library"
+    return (
+        "FiftyOne has no database on this machine, and the packaged one is for Linux "
+        f"on x86_64 with glibc; this is {platform.system()} on {platform.machine()} "
+        f"with {libc}. Reinstall fiftyone-db where MongoDB's site can be reached, or "
+        f"{_OWN_SERVER}"
+    )
+
+
 def _ask(uri: str, command: str, seconds: float) -> Mapping[str, Any] | None:
     """A server's answer to an administrator's command; None when it gives none."""
     client: pymongo.MongoClient[dict[str, Any]]
@@ -263,7 +284,9 @@ def _installed(say: assets.Progress) -> Path:
     home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(home.with_name(home.name + ".lock")):
         if not mongod.is_file():
-            _check_platform()
+            why_not = obstacle()
+            if why_not is not None:
+                raise DatabaseError(why_not)
             say(f"downloading MongoDB (42 MB, SSPL-1.0) in {MONGOD.requirement}")
             partial = home.with_name(home.name + ".part")
             shutil.rmtree(partial, ignore_errors=True)
@@ -283,22 +306,6 @@ def _installed(say: assets.Progress) -> Path:
             f"{_OWN_SERVER}"
         )
     return mongod
-
-
-def _check_platform() -> None:
-    if (
-        sys.platform == "linux"
-        and platform.machine() == "x86_64"
-        and platform.libc_ver()[0] == "glibc"
-    ):
-        return
-    libc = platform.libc_ver()[0] or "another C library"
-    raise DatabaseError(
-        "FiftyOne has no database on this machine, and the packaged one is for Linux "
-        f"on x86_64 with glibc; this is {platform.system()} on {platform.machine()} "
-        f"with {libc}. Reinstall fiftyone-db where MongoDB's site can be reached, or "
-        f"{_OWN_SERVER}"
-    )
 
 
 def _launch(mongod: Path, folder: Path, port: int | None) -> str:
