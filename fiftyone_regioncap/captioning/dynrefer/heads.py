@@ -1,0 +1,114 @@
+"""DynRefer's query decoder: texts ask the region's tokens, each text by itself."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS_AT_ONCE = 32_768
+"""Regions times texts decoded at a time: 130 MB of hidden units at the published size.
+
+Texts don't see each other, so thousands of names go through in pieces.
+"""
+
+
+class QueryLayer(nn.Module):
+    """Attention to the region's tokens, then a feed-forward block; no self-attention.
+
+    Normalisation follows each sum, as in BERT.
+    """
+
+    def __init__(self, width: int, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.attended = nn.Linear(width, width)
+        self.attended_norm = nn.LayerNorm(width, eps=1e-12)
+        self.widen = nn.Linear(width, hidden)
+        self.narrow = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, texts: Tensor, region: Tensor) -> Tensor:
+        """One layer.
+
+        Args:
+            texts: float (S, N, W).
+            region: float (S, Q, W).
+
+        Returns:
+            float (S, N, W).
+        """
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(texts)),
+            self._split(self.key(region)),
+            self._split(self.value(region)),
+        )
+        attended = self.attended(attended.transpose(1, 2).flatten(2))
+        texts = self.attended_norm(attended + texts)
+        return self.norm(self.narrow(F.gelu(self.widen(texts))) + texts)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class QueryHead(nn.Module):
+    """Scores texts for regions.
+
+    Attributes:
+        normalize: whether features have unit length before the last projection.
+        temperature: learned logarithm of the factor on logits, of normalizing heads.
+        bias: learned summand of the logits then.
+    """
+
+    def __init__(
+        self,
+        *,
+        region_width: int,
+        text_width: int,
+        width: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        normalize: bool,
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.vision_proj = nn.Linear(region_width, width)
+        self.text_proj = nn.Linear(text_width, width)
+        self.layers = nn.ModuleList(
+            QueryLayer(width, hidden, heads) for _ in range(layers)
+        )
+        self.fc = nn.Linear(width, 1)
+        if normalize:
+            self.temperature = nn.Parameter(torch.zeros(()))
+            self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens: Tensor, texts: Tensor) -> Tensor:
+        """Raw logits, float (S, N).
+
+        Args:
+            tokens: float (S, Q, region width), what the Q-Former says of each region.
+            texts: float (N, text width), CLIP's embeddings.
+        """
+        region = self.vision_proj(tokens)
+        at_once = max(1, ROWS_AT_ONCE // max(1, len(tokens)))
+        pieces = []
+        for piece in texts.split(at_once):
+            features = self.text_proj(piece).expand(len(tokens), -1, -1)
+            for layer in self.layers:
+                features = layer(features, region)
+            if self.normalize:
+                features = F.normalize(features, dim=-1)
+            pieces.append(self.fc(features).squeeze(-1))
+        return torch.cat(pieces, dim=1)
+
+    def match_probability(self, logits: Tensor) -> Tensor:
+        """How probably a text matches, as a normalizing head was trained to say.
+
+        Training put the logits through the learned temperature and bias; the authors'
+        inference leaves both out, which keeps the order but squeezes the scores.
+        """
+        return torch.sigmoid(logits.float() * self.temperature.exp() + self.bias)

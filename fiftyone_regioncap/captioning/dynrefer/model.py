@@ -1,0 +1,365 @@
+"""DynRefer (arXiv 2405.16071) on transformers' BLIP-2, T5 and CLIP text modules.
+
+Each region comes as several square pictures of itself with rising context. A frozen
+EVA-CLIP ViT reads every picture; RoIAlign brings the region out of each; the wider
+ones are aligned to the region's own; all are fused on channels, and BLIP-2's Q-Former
+makes a few tokens of them. Two query decoders and a T5 read those tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    GenerationConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from fiftyone_regioncap.captioning.dynrefer.deformable import DeformableAlign
+from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
+from fiftyone_regioncap.captioning.dynrefer.roialign import roi_align
+from fiftyone_regioncap.errors import BackendError
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+"""OpenAI CLIP's normalisation of RGB in [0, 1]."""
+
+VISION_NORM_EPS = 1e-5
+"""Of the layer norm after the tower; transformers gives it the tower's own 1e-6."""
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Sizes of a query decoder.
+
+    Attributes:
+        width: of its tokens.
+        hidden: of its feed-forward blocks.
+        layers: how many.
+        heads: of its attention.
+        text_width: of the text embeddings it is asked with.
+    """
+
+    width: int = 256
+    hidden: int = 1024
+    layers: int = 2
+    heads: int = 4
+    text_width: int = 1024
+
+
+@dataclass(frozen=True)
+class DynReferConfig:
+    """Sizes of all parts; the defaults of the transformers configs are the published.
+
+    Attributes:
+        vision: of the ViT.
+        qformer: of the Q-Former; ``encoder_hidden_size`` is the ViT's width.
+        language: of the T5, whose activation is exact GELU whatever its config says.
+        head: of the two query decoders.
+        views: pictures a region.
+        queries: tokens that the Q-Former makes.
+    """
+
+    vision: Blip2VisionConfig
+    qformer: Blip2QFormerConfig
+    language: T5Config
+    head: HeadSizes
+    views: int = 3
+    queries: int = 32
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are generated; the defaults are those of the authors' demo.
+
+    Attributes:
+        num_beams: of beam search; there is no sampling.
+        max_new_tokens: of a caption.
+        min_length: of a caption in tokens.
+        length_penalty: exponent of the length that a beam's score is divided by.
+        repetition_penalty: factor on the log-probabilities of tokens that came already.
+    """
+
+    num_beams: int = 5
+    max_new_tokens: int = 30
+    min_length: int = 1
+    length_penalty: float = 0.0
+    repetition_penalty: float = 1.5
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Captions as tokens.
+
+    Attributes:
+        sequences: int64 (B, L), from the start token, padded with the pad token.
+        scores: float (B,), of the chosen beams as beam search ranks them: penalised
+            log-probabilities.
+        probabilities: float (B, L - 1), what the model gives each generated token
+            without penalties; 1 at padding.
+    """
+
+    sequences: Tensor
+    scores: Tensor
+    probabilities: Tensor
+
+
+class DynReferModel(nn.Module):
+    """All networks but the text tower, whose work is done once per list of names.
+
+    Attributes:
+        mixed: whether to run as the authors do on GPUs: the ViT under half-precision
+            autocast, heads and T5 under bfloat16, everything between in float32.
+    """
+
+    def __init__(self, config: DynReferConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mixed = False
+        config.language.dense_act_fn = "gelu"
+        width, tokens = config.vision.hidden_size, config.qformer.hidden_size
+        self.vision = Blip2VisionModel(config.vision)
+        self.vision.post_layernorm.eps = VISION_NORM_EPS
+        self.align = DeformableAlign(width)
+        self.fusion = nn.Sequential(
+            nn.Linear(config.views * width, width), nn.ReLU(), nn.Linear(width, width)
+        )
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.queries, tokens))
+        self.qformer = Blip2QFormerModel(config.qformer)
+        self.tags, self.attributes = (
+            QueryHead(
+                region_width=tokens,
+                text_width=config.head.text_width,
+                width=config.head.width,
+                hidden=config.head.hidden,
+                layers=config.head.layers,
+                heads=config.head.heads,
+                normalize=normalize,
+            )
+            for normalize in (False, True)
+        )
+        self.language = T5ForConditionalGeneration(config.language)
+        self.language_projection = nn.Linear(tokens, config.language.d_model)
+        self.control_memory = nn.Parameter(torch.zeros(config.language.d_model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.query_tokens.device
+
+    @property
+    def picture_size(self) -> int:
+        """Side of the square pictures in pixels."""
+        size = self.config.vision.image_size
+        assert isinstance(size, int)
+        return size
+
+    def region_tokens(self, pictures: Tensor, rois: Tensor) -> Tensor:
+        """What the Q-Former says of each region: float32 (S, queries, width).
+
+        Args:
+            pictures: uint8 (S, V, size, size, 3), the views of each region.
+            rois: float32 (S, V, 4), where the region lies in each picture.
+        """
+        features = self.encode(self.normalize(pictures.flatten(0, 1)))
+        return self.query(self.fuse(features.unflatten(0, rois.shape[:2]), rois))
+
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """From uint8 (N, size, size, 3) to float32 (N, 3, size, size)."""
+        pixels = pictures.permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
+        mean = torch.tensor(PIXEL_MEAN, device=self.device).view(3, 1, 1)
+        std = torch.tensor(PIXEL_STD, device=self.device).view(3, 1, 1)
+        return (pixels - mean) / std
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The ViT's tokens, class token first: float32 (N, 1 + cells, C).
+
+        Args:
+            pixels: float32 (N, 3, size, size), normalised.
+        """
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        with self._autocast(half):
+            return self.vision(pixels).last_hidden_state.float()
+
+    def fuse(self, features: Tensor, rois: Tensor) -> Tensor:
+        """Brings the views of each region together: float32 (S, 1 + cells, C).
+
+        Args:
+            features: float32 (S, V, 1 + cells, C), from :meth:`encode`.
+            rois: float32 (S, V, 4), in the pictures' pixels.
+        """
+        hidden = self.fusion[1](self.fusion[0](self.fusion_input(features, rois)))
+        return self.fusion[2](hidden)
+
+    def fusion_input(self, features: Tensor, rois: Tensor) -> Tensor:
+        """The aligned views side by side on channels: float32 (S, 1 + cells, V * C)."""
+        regions, views = rois.shape[:2]
+        own, *wider = (
+            self.roi_features(features.flatten(0, 1), rois.flatten(0, 1))
+            .unflatten(0, (regions, views))
+            .unbind(dim=1)
+        )
+        # One view after the other: all at once would hold V - 1 times the samples.
+        aligned = [own, *(self.align(view, own) for view in wider)]
+        cells = torch.stack(aligned, dim=1).flatten(3).transpose(2, 3)
+        tokens = torch.cat([features[:, :, :1], cells], dim=2)
+        return tokens.transpose(1, 2).flatten(2)
+
+    def roi_features(self, features: Tensor, rois: Tensor) -> Tensor:
+        """The region out of each map: float32 (N, C, side, side).
+
+        Args:
+            features: float32 (N, 1 + cells, C).
+            rois: float32 (N, 4), in the pictures' pixels.
+        """
+        patch = self.config.vision.patch_size
+        assert isinstance(patch, int)
+        side = self.picture_size // patch
+        maps = features[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        return roi_align(maps, rois, output=side, scale=1 / patch)
+
+    def query(self, fused: Tensor) -> Tensor:
+        """The Q-Former's tokens, float32 (S, queries, width)."""
+        return self.qformer(
+            query_embeds=self.query_tokens.expand(len(fused), -1, -1),
+            encoder_hidden_states=fused,
+        ).last_hidden_state
+
+    def tag_logits(self, tokens: Tensor, texts: Tensor) -> Tensor:
+        """Raw logits of tags, float (S, N); ``texts`` are their embeddings."""
+        with self._autocast(torch.bfloat16):
+            return self.tags(tokens, texts)
+
+    def match_logits(self, tokens: Tensor, texts: Tensor) -> Tensor:
+        """Raw logits of attribute and class prompts, float (S, N)."""
+        with self._autocast(torch.bfloat16):
+            return self.attributes(tokens, texts)
+
+    def prompt(
+        self, tokens: Tensor, control_ids: Tensor, control_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the T5 encoder reads: the region's tokens, then the control words.
+
+        Args:
+            tokens: float32 (B, queries, width).
+            control_ids: int64 (B, K).
+            control_mask: int64 (B, K), 0 at padding.
+
+        Returns:
+            embeddings (B, queries + K, d) and the mask over them.
+        """
+        words = self.language.get_input_embeddings()(control_ids) + self.control_memory
+        region = self.language_projection(tokens)
+        seen = control_mask.new_ones(region.shape[:2])
+        return torch.cat([region, words], 1), torch.cat([seen, control_mask], 1)
+
+    def generate(
+        self,
+        tokens: Tensor,
+        control_ids: Tensor,
+        control_mask: Tensor,
+        decoding: Decoding,
+    ) -> Generated:
+        """Writes a caption for each region, by beam search.
+
+        Args:
+            tokens: float32 (B, queries, width).
+            control_ids: int64 (B, K).
+            control_mask: int64 (B, K).
+            decoding: how.
+        """
+        t5 = self.language.config
+        with self._autocast(torch.bfloat16):
+            embeddings, mask = self.prompt(tokens, control_ids, control_mask)
+            encoded = self.language.encoder(
+                inputs_embeds=embeddings, attention_mask=mask
+            ).last_hidden_state
+            beams: Any = self.language.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                attention_mask=mask,
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    num_beams=decoding.num_beams,
+                    # Captions that don't end by themselves are scored as if they did,
+                    # one token later, as beam search did when this was published.
+                    max_new_tokens=decoding.max_new_tokens + 1,
+                    forced_eos_token_id=t5.eos_token_id,
+                    min_length=decoding.min_length,
+                    length_penalty=decoding.length_penalty,
+                    repetition_penalty=decoding.repetition_penalty,
+                    pad_token_id=t5.pad_token_id,
+                    eos_token_id=t5.eos_token_id,
+                    decoder_start_token_id=t5.decoder_start_token_id,
+                    output_scores=True,
+                    return_dict_in_generate=True,
+                ),
+            )
+            sequences = beams.sequences[:, : decoding.max_new_tokens + 1]
+            # Beam search fills up with end tokens where the pad token is 0.
+            is_end = (sequences == t5.eos_token_id).int()
+            over = is_end.cumsum(dim=1) - is_end > 0
+            sequences = sequences.masked_fill(over, t5.pad_token_id)
+            logits = self.language(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+                attention_mask=mask,
+                decoder_input_ids=sequences[:, :-1],
+            ).logits
+        chosen = logits.float().softmax(-1).gather(2, sequences[:, 1:, None])
+        return Generated(
+            sequences=sequences,
+            scores=beams.sequences_scores,
+            probabilities=chosen.squeeze(2).masked_fill(over[:, 1:], 1.0),
+        )
+
+    @contextlib.contextmanager
+    def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
+        with torch.autocast(self.device.type, dtype, enabled=self.mixed):
+            yield
+
+
+def place(
+    model: DynReferModel, device: torch.device, dtype: torch.dtype | str | None
+) -> DynReferModel:
+    """Moves a model to a device and chooses its precision.
+
+    Args:
+        model: in float32.
+        device: to move it to.
+        dtype: float32, bfloat16 for the authors' mixed precision, or None for what
+            suits the device. Half precision is refused: the T5 overflows in it.
+
+    Raises:
+        BackendError: when there is no such precision or device.
+    """
+    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is None:
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        wanted = torch.bfloat16 if native else torch.float32
+    if wanted not in (torch.float32, torch.bfloat16):
+        raise BackendError(
+            f"dynrefer runs in float32 or bfloat16, not {dtype}; in float16 its T5 "
+            "overflows and writes nonsense"
+        )
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise BackendError(f"no device {device}: {error}; try device='cpu'") from error
+    if wanted is torch.bfloat16:
+        model.mixed = True
+        model.language.to(torch.bfloat16)
+    return model

@@ -1,0 +1,86 @@
+"""One answer for a track out of what was seen on several of its frames.
+
+Scores (tags, attributes, categories) are averaged over the frames. Sentences can't be:
+they come from the one frame that shows the object best.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.regions import Frame, Mask, RegionClip, box_of_mask
+
+
+def best_look(clip: RegionClip) -> int | None:
+    """The frame of a clip that shows the object best, as an index into its frames.
+
+    Each frame gets the product of three numbers in [0, 1], and the highest wins, the
+    earliest one where several are equal:
+
+    - how large: the mask's area over the largest of the clip. An object that is partly
+      hidden has a smaller mask too.
+    - how sharp: :func:`sharpness` inside the mask over the sharpest of the clip.
+    - how free: :func:`inside_share` of the mask's box, times the propagator's score on
+      that frame where the clip has a track.
+
+    Returns:
+        None when all masks are empty or of another size than their frames.
+    """
+    usable = [
+        look
+        for look, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True))
+        if mask.shape == frame.shape[:2] and mask.any()
+    ]
+    if len(usable) < 2:
+        return usable[0] if usable else None
+    masks = [clip.masks[look] for look in usable]
+    areas = np.array([np.count_nonzero(mask) for mask in masks], dtype=np.float64)
+    sharp = np.array(
+        [sharpness(clip.frames[look], clip.masks[look]) for look in usable]
+    )
+    free = np.array([inside_share(mask) for mask in masks])
+    worth = areas / areas.max() * free * _scores(clip)[usable]
+    if sharp.max() > 0:
+        worth *= sharp / sharp.max()
+    return usable[int(worth.argmax())]
+
+
+def sharpness(frame: Frame, mask: Mask) -> float:
+    """The variance of the Laplacian over a mask: blur and haze make it small.
+
+    Args:
+        frame: uint8 (H, W, 3) RGB.
+        mask: bool (H, W), not empty.
+    """
+    box = box_of_mask(mask)
+    assert box is not None
+    x1, y1, x2, y2 = (int(edge) for edge in box)
+    gray = cv2.cvtColor(np.ascontiguousarray(frame[y1:y2, x1:x2]), cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(gray, cv2.CV_64F)[mask[y1:y2, x1:x2]].var())
+
+
+def inside_share(mask: Mask) -> float:
+    """How much of the outline of a mask's box lies inside the frame, in [0, 1].
+
+    Where the box touches the frame's border, the object probably goes on beyond it.
+
+    Args:
+        mask: bool (H, W), not empty.
+    """
+    height, width = mask.shape
+    box = box_of_mask(mask)
+    assert box is not None
+    x1, y1, x2, y2 = box
+    w, h = x2 - x1, y2 - y1
+    touching = h * ((x1 <= 0) + (x2 >= width)) + w * ((y1 <= 0) + (y2 >= height))
+    return float(1 - touching / (2 * (w + h)))
+
+
+def _scores(clip: RegionClip) -> NDArray[np.float64]:
+    """The propagator's score on each frame of a clip; 1 where it is not known."""
+    if clip.track is None:
+        return np.ones(len(clip.frames))
+    known = dict(zip(clip.track.frames.tolist(), clip.track.scores, strict=True))
+    return np.array([float(known.get(index, 1)) for index in clip.frame_indices])

@@ -1,0 +1,339 @@
+"""Nested views: a region seen through boxes of rising context.
+
+A view interpolates between the region's own box (context 0) and the whole image
+(context 1). Which contexts are worth looking at is decided by the image (those that
+look least like the region itself), by the task, or by the caller. The rules are those
+of DynRefer (arXiv 2405.16071), rounding included, because its checkpoints were trained
+and published with them; any other captioner can use the same views as pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.regions import Box, Frame, Mask
+
+RegionBox: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+"""x1, y1, x2, y2 of a region in pixels, in the numeric type that it was given in."""
+
+CANDIDATES: tuple[float, ...] = tuple((i + 1) / 10 for i in range(10))
+"""The contexts that are chosen from; context 0 always comes first."""
+
+HASH_SIZE = 224
+"""Crops are resized to this before they are hashed, whatever the model's own size."""
+
+HASH_SIDE = 8
+"""The hash keeps this many rows and columns of the lowest frequencies."""
+
+TASK_CONTEXTS: dict[str, tuple[float, ...]] = {
+    "attributes": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "caption": (0.4, 0.5, 0.3, 0.2, 0.1),
+}
+"""The paper's task prior: contexts by task, best first, after context 0.
+
+Attributes want little context (0.1), captions some (0.4 to 0.5), and more than 0.5
+hurts every task. The paper gives no numbers for other tasks.
+"""
+
+
+@dataclass(frozen=True)
+class NestedViews:
+    """One region of a frame, cut out with several amounts of context.
+
+    Attributes:
+        contexts: of each view, in [0, 1]; the first is 0.
+        crops: int64 (V, 4) pixel edges of what was cut out of the frame.
+        rois: float32 (V, 4), where the region lies inside each picture: whole pixels
+            as x1, y1, x2, y2.
+        pictures: V pictures, each uint8 (h, w, 3) RGB.
+    """
+
+    contexts: tuple[float, ...]
+    crops: NDArray[np.int64]
+    rois: NDArray[np.float32]
+    pictures: tuple[Frame, ...]
+
+
+def nested_views(
+    frame: Frame,
+    region: Mask | Box | RegionBox,
+    *,
+    contexts: str | Sequence[float] = "image",
+    count: int = 3,
+    size: int | None = 224,
+    gray: NDArray[np.float32] | None = None,
+) -> NestedViews:
+    """Cuts a region out of a frame with rising context.
+
+    Args:
+        frame: uint8 (H, W, 3) RGB.
+        region: a bool (H, W) mask, or a box in pixel edges. Of a mask, only the box
+            counts.
+        contexts: ``"image"`` to choose by the image, a task of
+            :data:`TASK_CONTEXTS` to choose by the task, or the contexts themselves
+            (each in [0, 1], the first one 0), which then also give the count.
+        count: the number of views, the region's own included.
+        size: pictures are warped to this square, aspect ratio lost, as DynRefer wants
+            them; None leaves them as they were cut.
+        gray: :func:`to_gray` of the frame, where several regions share it.
+
+    Raises:
+        PromptError: when the region is empty, lies outside, is of another size than the
+            frame, or the contexts are no contexts.
+    """
+    height, width = frame.shape[:2]
+    box = region_box(region, width, height)
+    if isinstance(contexts, str):
+        if contexts == "image":
+            gray = to_gray(frame) if gray is None else gray
+            chosen = image_contexts(gray, box, count)
+        else:
+            chosen = task_contexts(contexts, count)
+    else:
+        chosen = tuple(float(t) for t in contexts)
+        if not chosen or chosen[0] != 0 or not all(0 <= t <= 1 for t in chosen):
+            raise PromptError(
+                f"contexts {list(contexts)} are no contexts; give numbers in [0, 1], "
+                "the first one 0"
+            )
+    boxes = [context_box(box, t, width, height) for t in chosen]
+    crops = np.stack([whole_pixels(b, width, height) for b in boxes])
+    return NestedViews(
+        contexts=chosen,
+        crops=crops,
+        rois=np.stack([roi_in_view(crops[0], crop, size) for crop in crops]),
+        pictures=tuple(_cut(frame, crop, size) for crop in crops),
+    )
+
+
+def region_box(region: Mask | Box | RegionBox, width: int, height: int) -> RegionBox:
+    """The box of a region as DynRefer takes it, kept inside the frame on the left.
+
+    A box past the left or top edge is cut there (the authors' hash fails on it); past
+    the right or bottom edge it is kept, as the authors do.
+
+    Args:
+        region: a bool (H, W) mask or a box in pixel edges.
+        width: of the frame in pixels.
+        height: of the frame in pixels.
+
+    Raises:
+        PromptError: when there is nothing to look at.
+    """
+    box = np.asarray(region)
+    if box.ndim == 2:
+        if box.shape != (height, width):
+            raise PromptError(
+                f"the mask is {box.shape[1]}x{box.shape[0]}, the frame "
+                f"{width}x{height}; give a mask of the frame's size"
+            )
+        box = mask_box(box)
+    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < box[:2]).any():
+        raise PromptError(
+            f"{np.asarray(region).tolist()} is no box; give x1, y1, x2, y2 in pixels "
+            "with x1 < x2 and y1 < y2"
+        )
+    if box[0] >= width or box[1] >= height or box[2] < 0 or box[3] < 0:
+        raise PromptError(
+            f"the box {box.tolist()} lies outside the {width}x{height} frame; boxes "
+            "are x1, y1, x2, y2 in pixels"
+        )
+    return np.concatenate([np.maximum(box[:2], 0), box[2:]])
+
+
+def mask_box(mask: Mask) -> NDArray[np.int64]:
+    """First and last column and row of a mask: the last ones belong to it.
+
+    This is one pixel less on the right and at the bottom than
+    :func:`fiftyone_regioncap.regions.box_of_mask`, as in the authors' code.
+
+    Args:
+        mask: bool (H, W).
+
+    Raises:
+        PromptError: when the mask is empty.
+    """
+    columns = np.flatnonzero(mask.any(axis=0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    if columns.size == 0:
+        raise PromptError("the mask is empty; mark the object on it")
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], dtype=np.int64)
+
+
+def polygons_box(
+    polygons: Sequence[Sequence[float]], width: int, height: int
+) -> RegionBox:
+    """The box around all polygons of a region, at least one pixel wide and high.
+
+    Args:
+        polygons: each a flat list of x, y, x, y, ... in pixels.
+        width: of the frame in pixels.
+        height: of the frame in pixels.
+
+    Returns:
+        int64 where all numbers are whole ones by type, float64 otherwise.
+    """
+    points = np.concatenate([np.asarray(p).reshape(-1, 2) for p in polygons])
+    (x1, y1), (x2, y2) = points.min(axis=0), points.max(axis=0)
+    x1, x2 = _at_least_a_pixel(x1, x2, width)
+    y1, y2 = _at_least_a_pixel(y1, y2, height)
+    return np.array([x1, y1, x2, y2], dtype=points.dtype)
+
+
+def _at_least_a_pixel(first: float, last: float, limit: int) -> tuple[float, float]:
+    if first >= last - 1:
+        if last > 0:
+            return last - 1, last
+        if limit - first > 0:
+            return first, first + 1
+    return first, last
+
+
+def context_box(
+    region: RegionBox, context: float, width: int, height: int
+) -> NDArray[np.float32]:
+    """The box between the region's and the whole image's, float32 (4,).
+
+    Single precision, in this order of operations: the edges are truncated later, and
+    half of them would be off by one otherwise.
+    """
+    own = region.astype(np.float32)
+    whole = np.array([0, 0, width, height], dtype=np.float32)
+    return own + (whole - own) * np.float32(context)
+
+
+def whole_pixels(
+    box: NDArray[np.float32], width: int, height: int
+) -> NDArray[np.int64]:
+    """A box cut to the frame and truncated, but never less than a pixel: int64 (4,)."""
+    limits = np.array([width, height, width, height])
+    cut = np.clip(box, 0, limits).astype(np.int64)
+    first = np.minimum(cut[:2], limits[:2] - 1)
+    return np.concatenate([first, np.maximum(cut[2:], first + 1)])
+
+
+def roi_in_view(
+    region: NDArray[np.int64], crop: NDArray[np.int64], size: int | None
+) -> NDArray[np.float32]:
+    """Where the region lies inside a view's picture, float32 (4,), whole pixels.
+
+    Args:
+        region: the region's own pixel edges, int64 (4,).
+        crop: the view's pixel edges, int64 (4,).
+        size: side of the square picture; None when it has the crop's size.
+    """
+    inside = region - np.tile(crop[:2], 2)
+    if size is None:
+        return inside.astype(np.float32)
+    # Truncating the product in single precision is why a view's own box ends at 223
+    # for some widths; the checkpoints were trained with it.
+    scale = np.tile((size / (crop[2:] - crop[:2])).astype(np.float32), 2)
+    return np.trunc(inside.astype(np.float32) * scale)
+
+
+def to_gray(frame: Frame) -> NDArray[np.float32]:
+    """The grey values that hashes are made of, float32 (H, W)."""
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+
+
+def perceptual_hash(
+    gray: NDArray[np.float32], box: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """64 bits: which of the lowest frequencies of a crop lie above their mean.
+
+    Args:
+        gray: float32 (H, W).
+        box: of the crop, float32 (4,) in pixels.
+
+    Returns:
+        bool (64,), row by row, the constant term first.
+    """
+    height, width = gray.shape
+    x1, y1, x2, y2 = whole_pixels(box, width, height)
+    small = cv2.resize(gray[y1:y2, x1:x2], (HASH_SIZE, HASH_SIZE))
+    lowest = cv2.dct(small)[:HASH_SIDE, :HASH_SIDE].reshape(-1)
+    return lowest > lowest.mean()
+
+
+def hash_distances(gray: NDArray[np.float32], region: RegionBox) -> NDArray[np.int64]:
+    """How far the region's hash is from that of each candidate, int64 (10,).
+
+    Args:
+        gray: float32 (H, W).
+        region: the region's box.
+    """
+    height, width = gray.shape
+    own, *others = (
+        perceptual_hash(gray, context_box(region, t, width, height))
+        for t in (0.0, *CANDIDATES)
+    )
+    return np.array([np.count_nonzero(own != other) for other in others])
+
+
+def pick_contexts(distances: NDArray[np.int64], count: int) -> tuple[float, ...]:
+    """Context 0 and the candidates with the most that is new for their size.
+
+    A candidate's worth is its distance divided by its context. One that was picked is
+    worth nothing from then on, so it comes twice only where all are worth nothing.
+
+    Args:
+        distances: (10,) of each candidate's hash from the region's.
+        count: the number of contexts, context 0 included.
+    """
+    worth = distances / np.array(CANDIDATES)
+    chosen = [0.0]
+    while len(chosen) < count:
+        best = int(worth.argmax())
+        chosen.append(CANDIDATES[best])
+        worth[best] = 0
+    return tuple(chosen)
+
+
+def image_contexts(
+    gray: NDArray[np.float32], region: RegionBox, count: int
+) -> tuple[float, ...]:
+    """The image prior: the contexts that show most that the region itself doesn't.
+
+    Args:
+        gray: float32 (H, W), see :func:`to_gray`.
+        region: the region's box.
+        count: the number of contexts, context 0 included.
+    """
+    if count == 1:
+        return (0.0,)
+    return pick_contexts(hash_distances(gray, region), count)
+
+
+def task_contexts(task: str, count: int) -> tuple[float, ...]:
+    """The task prior: the contexts that the paper found best for a task.
+
+    Args:
+        task: one of :data:`TASK_CONTEXTS`.
+        count: the number of contexts, context 0 included.
+
+    Raises:
+        PromptError: when there is no prior for it.
+    """
+    if task not in TASK_CONTEXTS or count - 1 > len(TASK_CONTEXTS[task]):
+        raise PromptError(
+            f"no {count} contexts are known for {task!r}; choose 'image', a task out "
+            f"of {', '.join(TASK_CONTEXTS)}, or give the contexts"
+        )
+    return (0.0, *TASK_CONTEXTS[task][: count - 1])
+
+
+def _cut(frame: Frame, crop: NDArray[np.int64], size: int | None) -> Frame:
+    x1, y1, x2, y2 = crop
+    cut = frame[y1:y2, x1:x2]
+    if size is None:
+        return np.ascontiguousarray(cut)
+    picture = Image.fromarray(np.ascontiguousarray(cut))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
