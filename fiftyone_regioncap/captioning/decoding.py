@@ -47,6 +47,10 @@ class Sampling:
         return torch.rand(count, generator=generator)
 
 
+GREEDY = Sampling()
+"""Always the most likely token."""
+
+
 @dataclass(frozen=True)
 class SamplingRows:
     """The settings of several rows as tensors, ready for the device.

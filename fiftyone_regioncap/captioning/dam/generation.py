@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from fiftyone_regioncap.captioning.dam.language import Cache, Decoder
 from fiftyone_regioncap.captioning.decoding import (
+    GREEDY,
     Sampling,
     SamplingRows,
     choose,
@@ -35,7 +36,7 @@ class Request:
     key: Hashable
     embeddings: Tensor
     max_new_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     ignore_stop: bool = False
 
 
@@ -196,7 +197,9 @@ class Engine:
         if not self.busy:
             # Nothing to keep: give the old block back before asking for a new one.
             self._decoder = cache = None
-        grown = Cache(self._llm.config, self.capacity, length, self._device, self._dtype)
+        grown = Cache(
+            self._llm.config, self.capacity, length, self._device, self._dtype
+        )
         if cache is not None:
             grown.keys[:, :, :, : cache.length] = cache.keys
             grown.values[:, :, :, : cache.length] = cache.values

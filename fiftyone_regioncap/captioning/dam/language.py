@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    apply_rotary_pos_emb,
+)
 
 LENGTH_STEP = 256
 """Attention while decoding covers the longest row, rounded up to this many tokens: few
@@ -171,7 +174,7 @@ class Decoder:
         return self._logits(x[:, -1])
 
     def _project(
-        self, layer: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor]
+        self, layer: LlamaDecoderLayer, x: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of (B, T, D), each (B, heads, T, width)."""
         attention = layer.self_attn
@@ -184,7 +187,7 @@ class Decoder:
         return query, key, value
 
     @staticmethod
-    def _finish(layer: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+    def _finish(layer: LlamaDecoderLayer, x: Tensor, attended: Tensor) -> Tensor:
         x = x + layer.self_attn.o_proj(attended)
         return x + layer.mlp(layer.post_attention_layernorm(x))
 

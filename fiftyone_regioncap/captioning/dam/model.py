@@ -155,12 +155,12 @@ class DAM:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.projector.layers[1].weight.device
+        return next(self.projector.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return self.projector.layers[1].weight.dtype
+        return next(self.projector.parameters()).dtype
 
     def prepare(
         self,
@@ -429,7 +429,9 @@ def empty_parts(
         return FocalEncoder(config), Projector(config), llm
 
 
-def finish_llm(llm: LlamaForCausalLM, config: LlamaConfig, device: torch.device) -> None:
+def finish_llm(
+    llm: LlamaForCausalLM, config: LlamaConfig, device: torch.device
+) -> None:
     """Makes what is no weight and was left without memory."""
     llm.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
     if config.tie_word_embeddings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -40,22 +41,20 @@ def quantize(
             f"{bits} weights need bitsandbytes: pip install bitsandbytes, or load the "
             "model without quantization"
         )
-    import bitsandbytes as bnb
-
+    modules = importlib.import_module("bitsandbytes").nn
     for layer in llm.model.layers:
         for parent in (layer.self_attn, layer.mlp):
             for name, linear in list(parent.named_children()):
                 if isinstance(linear, nn.Linear):
-                    setattr(parent, name, _quantized(bnb, linear, bits, dtype))
+                    setattr(parent, name, _quantized(modules, linear, bits, dtype))
     llm.to(device)
 
 
 def _quantized(
-    bnb: object, linear: nn.Linear, bits: Quantization, dtype: torch.dtype
+    modules: Any, linear: nn.Linear, bits: Quantization, dtype: torch.dtype
 ) -> nn.Module:
     bias = linear.bias is not None
     size = (linear.in_features, linear.out_features)
-    modules = bnb.nn  # type: ignore[attr-defined]
     if bits == "8bit":
         module = modules.Linear8bitLt(*size, bias=bias, has_fp16_weights=False)
         module.weight = modules.Int8Params(

@@ -22,6 +22,11 @@ IMAGE_ID = -200
 SPACE = "▁"
 """How sentencepiece writes a space."""
 
+_CHINESE = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf"
+    "\U0002f800-\U0002fa1f]"
+)
+
 # Two serialised protocol buffers, one after the other, are their merge: this one sets
 # normalizer_spec.add_dummy_prefix to false.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -99,8 +104,8 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids; special tokens vanish."""
-        pieces = self.pieces([i for i in ids if i not in self._special_ids])
+        """Text of ids; special ones vanish, and those that have no piece."""
+        pieces = self.pieces([i for i in ids if not self.is_special(i)])
         if not pieces:
             return ""
         pieces[0] = pieces[0].removeprefix(SPACE)
@@ -117,7 +122,7 @@ class Tokenizer:
 
     def is_special(self, token: int) -> bool:
         """Whether the token is never part of a text."""
-        return token in self._special_ids
+        return token in self._special_ids or not 0 <= token < len(self)
 
 
 class TextStream:
@@ -139,7 +144,9 @@ class TextStream:
             piece = text[self._given :]
             self._ids, self._given = [], 0
         else:
-            piece = text[self._given : text.rfind(" ") + 1]
+            # Chinese has no spaces to wait for.
+            whole = text and _CHINESE.match(text[-1])
+            piece = text[self._given : None if whole else text.rfind(" ") + 1]
             self._given += len(piece)
         return piece
 
