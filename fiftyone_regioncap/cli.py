@@ -249,7 +249,7 @@ def _ensure_database() -> None:
     """Starts or finds the database before FiftyOne is imported and looks for it."""
     from fiftyone_regioncap import database
 
-    database.ensure()
+    database.ensure(lambda line: click.echo(line, err=True))
 
 
 def _weights_of(options: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -357,6 +357,50 @@ def _show(
     if sheet is not None:
         click.echo(f"contact sheet: {sheet}")
     click.echo(f"dataset {name!r}; see it with: regioncap app --dataset {name}")
+
+
+@main.command()
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    default=Path(".regioncap/contact-sheet.png"),
+    show_default=True,
+    help="Contact sheet (PNG).",
+)
+@_propagate_options
+@_caption_options
+@_common_options
+def demo(sheet: Path, **options: Any) -> None:
+    """Runs on a clip of Big Buck Bunny (CC BY 3.0, Blender Foundation)."""
+    from fiftyone_regioncap import assets
+    from fiftyone_regioncap import demo as demo_clip
+    from fiftyone_regioncap.propagation.registry import MOBILE_SAM
+
+    video = assets.fetch(demo_clip.CLIP, lambda line: click.echo(line, err=True))
+    assets.fetch(MOBILE_SAM, lambda line: click.echo(line, err=True))
+    _ensure_database()
+    from fiftyone_regioncap import datasets
+
+    dataset, ids, field = datasets.add_videos(
+        demo_clip.DATASET, [video], demo_clip.PROMPTS
+    )
+    _run(dataset.select(ids), prompts=field, sheet=sheet, **options)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Says what was found on this machine, and what to do about what is missing."""
+    from dataclasses import asdict
+
+    from fiftyone_regioncap import doctor as examiner
+
+    findings = examiner.examine()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        click.echo(examiner.render(findings))
+    sys.exit(0 if all(f.ok for f in findings) else SOME_FAILED)
 
 
 @main.command()

@@ -6,11 +6,31 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import fiftyone.core.collections as foco
+import fiftyone.core.sample as fos
+import numpy as np
 
-from fiftyone_regioncap.labels.captions import read_captions
+from fiftyone_regioncap.clips import assemble, plan_clip
+from fiftyone_regioncap.contact_sheet import (
+    Scene,
+    SheetRow,
+    contact_sheet,
+    save_contact_sheet,
+)
+from fiftyone_regioncap.labels.captions import CaptionRecord, read_captions
+from fiftyone_regioncap.labels.tracks import read_masks, read_tracks
+from fiftyone_regioncap.sampling import sample_frames
 from fiftyone_regioncap.targets import name_of, video_targets
+from fiftyone_regioncap.video import VideoReader
+
+SHEET_ROWS = 12
+"""The most captions on a contact sheet."""
+
+SHEET_COLUMNS = 4
+"""Frames of each."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +102,72 @@ def table(rows: Sequence[TrackRow], width: int | None = None) -> str:
                 yield line([""] * 4, rest)
 
     return "\n".join(lines())
+
+
+def write_sheet(
+    samples: foco.SampleCollection, tracks: str, captions: str, path: Path
+) -> None:
+    """Draws the first captions of a few videos with their masks.
+
+    Args:
+        samples: videos.
+        tracks: field of the tracks.
+        captions: field of the captions.
+        path: of the PNG file.
+    """
+    rows: list[SheetRow] = []
+    scenes: list[Scene] = []
+    titles = []
+    for _, sample in video_targets(samples).samples():
+        if len(rows) >= SHEET_ROWS:
+            break
+        titles.append(name_of(sample))
+        records = read_captions(sample, captions)[: SHEET_ROWS - len(rows)]
+        with VideoReader(sample.filepath) as reader:
+            rows += _sheet_rows(sample, tracks, records, reader)
+            scenes += _scenes(sample, tracks, records, reader)
+    if rows:
+        sheet = contact_sheet(rows, scenes, title=", ".join(titles))
+        save_contact_sheet(path, sheet)
+
+
+def _sheet_rows(
+    sample: fos.Sample,
+    tracks: str,
+    records: Sequence[CaptionRecord],
+    reader: VideoReader,
+) -> Iterator[SheetRow]:
+    """A row for each caption: some of its frames, and what it says."""
+    by_id = {track.object_id: track for track in read_tracks(sample, tracks)}
+    by_key = {record.key: record for record in records if record.index in by_id}
+    plans = [
+        plan_clip(by_id[index], support, SHEET_COLUMNS) for index, support in by_key
+    ]
+    masks = partial(read_masks, sample, tracks)
+    for plan, clip in assemble(plans, reader.read, masks, reader.fps):
+        record = by_key[plan.track.object_id, plan.support]
+        first, last = record.support
+        yield SheetRow(
+            object_id=record.index,
+            clip=clip,
+            title=f"#{record.index} {record.label or ''}, {first + 1}-{last + 1}",
+            caption=record.caption or f"(error: {record.error})",
+        )
+
+
+def _scenes(
+    sample: fos.Sample,
+    tracks: str,
+    records: Sequence[CaptionRecord],
+    reader: VideoReader,
+) -> Iterator[Scene]:
+    """Whole frames, evenly over what the captions are about."""
+    if not records:
+        return
+    first = min(record.support[0] for record in records)
+    last = max(record.support[1] for record in records)
+    frames = sample_frames(np.arange(first, last + 1), SHEET_COLUMNS)
+    ids = {record.index for record in records}
+    masks = dict(read_masks(sample, tracks, {frame: ids for frame in frames}))
+    for frame, picture in reader.read(frames):
+        yield Scene(picture, masks.get(frame, {}), frame)
