@@ -1,0 +1,208 @@
+"""From region embeddings to captions: DeCap with or without memory, ViECap, MeaCap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
+from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
+from fiftyone_regioncap.captioning.patchioner.meacap import CAPTIONS, ConceptReader
+from fiftyone_regioncap.captioning.patchioner.memory import TextMemory
+from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
+from fiftyone_regioncap.captioning.patchioner.viecap import (
+    Prompting,
+    ViecapDecoder,
+    choose_entities,
+    entity_probabilities,
+)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is said of one region.
+
+    Attributes:
+        text: as the decoder writes it, spaces around punctuation included; None where
+            the reference fails (an id outside CLIP's vocabulary).
+        confidence: mean token probability in [0, 1]; None where there is none.
+        min_confidence: the lowest token probability in [0, 1].
+        tokens: generated for this region, the end token included.
+        score: the reference's: product of 30 token probabilities for DeCap, perplexity
+            for ViECap (lower is better); None outside ``compat="reference"``.
+        ids: the tokens.
+        concepts: entities of the hard prompt, where there is one.
+    """
+
+    text: str | None
+    confidence: float | None = None
+    min_confidence: float | None = None
+    tokens: int = 0
+    score: float | None = None
+    ids: tuple[int, ...] = field(default=(), repr=False)
+    concepts: tuple[str, ...] = ()
+
+
+class Language(Protocol):
+    """Turns region embeddings into words."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the region embeddings that it reads."""
+
+    def describe(self, embeddings: Tensor) -> list[Description]:
+        """Captions of embeddings (R, D), in order."""
+
+
+@dataclass(frozen=True)
+class DecapLanguage:
+    """DeCap's decoder, behind a memory or trained with noise.
+
+    Attributes:
+        decoder: greedy.
+        vocabulary: CLIP's.
+        memory: to project embeddings onto; None for noise-trained decoders.
+        normalize: whether projected embeddings get length 1.
+        compat: ``reference`` gives noise-trained decoders embeddings of any length,
+            takes all 30 steps and chooses among all rows of the output layer.
+        nearest_text: answer with the nearest caption of the memory, without decoding.
+        batch_size: regions decoded at once.
+    """
+
+    decoder: PrefixDecoder
+    vocabulary: ClipVocabulary
+    memory: TextMemory | None = None
+    normalize: bool = True
+    compat: Compat = "fixed"
+    nearest_text: bool = False
+    batch_size: int = 256
+
+    @property
+    def width(self) -> int:
+        """Channels of the region embeddings that it reads."""
+        return self.decoder.prefix_width
+
+    def prefixes(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (R, D) of any length as the decoder was trained on, (R, D)."""
+        if self.memory is not None:
+            return self.memory.project(embeddings, normalize=self.normalize)
+        if self.compat == "reference":
+            return embeddings
+        return torch.nn.functional.normalize(embeddings, dim=1)
+
+    def describe(self, embeddings: Tensor) -> list[Description]:
+        """Captions of embeddings (R, D), in order."""
+        described: list[Description] = []
+        for rows in embeddings.split(self.batch_size):
+            described += self._describe(rows)
+        return described
+
+    def _describe(self, embeddings: Tensor) -> list[Description]:
+        reference = self.compat == "reference"
+        if self.nearest_text and self.memory is not None:
+            texts = self.memory.nearest_texts(embeddings, skip_zero_rows=reference)
+            return [Description(text) for text in texts]
+        device = self.decoder.clip_project.model[0].weight.device
+        generated = self.decoder.generate(
+            self.prefixes(embeddings).to(device),
+            end_id=self.vocabulary.end_id,
+            early_stop=not reference,
+            vocabulary=None if reference else len(self.vocabulary),
+        )
+        rows = generated.ids.tolist()
+        failed = reference and any(max(ids) >= len(self.vocabulary) for ids in rows)
+        means, least = (values.tolist() for values in generated.confidence())
+        scores = generated.reference_score().tolist()
+        return [
+            Description(
+                text=None if failed else self.vocabulary.caption(ids),
+                confidence=means[row],
+                min_confidence=least[row],
+                tokens=length,
+                score=scores[row] if reference else None,
+                ids=tuple(ids),
+            )
+            for row, (ids, length) in enumerate(
+                zip(rows, generated.lengths.tolist(), strict=True)
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class ViecapLanguage:
+    """ViECap's decoder; with a concept reader and a memory of captions, MeaCap's.
+
+    Attributes:
+        decoder: greedy or by beams.
+        names: of the entities, in the order of their embeddings.
+        entities: (E, D) unit rows.
+        prompting: of the decoder.
+        compat: ``reference`` pads prompts with "!" that the decoder reads, so that a
+            caption depends on its batch, and scores by perplexity.
+        memory: of captions, for MeaCap.
+        concepts: reads concepts out of a memory's captions, for MeaCap.
+        batch_size: regions decoded at once.
+    """
+
+    decoder: ViecapDecoder
+    names: Sequence[str]
+    entities: Tensor
+    prompting: Prompting = field(default_factory=Prompting)
+    compat: Compat = "fixed"
+    memory: TextMemory | None = None
+    concepts: ConceptReader | None = None
+    batch_size: int = 64
+
+    @property
+    def width(self) -> int:
+        """Channels of the region embeddings that it reads."""
+        return self.decoder.mapping_network.linear.in_features
+
+    def named(self, embeddings: Tensor) -> list[list[str]]:
+        """The entities of each region's hard prompt."""
+        if self.memory is not None and self.concepts is not None:
+            _, found = self.memory.search(embeddings, CAPTIONS)
+            return [
+                self.concepts.read([self.memory.texts[number] for number in row])
+                for row in found.tolist()
+            ]
+        chances = entity_probabilities(embeddings, self.entities.to(embeddings))
+        return choose_entities(
+            chances,
+            self.names,
+            top_k=self.prompting.top_k,
+            threshold=self.prompting.threshold,
+        )
+
+    def describe(self, embeddings: Tensor) -> list[Description]:
+        """Captions of embeddings (R, D), in order."""
+        described: list[Description] = []
+        for rows in embeddings.split(self.batch_size):
+            described += self._describe(rows)
+        return described
+
+    def _describe(self, embeddings: Tensor) -> list[Description]:
+        device = self.decoder.mapping_network.linear.weight.device
+        embeddings = embeddings.to(device)
+        named = self.named(embeddings)
+        output = self.decoder.generate(
+            embeddings, named, self.prompting, compat=self.compat
+        )
+        reference = self.compat == "reference"
+        return [
+            Description(
+                text=text,
+                confidence=None
+                if output.confidence is None
+                else output.confidence[row],
+                tokens=len(output.ids[row]),
+                score=self.decoder.perplexity(text) if reference else None,
+                ids=tuple(output.ids[row]),
+                concepts=tuple(named[row]),
+            )
+            for row, text in enumerate(output.texts)
+        ]
