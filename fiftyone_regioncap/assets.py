@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -387,7 +388,14 @@ def require_license(name: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hex digest of a file, read in pieces."""
+    """The hex digest of a file, read in pieces, and once while it doesn't change."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    # Forms in the App ask what is available at every keystroke.
     with path.open("rb") as file:
         return _digest(file)
 
