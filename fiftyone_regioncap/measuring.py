@@ -99,15 +99,20 @@ class Measurements:
     leaves: Side | None = None
 
     @property
+    def main_colors(self) -> tuple[Scored, ...]:
+        """The colour with the largest share, and the second if it is strong."""
+        strong = len(self.colors) > 1 and self.colors[1][1] >= SECONDARY_SHARE
+        return self.colors[: 2 if strong else 1]
+
+    @property
     def dominant_color(self) -> str | None:
-        """The colour with the largest share."""
+        """The name of the colour with the largest share."""
         return self.colors[0][0] if self.colors else None
 
     @property
     def secondary_color(self) -> str | None:
-        """The second colour, if it is strong."""
-        strong = len(self.colors) > 1 and self.colors[1][1] >= SECONDARY_SHARE
-        return self.colors[1][0] if strong else None
+        """The name of the second colour, if it is strong."""
+        return self.main_colors[1][0] if len(self.main_colors) > 1 else None
 
 
 def measure(clip: RegionClip) -> Measurements:

@@ -1,0 +1,242 @@
+"""A captioner without a model: it says what was measured, and nothing else.
+
+Its sentences name the colours, the size and place in the frame, the object's own
+motion, how it comes into the frame and goes out of it, and when it is hidden. What the
+object *is* comes from the clip's label alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from fiftyone_regioncap.__about__ import __version__
+from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.measuring import Measurements, measure
+from fiftyone_regioncap.regions import Caption, RegionClip
+
+_CAMERA_MOVES = 0.1  # frame widths of view shift from which the camera is mentioned
+
+# A colour before these would be read as a statement about the person.
+_PERSON = re.compile(
+    r".*(man|men|boy|girl)s?|adults?|athletes?|bab(y|ies)|bicyclists?|bikers?|child|"
+    r"children|climbers?|cyclists?|dancers?|drivers?|females?|goalkeepers?|guys?|"
+    r"infants?|joggers?|kids?|lad(y|ies)|males?|motorcyclists?|passengers?|"
+    r"pedestrians?|people|persons?|players?|referees?|riders?|rollerbladers?|"
+    r"runners?|skateboarders?|skaters?|skiers?|snowboarders?|soldiers?|students?|"
+    r"surfers?|swimmers?|teenagers?|toddlers?|workers?"
+)
+
+_SINGULAR_S = frozenset({"canvas", "gas", "lens", "series", "species"})
+_PLURAL_WITHOUT_S = frozenset({"mice", "people", "sheep"})
+_PLURAL_ENDINGS = ("men", "children")
+
+_DETERMINER = re.compile(r"(an?|the|this|that|my|his|her|its|their|our|\d+)\s", re.I)
+_AFTER_HEAD = re.compile(r"\s(?:at|by|from|holding|in|of|on|riding|wearing|with)\s")
+_VOWEL_SOUND = re.compile(r"hour|honest|honou?r|heir|[aeiou]", re.I)
+_CONSONANT_SOUND = re.compile(r"eu|one\b|uni(?!d|m|n)|us[aeu]|ut[eo]|u\b", re.I)
+_SPELLED_VOWEL = re.compile(r"[AEFHILMNORSX][A-Z0-9]")
+_SPELLED = re.compile(r"[A-Z][A-Z0-9]")
+
+_PREPOSITIONS = {"left": "on", "right": "on", "top": "at", "bottom": "at"}
+_OPPOSITES = ({"left", "right"}, {"top", "bottom"})
+
+
+class MeasuredCaptioner:
+    """Puts :class:`~fiftyone_regioncap.measuring.Measurements` into a sentence."""
+
+    @property
+    def info(self) -> CaptionerInfo:
+        """No weights and no prompts; the attributes are colours with their shares."""
+        return CaptionerInfo(
+            name="measured",
+            model="measured",
+            revision=__version__,
+            license="Apache-2.0",
+            frames=16,
+            batch_size=16,
+            tasks=frozenset({"caption", "attributes"}),
+        )
+
+    def caption(
+        self, clips: Sequence[RegionClip], *, prompt: str | None = None
+    ) -> list[Caption]:
+        """Describes each clip, in order.
+
+        Args:
+            clips: of any objects, videos, sizes and lengths.
+            prompt: has to be None; there is nothing to ask.
+
+        Raises:
+            BackendError: when a prompt is given.
+        """
+        if prompt is not None:
+            raise BackendError("the captioner measured takes no prompt; leave it out")
+        return [_caption(clip) for clip in clips]
+
+
+def _caption(clip: RegionClip) -> Caption:
+    sizes = {image.shape[:2] for image in (*clip.frames, *clip.masks)}
+    if len(sizes) > 1 or len(clip.frames) != len(clip.masks):
+        return Caption(error="masks and frames differ in number or size")
+    facts = measure(clip)
+    if facts.dominant_color is None:
+        return Caption(error="the mask is empty on every frame")
+    return Caption(
+        text=describe(facts, clip.label, moving=clip.fps is not None),
+        label=_clean(clip.label) or f"{facts.dominant_color} object",
+        attributes=tuple((f"color:{name}", share) for name, share in facts.main_colors),
+    )
+
+
+def describe(facts: Measurements, label: str | None, *, moving: bool) -> str:
+    """Puts measurements into one sentence, or two.
+
+    Args:
+        facts: of an object that is visible somewhere.
+        label: what the object is, when known.
+        moving: whether they are of a video.
+    """
+    name = _clean(label)
+    noun = name or "object"
+    plural = _is_plural(noun)
+    main = facts.main_colors
+    colors = " and ".join(color for color, _ in main)
+    fitting = not _DETERMINER.match(noun) and not _PERSON.fullmatch(_head(noun))
+    sayable = fitting and sum(share for _, share in main) >= 0.5
+    subject = _with_article(f"{colors} {noun}" if sayable else noun, plural)
+    verbs = list(_verbs(facts)) if moving else [_where(facts.first_place)]
+    if plural:
+        verbs = [_PLURAL_VERB.sub(_plural_verb, verb) for verb in verbs]
+    text = f"{subject}, {_area(facts)}, {_listed(verbs)}."
+    if colors and not sayable:
+        one = len(main) == 1
+        text += f" The main color{'' if one else 's'} of the region "
+        text += f"{'is' if one else 'are'} {colors}."
+    return text[0].upper() + text[1:]
+
+
+# What the object does.
+
+
+def _verbs(facts: Measurements) -> Iterator[str]:
+    """Clauses without a subject, in the order of what happens."""
+    if facts.enters:
+        yield f"comes in from the {facts.enters}"
+    yield _motion(facts)
+    if facts.leaves:
+        yield f"goes out {_PREPOSITIONS[facts.leaves]} the {facts.leaves}"
+    absences = len(facts.visible_spans) - 1
+    if absences > 0:
+        times = {1: "once", 2: "twice"}.get(absences, f"{absences} times")
+        (first, _), (_, last) = facts.visible_spans[0], facts.visible_spans[-1]
+        seen = sum(end - start + 1 for start, end in facts.visible_spans)
+        share = _percent(1 - seen / (last - first + 1))
+        yield f"is out of sight {times} in between, {share} of the time"
+
+
+def _motion(facts: Measurements) -> str:
+    first, last = facts.first_place, facts.last_place
+    camera_moves = (facts.camera_shift or 0) >= _CAMERA_MOVES
+    if facts.direction is None:
+        return _where(first, last)
+    if facts.direction == "still":
+        if not camera_moves:
+            return f"stays nearly still {_in(first)} of the frame"
+        return f"stays nearly still while the camera moves, seen {_route(first, last)}"
+    if facts.direction in ("towards", "away"):
+        return f"{_depth(facts.direction, 'gets')}, {_route(first, last)}"
+    speed = _speed(facts.speed or 0)
+    depth = f", {_depth(facts.depth, 'getting')}" if facts.depth else ""
+    turns = {0: "", 1: ", turning sharply once", 2: ", turning sharply twice"}.get(
+        facts.turns or 0, f", turning sharply {facts.turns} times"
+    )
+    if camera_moves:
+        follows = "followed by the camera, " if first == last else ""
+        way = f"{facts.direction} across the scene {speed}, {follows}"
+        way += _route(first, last)
+    elif {first, last} in _OPPOSITES and facts.direction == last:
+        way = f"{_route(first, last)} {speed}"
+    elif first == last:
+        way = f"{facts.direction} {_route(first, last)} {speed}"
+    else:
+        way = f"{facts.direction}, {_route(first, last)}, {speed}"
+    return f"moves {way}{depth}{turns}"
+
+
+def _depth(depth: str, verb: str) -> str:
+    towards = depth == "towards"
+    return f"{verb} {'closer to' if towards else 'farther from'} the camera"
+
+
+def _where(first: str | None, last: str | None = None) -> str:
+    if last is None or first == last:
+        return f"is {_in(first)} of the frame"
+    return f"is seen first {_in(first)} and last {_in(last)} of the frame"
+
+
+def _route(first: str | None, last: str | None) -> str:
+    if first == last:
+        return f"{_in(first)} of the frame"
+    return f"from the {first} to the {last} of the frame"
+
+
+def _in(place: str | None) -> str:
+    return f"{_PREPOSITIONS.get(place or '', 'in')} the {place}"
+
+
+def _speed(speed: float) -> str:
+    if speed < 0.05:
+        return "at less than 0.1 frame widths per second"
+    return f"at about {speed:.1f} frame widths per second"
+
+
+def _area(facts: Measurements) -> str:
+    return f"{_percent(facts.mean_area or 0)} of the frame"
+
+
+def _percent(share: float) -> str:
+    return "less than 1%" if share < 0.005 else f"about {max(share, 0.01):.0%}"
+
+
+# English.
+
+_PLURAL_VERB = re.compile(r"^(is|comes|goes|gets|moves|stays)\b")
+
+
+def _plural_verb(match: re.Match[str]) -> str:
+    verb = match.group()
+    return {"is": "are", "goes": "go"}.get(verb, verb[:-1])
+
+
+def _listed(clauses: Sequence[str]) -> str:
+    if len(clauses) < 3:
+        return " and ".join(clauses)
+    return f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
+
+
+def _clean(label: str | None) -> str:
+    return " ".join((label or "").replace("_", " ").split())
+
+
+def _head(noun: str) -> str:
+    """The word that the others go with: "man" of "old man with a hat"."""
+    return _AFTER_HEAD.split(noun)[0].split()[-1].lower()
+
+
+def _is_plural(noun: str) -> bool:
+    head = _head(noun)
+    if head in _PLURAL_WITHOUT_S or head.endswith(_PLURAL_ENDINGS):
+        return True
+    ends = head.endswith("s") and not head.endswith(("ss", "us", "is"))
+    return ends and head not in _SINGULAR_S
+
+
+def _with_article(noun: str, plural: bool) -> str:
+    if plural or _DETERMINER.match(noun):
+        return noun
+    if _SPELLED.match(noun):
+        return f"an {noun}" if _SPELLED_VOWEL.match(noun) else f"a {noun}"
+    vowel = _VOWEL_SOUND.match(noun) and not _CONSONANT_SOUND.match(noun)
+    return f"an {noun}" if vowel else f"a {noun}"
