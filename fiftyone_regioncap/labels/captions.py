@@ -15,7 +15,7 @@ from fiftyone_regioncap.labels.fields import (
     require_output,
     require_tracks,
 )
-from fiftyone_regioncap.labels.schema import declare_captions
+from fiftyone_regioncap.labels.schema import declare_captions, declare_tracks
 from fiftyone_regioncap.labels.store import Document, Store, frame_path, now, stable_id
 from fiftyone_regioncap.regions import Caption, Scored
 
@@ -241,7 +241,7 @@ def mirror_captions(
     """
     store = Store.of(sample)
     require_captions(store.dataset, field)
-    require_tracks(store.dataset, tracks_field)
+    declare_tracks(store.dataset, require_tracks(store.dataset, tracks_field))
     records = [_record(document) for document in _documents(store, field)]
     if objects is None:
         objects = {record.index for record in records}

@@ -89,7 +89,8 @@ def write_region_captions(
     declare_regions(sample._dataset, require_regions(sample._collection, field))
     value = sample[field]
     list_field = getattr(value, "_LABEL_LIST_FIELD", None)
-    for label in getattr(value, list_field) if list_field else [value]:
+    labels = getattr(value, list_field) if list_field else filter(None, [value])
+    for label in labels:
         caption = captions.get(label.id)
         if caption is None:
             continue

@@ -170,7 +170,7 @@ def test_which_labels_are_of_one_object(
 
 
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
