@@ -1,0 +1,71 @@
+"""Batches that fit: when memory runs out, half as many clips at once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+
+import torch
+
+from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.regions import Caption, RegionClip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a smaller batch may do."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # PyTorch's CPU allocator and cuBLAS have no class of their own for it.
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error)
+        for sign in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def free_memory() -> None:
+    """Gives back what failed work left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory_caption(error: BaseException) -> Caption:
+    """What a clip gets that doesn't fit even alone."""
+    reason = str(error).splitlines()[0] if str(error) else "out of memory"
+    return Caption(
+        error=f"this clip alone doesn't fit into memory ({reason}); use a smaller "
+        "model, a lower precision, or another device"
+    )
+
+
+def caption_batch(
+    captioner: Captioner, clips: Sequence[RegionClip], *, prompt: str | None = None
+) -> list[Caption]:
+    """Describes clips, in as many batches as memory asks for.
+
+    Args:
+        captioner: any.
+        clips: as for :meth:`Captioner.caption`.
+        prompt: likewise.
+
+    Returns:
+        one caption a clip, in order; a clip that doesn't fit even alone has an error.
+    """
+    captions: list[Caption] = []
+    size = len(clips)
+    while len(captions) < len(clips):
+        batch = clips[len(captions) : len(captions) + size]
+        try:
+            captions.extend(captioner.caption(batch, prompt=prompt))
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = out_of_memory_caption(error)
+        # Outside the handler: the error's traceback holds on to the tensors.
+        free_memory()
+        if len(batch) == 1:
+            captions.append(failure)
+        else:
+            size = (len(batch) + 1) // 2
+    return captions

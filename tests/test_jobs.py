@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import cv2
+import fiftyone as fo
+import numpy as np
+import pytest
+
+from fiftyone_regioncap import checkpoints, datasets, jobs, sdk
+from fiftyone_regioncap.errors import Cancelled, FieldError
+from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
+from fiftyone_regioncap.progress import Event
+from fiftyone_regioncap.propagation.flow import FlowPropagator
+from fiftyone_regioncap.regions import Prompt
+
+FRAMES = 24
+HEIGHT, WIDTH = 72, 96
+PROMPTS = [
+    Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
+    Prompt(2, 0, box=(60, 40, 76, 56), label="brick"),
+]
+
+
+def scene(frame: int) -> np.ndarray:
+    """A red disc that moves right and a blue brick that stands, on a textured wall."""
+    rng = np.random.default_rng(0)
+    wall = cv2.resize(
+        rng.integers(60, 160, (18, 24, 3), dtype=np.uint8), (WIDTH, HEIGHT)
+    )
+    cv2.circle(wall, (19 + frame, 32), 11, (220, 30, 30), -1)
+    wall[40:56, 60:76] = (30, 30, 220)
+    return wall
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two short videos of the scene."""
+    folder = tmp_path_factory.mktemp("videos")
+    paths = [folder / name for name in ("one.mp4", "two.mp4")]
+    for path in paths:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=12)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for frame in range(FRAMES):
+                picture = av.VideoFrame.from_ndarray(scene(frame), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+    return paths
+
+
+@pytest.fixture
+def dataset(
+    videos: list[Path], fiftyone_database: str, tmp_path: Path, monkeypatch
+) -> Iterator[fo.Dataset]:
+    """Both videos with prompts, and a cache of their own."""
+    monkeypatch.setenv("REGIONCAP_CACHE", str(tmp_path / "cache"))
+    made, _, _ = datasets.add_videos("jobs", videos, PROMPTS)
+    yield made
+    made.delete()
+
+
+def contents(dataset: fo.Dataset) -> dict:
+    """Everything that jobs write, by video, ids and instances included."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {
+                k: plain(v) for k, v in value.items() if not k.startswith("_dataset")
+            }
+        return [plain(v) for v in value] if isinstance(value, list) else value
+
+    dataset.reload()
+    return {
+        Path(sample.filepath).name: {
+            "frames": {
+                number: plain((frame["tracks"] or fo.Detections()).to_dict())
+                for number, frame in sample.frames.items()
+            },
+            "captions": plain(
+                (sample["captions"] or fo.TemporalDetections()).to_dict()
+            ),
+            "status": [sample["tracks_status"], sample["captions_status"]],
+        }
+        for sample in dataset
+    }
+
+
+def both(samples, **options):
+    """Propagates and captions without weights."""
+    return sdk.propagate_and_caption(
+        samples,
+        propagator="flow",
+        captioner="measured",
+        progress=options.pop("progress", False),
+        **options,
+    )
+
+
+def test_every_object_is_masked_numbered_linked_and_described(dataset):
+    summary = both(dataset)
+    assert summary.ok, summary.failures
+    assert (summary.samples, summary.captions) == (2, 4)
+    sample = dataset.first()
+    last = {d.index: d for d in sample.frames[FRAMES].tracks.detections}
+    assert set(last) == {7, 2}
+    assert last[7].label == "disc" and last[7].mask.any()
+    assert 0 <= last[7].confidence <= 1
+    # It moved 20 of 96 pixels since the prompt; a still box would not have.
+    first = {d.index: d for d in sample.frames[4].tracks.detections}
+    assert last[7].bounding_box[0] - first[7].bounding_box[0] > 0.1
+    assert first[7].keyframe and not last[7].keyframe
+    assert first[7].instance.id == last[7].instance.id != last[2].instance.id
+    # Both directions: the disc was prompted on frame 4 and is on frame 1 too.
+    assert 7 in {d.index for d in sample.frames[1].tracks.detections}
+    captions = {c.index: c for c in sample.captions.detections}
+    assert captions[7].support == [1, FRAMES]
+    assert captions[7].dominant_color == "red" and "red" in captions[7].caption
+    assert captions[2].dominant_color == "blue"
+    assert captions[7].instance.id == first[7].instance.id
+    assert last[7].caption == captions[7].caption
+    assert sample["tracks_status"] == sample["captions_status"] == "complete"
+    assert summary.run in dataset.list_runs()
+
+
+def test_the_same_job_twice_does_nothing_and_overwriting_gives_the_same(dataset):
+    both(dataset)
+    before = contents(dataset)
+    assert both(dataset).skipped == 4
+    assert contents(dataset) == before
+    summary = both(
+        dataset,
+        propagate=PropagateOptions(overwrite=True),
+        caption=CaptionOptions(overwrite=True),
+    )
+    assert summary.skipped == 0 and summary.frames > 0
+    assert contents(dataset) == before
+
+
+def cancel_after(cancel: threading.Event, frames: int) -> Callable[[Event], None]:
+    def listen(event: Event) -> None:
+        if event.frames >= frames:
+            cancel.set()
+
+    return listen
+
+
+@pytest.mark.parametrize("frames", [1, 9, FRAMES, FRAMES + 2, 2 * FRAMES + 2])
+@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
+    dataset, monkeypatch, frames, seconds
+):
+    both(dataset)
+    undisturbed = contents(dataset)
+    dataset.delete_frame_field("tracks")
+    dataset.delete_sample_fields(
+        [
+            "captions",
+            "captions_status",
+            "tracks_status",
+            "captions_error",
+            "tracks_error",
+        ]
+    )
+    monkeypatch.setattr(jobs, "CHECKPOINT_SECONDS", seconds)
+    cancel = threading.Event()
+    with pytest.raises(Cancelled):
+        both(dataset, progress=cancel_after(cancel, frames), cancel=cancel)
+    rest = both(dataset)
+    assert rest.ok
+    if seconds == 0.0:
+        total = 2 * (FRAMES + 3)
+        assert rest.frames <= total - frames + 8  # what was under way is repeated
+    assert contents(dataset) == undisturbed
+
+
+def test_a_checkpoint_of_other_prompts_is_not_used(dataset, monkeypatch):
+    monkeypatch.setattr(jobs, "CHECKPOINT_SECONDS", 0.0)
+    cancel = threading.Event()
+    with pytest.raises(Cancelled):
+        both(dataset, progress=cancel_after(cancel, 9), cancel=cancel)
+    videos = [Path(path) for path in dataset.values("filepath")]
+    other = [Prompt(5, 0, box=(58, 38, 78, 58), label="brick")]
+    datasets.add_videos("jobs", videos, other)
+    both(dataset)
+    found = {
+        label.index
+        for sample in dataset
+        for frame in sample.frames.values()
+        for label in frame.tracks.detections
+    }
+    assert found == {5}
+
+
+def test_clips_are_done_one_by_one(dataset):
+    sample = dataset.first()
+    sample["events"] = fo.TemporalDetections(
+        detections=[fo.TemporalDetection(label="a", support=[1, 10])]
+    )
+    sample.save()
+    view = dataset.match({"events": {"$ne": None}}).to_clips("events")
+    assert both(view).samples == 1
+    sample.reload()
+    numbers = [
+        n for n, f in sample.frames.items() if f["tracks"] and f["tracks"].detections
+    ]
+    assert numbers and max(numbers) <= 10
+    assert {tuple(c.support) for c in sample["captions"].detections} == {(1, 10)}
+    assert both(view).skipped >= 1
+
+
+def test_windows_get_a_caption_each(dataset):
+    both(dataset, caption=CaptionOptions(window=8))
+    supports = {tuple(c.support) for c in dataset.first().captions.detections}
+    assert supports == {(1, 8), (9, 16), (17, 24)}
+    # A later run with other windows leaves none of the old ones.
+    both(dataset, caption=CaptionOptions(window=12, overwrite=True))
+    supports = {tuple(c.support) for c in dataset.first().captions.detections}
+    assert supports == {(1, 12), (13, 24)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        # The file is gone.
+        (lambda s, f: s.set_field("filepath", str(f / "gone.mp4")), "gone.mp4"),
+        # The file is no video.
+        (lambda s, f: s.set_field("filepath", str(f / "text.mp4")), "text.mp4"),
+        # Nothing is marked.
+        (lambda s, f: s.frames.clear(), "is empty; mark an object"),
+        # A box outside the frame.
+        (
+            lambda s, f: (
+                s.frames[1]
+                .prompts.detections[0]
+                .set_field("bounding_box", [1.5, 1.5, 0.1, 0.1])
+            ),
+            "outside",
+        ),
+        # A mark past the end of the video.
+        (
+            lambda s, f: s.frames.update(
+                {
+                    99: fo.Frame(
+                        prompts=fo.Detections(
+                            detections=[
+                                fo.Detection(bounding_box=[0, 0, 0.5, 0.5], index=7)
+                            ]
+                        )
+                    )
+                }
+            ),
+            "frames 0 to 23",
+        ),
+    ],
+    ids=["missing", "no video", "no prompt", "outside", "past the end"],
+)
+def test_a_bad_sample_is_recorded_and_the_others_are_done(
+    dataset, tmp_path, damage, says
+):
+    (tmp_path / "text.mp4").write_text("this is no video")
+    sample = dataset.first()
+    damage(sample, tmp_path)
+    sample.save()
+    summary = both(dataset)
+    assert [failure.sample_id for failure in summary.failures] == [sample.id]
+    assert says in summary.failures[0].error
+    sample.reload()
+    assert sample["tracks_status"] == "failed" and says in sample["tracks_error"]
+    assert dataset.last()["captions_status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("propagate", "caption", "says"),
+    [
+        (PropagateOptions(prompts="frames.nothing"), None, "frames.prompts"),
+        (PropagateOptions(output="frames.prompts"), None, "prompts"),
+        (PropagateOptions(output="frames.not a name"), None, "not a name"),
+        (None, CaptionOptions(tracks="frames.nothing"), "nothing"),
+        (PropagateOptions(), CaptionOptions(output="filepath"), "filepath"),
+    ],
+    ids=["no field", "onto its input", "no identifier", "no tracks", "other kind"],
+)
+def test_wrong_fields_fail_before_any_work(dataset, propagate, caption, says):
+    with pytest.raises(FieldError, match=says):
+        both(dataset, propagate=propagate, caption=caption)
+    marked = [frame for s in dataset for frame in s.frames.values()]
+    assert marked and all(frame["prompts"] for frame in marked)
+    assert not any(f.has_field("tracks") and f["tracks"] for f in marked)
+
+
+def test_images_are_refused_by_video_jobs(fiftyone_database):
+    images = fo.Dataset()
+    images.add_sample(fo.Sample(filepath="image.png"))
+    try:
+        with pytest.raises(FieldError, match="give a view of video samples"):
+            both(images)
+    finally:
+        images.delete()
+
+
+def test_a_full_disk_is_recorded_and_the_old_checkpoint_stays(
+    dataset, tmp_path, monkeypatch
+):
+    mark = checkpoints.CheckpointFile(tmp_path / "mark.safetensors", "a")
+    mark.save({"x": np.arange(3)})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        mark.save({"x": np.arange(4)})
+    assert np.array_equal(mark.load()["x"], np.arange(3))
+    assert list(tmp_path.glob("*.part")) == []
+    monkeypatch.setattr(jobs, "CHECKPOINT_SECONDS", 0.0)
+    summary = sdk.propagate(dataset, propagator=FlowPropagator(), progress=False)
+    assert all("No space left" in failure.error for failure in summary.failures)
+    assert len(summary.failures) == 2
