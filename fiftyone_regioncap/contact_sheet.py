@@ -102,7 +102,8 @@ def contact_sheet(
         raise ValueError("nothing to show; give rows or scenes")
     ids = [row.object_id for row in rows]
     ids += sorted({i for scene in scenes for i in scene.masks} - set(ids))
-    colors = {object_id: number for number, object_id in enumerate(ids)}
+    # Long tracks have several rows, one a window.
+    colors = {object_id: number for number, object_id in enumerate(dict.fromkeys(ids))}
     names = {row.object_id: _plain(row.title) for row in rows}
 
     example = scenes[0].frame if scenes else rows[0].clip.frames[0]

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,6 +55,27 @@ def examine() -> list[Finding]:
         at is a finding too.
     """
     return [finding for check in _CHECKS for finding in _guarded(check)]
+
+
+def render(findings: Sequence[Finding]) -> str:
+    """Findings as text for people: a line each, and its advice below it.
+
+    Args:
+        findings: as :func:`examine` returns them.
+
+    Returns:
+        lines; the first column is ``ok``, ``note`` or ``problem``.
+    """
+    names = max((len(finding.name) for finding in findings), default=0)
+    levels = len("problem")
+    lines = []
+    for finding in findings:
+        lines.append(
+            f"{finding.level:{levels}}  {finding.name:{names}}  {finding.found}"
+        )
+        if finding.advice:
+            lines.append(f"{'':{levels}}  {'':{names}}  -> {finding.advice}")
+    return "\n".join(lines)
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

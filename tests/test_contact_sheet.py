@@ -87,6 +87,13 @@ def test_object_keeps_its_colour_in_rows_and_scenes() -> None:
     assert has(above, BLUE) and not has(above, ORANGE)
 
 
+def test_windows_of_one_track_share_its_colour() -> None:
+    windows = contact_sheet([row(7), row(7), row(3)])
+    band = windows.shape[0] // 3
+    assert has(windows[band : 2 * band], ORANGE)
+    assert has(windows[2 * band :], BLUE)
+
+
 def test_mask_lies_where_the_object_is() -> None:
     frame = np.full((200, 400, 3), GREY, np.uint8)
     mask = np.zeros((200, 400), bool)

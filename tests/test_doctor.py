@@ -41,6 +41,24 @@ def test_all_that_is_amiss_comes_with_advice() -> None:
         assert bool(finding.advice) == (finding.level != "ok"), finding
 
 
+def test_rendered_findings_line_up() -> None:
+    text = doctor.render(
+        [
+            Finding("torch", "2.13.0"),
+            Finding("ffmpeg", "none", "note", "install it"),
+            Finding("database", "none", "problem", "start it"),
+        ]
+    )
+    assert text.splitlines() == [
+        "ok       torch     2.13.0",
+        "note     ffmpeg    none",
+        "                   -> install it",
+        "problem  database  none",
+        "                   -> start it",
+    ]
+    assert doctor.render([]) == ""
+
+
 def test_broken_installation_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     def _torch() -> Iterator[Finding]:
         yield Finding("torch", "2.13.0")
