@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -78,6 +79,7 @@ class DAM:
         encoder: both views to tokens.
         projector: tokens into the prompt's space.
         llm: the language model.
+        view_batch: images encoded in one pass; made smaller when memory runs out.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class DAM:
         self.projector = projector.eval().requires_grad_(False)
         self.llm = llm.eval().requires_grad_(False)
         self._table = torch.from_numpy(self.processor.table).to(self.device)
+        self.view_batch = VIEW_BATCH.get(self.device.type, 8)
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 
@@ -221,7 +224,7 @@ class DAM:
                 :meth:`Processor.views`.
             distinct: as in :meth:`features`.
         """
-        size = VIEW_BATCH.get(self.device.type, 8)
+        size = self.view_batch
         parts = []
         for start in range(0, len(views), size):
             some = views[start : start + size]
@@ -315,20 +318,21 @@ class DAM:
         )
 
     def rows_that_fit(self, prompt_tokens: int, at_most: int) -> int:
-        """How many answers at once the free memory of a GPU allows.
+        """How many answers at once the free memory allows.
 
         Args:
             prompt_tokens: prompt and answer together.
             at_most: even where more would fit.
         """
-        if self.device.type != "cuda":
-            return at_most
-        free, _ = torch.cuda.mem_get_info(self.device)
-        free += torch.cuda.memory_reserved(self.device)
-        free -= torch.cuda.memory_allocated(self.device)
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            free += torch.cuda.memory_reserved(self.device)
+            free -= torch.cuda.memory_allocated(self.device)
+        else:
+            free = psutil.virtual_memory().available
         # A third stays for the activations of prefill and the vision tower.
         row = row_bytes(self.config.llm, prompt_tokens, self.dtype)
-        return max(1, min(at_most, int(free * 2 / 3) // row))
+        return max(1, min(at_most, free * 2 // 3 // row))
 
     def new_tokens(self, prompt: Tensor, wanted: int) -> int:
         """How many tokens an answer may have: wanted, or what the context leaves."""

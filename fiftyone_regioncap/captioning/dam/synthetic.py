@@ -128,7 +128,7 @@ def write_checkpoint(
         save_file(weights, folder / LLM / SINGLE)
         return
     names = sorted(weights)
-    where = {}
+    where: dict[str, str] = {}
     for number in range(llm_shards):
         file = f"model-{number + 1:05}-of-{llm_shards:05}.safetensors"
         part_names = names[number::llm_shards]

@@ -1,0 +1,114 @@
+"""How sure a text is: from its tokens' probabilities, and from repeated samples."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+from fiftyone_regioncap.captioning.dam.tokenizer import SPACE
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FUNCTION_WORDS = _words(
+    """a an the this that these those it its he him his she her they them their and or
+    but nor so as than then if of in on at by to from with without into onto over under
+    for about above below between through during near is are was were be been being has
+    have had having do does did can could may might will would shall should must not no
+    which who whom whose where when while there here also very more most some any each
+    both other another such same own"""
+)
+"""Words that carry no content of their own; what they cost to predict says little."""
+
+_LETTER = re.compile(r"[^\W\d_]|\d")
+
+
+def content_minimum(
+    pieces: Sequence[str], probabilities: Sequence[float]
+) -> float | None:
+    """The lowest token probability over content words.
+
+    Args:
+        pieces: of the text's tokens as sentencepiece has them, a leading space as
+            ``"▁"``.
+        probabilities: of the tokens, in [0, 1].
+
+    Returns:
+        in [0, 1]; None when the text has no content word.
+    """
+    lowest: float | None = None
+    word, least = "", 1.0
+    for piece, probability in [*zip(pieces, probabilities, strict=True), (SPACE, 1.0)]:
+        if piece.startswith(SPACE) or not _LETTER.search(piece):
+            plain = word.strip(SPACE).lower()
+            if _LETTER.search(plain) and plain not in FUNCTION_WORDS:
+                lowest = least if lowest is None else min(lowest, least)
+            word, least = "", 1.0
+        if _LETTER.search(piece):
+            word += piece
+            least = min(least, probability)
+    return lowest
+
+
+def similarity(first: str, second: str) -> float:
+    """How many content words two texts share: the F1 of their bags of words."""
+    one, two = _content(first), _content(second)
+    total = sum(one.values()) + sum(two.values())
+    return 2 * sum((one & two).values()) / total if total else 1.0
+
+
+def agreement(texts: Sequence[str]) -> tuple[int, float]:
+    """Which of several samples agrees most with the others, and how far all agree.
+
+    Args:
+        texts: two or more.
+
+    Returns:
+        the number of the most typical text, the first of equals, and the mean
+        similarity of all pairs in [0, 1].
+    """
+    sums = [0.0] * len(texts)
+    for one, two in combinations(range(len(texts)), 2):
+        value = similarity(texts[one], texts[two])
+        sums[one] += value
+        sums[two] += value
+    typical = max(range(len(texts)), key=lambda number: (sums[number], -number))
+    return typical, sum(sums) / (len(texts) * (len(texts) - 1))
+
+
+def _content(text: str) -> Counter[str]:
+    words: Iterable[str] = re.findall(r"\w+", text.lower())
+    return Counter(word for word in words if word not in FUNCTION_WORDS)
+
+
+_HEAD_ENDS = _words(
+    """with in on at by of to from is are was were has have that which who wearing
+    holding standing sitting lying walking running moving featuring positioned located
+    being seen shown appears captured initially begins starts characterized and while
+    as for against under over near behind beside"""
+)
+
+
+def short_label(text: str) -> str | None:
+    """A name for the object: the head of a description's first sentence.
+
+    Args:
+        text: such as ``"A white cat with black spots sits on a wall."``.
+
+    Returns:
+        such as ``"white cat"``, at most four words; None when the text has no words.
+    """
+    words = re.findall(r"[\w'-]+|[,.;:!?]", text)
+    head: list[str] = []
+    for word in words:
+        lower = word.lower()
+        if not head and lower in FUNCTION_WORDS:
+            continue
+        if lower in _HEAD_ENDS or not _LETTER.search(word):
+            break
+        head.append(lower if word.istitle() and not head else word)
+    return " ".join(head[-4:]) or None

@@ -1,0 +1,488 @@
+"""DAM as a captioner: many tracks in one queue, one answer each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.batching import (
+    free_memory,
+    is_out_of_memory,
+    out_of_memory_caption,
+)
+from fiftyone_regioncap.captioning.confidence import (
+    agreement,
+    content_minimum,
+    short_label,
+)
+from fiftyone_regioncap.captioning.dam import prompts
+from fiftyone_regioncap.captioning.dam.config import ADAPTERS, LLM, PROJECTOR, VISION
+from fiftyone_regioncap.captioning.dam.generation import Answer, Engine, Request
+from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.captioning.dam.processing import FullViews
+from fiftyone_regioncap.captioning.dam.quantization import Quantization
+from fiftyone_regioncap.captioning.dam.weights import shard_paths
+from fiftyone_regioncap.captioning.decoding import Sampling
+from fiftyone_regioncap.captioning.feeding import Feeder
+from fiftyone_regioncap.errors import BackendError, PromptError
+from fiftyone_regioncap.regions import Caption, RegionClip
+
+ROWS = {"cuda": 64, "cpu": 8}
+"""Answers at once, where memory allows."""
+
+CLIPS_AT_ONCE = 8
+"""Clips that a caller should hand over together; more only wait in memory."""
+
+FRAMES_KEPT = 32
+"""Full views kept for other objects on the same frames."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A clip as the model's input.
+
+    Attributes:
+        views: uint8 (T, 8, S, S).
+        distinct: bool (T,), whether crop and full view differ.
+        query: with a tag for each of the T images.
+        label: of the clip.
+    """
+
+    views: Tensor
+    distinct: Tensor
+    query: str
+    label: str | None
+
+
+@dataclass
+class _Work:
+    """A clip on its way through the engine."""
+
+    prepared: Prepared
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+
+class DamCaptioner:
+    """Describes regions with DAM (arXiv 2504.16072).
+
+    Args:
+        dam: the model.
+        video: whether the checkpoint is the one for images and videos: clips are then
+            shown as 8 frames, single images with that checkpoint's image prompt. The
+            image checkpoint sees the frame where the object is biggest.
+        model: the name of the weights.
+        revision: of the weights.
+        license: of the weights.
+        max_new_tokens: where descriptions end at the latest.
+        temperature: 0 for the most likely words; else words are drawn.
+        top_p: see :class:`Sampling`.
+        top_k: see :class:`Sampling`.
+        seed: of the drawing.
+        samples: how many descriptions are drawn of each clip. With 2 or more, the most
+            typical one is taken and ``agreement`` says how far they agree; the
+            temperature must be above 0 then.
+        rows: descriptions written at once; None for what the device likes. Fewer where
+            memory is short.
+        workers: threads that resize frames.
+
+    Attributes:
+        dam: the model.
+    """
+
+    def __init__(
+        self,
+        dam: DAM,
+        *,
+        video: bool = False,
+        model: str = "DAM",
+        revision: str = "unknown",
+        license: str = "unknown",
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 0.5,
+        top_k: int = 50,
+        seed: int = 0,
+        samples: int = 1,
+        rows: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        try:
+            self._sampling = Sampling(temperature, top_k, top_p, seed)
+        except ValueError as error:
+            raise BackendError(str(error)) from error
+        if max_new_tokens < 1 or samples < 1:
+            raise BackendError("max_new_tokens and samples are 1 or more")
+        if samples > 1 and self._sampling.greedy:
+            raise BackendError(
+                f"{samples} samples at temperature 0 are all the same; give a "
+                "temperature such as 0.2"
+            )
+        self.dam = dam
+        self._video = video
+        self._max_new_tokens = max_new_tokens
+        self._samples = samples
+        self._rows = rows or ROWS.get(dam.device.type, 8)
+        self._workers = workers or max(1, min(8, (os.cpu_count() or 2) - 1))
+        self._views = FullViews(FRAMES_KEPT)
+        self._engine: Engine | None = None
+        self._busy = threading.Lock()
+        self._facts = (model, revision, license)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        video: bool = False,
+        quantization: Quantization | None = None,
+        accept_license: bool = False,
+        **options: object,
+    ) -> DamCaptioner:
+        """Loads a checkpoint.
+
+        Args:
+            path: a folder, or the hub id of a published checkpoint.
+            device: None for a GPU where there is one.
+            dtype: float32, float16 or bfloat16; None for bfloat16 on a GPU and float32
+                elsewhere.
+            video: see the class.
+            quantization: ``"8bit"`` or ``"4bit"`` weights in the language model,
+                through bitsandbytes.
+            accept_license: whether the user accepts the licence of the weights; asked
+                for once, before the first download.
+            options: of the constructor.
+
+        Raises:
+            LicenseError: when the licence has not been accepted.
+            WeightsError: when the folder is not a whole DAM checkpoint.
+            BackendError: when an option or the device is not possible here.
+        """
+        name = str(path)
+        local = Path(path).is_dir()
+        if not local and accept_license:
+            assets.accept_license(name)
+        where = Path(path) if local else assets.fetch(name)
+        target = torch.device(
+            device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
+        if dtype is None:
+            dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+        elif isinstance(dtype, str):
+            if dtype not in DTYPES:
+                raise BackendError(
+                    f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}"
+                )
+            dtype = DTYPES[dtype]
+        dam = DAM.from_pretrained(where, target, dtype, quantization)
+        return cls(
+            dam,
+            video=video,
+            model=where.resolve().name if local else name,
+            revision=_revision(where),
+            license="as given with the folder"
+            if local
+            else assets.get(name).license.id,
+            **options,  # type: ignore[arg-type]
+        )
+
+    @cached_property
+    def info(self) -> CaptionerInfo:
+        """Name, weights, licence and needs."""
+        model, revision, license = self._facts
+        return CaptionerInfo(
+            name="dam-video" if self._video else "dam",
+            model=model,
+            revision=revision,
+            license=license,
+            frames=prompts.VIDEO_FRAMES if self._video else 1,
+            batch_size=CLIPS_AT_ONCE,
+            prompts=prompts.VIDEO_PROMPTS if self._video else prompts.IMAGE_PROMPTS,
+        )
+
+    def caption(
+        self, clips: Sequence[RegionClip], *, prompt: str | None = None
+    ) -> list[Caption]:
+        """Describes each clip, in order: see :class:`Captioner`."""
+        return list(self.caption_stream(clips, prompt=prompt))
+
+    def caption_stream(
+        self, clips: Iterable[RegionClip], *, prompt: str | None = None
+    ) -> Iterator[Caption]:
+        """Describes each clip of a stream, in order.
+
+        New clips take the rows of descriptions that ended. Clips are fetched and
+        resized in threads meanwhile, a bounded number ahead. When memory runs out, the
+        clips at work start again, half as many at once.
+
+        Args:
+            clips: may never end.
+            prompt: the name of one of the prompts of :attr:`info`, or a text; image
+                tags are put before it when it has none.
+        """
+        source = Feeder(
+            clips,
+            lambda clip: self._prepared(clip, prompt),
+            workers=self._workers,
+            ahead=self._workers + CLIPS_AT_ONCE,
+        )
+        with self._busy, source:
+            yield from self._stream(source)
+
+    def stream(self, clip: RegionClip, *, prompt: str | None = None) -> Iterator[str]:
+        """Gives out the description of one clip as it is written.
+
+        Raises:
+            PromptError: when the clip or the prompt is bad.
+        """
+        prepared = self.prepare(clip, prompt)
+        views = self.dam.normalise(prepared.views)
+        yield from self.dam.stream(
+            views, prepared.query, self._max_new_tokens, self._sampling
+        )
+
+    def prepare(self, clip: RegionClip, prompt: str | None = None) -> Prepared:
+        """Chooses the frames of a clip and makes their views; safe in any thread.
+
+        Frames without the object are left out; the video prompt gets 8 of the others,
+        some twice when there are fewer.
+
+        Raises:
+            PromptError: when no frame shows the object, a mask has another size than
+                its frame, or frames and masks are not equally many.
+        """
+        if len(clip.frames) != len(clip.masks) or not clip.frames:
+            raise PromptError(
+                f"the clip has {len(clip.frames)} frames and {len(clip.masks)} masks; "
+                "give one mask for each of one or more frames"
+            )
+        for frame, mask in zip(clip.frames, clip.masks, strict=True):
+            if np.shape(mask) != np.shape(frame)[:2]:
+                raise PromptError(
+                    f"a mask is {np.shape(mask)}, its frame {np.shape(frame)[:2]} "
+                    "(height, width); give masks of the frames' size"
+                )
+        areas = [np.count_nonzero(mask) for mask in clip.masks]
+        shown = [number for number, area in enumerate(areas) if area]
+        if not shown:
+            raise PromptError("the mask is empty on every frame; mark the object")
+        if not self._video:
+            shown = [max(shown, key=lambda number: areas[number])]
+        elif len(shown) > 1:
+            count = prompts.VIDEO_FRAMES
+            last = len(shown) - 1
+            shown = [shown[int(step)] for step in np.linspace(0, last, count)]
+        made = {
+            number: self.dam.processor.views(
+                clip.frames[number], clip.masks[number], self._views
+            )[0]
+            for number in dict.fromkeys(shown)
+        }
+        views = torch.from_numpy(np.stack([made[number] for number in shown]))
+        if self.dam.device.type == "cuda":
+            views = views.pin_memory()
+        return Prepared(
+            views=views,
+            distinct=(views[:, :4] != views[:, 4:]).flatten(1).any(dim=1),
+            query=self._query(prompt, len(shown)),
+            label=clip.label,
+        )
+
+    def _query(self, prompt: str | None, images: int) -> str:
+        named = prompts.IMAGE_PROMPTS
+        if self._video:
+            joint = prompts.JOINT_IMAGE_PROMPTS
+            named = joint if images == 1 else prompts.VIDEO_PROMPTS
+        text = named.get(prompt or "detailed", prompt or "")
+        return prompts.query(text, images, self._video)
+
+    def _prepared(self, clip: RegionClip, prompt: str | None) -> Prepared | Caption:
+        try:
+            return self.prepare(clip, prompt)
+        except Exception as error:  # a clip of any kind of badness spoils no other
+            return _error_caption(error)
+
+    def _stream(
+        self, source: Feeder[RegionClip, Prepared | Caption]
+    ) -> Iterator[Caption]:
+        rows = self._rows
+        waiting: deque[tuple[int, Prepared]] = deque()
+        working: dict[int, _Work] = {}
+        done: dict[int, Caption] = {}
+        taken = given = 0
+        try:
+            while not source.ended or waiting or working:
+                # Captions that wait for an earlier one are few and small.
+                while (
+                    len(waiting) < CLIPS_AT_ONCE and taken - given < 4 * self._rows
+                ) and (got := source.take(wait=not waiting and not working)):
+                    if isinstance(got, Caption):
+                        done[taken] = got
+                    else:
+                        waiting.append((taken, got))
+                    taken += 1
+                try:
+                    self._admit(rows, waiting, working, done)
+                    self._step(working, done)
+                    failure = None
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    failure = out_of_memory_caption(error)
+                if failure is not None:
+                    # Outside the handler, where nothing holds on to the tensors.
+                    rows = self._back_off(waiting, working, done, failure)
+                while given in done:
+                    yield done.pop(given)
+                    given += 1
+        finally:
+            if working:
+                self._engine = None
+
+    def _admit(
+        self,
+        rows: int,
+        waiting: deque[tuple[int, Prepared]],
+        working: dict[int, _Work],
+        done: dict[int, Caption],
+    ) -> None:
+        """Moves waiting clips into free rows, several at a time."""
+        if self._engine is not None:
+            rows = self._engine.capacity
+        free = self._engine.free if self._engine else max(rows, self._samples)
+        count = min(free // self._samples, len(waiting))
+        # A few free rows are not worth stopping the others for.
+        worth = min(max(rows // (8 * self._samples), 1), CLIPS_AT_ONCE)
+        if not count or (working and free // self._samples < worth):
+            return
+        batch = [waiting.popleft() for _ in range(count)]
+        for number, prepared in batch:
+            working[number] = _Work(prepared)
+        tokens = self.dam.encode(
+            torch.cat([prepared.views for _, prepared in batch]),
+            torch.cat([prepared.distinct for _, prepared in batch]),
+        )
+        images = tokens.split([len(prepared.views) for _, prepared in batch])
+        requests = []
+        for (number, prepared), shown in zip(batch, images, strict=True):
+            try:
+                ids = self.dam.prompt_ids(prepared.query)
+                embeddings = self.dam.embed(ids, shown)
+            except PromptError as error:
+                done[number] = _error_caption(error)
+                del working[number]
+                continue
+            limit = self.dam.new_tokens(embeddings, self._max_new_tokens)
+            for sample in range(self._samples):
+                sampling = replace(self._sampling, seed=self._sampling.seed + sample)
+                key = (number, sample)
+                requests.append(Request(key, embeddings, limit, sampling))
+        if not requests:
+            return
+        if self._engine is None:
+            longest = max(len(r.embeddings) + r.max_new_tokens for r in requests)
+            fitting = self.dam.rows_that_fit(longest, rows)
+            self._engine = self.dam.engine(max(fitting, self._samples))
+        # More may have been encoded than turn out to fit.
+        room = self._engine.free // self._samples * self._samples
+        for request in reversed(requests[room :: self._samples]):
+            assert isinstance(request.key, tuple)
+            number = request.key[0]
+            waiting.appendleft((number, working.pop(number).prepared))
+        self._engine.add(requests[:room])
+
+    def _step(self, working: dict[int, _Work], done: dict[int, Caption]) -> None:
+        if self._engine is None or not self._engine.busy:
+            return
+        for event in self._engine.step():
+            if event.answer is None:
+                continue
+            assert isinstance(event.key, tuple)
+            number, sample = event.key
+            work = working[number]
+            work.answers[sample] = event.answer
+            if len(work.answers) == self._samples:
+                done[number] = self._caption(work)
+                del working[number]
+
+    def _back_off(
+        self,
+        waiting: deque[tuple[int, Prepared]],
+        working: dict[int, _Work],
+        done: dict[int, Caption],
+        failure: Caption,
+    ) -> int:
+        """Puts the clips at work back and halves the rows; a single clip fails."""
+        rows = self._engine.capacity if self._engine else self._rows
+        self._engine = None
+        free_memory()
+        if len(working) == 1:
+            done[next(iter(working))] = failure
+        else:
+            back = [(number, work.prepared) for number, work in working.items()]
+            waiting.extendleft(reversed(sorted(back, key=lambda item: item[0])))
+        working_rows = len(working) * self._samples
+        working.clear()
+        self.dam.view_batch = max(1, self.dam.view_batch // 2)
+        return max(1, min(rows, working_rows) // 2)
+
+    def _caption(self, work: _Work) -> Caption:
+        answers = [work.answers[sample] for sample in range(self._samples)]
+        texts = [self.dam.tokenizer.answer(answer.ids) for answer in answers]
+        chosen, agreed = agreement(texts) if len(texts) > 1 else (0, None)
+        answer, text = answers[chosen], texts[chosen]
+        tokenizer = self.dam.tokenizer
+        words = [
+            (token, probability)
+            for token, probability in zip(answer.ids, answer.probabilities, strict=True)
+            if not tokenizer.is_special(token)
+        ]
+        if not text:
+            return Caption(error="the model had nothing to say about this region")
+        probabilities = [probability for _, probability in words]
+        pieces = tokenizer.pieces([token for token, _ in words])
+        return Caption(
+            text=text,
+            label=work.prepared.label or short_label(text),
+            confidence=sum(probabilities) / len(probabilities),
+            min_confidence=content_minimum(pieces, probabilities),
+            agreement=agreed,
+            tokens=len(answer.ids),
+        )
+
+
+def _error_caption(error: Exception) -> Caption:
+    return Caption(error=str(error) or type(error).__name__)
+
+
+def _revision(folder: Path) -> str:
+    """The hub's commit where the folder is a snapshot, else a hash of the weights."""
+    resolved = folder.resolve()
+    if resolved.parent.name == "snapshots":
+        return resolved.name
+    digest = hashlib.sha256()
+    for part in (LLM, VISION, PROJECTOR, ADAPTERS):
+        for path in shard_paths(folder / part):
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""A stream prepared in threads, a bounded number of items ahead of its consumer."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Ready = TypeVar("Ready")
+
+
+class _End:
+    """Comes after the last item, with the error that ended the stream, if any."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+class Feeder(Generic[Item, Ready]):
+    """Fetches items in one thread and prepares them in several.
+
+    The consumer can ask for what is ready without waiting, so that a GPU goes on with
+    what it has while a video is decoded. To be used as a context, which ends the
+    threads.
+
+    Args:
+        items: may be slow, and never end; only ever touched by the fetching thread.
+        prepare: called with each item in a thread of the pool; must not raise.
+        workers: threads that prepare.
+        ahead: how many items may be fetched before they are taken.
+
+    Attributes:
+        ended: whether all items have been taken.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        prepare: Callable[[Item], Ready],
+        *,
+        workers: int,
+        ahead: int,
+    ) -> None:
+        self.ended = False
+        self._items = items
+        self._prepare = prepare
+        self._pool = ThreadPoolExecutor(workers, "regioncap-prepare")
+        self._queue: queue.Queue[Future[Ready] | _End] = queue.Queue(maxsize=ahead)
+        self._first: Future[Ready] | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=self._fetch, name="regioncap-fetch", daemon=True
+        )
+
+    def __enter__(self) -> Feeder[Item, Ready]:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._thread.join()
+
+    def take(self, wait: bool) -> Ready | None:
+        """The next item; None when it is not ready, or when there are no more.
+
+        Args:
+            wait: until it is ready.
+
+        Raises:
+            BaseException: what the stream of items raised, after the items before it.
+        """
+        if self.ended:
+            return None
+        if self._first is None:
+            try:
+                got = self._queue.get(block=wait)
+            except queue.Empty:
+                return None
+            if isinstance(got, _End):
+                self.ended = True
+                if got.error is not None:
+                    raise got.error
+                return None
+            self._first = got
+        if not wait and not self._first.done():
+            return None
+        result = self._first.result()
+        self._first = None
+        return result
+
+    def _fetch(self) -> None:
+        try:
+            for item in self._items:
+                if self._stopped.is_set():
+                    break
+                self._put(self._pool.submit(self._prepare, item))
+            self._put(_End())
+        except BaseException as error:  # raised again where the items are taken
+            self._put(_End(error))
+
+    def _put(self, entry: Future[Ready] | _End) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(entry, timeout=0.1)
+                return
+            except queue.Full:
+                continue
