@@ -1,0 +1,191 @@
+"""What is remembered of one object: as much as the model can look at, and no more."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from fiftyone_regioncap.propagation.sam2.prompts import FramePrompt
+
+Step = Literal[1, -1]
+"""Which way a pass goes through the frames."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is given out for one object on one frame.
+
+    Attributes:
+        logits: float32 (h, w), low-resolution mask logits.
+        presence: float32 scalar, logit of the occlusion head.
+        iou: float32 scalar, predicted IoU in [0, 1].
+    """
+
+    logits: Tensor
+    presence: Tensor
+    iou: Tensor
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far the model looks.
+
+    Attributes:
+        memories: frames that the memory attention looks at, conditioning frames counted
+            as one.
+        pointers: frames whose object pointers it looks at.
+        conditioning: conditioning frames at most whose memories it looks at.
+        kept_pointers: conditioning frames at most whose pointers it looks at.
+    """
+
+    memories: int
+    pointers: int
+    conditioning: int
+    kept_pointers: int
+
+
+def nearest(frames: Sequence[int], frame: int, count: int) -> list[int]:
+    """The conditioning frames that a frame looks at.
+
+    The closest before, the closest at or after, then the closest of the rest. As a pass
+    moves on, a frame that was left behind is never chosen again, so that it can be
+    dropped.
+
+    Args:
+        frames: ascending.
+        frame: the current one.
+        count: how many at most (two are always taken where there are two).
+
+    Returns:
+        the chosen ones, ascending.
+    """
+    if len(frames) <= count:
+        return list(frames)
+    middle = bisect_left(frames, frame)
+    chosen = list(frames[max(middle - 1, 0) : middle + 1])
+    rest = [other for other in frames if other not in chosen]
+    rest.sort(key=lambda other: abs(other - frame))
+    return sorted(chosen + rest[: max(count - len(chosen), 0)])
+
+
+@dataclass
+class Bank:
+    """The memory of one object.
+
+    Attributes:
+        object_id: the caller's number.
+        prompts: by frame, ascending.
+        conditioning: memory tokens (n, c) of conditioning frames.
+        outcomes: of conditioning frames that are still to be given out.
+        memories: memory tokens (n, c) of tracked frames.
+        prompt_pointers: (C,) of conditioning frames.
+        pointers: (C,) of tracked frames.
+    """
+
+    object_id: int
+    prompts: Mapping[int, FramePrompt]
+    conditioning: dict[int, Tensor] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    memories: dict[int, Tensor] = field(default_factory=dict)
+    prompt_pointers: dict[int, Tensor] = field(default_factory=dict)
+    pointers: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.prompted = sorted(self.prompts)
+
+    @property
+    def first(self) -> int:
+        """The first prompted frame."""
+        return self.prompted[0]
+
+    @property
+    def last(self) -> int:
+        """The last prompted frame."""
+        return self.prompted[-1]
+
+    def attended(self, frame: int, limits: Limits) -> list[int]:
+        """The conditioning frames whose memories ``frame`` looks at, ascending."""
+        return nearest(self.prompted, frame, limits.conditioning)
+
+    def missing(self, frame: int, limits: Limits) -> list[int]:
+        """Conditioning frames that must be encoded before ``frame`` can be tracked."""
+        known = self.conditioning
+        wanted = [t for t in self.attended(frame, limits) if t not in known]
+        if frame in self.prompts and frame not in self.outcomes and frame not in wanted:
+            wanted.append(frame)
+        return wanted
+
+    def recall(
+        self, frame: int, step: Step, limits: Limits
+    ) -> tuple[tuple[int, ...], list[Tensor]]:
+        """The memories that a frame looks at.
+
+        Returns:
+            their distances in frames (0 for conditioning frames) and tokens (n, c).
+        """
+        attended = self.attended(frame, limits)
+        offsets = [0] * len(attended)
+        tokens = [self.conditioning[t] for t in attended]
+        for offset in range(limits.memories - 1, 0, -1):
+            other = frame - step * offset
+            memory = self.memories.get(other)
+            if memory is None and other not in attended:
+                memory = self.conditioning.get(other)
+            if memory is not None:
+                offsets.append(offset)
+                tokens.append(memory)
+        return tuple(offsets), tokens
+
+    def recall_pointers(
+        self, frame: int, step: Step, limits: Limits
+    ) -> tuple[list[int], list[Tensor]]:
+        """The object pointers that a frame looks at: distances in frames, and (C,)."""
+        behind = [t for t in self.prompt_pointers if (frame - t) * step >= 0]
+        offsets = [(frame - t) * step for t in behind]
+        pointers = [self.prompt_pointers[t] for t in behind]
+        for offset in range(1, limits.pointers):
+            pointer = self.pointers.get(frame - step * offset)
+            if pointer is not None:
+                offsets.append(offset)
+                pointers.append(pointer)
+        return offsets, pointers
+
+    def forget(
+        self, following: int, step: Step, limits: Limits, *, returning: bool
+    ) -> None:
+        """Drops what neither the pass from here on nor the way back can look at.
+
+        Args:
+            following: the next frame of the pass.
+            step: which way the pass goes.
+            limits: how far the model looks.
+            returning: whether a backward pass from the first prompt follows, which
+                looks at the frames right after it.
+        """
+
+        def seen(frame: int, reach: int) -> bool:
+            ahead = (following - frame) * step
+            return ahead < reach or (returning and frame - self.first < reach - 1)
+
+        attended = set(self.attended(following, limits))
+        for frame in list(self.conditioning):
+            if frame not in attended and not seen(frame, limits.memories):
+                del self.conditioning[frame]
+        for frame in list(self.outcomes):
+            if (following - frame) * step > 0:
+                del self.outcomes[frame]
+        for frame in list(self.memories):
+            if not seen(frame, limits.memories):
+                del self.memories[frame]
+        for frame in list(self.pointers):
+            if not seen(frame, limits.pointers):
+                del self.pointers[frame]
+        if len(self.prompt_pointers) > limits.kept_pointers:
+            kept = nearest(
+                sorted(self.prompt_pointers), following, limits.kept_pointers
+            )
+            self.prompt_pointers = {t: self.prompt_pointers[t] for t in kept}
