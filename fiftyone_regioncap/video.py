@@ -18,7 +18,7 @@ import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -630,12 +630,12 @@ def _natural(file: Path) -> tuple[list[tuple[int, str]], str]:
     )
 
 
-def decode_ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
+def decode_ahead(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
     """Runs an iterator in a thread of its own, some items ahead of its reader.
 
     PyAV and OpenCV let go of the GIL while they work, so decoding then overlaps with
     what is done to the frames. Closing the returned generator, or leaving its loop,
-    stops the thread; the source is then used by nobody.
+    stops the thread and closes the source.
 
     Args:
         items: for example ``reader.read(range(first, last + 1))``; the thread is its
@@ -659,13 +659,17 @@ def decode_ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
         return False
 
     def work() -> None:
+        iterator = iter(items)
         try:
-            for item in items:
+            for item in iterator:
                 if not put((True, item, None)):
                     return
             put((False, None, None))
         except BaseException as error:  # handed on to the reader
             put((False, None, error))
+        finally:
+            if isinstance(iterator, Generator):
+                iterator.close()
 
     thread = threading.Thread(target=work, name="decode-ahead", daemon=True)
     thread.start()

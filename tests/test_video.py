@@ -580,10 +580,19 @@ def test_decode_ahead_hands_errors_on_in_their_place() -> None:
     assert got == [0, 1, 2]
 
 
-def test_leaving_decode_ahead_early_stops_its_thread() -> None:
+def test_leaving_decode_ahead_early_stops_its_thread_and_closes_its_source() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(10**9)
+        finally:
+            closed.set()
+
     before = threading.active_count()
-    ahead = decode_ahead(iter(range(10**9)), depth=2)
+    ahead = decode_ahead(items(), depth=2)
     assert next(ahead) == 0
     assert threading.active_count() == before + 1
-    ahead.close()  # type: ignore[attr-defined]
+    ahead.close()
     assert threading.active_count() == before
+    assert closed.is_set()
