@@ -22,8 +22,9 @@ def best_look(clip: RegionClip) -> int | None:
     - how large: the mask's area over the largest of the clip. An object that is partly
       hidden has a smaller mask too.
     - how sharp: :func:`sharpness` inside the mask over the sharpest of the clip.
-    - how free: :func:`inside_share` of the mask's box, times the propagator's score on
-      that frame where the clip has a track.
+    - how free: 1 where the mask's box touches no border of the frame, down to a half
+      by :func:`inside_share`; times the propagator's score on that frame where the clip
+      has a track.
 
     Returns:
         None when all masks are empty or of another size than their frames.
@@ -40,7 +41,7 @@ def best_look(clip: RegionClip) -> int | None:
     sharp = np.array(
         [sharpness(clip.frames[look], clip.masks[look]) for look in usable]
     )
-    free = np.array([inside_share(mask) for mask in masks])
+    free = np.array([(1 + inside_share(mask)) / 2 for mask in masks])
     worth = areas / areas.max() * free * _scores(clip)[usable]
     if sharp.max() > 0:
         worth *= sharp / sharp.max()

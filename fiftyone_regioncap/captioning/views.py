@@ -69,7 +69,7 @@ def nested_views(
     contexts: str | Sequence[float] = "image",
     count: int = 3,
     size: int | None = 224,
-    gray: NDArray[np.float32] | None = None,
+    gray: NDArray[np.uint8] | None = None,
 ) -> NestedViews:
     """Cuts a region out of a frame with rising context.
 
@@ -106,6 +106,9 @@ def nested_views(
             )
     boxes = [context_box(box, t, width, height) for t in chosen]
     crops = np.stack([whole_pixels(b, width, height) for b in boxes])
+    # Views hold the region, also where it had to be widened to a pixel.
+    crops[:, :2] = np.minimum(crops[:, :2], crops[0, :2])
+    crops[:, 2:] = np.maximum(crops[:, 2:], crops[0, 2:])
     return NestedViews(
         contexts=chosen,
         crops=crops,
@@ -239,18 +242,18 @@ def roi_in_view(
     return np.trunc(inside.astype(np.float32) * scale)
 
 
-def to_gray(frame: Frame) -> NDArray[np.float32]:
-    """The grey values that hashes are made of, float32 (H, W)."""
-    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+def to_gray(frame: Frame) -> NDArray[np.uint8]:
+    """The grey values that hashes are made of, uint8 (H, W)."""
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
 def perceptual_hash(
-    gray: NDArray[np.float32], box: NDArray[np.float32]
+    gray: NDArray[np.uint8], box: NDArray[np.float32]
 ) -> NDArray[np.bool_]:
     """64 bits: which of the lowest frequencies of a crop lie above their mean.
 
     Args:
-        gray: float32 (H, W).
+        gray: uint8 (H, W).
         box: of the crop, float32 (4,) in pixels.
 
     Returns:
@@ -258,16 +261,17 @@ def perceptual_hash(
     """
     height, width = gray.shape
     x1, y1, x2, y2 = whole_pixels(box, width, height)
-    small = cv2.resize(gray[y1:y2, x1:x2], (HASH_SIZE, HASH_SIZE))
+    crop = gray[y1:y2, x1:x2].astype(np.float32)
+    small = cv2.resize(crop, (HASH_SIZE, HASH_SIZE))
     lowest = cv2.dct(small)[:HASH_SIDE, :HASH_SIDE].reshape(-1)
     return lowest > lowest.mean()
 
 
-def hash_distances(gray: NDArray[np.float32], region: RegionBox) -> NDArray[np.int64]:
+def hash_distances(gray: NDArray[np.uint8], region: RegionBox) -> NDArray[np.int64]:
     """How far the region's hash is from that of each candidate, int64 (10,).
 
     Args:
-        gray: float32 (H, W).
+        gray: uint8 (H, W).
         region: the region's box.
     """
     height, width = gray.shape
@@ -298,12 +302,12 @@ def pick_contexts(distances: NDArray[np.int64], count: int) -> tuple[float, ...]
 
 
 def image_contexts(
-    gray: NDArray[np.float32], region: RegionBox, count: int
+    gray: NDArray[np.uint8], region: RegionBox, count: int
 ) -> tuple[float, ...]:
     """The image prior: the contexts that show most that the region itself doesn't.
 
     Args:
-        gray: float32 (H, W), see :func:`to_gray`.
+        gray: uint8 (H, W), see :func:`to_gray`.
         region: the region's box.
         count: the number of contexts, context 0 included.
     """

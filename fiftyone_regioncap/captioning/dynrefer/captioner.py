@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fiftyone_regioncap import assets
@@ -57,6 +58,9 @@ TASKS = ("caption", "tags", "attributes", "category")
 
 REGIONS_AT_ONCE = {"cuda": 32, "cpu": 4}
 """Regions whose views go through the ViT together. More don't make a CPU faster."""
+
+CUTTERS = 4
+"""Threads that cut views; hashing and resizing release the interpreter's lock."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,7 @@ class DynReferCaptioner:
     ) -> list[Caption]:
         looks = self._looks(clips)
         tokens = self._tokens(looks)
-        asked = set(self.settings.tasks)
+        asked = self.settings.tasks
         tags: list[list[Scored]] = [[] for _ in clips]
         attributes: list[list[Scored]] = [[] for _ in clips]
         categories: list[Scored | None] = [None for _ in clips]
@@ -321,7 +325,7 @@ class DynReferCaptioner:
             names = [attribute.name for attribute in self.attributes]
             ratio = self.settings.attribute_ratio
             attributes = [passing(names, s, ratio * float(s.mean())) for s in scores]
-        if self._class_texts is not None:
+        if self._class_texts is not None and "category" in asked:
             logits = self.class_logits(tokens["category"])
             matches = self.model.attributes.match_probability(logits)
             categories = [
@@ -424,29 +428,29 @@ class DynReferCaptioner:
         return by_task
 
     def _encode(self, looks: _Looks, contexts: str | tuple[float, ...]) -> Tensor:
-        grays: dict[int, NDArray[np.float32]] = {}
-        pieces = []
-        for start in range(0, len(looks.frames), self.settings.regions_at_once):
-            stop = min(start + self.settings.regions_at_once, len(looks.frames))
-            views: list[NestedViews] = []
-            for frame, mask in zip(
-                looks.frames[start:stop], looks.masks[start:stop], strict=True
-            ):
-                # Objects of one video share their frames.
-                if contexts == "image" and id(frame) not in grays:
-                    grays[id(frame)] = to_gray(frame)
-                views.append(
-                    nested_views(
-                        frame,
-                        mask,
-                        contexts=contexts,
-                        count=self.model.config.views,
-                        size=self.model.picture_size,
-                        gray=grays.get(id(frame)),
-                    )
-                )
-            pieces.append(self.model.region_tokens(*stack_views(views)))
-        return torch.cat(pieces)
+        """The Q-Former's tokens of all looks, float32 (S, queries, width)."""
+        # Objects of one video share their frames.
+        grays = {id(f): to_gray(f) for f in looks.frames if contexts == "image"}
+
+        def cut(frame: Frame, mask: Mask) -> NestedViews:
+            return nested_views(
+                frame,
+                mask,
+                contexts=contexts,
+                count=self.model.config.views,
+                size=self.model.picture_size,
+                gray=grays.get(id(frame)),
+            )
+
+        # Views of the next regions are cut while the networks work on these.
+        with ThreadPoolExecutor(CUTTERS) as pool:
+            views = pool.map(cut, looks.frames, looks.masks)
+            return torch.cat(
+                [
+                    self.model.region_tokens(*stack_views(together))
+                    for together in _batches(views, self.settings.regions_at_once)
+                ]
+            )
 
     def _sentences(self, generated: Generated) -> list[dict[str, Any]]:
         texts = self.decode(generated)
@@ -458,6 +462,11 @@ class DynReferCaptioner:
             {"text": text, "confidence": float(mean), "tokens": int(count)}
             for text, mean, count in zip(texts, means, counts, strict=True)
         ]
+
+
+def _batches(views: Iterator[NestedViews], size: int) -> Iterator[list[NestedViews]]:
+    while together := list(islice(views, size)):
+        yield together
 
 
 def stack_views(views: Sequence[NestedViews]) -> tuple[Tensor, Tensor]:

@@ -35,14 +35,14 @@ class QueryLayer(nn.Module):
         """One layer.
 
         Args:
-            texts: float (S, N, W).
+            texts: float (S, N, W); (1, N, W) where they are the same for all regions.
             region: float (S, Q, W).
 
         Returns:
             float (S, N, W).
         """
         attended = F.scaled_dot_product_attention(
-            self._split(self.query(texts)),
+            self._split(self.query(texts)).expand(len(region), -1, -1, -1),
             self._split(self.key(region)),
             self._split(self.value(region)),
         )
@@ -97,7 +97,7 @@ class QueryHead(nn.Module):
         at_once = max(1, ROWS_AT_ONCE // max(1, len(tokens)))
         pieces = []
         for piece in texts.split(at_once):
-            features = self.text_proj(piece).expand(len(tokens), -1, -1)
+            features = self.text_proj(piece)[None]
             for layer in self.layers:
                 features = layer(features, region)
             if self.normalize:

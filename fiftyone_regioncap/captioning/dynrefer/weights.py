@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,9 @@ WHERE = (
 )
 
 State = dict[str, Tensor]
+
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile)
+"""What torch and numpy raise when a file is cut off or no file of theirs."""
 
 _RENAMED: tuple[tuple[str, str], ...] = (
     (r"^cem_memory$", "control_memory"),
@@ -140,18 +144,19 @@ def locate(folder: Path, checkpoint: str | None = None) -> Files:
         raise WeightsError(
             f"dynrefer's weights are a folder, and {folder} is none. {WHERE}"
         )
-    if checkpoint is not None:
-        found = [folder / checkpoint] if (folder / checkpoint).is_file() else []
-    else:
-        found = [folder / n for n in (*TRAINED, *PUBLISHED) if (folder / n).is_file()]
-        # The same weights twice, once in each format.
-        found = [
-            p for p in found if p.with_suffix(".safetensors") not in found[:1]
-        ] or (found[:1])
+    names = (*TRAINED, *PUBLISHED) if checkpoint is None else (checkpoint,)
+    there = [folder / name for name in names if (folder / name).is_file()]
+    # The same weights may be there in both formats.
+    found = [
+        path
+        for path in there
+        if path.suffix == ".safetensors"
+        or path.with_suffix(".safetensors") not in there
+    ]
     if len(found) != 1:
-        names = ", ".join(path.name for path in found)
+        several = ", ".join(path.name for path in found)
         raise WeightsError(
-            f"{folder} has several checkpoints ({names}); choose one with checkpoint="
+            f"{folder} has several checkpoints ({several}); choose one with checkpoint="
             if found
             else f"{folder} has no {checkpoint or ' or '.join(PUBLISHED)}. {WHERE}"
         )
@@ -318,7 +323,7 @@ def read_tensors(path: Path) -> State:
             f"{path} holds more than tensors and plain values and was not opened; "
             "save its state dict alone"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise WeightsError(
             f"{path} cannot be read ({error}); fetch it again"
         ) from error
