@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
-from fiftyone_regioncap.captioning.dam.tokenizer import SPACE
+SPACE = "▁"
+"""What stands for the space before a word in a token, as sentencepiece writes it."""
 
 
 def _words(text: str) -> frozenset[str]:
