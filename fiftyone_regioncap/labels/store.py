@@ -19,14 +19,15 @@ import fiftyone.core.clips as foc
 import fiftyone.core.frame as fofr
 import fiftyone.core.odm as foo
 import fiftyone.core.sample as fos
+import fiftyone.core.view as fov
 from bson import ObjectId
 from pymongo import UpdateMany, UpdateOne
 
 Document: TypeAlias = dict[str, Any]
 """A document or sub-document as it lies in the database."""
 
-FRAMES_PER_QUERY = 256
-"""How many frame numbers one query names at most."""
+FRAMES_PER_QUERY = 128
+"""How many frames one query names at most."""
 
 FRAMES_PREFIX = "frames."
 
@@ -141,26 +142,31 @@ class Store:
         self, paths: Sequence[str], query: Document, unfiltered: bool
     ) -> Iterator[Document]:
         projection = {"_id": 0, "frame_number": 1, **dict.fromkeys(paths, 1)}
-        view = None if unfiltered else self._filtering_frames()
-        if view is None:
-            found = self.dataset._frame_collection.find(query, projection)
-            yield from found.sort("frame_number", 1)
-        else:
+        found = self.dataset._frame_collection.find
+        if unfiltered or not self._filters_frames():
+            yield from found(query, projection).sort("frame_number", 1)
+            return
+        # A view joins frames to their sample, for which MongoDB allows 100 MB at once.
+        selected = fov.make_optimized_select_view(self.sample._view, self.sample.id)
+        numbers = found(query, {"frame_number": 1}).sort("frame_number", 1)
+        present = (document["frame_number"] for document in numbers)
+        while chunk := list(islice(present, FRAMES_PER_QUERY)):
+            pipeline = selected._pipeline(
+                frames_only=True, support=[chunk[0], chunk[-1]]
+            )
             stages = [
-                {"$match": query},
+                {"$match": {"frame_number": {"$in": chunk}}},
                 {"$sort": {"frame_number": 1}},
                 {"$project": projection},
             ]
             yield from foo.aggregate(
-                view._sample_collection, [*view._frames_pipeline, *stages]
+                selected._dataset._sample_collection, [*pipeline, *stages]
             )
 
-    def _filtering_frames(self) -> fofr.FramesView | None:
-        """The frames as the sample's view filters them; None where it doesn't."""
+    def _filters_frames(self) -> bool:
+        """Whether the sample comes from a view that filters or changes its frames."""
         frames = self.sample.frames
-        if isinstance(frames, fofr.FramesView) and frames._needs_frames:
-            return frames
-        return None
+        return isinstance(frames, fofr.FramesView) and frames._needs_frames
 
     def sample_document(self, *paths: str) -> Document:
         """Some paths of the sample's own document; those that exist."""
