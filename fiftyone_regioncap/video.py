@@ -127,9 +127,12 @@ class VideoReader:
         self._cache_frames = cache_frames
         self._last: int | None = None
         self._lock = threading.RLock()
+        self._closed = False
         self._source: _Source
         if os.path.isdir(self.path):
-            self._source = _FolderSource(self.path, fps or DEFAULT_IMAGE_FPS)
+            self._source = _FolderSource(
+                self.path, DEFAULT_IMAGE_FPS if fps is None else fps
+            )
         elif fps is not None:
             raise ValueError(f"fps is for image folders; {self.path} has its own")
         else:
@@ -175,6 +178,8 @@ class VideoReader:
             )
         index %= count
         with self._lock:
+            if self._closed:
+                raise VideoError(self.path, "the reader is closed; open a new one")
             if index not in self._cache:
                 stepping_back = (
                     self._last is not None and 0 < self._last - index < _SEEK_WORTH
@@ -219,6 +224,7 @@ class VideoReader:
     def close(self) -> None:
         """Lets go of the file and of all frames; closing twice is fine."""
         with self._lock:
+            self._closed = True
             self._source.close()
             self._cache.clear()
 

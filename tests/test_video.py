@@ -318,6 +318,27 @@ def test_a_stream_cut_out_of_an_open_gop_starts_at_its_first_whole_frame(
     assert 0 < numbers[0] < 20
 
 
+def test_frames_before_the_start_of_an_edit_list_do_not_count(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", PLAIN, bf="2", g="25")
+    part = tmp_path / "part.mp4"
+    with av.open(str(whole)) as source, av.open(str(part), "w") as out:
+        stream = source.streams.video[0]
+        out.container_options["avoid_negative_ts"] = "disabled"
+        copy = out.add_stream_from_template(stream)
+        frame = int(1 / (stream.average_rate * stream.time_base))
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.pts -= 10 * frame
+                packet.dts -= 10 * frame
+                packet.stream = copy
+                out.mux(packet)
+    with VideoReader(part) as reader:
+        forward = [number_of(image) for image in reader]
+        assert forward == list(range(10, COUNT))
+        for index in orders(len(reader))["random"]:
+            assert number_of(reader[index]) == index + 10
+
+
 def test_reading_in_order_never_seeks(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +403,15 @@ def test_numbers_outside_the_video(plain: Path, index: int) -> None:
 def test_negative_numbers_count_from_the_end(plain: Path) -> None:
     with VideoReader(plain) as reader:
         assert number_of(reader[-1]) == COUNT - 1
+
+
+def test_a_closed_reader_says_so(plain: Path) -> None:
+    reader = VideoReader(plain)
+    reader[0]
+    reader.close()
+    reader.close()
+    with pytest.raises(VideoError, match="closed"):
+        reader[0]
 
 
 # Files that can't be used at all.
@@ -534,6 +564,12 @@ def test_a_broken_folder_image(tmp_path: Path) -> None:
     with VideoReader(folder) as reader, pytest.raises(VideoError, match=r"1\.png") as e:
         list(reader)
     assert e.value.last_good_frame == 0
+
+
+def test_a_folder_without_a_rate_that_makes_sense(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "images", ["0.png"])
+    with pytest.raises(ValueError, match="fps"):
+        VideoReader(folder, fps=0)
 
 
 @pytest.mark.parametrize(
