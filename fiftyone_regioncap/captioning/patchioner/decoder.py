@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fiftyone_regioncap.captioning.patchioner.gpt2 import (
-    Gpt2,
     Gpt2Config,
     KeyValueCache,
+    LanguageModel,
 )
 from fiftyone_regioncap.errors import WeightsError
 
@@ -38,13 +38,11 @@ class Generated:
     log_probabilities: Tensor
     lengths: Tensor
 
-    def confidence(self) -> tuple[Tensor, Tensor]:
-        """Mean and least token probability up to the end token, float32 (R,) each."""
+    def confidence(self) -> Tensor:
+        """Mean token probability up to the end token, float32 (R,) in [0, 1]."""
         places = torch.arange(self.ids.shape[1], device=self.ids.device)
         inside = places < self.lengths[:, None]
-        probabilities = self.log_probabilities.exp()
-        mean = (probabilities * inside).sum(dim=1) / self.lengths
-        return mean, probabilities.masked_fill(~inside, 1).amin(dim=1)
+        return (self.log_probabilities.exp() * inside).sum(dim=1) / self.lengths
 
     def reference_score(self) -> Tensor:
         """The product of all token probabilities, float64 (R,).
@@ -54,14 +52,6 @@ class Generated:
         off.
         """
         return self.log_probabilities.double().sum(dim=1).exp()
-
-
-class _LanguageModel(nn.Module):
-    """Holds the GPT-2 under the name that the published state dict has for it."""
-
-    def __init__(self, config: Gpt2Config, dropout: float) -> None:
-        super().__init__()
-        self.transformer = Gpt2(config, dropout)
 
 
 class _PrefixLayers(nn.Module):
@@ -95,7 +85,7 @@ class PrefixDecoder(nn.Module):
         """
         super().__init__()
         config = config or Gpt2Config()
-        self.decoder = _LanguageModel(config, dropout)
+        self.decoder = LanguageModel(config, dropout)
         self.clip_project = _PrefixLayers(prefix_width, config.width)
         self.config = config
         self.prefix_width = prefix_width
@@ -166,6 +156,11 @@ class PrefixDecoder(nn.Module):
             return cls.from_state_dict(state, heads)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.transformer.wte.weight.device
 
     def published_state_dict(self) -> dict[str, Tensor]:
         """The weights under the published names, the shared output layer included."""

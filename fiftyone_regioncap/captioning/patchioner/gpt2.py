@@ -191,3 +191,13 @@ class Gpt2(nn.Module):
     def logits(self, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
         """Scores of the ids below ``vocabulary`` (None: all), (..., ids)."""
         return hidden @ self.wte.weight[:vocabulary].T
+
+
+class LanguageModel(nn.Module):
+    """A GPT-2 under the name that published state dicts hold it by."""
+
+    transformer: Gpt2
+
+    def __init__(self, config: Gpt2Config, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.transformer = Gpt2(config, dropout)

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fiftyone_regioncap.captioning.confidence import SPACE, content_minimum
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.meacap import CAPTIONS, ConceptReader
@@ -17,6 +18,7 @@ from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     Prompting,
     ViecapDecoder,
+    ViecapOutput,
     choose_entities,
     entity_probabilities,
 )
@@ -30,7 +32,8 @@ class Description:
         text: as the decoder writes it, spaces around punctuation included; None where
             the reference fails (an id outside CLIP's vocabulary).
         confidence: mean token probability in [0, 1]; None where there is none.
-        min_confidence: the lowest token probability in [0, 1].
+        min_confidence: the lowest token probability over content words in [0, 1];
+            None where there are none.
         tokens: generated for this region, the end token included.
         score: the reference's: product of 30 token probabilities for DeCap, perplexity
             for ViECap (lower is better); None outside ``compat="reference"``.
@@ -106,22 +109,24 @@ class DecapLanguage:
         if self.nearest_text and self.memory is not None:
             texts = self.memory.nearest_texts(embeddings, skip_zero_rows=reference)
             return [Description(text) for text in texts]
-        device = self.decoder.clip_project.model[0].weight.device
         generated = self.decoder.generate(
-            self.prefixes(embeddings).to(device),
+            self.prefixes(embeddings).to(self.decoder.device),
             end_id=self.vocabulary.end_id,
             early_stop=not reference,
             vocabulary=None if reference else len(self.vocabulary),
         )
         rows = generated.ids.tolist()
         failed = reference and any(max(ids) >= len(self.vocabulary) for ids in rows)
-        means, least = (values.tolist() for values in generated.confidence())
+        means = generated.confidence().tolist()
+        probabilities = generated.log_probabilities.exp().tolist()
         scores = generated.reference_score().tolist()
         return [
             Description(
                 text=None if failed else self.vocabulary.caption(ids),
                 confidence=means[row],
-                min_confidence=least[row],
+                min_confidence=content_minimum(
+                    self.vocabulary.pieces(ids[:length]), probabilities[row][:length]
+                ),
                 tokens=length,
                 score=scores[row] if reference else None,
                 ids=tuple(ids),
@@ -139,7 +144,7 @@ class ViecapLanguage:
     Attributes:
         decoder: greedy or by beams.
         names: of the entities, in the order of their embeddings.
-        entities: (E, D) unit rows.
+        entities: (E, D) unit rows; None names "something" in every hard prompt.
         prompting: of the decoder.
         compat: ``reference`` pads prompts with "!" that the decoder reads, so that a
             caption depends on its batch, and scores by perplexity.
@@ -149,8 +154,8 @@ class ViecapLanguage:
     """
 
     decoder: ViecapDecoder
-    names: Sequence[str]
-    entities: Tensor
+    names: Sequence[str] = ()
+    entities: Tensor | None = None
     prompting: Prompting = field(default_factory=Prompting)
     compat: Compat = "fixed"
     memory: TextMemory | None = None
@@ -170,6 +175,8 @@ class ViecapLanguage:
                 self.concepts.read([self.memory.texts[number] for number in row])
                 for row in found.tolist()
             ]
+        if self.entities is None:
+            return [[] for _ in embeddings]
         chances = entity_probabilities(embeddings, self.entities.to(embeddings))
         return choose_entities(
             chances,
@@ -186,8 +193,7 @@ class ViecapLanguage:
         return described
 
     def _describe(self, embeddings: Tensor) -> list[Description]:
-        device = self.decoder.mapping_network.linear.weight.device
-        embeddings = embeddings.to(device)
+        embeddings = embeddings.to(self.decoder.device)
         named = self.named(embeddings)
         output = self.decoder.generate(
             embeddings, named, self.prompting, compat=self.compat
@@ -196,9 +202,8 @@ class ViecapLanguage:
         return [
             Description(
                 text=text,
-                confidence=None
-                if output.confidence is None
-                else output.confidence[row],
+                confidence=output.confidence(row),
+                min_confidence=self._least(output, row),
                 tokens=len(output.ids[row]),
                 score=self.decoder.perplexity(text) if reference else None,
                 ids=tuple(output.ids[row]),
@@ -206,3 +211,10 @@ class ViecapLanguage:
             )
             for row, text in enumerate(output.texts)
         ]
+
+    def _least(self, output: ViecapOutput, row: int) -> float | None:
+        if output.probabilities is None:
+            return None
+        tokens = self.decoder.tokenizer.convert_ids_to_tokens(output.ids[row])
+        pieces = [token.replace("Ġ", SPACE) for token in tokens]
+        return content_minimum(pieces, output.probabilities[row])

@@ -6,6 +6,7 @@ softmax-weighted mean of the memory's text embeddings (DeCap, arXiv 2303.03032).
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ TEMPERATURE = 0.01
 
 ROWS_AT_ONCE = 16_384
 """Rows of the memory per chunk; with 1,369 queries, similarities take 90 MB."""
+
+NEIGHBOURS = 256
+"""Rows per feature that an index is asked for."""
 
 _EMBEDDINGS, _TEXT = "-embeddings", "-text"
 _loaded: weakref.WeakValueDictionary[tuple[object, ...], TextMemory] = (
@@ -80,7 +84,6 @@ class TextMemory:
         self.texts = texts
         self.raw_values = raw_values
         self._index: Any = None
-        self._neighbours = 0
         lengths = torch.empty(len(embeddings), dtype=torch.float32)
         for rows in self._chunks():
             torch.linalg.vector_norm(embeddings[rows].float(), dim=1, out=lengths[rows])
@@ -141,6 +144,32 @@ class TextMemory:
                 "use the memory that belongs to it"
             )
         return memory
+
+    @classmethod
+    def load_folder(
+        cls, folder: str | Path, device: torch.device | str = "cpu"
+    ) -> TextMemory:
+        """Reads MeaCap's layout: ``memory_captions.json`` and the vectors beside it.
+
+        Args:
+            folder: with ``memory_captions.json`` (a list) and
+                ``memory_clip_embeddings.pt`` (float (rows, D)).
+            device: where to search.
+
+        Raises:
+            WeightsError: when a file is missing or they don't fit.
+        """
+        folder = Path(folder)
+        try:
+            texts = json.loads((folder / "memory_captions.json").read_text())
+            vectors = torch.load(
+                folder / "memory_clip_embeddings.pt",
+                map_location="cpu",
+                weights_only=True,
+            )
+        except Exception as error:
+            raise WeightsError(f"no memory in {folder}: {error}") from error
+        return cls(vectors.float(), texts, device=device)
 
     @property
     def width(self) -> int:
@@ -222,23 +251,56 @@ class TextMemory:
             numbers = torch.cumsum(self._lengths.cpu() > 0, dim=0)[numbers] - 1
         return [self.texts[number] for number in numbers.tolist()]
 
-    def index(self, index: Any = None, *, neighbours: int = 256) -> None:
+    def use_index(self, path: str | Path | None = None, **options: int) -> None:
         """Searches by faiss from now on: faster, and no longer over every row.
 
-        At temperature 0.01 the softmax lives off the nearest rows, so the mean over
-        the nearest hundreds is the mean over all to many digits, if they are found.
+        At temperature 0.01 the softmax lives off the nearest rows, so that the mean
+        over the nearest hundreds is the mean over all to many digits, if they are
+        found; :meth:`agreement` measures how often.
 
         Args:
-            index: a faiss index of the rows with length 1 by inner product, in order;
-                None builds an inverted file over about sqrt(rows) lists.
-            neighbours: rows per feature.
+            path: of the index; one that is not there is built and written. None keeps
+                it in RAM only.
+            options: of :func:`build_faiss_index`.
 
         Raises:
             BackendError: when faiss is not installed.
+            WeightsError: when the file is the index of another memory.
         """
-        if index is None:
-            index = build_faiss_index(self)
-        self._index, self._neighbours = index, min(neighbours, len(self))
+        faiss = _faiss()
+        if path is not None and Path(path).is_file():
+            index = faiss.read_index(str(path))
+            if (index.ntotal, index.d) != tuple(self.embeddings.shape):
+                raise WeightsError(
+                    f"{path} indexes {index.ntotal} rows of {index.d} channels, the "
+                    f"memory has {tuple(self.embeddings.shape)}; delete it"
+                )
+        else:
+            index = build_faiss_index(self, **options)
+            if path is not None:
+                faiss.write_index(index, str(path))
+        self._index = index
+
+    def use_all_rows(self) -> None:
+        """Searches every row again."""
+        self._index = None
+
+    def agreement(self, features: Tensor) -> Tensor:
+        """How near the index comes to the search over every row.
+
+        Args:
+            features: (N, D), such as will be asked for.
+
+        Returns:
+            cosines between both projections, float32 (N,); all 1 without an index.
+        """
+        index, near = self._index, self.project(features)
+        try:
+            self._index = None
+            exact = self.project(features)
+        finally:
+            self._index = index
+        return torch.nn.functional.cosine_similarity(near, exact)
 
     def _directions(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.width:
@@ -281,7 +343,7 @@ class TextMemory:
 
     def _project_neighbours(self, queries: Tensor, temperature: float) -> Tensor:
         cosines, numbers = self._index.search(
-            queries.cpu().numpy().astype(np.float32), self._neighbours
+            queries.cpu().numpy(), min(NEIGHBOURS, len(self))
         )
         found = torch.from_numpy(numbers).to(queries.device)
         logits = torch.from_numpy(cosines).to(queries.device).div(temperature)
@@ -300,7 +362,7 @@ class TextMemory:
 def build_faiss_index(
     memory: TextMemory, *, lists: int | None = None, probes: int = 32
 ) -> Any:
-    """An inverted file over a memory's rows, for :meth:`TextMemory.index`.
+    """An inverted file over a memory's rows, for :meth:`TextMemory.use_index`.
 
     Args:
         memory: to search.
@@ -310,12 +372,7 @@ def build_faiss_index(
     Raises:
         BackendError: when faiss is not installed.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise BackendError(
-            "searching the memory with an index needs faiss: pip install faiss-cpu"
-        ) from error
+    faiss = _faiss()
     rows = len(memory.embeddings)
     lists = lists or max(1, min(int(rows**0.5), rows // 39))
     quantizer = faiss.IndexFlatIP(memory.width)
@@ -330,6 +387,16 @@ def build_faiss_index(
         index.add(_unit_rows(memory, chunk))
     index.nprobe = min(probes, lists)
     return index
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise BackendError(
+            "searching the memory with an index needs faiss: pip install faiss-cpu"
+        ) from error
+    return faiss
 
 
 def _unit_rows(memory: TextMemory, numbers: Tensor) -> NDArray[np.float32]:

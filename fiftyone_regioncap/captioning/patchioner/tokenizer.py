@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.confidence import SPACE
 from fiftyone_regioncap.errors import PromptError, WeightsError
 
 START = "<|startoftext|>"
@@ -109,6 +110,21 @@ class ClipVocabulary:
                 ids = [*ids[: length - 1], self.end_id]
             row[: len(ids)] = ids
         return rows
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The tokens of ids, a leading space as sentencepiece has it.
+
+        Raises:
+            KeyError: when an id is outside the vocabulary.
+        """
+        pieces, begins = [], True
+        for number in ids:
+            token = self._tokens[int(number)]
+            special = token in (START, END)
+            word = "" if special else token.removesuffix("</w>")
+            pieces.append(f"{SPACE}{word}" if begins else word)
+            begins = special or token.endswith("</w>")
+        return pieces
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, special tokens included, word ends as spaces.

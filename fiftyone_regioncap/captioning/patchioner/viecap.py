@@ -7,7 +7,7 @@ after, the tokens of "There are dog, ball in image.", and lets a fine-tuned GPT-
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.gpt2 import (
-    Gpt2,
     Gpt2Config,
     KeyValueCache,
+    LanguageModel,
 )
 from fiftyone_regioncap.errors import WeightsError
 
@@ -27,6 +27,34 @@ STEPS = 64
 
 TEMPERATURE = 0.01
 """Of the softmax over entities."""
+
+TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""Sentences that an entity's vector is averaged over (Radford et al. 2021)."""
+
+# fmt: off
+COCO_CATEGORIES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck",
+    "boat", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench",
+    "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra",
+    "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove",
+    "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork",
+    "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
+    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)
+# fmt: on
+"""What the published ViECap models may name; see :func:`embed_entities`."""
 
 _EXCLAMATION = 0
 
@@ -50,6 +78,24 @@ class Prompting:
     top_k: int = 3
     threshold: float = 0.4
     beams: int = 1
+
+
+def embed_entities(
+    names: Sequence[str], encode: Callable[[Sequence[str]], Tensor]
+) -> Tensor:
+    """The vectors that entities are retrieved by.
+
+    Args:
+        names: of the entities.
+        encode: texts to vectors (n, D) of the space of the region embeddings.
+
+    Returns:
+        float32 (E, D), unit rows: the mean over templates of unit vectors.
+    """
+    texts = [template.format(name) for name in names for template in TEMPLATES]
+    vectors = nn.functional.normalize(encode(texts), dim=1)
+    means = vectors.unflatten(0, (len(names), len(TEMPLATES))).mean(dim=1)
+    return nn.functional.normalize(means, dim=1)
 
 
 def entity_probabilities(features: Tensor, entities: Tensor) -> Tensor:
@@ -184,15 +230,21 @@ class ViecapOutput:
     Attributes:
         texts: one per region.
         ids: the tokens of each, the stop token included.
-        confidence: mean token probability of each; None from beams.
+        probabilities: of those tokens; None from beams.
         all_ids: int64 (R, T), every token generated until the last caption ended (all
             steps in the reference's way); None from beams.
     """
 
     texts: list[str]
     ids: list[list[int]]
-    confidence: list[float] | None = None
+    probabilities: list[list[float]] | None = None
     all_ids: Tensor | None = None
+
+    def confidence(self, row: int) -> float | None:
+        """Mean token probability of a caption, in [0, 1]; None from beams."""
+        if self.probabilities is None:
+            return None
+        return math.fsum(self.probabilities[row]) / len(self.probabilities[row])
 
 
 class ViecapDecoder(nn.Module):
@@ -208,8 +260,7 @@ class ViecapDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.mapping_network = mapping
-        self.gpt = nn.Module()
-        self.gpt.transformer = Gpt2(config)
+        self.gpt = LanguageModel(config)
         self.tokenizer = tokenizer
         self.stop_ids = tuple(tokenizer.encode(mark)[-1] for mark in (".", " ."))
 
@@ -268,6 +319,11 @@ class ViecapDecoder(nn.Module):
             raise WeightsError(f"not a ViECap decoder's weights: {error}") from error
         return model.float().eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.gpt.transformer.wte.weight.device
+
     def soft_prompts(self, features: Tensor) -> Tensor:
         """Features (R, D) of any length to (R, tokens, width)."""
         return self.mapping_network(nn.functional.normalize(features, dim=1))
@@ -321,7 +377,7 @@ class ViecapDecoder(nn.Module):
         return prompts
 
     def _greedy(self, prompts: Sequence[Tensor], early_stop: bool) -> ViecapOutput:
-        model: Gpt2 = self.gpt.transformer
+        model = self.gpt.transformer
         longest = max(len(prompt) for prompt in prompts)
         embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
         valid = torch.zeros(embeddings.shape[:2], dtype=torch.bool).to(
@@ -347,19 +403,19 @@ class ViecapDecoder(nn.Module):
             if padding is not None:
                 padding = nn.functional.pad(padding, (0, 1), value=True)
         all_ids = torch.stack(chosen, dim=1)
-        kept, confidence = [], []
-        for row, probabilities in zip(
+        kept, probabilities = [], []
+        for row, chances in zip(
             all_ids.tolist(), torch.stack(scores, dim=1).tolist(), strict=True
         ):
             stop = next((i for i, n in enumerate(row) if n in self.stop_ids), len(row))
             kept.append(row[: stop + 1])
-            confidence.append(math.fsum(probabilities[: stop + 1]) / len(kept[-1]))
+            probabilities.append(chances[: stop + 1])
         texts = [self.tokenizer.decode(row) for row in kept]
-        return ViecapOutput(texts, kept, confidence, all_ids)
+        return ViecapOutput(texts, kept, probabilities, all_ids)
 
     def _beam_search(self, prompt: Tensor, beams: int) -> list[int]:
         """The likeliest caption per token of some that are followed in parallel."""
-        model: Gpt2 = self.gpt.transformer
+        model = self.gpt.transformer
         steps = min(STEPS, model.config.positions - len(prompt))
         cache = KeyValueCache(capacity=len(prompt) + steps)
         hidden = model(prompt[None], cache)[:, -1]
@@ -397,7 +453,7 @@ class ViecapDecoder(nn.Module):
 
         The reference gives it out as a score, though lower is better.
         """
-        model: Gpt2 = self.gpt.transformer
+        model = self.gpt.transformer
         ids = torch.tensor(
             [self.tokenizer.encode(text)], device=model.wte.weight.device
         )

@@ -182,7 +182,7 @@ class DinoTower:
         count = self.side // patch
         return [
             FrameFeatures(
-                grid=Grid(count, count, patch, *frame.shape[:2], crop=self.crop),
+                grid=grid_of(frame, count, patch, self.crop),
                 patches=tokens[i, first:],
                 cls=tokens[i, 0],
                 registers=tokens[i, 1:first],
@@ -190,6 +190,12 @@ class DinoTower:
             )
             for i, frame in enumerate(frames)
         ]
+
+
+def grid_of(frame: Frame, count: int, patch: int, crop: bool) -> Grid:
+    """The grid of a frame, uint8 (H, W, 3), under ``count`` x ``count`` patches."""
+    height, width = frame.shape[:2]
+    return Grid(count, count, patch, height, width, crop)
 
 
 def _query_and_key(attention: Any) -> tuple[Any, Any]:

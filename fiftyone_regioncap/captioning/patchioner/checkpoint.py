@@ -1,0 +1,488 @@
+"""Published checkpoints: one YAML file that names a decoder and what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
+from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
+from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
+from fiftyone_regioncap.captioning.patchioner.language import (
+    DecapLanguage,
+    Language,
+    ViecapLanguage,
+)
+from fiftyone_regioncap.captioning.patchioner.meacap import (
+    PARSER_REPOSITORY,
+    SENTENCE_REPOSITORY,
+    ConceptReader,
+)
+from fiftyone_regioncap.captioning.patchioner.memory import (
+    TextMemory,
+    memory_file_name,
+)
+from fiftyone_regioncap.captioning.patchioner.model import Patchioner
+from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
+from fiftyone_regioncap.captioning.patchioner.text import CLIP_REPOSITORY, TextEncoder
+from fiftyone_regioncap.captioning.patchioner.tokenizer import (
+    ClipVocabulary,
+    load_gpt2_tokenizer,
+)
+from fiftyone_regioncap.captioning.patchioner.viecap import (
+    COCO_CATEGORIES,
+    Prompting,
+    ViecapDecoder,
+    embed_entities,
+)
+from fiftyone_regioncap.captioning.patchioner.vision import Backbone, DinoTower
+from fiftyone_regioncap.errors import BackendError, WeightsError
+
+DEFAULT_REPOSITORY = "Ruggero1912/Patch-ioner_talk2dino_decap_COCO_Captions"
+"""The model of the paper's main rows: Talk2DINO with a memory."""
+
+HUB_FILES = ("*.yaml", "*.json", "*.pt", "*.pth", "*.h5", "*.safetensors", "*.txt")
+"""What is downloaded of a repository; never code, never pickles of objects."""
+
+_DINO = {
+    "dinov2_vits14_reg": "facebook/dinov2-with-registers-small",
+    "dinov2_vitb14_reg": "facebook/dinov2-with-registers-base",
+    "dinov2_vitl14_reg": "facebook/dinov2-with-registers-large",
+    "dinov2_vitg14_reg": "facebook/dinov2-with-registers-giant",
+}
+_CLIP = {
+    "vit_base_patch16_clip_224.openai": "openai/clip-vit-base-patch16",
+    "vit_base_patch32_clip_224.openai": "openai/clip-vit-base-patch32",
+}
+_UNSUPPORTED = {
+    "invite": "its attention masks are in no library this package uses",
+    "denseclip": "its weights load only through the authors' own code",
+    "proxyclip": "its published row comes from features of unusual scale (a bug)",
+    "regionclip": "its ResNet loads only through the authors' own code",
+    "alphaclip": "its weights load only through the authors' own code",
+    "dinotxt": "its text tower loads only through torch.hub, which runs remote code",
+}
+
+
+@dataclass(frozen=True)
+class ViecapConfig:
+    """The ``viecap:`` part of a configuration.
+
+    Attributes:
+        weight_path: file of the decoder.
+        prompting: of the decoder.
+        concepts: whether hard prompts name MeaCap's concepts, not retrieved entities.
+        memory: for MeaCap, folder with ``memory_captions.json``.
+        parser: for MeaCap, folder or repository of the scene-graph parser.
+        sentences: for MeaCap, folder or repository of the sentence encoder.
+        entities: names that may be retrieved; None for COCO's 80 categories.
+        heads: of the GPT-2's blocks.
+    """
+
+    weight_path: str
+    prompting: Prompting = field(default_factory=Prompting)
+    concepts: bool = False
+    memory: str = "memory"
+    parser: str = PARSER_REPOSITORY
+    sentences: str = SENTENCE_REPOSITORY
+    entities: tuple[str, ...] | None = None
+    heads: int = 12
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> ViecapConfig:
+        """Reads the part of a published YAML, with MeaCap's part inside it.
+
+        Raises:
+            WeightsError: when it names no decoder.
+        """
+        if "weight_path" not in values:
+            raise WeightsError("the viecap part of the configuration lacks weight_path")
+        greedy = bool(values.get("using_greedy_search", True))
+        only_hard = bool(values.get("only_hard_prompt", False))
+        prompting = Prompting(
+            soft=not only_hard,
+            hard=bool(values.get("using_hard_prompt", True)) or only_hard,
+            soft_first=bool(values.get("soft_prompt_first", True)),
+            top_k=int(values.get("top_k", 3)),
+            threshold=float(values.get("threshold", 0.4)),
+            beams=1 if greedy else int(values.get("beam_width", 5)),
+        )
+        meacap = values.get("meacap") or {}
+        return cls(
+            weight_path=str(values["weight_path"]),
+            prompting=prompting,
+            concepts=bool(meacap),
+            memory=f"memory/{meacap.get('memory_id', 'coco_B16_t2d')}",
+            parser=str(meacap.get("parser_checkpoint", PARSER_REPOSITORY)),
+            sentences=str(meacap.get("wte_model_path", SENTENCE_REPOSITORY)),
+            entities=values.get("entities"),
+            heads=int(values.get("heads", 12)),
+        )
+
+
+@dataclass(frozen=True)
+class PatchionerConfig:
+    """What a checkpoint is made of. Names that the published YAML has mean the same.
+
+    Attributes:
+        prefix_size: channels of the region embeddings.
+        support_memory_size: rows of the memory, padding included; 0 for none.
+        decap_weights: file of the decoder.
+        dino_model: the backbone, by the published name.
+        normalize: whether projected embeddings get length 1.
+        resize_dim: side of the network's square input in pixels.
+        calculate_argmax_text: answer with the memory's nearest caption.
+        linear_talk2dino: whether the projection is a single linear layer.
+        talk2dino_weights: file of the projection.
+        viecap: takes the place of the decoder when given.
+        memory: file of the memory; None looks it up by the published name.
+        backbone: folder or repository of the image tower; None goes by ``dino_model``.
+        clip: folder or repository of the text tower, for text search.
+        vocabulary: folder, repository or file of CLIP's vocabulary; None fetches it.
+        gpt2_vocabulary: folder or repository of GPT-2's, for ViECap; None fetches it.
+        heads: of the decoder's blocks.
+        crop: see :func:`~.vision.preprocess`.
+        compat: whose numbers.
+        index: whether to search the memory by faiss.
+    """
+
+    prefix_size: int = 768
+    support_memory_size: int = 0
+    decap_weights: str | None = None
+    dino_model: str = "dinov2_vitb14_reg"
+    normalize: bool = True
+    resize_dim: int = 518
+    calculate_argmax_text: bool = False
+    linear_talk2dino: bool = False
+    talk2dino_weights: str = "vitb_mlp_infonce.pth"
+    viecap: ViecapConfig | None = None
+    memory: str | None = None
+    backbone: str | None = None
+    clip: str = CLIP_REPOSITORY
+    vocabulary: str | None = None
+    gpt2_vocabulary: str | None = None
+    heads: int = 4
+    crop: bool = False
+    compat: Compat = "fixed"
+    index: bool = False
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> PatchionerConfig:
+        """Reads a published configuration; keys of its baselines are left out.
+
+        Raises:
+            WeightsError: when it is not a Patch-ioner configuration.
+            BackendError: when its backbone is not supported, with the reason.
+        """
+        missing = {"prefix_size", "support_memory_size"} - values.keys()
+        if missing:
+            raise WeightsError(
+                f"the configuration lacks {', '.join(sorted(missing))}; give a "
+                "Patch-ioner config.yaml"
+            )
+        _check_supported(values)
+        known = {f.name for f in fields(cls)}
+        chosen = {key: value for key, value in values.items() if key in known}
+        if isinstance(chosen.get("viecap"), Mapping):
+            chosen["viecap"] = ViecapConfig.from_mapping(chosen["viecap"])
+        return cls(**chosen)
+
+
+def _check_supported(values: Mapping[str, Any]) -> None:
+    name = str(values.get("dino_model", "")).lower()
+    named = " ".join(
+        [name, *(key for key in values if key.endswith("_config") and values[key])]
+    ).lower()
+    if values.get("proxyclip_clipmodel"):
+        named += " proxyclip"
+    for word, reason in _UNSUPPORTED.items():
+        if word in named:
+            raise BackendError(
+                f"the backbone {word} is not supported: {reason}; use a Talk2DINO or "
+                "CLIP checkpoint"
+            )
+    if values.get("clipcap"):
+        raise BackendError("ClipCap is a baseline of the paper and not supported")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A configuration and the folder its files are in.
+
+    Attributes:
+        config: what the checkpoint is made of.
+        folder: where its files are.
+        name: as the user knows it.
+        revision: the hub's commit, or the sha256 of the decoder's file.
+    """
+
+    config: PatchionerConfig
+    folder: Path
+    name: str
+    revision: str
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path = DEFAULT_REPOSITORY,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Finds a checkpoint, downloading it when it is a hub repository.
+
+        Args:
+            source: a folder with ``config.yaml``, such a file itself, or a hub
+                repository.
+            overrides: configuration values that replace the file's.
+
+        Raises:
+            WeightsError: when there is no checkpoint there, or it is another model's.
+            BackendError: when its backbone is not supported.
+        """
+        path = Path(source).expanduser()
+        commit = None
+        if not path.exists():
+            path = _download(str(source))
+            commit = path.name
+        file = path if path.is_file() else path / "config.yaml"
+        try:
+            values = yaml.safe_load(file.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise WeightsError(
+                f"no configuration at {file}: {error}; give a folder with config.yaml "
+                f"or a hub repository such as {DEFAULT_REPOSITORY}"
+            ) from error
+        if not isinstance(values, dict):
+            raise WeightsError(f"{file} is not a Patch-ioner configuration")
+        config = PatchionerConfig.from_mapping({**values, **(overrides or {})})
+        checkpoint = cls(config, file.parent, str(source), commit or "")
+        return replace(checkpoint, revision=commit or checkpoint._digest())
+
+    def find(self, name: str) -> Path:
+        """A file of the checkpoint.
+
+        Published configurations hold the authors' own paths, so that a file is also
+        found by its last name. Files outside the folder are read only when the user
+        named them in full.
+
+        Raises:
+            WeightsError: when it is not there.
+        """
+        given = Path(name).expanduser()
+        inside = (self.folder / given).resolve()
+        root = self.folder.resolve()
+        candidates = [self.folder / given.name]
+        if inside.is_relative_to(root):
+            candidates.insert(0, inside)
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        raise WeightsError(
+            f"{self.name} has no file {given.name}; put it into {self.folder}"
+        )
+
+    def text_encoder(
+        self,
+        device: torch.device | str = "cpu",
+        vocabulary: ClipVocabulary | None = None,
+    ) -> TextEncoder:
+        """The text tower that reaches the backbone's space.
+
+        Raises:
+            WeightsError: when the projection or the tower is not there.
+        """
+        config = self.config
+        projection = None
+        if config.dino_model not in _CLIP:
+            projection = TextProjection.load(self.find(config.talk2dino_weights))
+        vocabulary = vocabulary or ClipVocabulary.load(config.vocabulary)
+        return TextEncoder.load(self._part(config.clip), projection, vocabulary, device)
+
+    def load(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Patchioner:
+        """Loads backbone and language part.
+
+        Args:
+            device: where to run.
+            dtype: of backbone and decoder; None is bfloat16 on CUDA, float32 elsewhere.
+                The memory is searched in float16 when this is half precision.
+
+        Raises:
+            WeightsError: when a file is missing, corrupt or of another model.
+        """
+        if dtype is None:
+            dtype = (
+                torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+            )
+        backbone = self._backbone(device, dtype)
+        language = self._language(device, dtype)
+        return Patchioner(backbone, language, self.config.compat)
+
+    def _backbone(self, device: torch.device | str, dtype: torch.dtype) -> Backbone:
+        config = self.config
+        clip = config.dino_model in _CLIP
+        published = (_CLIP if clip else _DINO).get(config.dino_model)
+        if published is None and config.backbone is None:
+            raise BackendError(
+                f"the backbone {config.dino_model} is not supported; use one of "
+                f"{', '.join([*_DINO, *_CLIP])}, or name a folder as 'backbone'"
+            )
+        source = self._part(config.backbone or str(published))
+        name = published or str(source)
+        side = config.resize_dim
+        from transformers import CLIPVisionModelWithProjection, Dinov2WithRegistersModel
+
+        kind = CLIPVisionModelWithProjection if clip else Dinov2WithRegistersModel
+        try:
+            model = kind.from_pretrained(source).to(device, dtype).eval()
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"the backbone {source} cannot be loaded: {error}"
+            ) from error
+        if clip:
+            return ClipTower(model, name, side, config.crop)
+        return DinoTower(model, name, side, config.crop)
+
+    def _language(self, device: torch.device | str, dtype: torch.dtype) -> Language:
+        config = self.config
+        if config.viecap is not None:
+            return self._viecap(config.viecap, device, dtype)
+        if config.decap_weights is None:
+            raise WeightsError(f"{self.name} names no decoder (decap_weights)")
+        decoder = PrefixDecoder.load(self.find(config.decap_weights), config.heads)
+        if decoder.prefix_width != config.prefix_size:
+            raise WeightsError(
+                f"the decoder reads {decoder.prefix_width} channels, the configuration "
+                f"says {config.prefix_size}; use files of one checkpoint"
+            )
+        vocabulary = ClipVocabulary.load(config.vocabulary)
+        if decoder.config.vocabulary < len(vocabulary):
+            raise WeightsError(
+                f"the decoder knows {decoder.config.vocabulary} tokens, CLIP's "
+                f"vocabulary has {len(vocabulary)}; it was trained with another one"
+            )
+        memory = None
+        if config.support_memory_size:
+            name = config.memory or memory_file_name(
+                config.support_memory_size, **self._memory_naming()
+            )
+            half = dtype in (torch.float16, torch.bfloat16)
+            memory = TextMemory.load(
+                self.find(name),
+                raw_values=config.dino_model not in _CLIP,
+                device=device,
+                dtype=torch.float16 if half else torch.float32,
+                width=config.prefix_size,
+            )
+            if config.index:
+                memory.use_index(self.find(name).with_suffix(".faiss"))
+        return DecapLanguage(
+            decoder.to(device, dtype),
+            vocabulary,
+            memory,
+            normalize=config.normalize,
+            compat=config.compat,
+            nearest_text=config.calculate_argmax_text,
+        )
+
+    def _memory_naming(self) -> dict[str, str]:
+        if self.config.dino_model not in _CLIP:
+            return {}
+        tower = "ViT-B/16" if "patch16" in self.config.dino_model else "ViT-B/32"
+        return {"prefix": "clip-", "postfix": "", "clip": tower}
+
+    def _viecap(
+        self, part: ViecapConfig, device: torch.device | str, dtype: torch.dtype
+    ) -> ViecapLanguage:
+        path = self.find(part.weight_path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise WeightsError(f"the decoder {path} cannot be read: {error}") from error
+        tokenizer = load_gpt2_tokenizer(self.config.gpt2_vocabulary)
+        decoder = ViecapDecoder.from_state_dict(state, tokenizer, part.heads)
+        language = ViecapLanguage(
+            decoder.to(device, dtype),
+            prompting=part.prompting,
+            compat=self.config.compat,
+        )
+        if part.concepts:
+            folder = self._part(part.memory)
+            return replace(
+                language,
+                memory=TextMemory.load_folder(folder, device),
+                concepts=ConceptReader.load(part.parser, part.sentences, device),
+            )
+        names = sorted(name.lower() for name in part.entities or COCO_CATEGORIES)
+        vectors = embed_entities(names, self.text_encoder(device))
+        return replace(language, names=tuple(names), entities=vectors)
+
+    def _part(self, source: str) -> str:
+        """A folder inside the checkpoint, or a folder or repository elsewhere."""
+        inside = (self.folder / source).resolve()
+        if inside.is_relative_to(self.folder.resolve()) and inside.is_dir():
+            return str(inside)
+        return source
+
+    def _digest(self) -> str:
+        config = self.config
+        name = config.viecap.weight_path if config.viecap else config.decap_weights
+        if name is None:
+            return "unknown"
+        return assets.sha256(self.find(name))
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(HUB_FILES)))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise WeightsError(
+            f"there is no folder {repository}, and the hub gives no repository of that "
+            f"name: {error}; give a folder with config.yaml"
+        ) from error
+
+
+def save_checkpoint(
+    folder: str | Path,
+    config: PatchionerConfig,
+    decoder: PrefixDecoder,
+    projection: TextProjection | None = None,
+) -> Path:
+    """Writes a DeCap checkpoint in the published layout.
+
+    A memory is written beside it by :func:`~.memory.build_memory` under
+    :func:`~.memory.memory_file_name`.
+
+    Args:
+        folder: made when absent.
+        config: what ``config.yaml`` shall say; the files are named by it.
+        decoder: as trained.
+        projection: that the decoder was trained behind.
+
+    Returns:
+        the folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = config.decap_weights or "decoder.pt"
+    torch.save(decoder.published_state_dict(), folder / Path(name).name)
+    if projection is not None:
+        torch.save(
+            dict(projection.state_dict()), folder / Path(config.talk2dino_weights).name
+        )
+    values = {
+        key: value
+        for key, value in asdict(replace(config, decap_weights=name)).items()
+        if value is not None
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return folder

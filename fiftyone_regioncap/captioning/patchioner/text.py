@@ -1,0 +1,97 @@
+"""CLIP's text tower, and text in the space of the patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
+from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
+from fiftyone_regioncap.errors import WeightsError
+
+CLIP_REPOSITORY = "openai/clip-vit-base-patch16"
+"""The text tower of all Talk2DINO models."""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Texts to vectors of CLIP or, behind a projection, of the backbone's patches.
+
+    Attributes:
+        tower: a ``CLIPTextModelWithProjection`` in eval mode.
+        vocabulary: CLIP's.
+        projection: into the patch space; None stays in CLIP's own.
+        batch_size: texts per pass.
+    """
+
+    tower: Any
+    vocabulary: ClipVocabulary
+    projection: TextProjection | None = None
+    batch_size: int = 256
+
+    @classmethod
+    def load(
+        cls,
+        tower: str | Path = CLIP_REPOSITORY,
+        projection: TextProjection | None = None,
+        vocabulary: ClipVocabulary | None = None,
+        device: torch.device | str = "cpu",
+    ) -> TextEncoder:
+        """Loads the tower from a folder or the hub.
+
+        Args:
+            tower: folder or repository of a CLIP model.
+            projection: into the patch space.
+            vocabulary: None loads the published one.
+            device: where to run.
+
+        Raises:
+            WeightsError: when there is no CLIP model there.
+        """
+        from transformers import CLIPTextModelWithProjection
+
+        try:
+            model = CLIPTextModelWithProjection.from_pretrained(tower)
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"no CLIP text tower at {tower}: {error}; give a folder or a hub "
+                f"repository such as {CLIP_REPOSITORY}"
+            ) from error
+        if projection is not None:
+            projection = projection.to(device)
+        return cls(
+            model.to(device).eval(), vocabulary or ClipVocabulary.load(), projection
+        )
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+        """Embeds texts.
+
+        Args:
+            texts: any number.
+            truncate: whether to cut those of more than 77 tokens.
+
+        Returns:
+            float32 (texts, D), not normalised.
+
+        Raises:
+            PromptError: when a text has more than 77 tokens and may not be cut.
+        """
+        length = int(self.tower.config.max_position_embeddings)
+        tokens = self.vocabulary.tokenize(texts, length, truncate=truncate)
+        batches = torch.from_numpy(tokens).to(self.tower.device).split(self.batch_size)
+        return torch.cat([self._encode(ids) for ids in batches])
+
+    def _encode(self, ids: Tensor) -> Tensor:
+        # CLIP reads a text at its end token, which has the highest id; transformers
+        # finds it by the configuration, where some checkpoints name another one.
+        states = self.tower.text_model(input_ids=ids).last_hidden_state
+        rows = torch.arange(len(ids), device=ids.device)
+        ends = (ids == self.vocabulary.end_id).int().argmax(dim=1)
+        vectors = self.tower.text_projection(states[rows, ends]).float()
+        return vectors if self.projection is None else self.projection(vectors)
