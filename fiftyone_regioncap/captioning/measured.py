@@ -106,10 +106,11 @@ def describe(facts: Measurements, label: str | None, *, moving: bool) -> str:
     fitting = not _DETERMINER.match(noun) and not _PERSON.fullmatch(_head(noun))
     sayable = fitting and sum(share for _, share in main) >= 0.5
     subject = _with_article(f"{colors} {noun}" if sayable else noun, plural)
-    verbs = list(_verbs(facts)) if moving else [_where(facts.first_place)]
+    verbs = list(_verbs(facts)) if moving else [f"is {_in(facts.first_place)}"]
     if plural:
         verbs = [_PLURAL_VERB.sub(_plural_verb, verb) for verb in verbs]
-    text = f"{subject}, {_area(facts)}, {_listed(verbs)}."
+    area = f"{_percent(facts.mean_area or 0)} of the {'frame' if moving else 'image'}"
+    text = f"{subject}, {area}, {_listed(verbs)}."
     if colors and not sayable:
         one = len(main) == 1
         text += f" The main color{'' if one else 's'} of the region "
@@ -142,9 +143,10 @@ def _motion(facts: Measurements) -> str:
     if facts.direction is None:
         return _where(first, last)
     if facts.direction == "still":
-        if not camera_moves:
-            return f"stays nearly still {_in(first)} of the frame"
-        return f"stays nearly still while the camera moves, seen {_route(first, last)}"
+        while_moving = " while the camera moves" if camera_moves else ""
+        if first == last or not camera_moves:
+            return f"stays nearly still {_in(first)} of the frame{while_moving}"
+        return f"stays nearly still{while_moving}, shifting {_route(first, last)}"
     if facts.direction in ("towards", "away"):
         return f"{_depth(facts.direction, 'gets')}, {_route(first, last)}"
     speed = _speed(facts.speed or 0)
@@ -170,8 +172,8 @@ def _depth(depth: str, verb: str) -> str:
     return f"{verb} {'closer to' if towards else 'farther from'} the camera"
 
 
-def _where(first: str | None, last: str | None = None) -> str:
-    if last is None or first == last:
+def _where(first: str | None, last: str | None) -> str:
+    if first == last:
         return f"is {_in(first)} of the frame"
     return f"is seen first {_in(first)} and last {_in(last)} of the frame"
 
@@ -190,10 +192,6 @@ def _speed(speed: float) -> str:
     if speed < 0.05:
         return "at less than 0.1 frame widths per second"
     return f"at about {speed:.1f} frame widths per second"
-
-
-def _area(facts: Measurements) -> str:
-    return f"{_percent(facts.mean_area or 0)} of the frame"
 
 
 def _percent(share: float) -> str:

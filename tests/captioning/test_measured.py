@@ -67,7 +67,17 @@ FACTS = Measurements(
         (
             {"direction": "still", "speed": 0.0, "camera_shift": 0.5},
             "A red car, about 5% of the frame, stays nearly still while the camera "
-            "moves, seen from the lower right to the left of the frame.",
+            "moves, shifting from the lower right to the left of the frame.",
+        ),
+        (
+            {
+                "direction": "still",
+                "speed": 0.0,
+                "camera_shift": 0.5,
+                "last_place": "lower right",
+            },
+            "A red car, about 5% of the frame, stays nearly still in the lower right "
+            "of the frame while the camera moves.",
         ),
         (
             {"direction": "towards", "depth": "towards", "last_place": "lower right"},
@@ -103,6 +113,7 @@ FACTS = Measurements(
         "turns",
         "still",
         "still_under_a_moving_camera",
+        "still_in_the_picture_too",
         "closer",
         "motion_unknown",
         "hidden",
