@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,6 @@ def write_video(
     codec: str = "libx264",
     times: Sequence[int] | None = None,
     pixels: str = "yuv420p",
-    rotation: int | None = None,
     audio: bool = False,
     container_options: dict[str, str] | None = None,
     **options: str,
@@ -71,8 +71,6 @@ def write_video(
         if times is not None:
             stream.time_base = Fraction(1, 1000)
             stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
         sound = out.add_stream("aac", rate=16000, layout="mono") if audio else None
         for rank, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
@@ -253,36 +251,43 @@ def test_the_header_frame_count_is_not_believed(tmp_path: Path) -> None:
         assert [number_of(frame) for frame in reader] == list(range(COUNT))
 
 
-@pytest.mark.parametrize("rotation", [0, 90, 180, 270, -90])
-def test_rotation_is_applied(tmp_path: Path, rotation: int) -> None:
-    path = write_video(tmp_path / "r.mp4", PLAIN[:5], rotation=rotation)
+def with_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Writes a display matrix into the header of an MP4 track (ISO 14496-12)."""
+    a, b, c, d = (value << 16 for value in matrix)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    struct.pack_into(">9i", content, place, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),  # clockwise
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), lambda image: np.rot90(image)),
+        ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+        ((1, 0, 0, -1), lambda image: image[::-1]),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+    ],
+    ids=["none", "90", "180", "270", "mirrored", "upside_down", "transposed"],
+)
+def test_the_display_matrix_is_applied(
+    tmp_path: Path,
+    matrix: tuple[int, int, int, int],
+    shown: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+) -> None:
+    path = with_matrix(write_video(tmp_path / "r.mp4", PLAIN[:5]), matrix)
+    expected = shown(PLAIN[3])
     with VideoReader(path) as reader:
-        turned = reader[3]
-        assert turned.shape == (reader.height, reader.width, 3)
-        assert turned.flags.c_contiguous
-    # The stated angle turns counterclockwise, like np.rot90.
-    assert np.abs(turned.astype(int) - np.rot90(PLAIN[3], rotation // 90)).mean() < 6
+        image = reader[3]
+        assert (reader.height, reader.width, 3) == image.shape == expected.shape
+        assert image.flags.c_contiguous
+    assert np.abs(image.astype(int) - expected).mean() < 6
     metadata = read_metadata(path)
-    shape = np.rot90(PLAIN[0], rotation // 90).shape
-    assert (metadata.frame_height, metadata.frame_width) == shape[:2]
-
-
-@pytest.mark.parametrize("mirror", ["across", "down"])
-def test_mirroring_is_applied(tmp_path: Path, mirror: str) -> None:
-    one = 1 << 16
-    across, down = (-one, one) if mirror == "across" else (one, -one)
-    path = tmp_path / "m.mp4"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        stream.set_display_matrix([across, 0, 0, 0, down, 0, 0, 0, 1 << 30])
-        for image in PLAIN[:3]:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-        out.mux(stream.encode(None))
-    with VideoReader(path) as reader:
-        flipped = reader[2]
-    expected = PLAIN[2][:, ::-1] if mirror == "across" else PLAIN[2][::-1]
-    assert np.abs(flipped.astype(int) - expected).mean() < 6
+    assert (metadata.frame_height, metadata.frame_width) == expected.shape[:2]
 
 
 @pytest.mark.parametrize(
