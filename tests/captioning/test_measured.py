@@ -171,7 +171,7 @@ def test_captions_of_images() -> None:
     (caption,) = captioner.caption([disc_clip()])
     assert (
         caption.text
-        == "A blue ball, about 8% of the frame, is on the left of the frame."
+        == "A blue ball, about 8% of the image, is on the left."
     )
     assert caption.label == "ball"
     assert caption.attributes == (("color:blue", 1.0),)
