@@ -65,7 +65,8 @@ class Measurements:
         last_frame: where it is last visible.
         visible_fraction: share of the support's frames on which it is visible.
         visible_spans: (first, last) of each run of frames on which it is visible,
-            inclusive. Without a track, all of the support is taken as visible.
+            inclusive. Without a track, it is taken as visible from its first sampled
+            frame to its last.
         mean_area: share of the frame that its mask covers, over the sampled frames.
         colors: (name, share of its pixels), the largest share first.
         first_place: where in the frame it is first, such as ``"upper left"``.
@@ -74,10 +75,11 @@ class Measurements:
         direction: of its own motion: left, right, up, down, two of them joined by
             "and", "back and forth" for a path that returns, towards or away for a
             change of size alone, or still.
-        depth: towards or away where its size changes; None where it doesn't or that
-            can't be told.
-        turns: sharp changes of direction that its sampled path shows.
-        camera_shift: how far the view shifted in all, in frame widths.
+        depth: towards or away where its size changes steadily; else None.
+        turns: changes of direction by more than a right angle in its path over the
+            sampled frames.
+        camera_shift: how far the background under the middle of the view moved from
+            the first sampled frame to the last, in frame widths.
         enters: the edge of the frame over which it comes into the picture.
         leaves: the edge of the frame over which it goes out of it.
     """
@@ -125,7 +127,10 @@ def measure(clip: RegionClip) -> Measurements:
         clip: of one object; empty masks are passed over.
 
     Returns:
-        the facts; no more than the support's when all masks are empty.
+        the facts; none at all when all masks are empty.
+
+    Raises:
+        ValueError: when frames, masks and indices differ in number.
     """
     sampled = {
         index: (frame, mask)
