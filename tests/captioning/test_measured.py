@@ -169,10 +169,7 @@ def disc_clip(**changes: Any) -> RegionClip:
 def test_captions_of_images() -> None:
     captioner: Captioner = MeasuredCaptioner()
     (caption,) = captioner.caption([disc_clip()])
-    assert (
-        caption.text
-        == "A blue ball, about 8% of the image, is on the left."
-    )
+    assert caption.text == "A blue ball, about 8% of the image, is on the left."
     assert caption.label == "ball"
     assert caption.attributes == (("color:blue", 1.0),)
     assert caption.confidence is None
