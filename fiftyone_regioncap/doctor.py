@@ -179,13 +179,16 @@ def _weights() -> Iterator[Finding]:
         if found is not None:
             yield Finding(asset.name, str(found))
             continue
-        size = f"{asset.size / (1 << 20):.0f} MiB"
-        terms = "" if assets.license_accepted(asset.name) else "; to be accepted first"
+        advice = "comes with its first use"
+        if isinstance(asset.source, assets.HubRepo):
+            advice += ", from the model hub"
+        if not assets.license_accepted(asset.name):
+            advice += f", once its licence is accepted ({asset.license.notice})"
         yield Finding(
             asset.name,
-            f"not downloaded ({size}, {asset.license.id}{terms})",
+            f"not downloaded ({asset.readable_size}, {asset.license.id})",
             "note",
-            "comes with its first use",
+            advice,
         )
 
 
