@@ -9,7 +9,7 @@ import fiftyone as fo
 import fiftyone.core.collections as foc
 
 from fiftyone_regioncap.errors import FieldError
-from fiftyone_regioncap.labels.store import FRAMES_PREFIX
+from fiftyone_regioncap.labels.store import FRAMES_PREFIX, frame_path
 
 Collection: TypeAlias = foc.SampleCollection
 """A dataset or any view of one."""
@@ -81,25 +81,27 @@ def require_output(output: str, *inputs: str) -> str:
     """Gives the name back when it can be written without destroying an input.
 
     Raises:
-        FieldError: when the name is that of an input, or no name for a field.
+        FieldError: when the name is that of an input, with or without ``frames.``, or
+            no name for a field.
     """
-    name = output.removeprefix(FRAMES_PREFIX)
+    name = frame_path(output)
     if not name.isidentifier() or name.startswith("_"):
         raise FieldError(
             f"{output!r} is no field name; use letters, digits and underscores, "
             "and start with a letter"
         )
-    if output in inputs:
+    # A frame field and a sample field of one name would share their status fields.
+    if name in map(frame_path, inputs):
         raise FieldError(
-            f"{output!r} is also the input and would be overwritten; "
-            "give the result a field of its own"
+            f"{output!r} is also the name of the input; give the result a name of its "
+            "own, so that nothing is overwritten"
         )
     return output
 
 
 def frames_field(field: str) -> str:
     """The field with ``frames.`` in front, whether or not it was there."""
-    return FRAMES_PREFIX + field.removeprefix(FRAMES_PREFIX)
+    return FRAMES_PREFIX + frame_path(field)
 
 
 def _fields(

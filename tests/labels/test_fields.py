@@ -78,7 +78,7 @@ def test_fields_that_dont_fit(
     [
         ("tracks", ["frames.prompts"]),
         ("frames.tracks", ["frames.prompts"]),
-        ("frames.prompts", ["prompts"]),  # one is the frames', one the sample's
+        ("captions", ["frames.tracks", "frames.prompts"]),
     ],
 )
 def test_outputs_that_can_be_written(output: str, inputs: list[str]) -> None:
@@ -90,6 +90,8 @@ def test_outputs_that_can_be_written(output: str, inputs: list[str]) -> None:
     [
         ("frames.prompts", ["frames.prompts"], "overwritten"),
         ("captions", ["other", "captions"], "overwritten"),
+        ("prompts", ["frames.prompts"], "overwritten"),
+        ("frames.prompts", ["prompts"], "overwritten"),
         ("", [], "no field name"),
         ("frames.", [], "no field name"),
         ("frames.a.b", [], "no field name"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -130,6 +133,38 @@ def test_a_run_in_pieces_is_a_run_in_one(make_dataset: MakeDataset) -> None:
     assert contents(pieces) == contents(whole)
     instances = pieces.values("frames.tracks.detections.instance.id", unwind=True)
     assert len(set(instances)) == 2
+
+
+ENDLESS = """
+import itertools, sys
+import fiftyone as fo
+import numpy as np
+from fiftyone_regioncap.labels.tracks import TrackWriter
+from fiftyone_regioncap.regions import FrameMasks, ObjectMask
+
+sample = fo.load_dataset(sys.argv[1]).first()
+with TrackWriter(sample, "tracks", chunk_frames=7) as writer:
+    for frame in itertools.count():
+        mask = np.zeros((40, 60), dtype=bool)
+        mask[frame % 30 :, frame % 50 :] = True
+        writer.write(FrameMasks(frame, {n: ObjectMask(mask, 0.5) for n in (1, 2)}))
+"""
+
+
+def test_a_killed_run_leaves_whole_frames(dataset: fo.Dataset) -> None:
+    writing = subprocess.Popen([sys.executable, "-c", ENDLESS, dataset.name])
+    try:
+        deadline = time.monotonic() + 120
+        while dataset._frame_collection.count_documents({}) < 50:
+            assert writing.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        writing.kill()
+        writing.wait()
+    dataset.reload()
+    for document in documents(dataset):
+        assert [d["index"] for d in document["tracks"]["detections"]] == [1, 2]
+        assert all(d["mask"] for d in document["tracks"]["detections"])
 
 
 def test_passes_merge_in_any_order(make_dataset: MakeDataset) -> None:
