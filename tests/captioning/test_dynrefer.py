@@ -113,6 +113,9 @@ def test_batches_give_what_single_clips_give(captioner: DynReferCaptioner) -> No
             assert scores == pytest.approx([s for _, s in theirs], abs=1e-5)
             assert all(0 <= score <= 1 for score in scores)
         assert alone.confidence == pytest.approx(batched.confidence, abs=1e-5)
+        assert alone.min_confidence is None or (
+            0 <= alone.min_confidence <= alone.confidence <= 1
+        )
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])

@@ -469,8 +469,10 @@ def test_control_tokens(
         ids, mask = controls.encode([case["text"]])
         assert ids[0].tolist() == case["input_ids"], case["text"]
         assert int(mask.sum()) == case["length"]
-        assert controls.words(ids[0]) == case["pieces"]
-        assert any("|" in piece for piece in controls.words(ids[0])) == case["bar_kept"]
+        assert controls.pieces(ids[0]) == case["pieces"]
+        assert (
+            any("|" in piece for piece in controls.pieces(ids[0])) == case["bar_kept"]
+        )
     batch = expected["control_batch"]
     ids, mask = controls.encode(batch["texts"])
     assert ids.tolist() == batch["input_ids"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.confidence import content_minimum
 from fiftyone_regioncap.captioning.dynrefer.controls import (
     Controls,
     control_text,
@@ -120,7 +121,7 @@ class DynReferCaptioner:
     def __init__(
         self,
         model: DynReferModel,
-        text_tower: TextTower,
+        text_tower: Callable[[Sequence[str]], Tensor],
         controls: Controls,
         *,
         tags: Sequence[str],
@@ -129,7 +130,18 @@ class DynReferCaptioner:
         settings: Settings | None = None,
         info: CaptionerInfo | None = None,
     ) -> None:
-        """Puts the parts together; :meth:`from_pretrained` loads them."""
+        """Puts the parts together; :meth:`from_pretrained` loads them.
+
+        Args:
+            model: the networks.
+            text_tower: gives texts their embeddings, usually a :class:`TextTower`.
+            controls: the T5's tokenizer.
+            tags: in the checkpoint's order.
+            attributes: to choose from.
+            class_names: to choose from.
+            settings: what is asked, and how.
+            info: what it says of itself.
+        """
         self.model = model
         self.tags = tuple(tags)
         self.attributes = tuple(attributes)
@@ -453,15 +465,27 @@ class DynReferCaptioner:
             )
 
     def _sentences(self, generated: Generated) -> list[dict[str, Any]]:
-        texts = self.decode(generated)
+        """Text, confidence and length of each caption, by the fields of Caption."""
         pad = self.model.config.language.pad_token_id
-        real = generated.sequences[:, 1:] != pad
-        counts = real.sum(dim=1)
-        means = (generated.probabilities * real).sum(dim=1) / counts.clamp(min=1)
-        return [
-            {"text": text, "confidence": float(mean), "tokens": int(count)}
-            for text, mean, count in zip(texts, means, counts, strict=True)
-        ]
+        sentences = []
+        for text, ids, probabilities in zip(
+            self.decode(generated),
+            generated.sequences[:, 1:],
+            generated.probabilities,
+            strict=True,
+        ):
+            written = probabilities[ids != pad].tolist()
+            sentences.append(
+                {
+                    "text": text,
+                    "confidence": sum(written) / len(written) if written else None,
+                    "min_confidence": content_minimum(
+                        self._controls.pieces(ids)[: len(written)], written
+                    ),
+                    "tokens": len(written),
+                }
+            )
+        return sentences
 
 
 def _batches(views: Iterator[NestedViews], size: int) -> Iterator[list[NestedViews]]:

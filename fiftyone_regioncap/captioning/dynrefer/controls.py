@@ -46,8 +46,8 @@ class Controls:
             sequences, skip_special_tokens=True, clean_up_tokenization_spaces=True
         )
 
-    def words(self, sequence: Tensor) -> list[str]:
-        """The text of each token of one sequence."""
+    def pieces(self, sequence: Tensor) -> list[str]:
+        """The tokens of one sequence as sentencepiece writes them."""
         return self._tokenizer.convert_ids_to_tokens(sequence.tolist())
 
 
