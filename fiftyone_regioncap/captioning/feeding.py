@@ -35,6 +35,8 @@ class Feeder(Generic[Item, Ready]):
 
     Attributes:
         ended: whether all items have been taken.
+        error: what the stream of items raised at its end; to be raised again when the
+            items before it have been dealt with.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Feeder(Generic[Item, Ready]):
         ahead: int,
     ) -> None:
         self.ended = False
+        self.error: BaseException | None = None
         self._items = items
         self._prepare = prepare
         self._pool = ThreadPoolExecutor(workers, "regioncap-prepare")
@@ -67,7 +70,7 @@ class Feeder(Generic[Item, Ready]):
         trace: TracebackType | None,
     ) -> None:
         self._stopped.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
         self._thread.join()
 
     def take(self, wait: bool) -> Ready | None:
@@ -75,9 +78,6 @@ class Feeder(Generic[Item, Ready]):
 
         Args:
             wait: until it is ready.
-
-        Raises:
-            BaseException: what the stream of items raised, after the items before it.
         """
         if self.ended:
             return None
@@ -87,9 +87,7 @@ class Feeder(Generic[Item, Ready]):
             except queue.Empty:
                 return None
             if isinstance(got, _End):
-                self.ended = True
-                if got.error is not None:
-                    raise got.error
+                self.ended, self.error = True, got.error
                 return None
             self._first = got
         if not wait and not self._first.done():
@@ -105,7 +103,7 @@ class Feeder(Generic[Item, Ready]):
                     break
                 self._put(self._pool.submit(self._prepare, item))
             self._put(_End())
-        except BaseException as error:  # raised again where the items are taken
+        except BaseException as error:  # not lost: see take()
             self._put(_End(error))
 
     def _put(self, entry: Future[Ready] | _End) -> None:

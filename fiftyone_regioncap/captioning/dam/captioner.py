@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +16,6 @@ from torch import Tensor
 
 from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.base import CaptionerInfo
-from fiftyone_regioncap.captioning.batching import (
-    free_memory,
-    is_out_of_memory,
-    out_of_memory_caption,
-)
 from fiftyone_regioncap.captioning.confidence import (
     agreement,
     content_minimum,
@@ -29,10 +23,15 @@ from fiftyone_regioncap.captioning.confidence import (
 )
 from fiftyone_regioncap.captioning.dam import prompts
 from fiftyone_regioncap.captioning.dam.config import ADAPTERS, LLM, PROJECTOR, VISION
-from fiftyone_regioncap.captioning.dam.generation import Answer, Engine, Request
+from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.processing import FullViews
 from fiftyone_regioncap.captioning.dam.quantization import Quantization
+from fiftyone_regioncap.captioning.dam.scheduler import (
+    ENCODED_AT_ONCE,
+    Job,
+    Scheduler,
+)
 from fiftyone_regioncap.captioning.dam.weights import shard_paths
 from fiftyone_regioncap.captioning.decoding import Sampling
 from fiftyone_regioncap.captioning.feeding import Feeder
@@ -41,9 +40,6 @@ from fiftyone_regioncap.regions import Caption, RegionClip
 
 ROWS = {"cuda": 64, "cpu": 8}
 """Answers at once, where memory allows."""
-
-CLIPS_AT_ONCE = 8
-"""Clips that a caller should hand over together; more only wait in memory."""
 
 FRAMES_KEPT = 32
 """Full views kept for other objects on the same frames."""
@@ -70,14 +66,6 @@ class Prepared:
     distinct: Tensor
     query: str
     label: str | None
-
-
-@dataclass
-class _Work:
-    """A clip on its way through the engine."""
-
-    prepared: Prepared
-    answers: dict[int, Answer] = field(default_factory=dict)
 
 
 class DamCaptioner:
@@ -142,7 +130,7 @@ class DamCaptioner:
         self._rows = rows or ROWS.get(dam.device.type, 8)
         self._workers = workers or max(1, min(8, (os.cpu_count() or 2) - 1))
         self._views = FullViews(FRAMES_KEPT)
-        self._engine: Engine | None = None
+        self._scheduler = Scheduler(dam, self._rows)
         self._busy = threading.Lock()
         self._facts = (model, revision, license)
 
@@ -215,7 +203,7 @@ class DamCaptioner:
             revision=revision,
             license=license,
             frames=prompts.VIDEO_FRAMES if self._video else 1,
-            batch_size=CLIPS_AT_ONCE,
+            batch_size=ENCODED_AT_ONCE,
             prompts=prompts.VIDEO_PROMPTS if self._video else prompts.IMAGE_PROMPTS,
         )
 
@@ -243,7 +231,7 @@ class DamCaptioner:
             clips,
             lambda clip: self._prepared(clip, prompt),
             workers=self._workers,
-            ahead=self._workers + CLIPS_AT_ONCE,
+            ahead=self._workers + ENCODED_AT_ONCE,
         )
         with self._busy, source:
             yield from self._stream(source)
@@ -324,145 +312,75 @@ class DamCaptioner:
     def _stream(
         self, source: Feeder[RegionClip, Prepared | Caption]
     ) -> Iterator[Caption]:
-        rows = self._rows
-        waiting: deque[tuple[int, Prepared]] = deque()
-        working: dict[int, _Work] = {}
+        scheduler = self._scheduler
+        labels: dict[int, str | None] = {}
         done: dict[int, Caption] = {}
         taken = given = 0
         try:
-            while not source.ended or waiting or working:
+            while not source.ended or labels:
                 # Captions that wait for an earlier one are few and small.
                 while (
-                    len(waiting) < CLIPS_AT_ONCE and taken - given < 4 * self._rows
-                ) and (got := source.take(wait=not waiting and not working)):
+                    scheduler.waiting < ENCODED_AT_ONCE
+                    and taken - given < 4 * self._rows
+                    and (got := source.take(wait=not labels)) is not None
+                ):
                     if isinstance(got, Caption):
                         done[taken] = got
                     else:
-                        waiting.append((taken, got))
+                        labels[taken] = got.label
+                        scheduler.submit(self._job(taken, got))
                     taken += 1
-                try:
-                    self._admit(rows, waiting, working, done)
-                    self._step(working, done)
-                    failure = None
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    failure = out_of_memory_caption(error)
-                if failure is not None:
-                    # Outside the handler, where nothing holds on to the tensors.
-                    rows = self._back_off(waiting, working, done, failure)
+                    if given in done:
+                        break
+                for update in scheduler.step():
+                    number = update.key
+                    assert isinstance(number, int)
+                    if update.error is not None:
+                        done[number] = Caption(error=update.error)
+                    elif update.answers is not None:
+                        done[number] = self._caption(update.answers, labels[number])
+                    else:
+                        continue
+                    del labels[number]
                 while given in done:
                     yield done.pop(given)
                     given += 1
+            if source.error is not None:
+                raise source.error
         finally:
-            if working:
-                self._engine = None
+            for number in labels:
+                scheduler.cancel(number)
 
-    def _admit(
-        self,
-        rows: int,
-        waiting: deque[tuple[int, Prepared]],
-        working: dict[int, _Work],
-        done: dict[int, Caption],
-    ) -> None:
-        """Moves waiting clips into free rows, several at a time."""
-        if self._engine is not None:
-            rows = self._engine.capacity
-        free = self._engine.free if self._engine else max(rows, self._samples)
-        count = min(free // self._samples, len(waiting))
-        # A few free rows are not worth stopping the others for.
-        worth = min(max(rows // (8 * self._samples), 1), CLIPS_AT_ONCE)
-        if not count or (working and free // self._samples < worth):
-            return
-        batch = [waiting.popleft() for _ in range(count)]
-        for number, prepared in batch:
-            working[number] = _Work(prepared)
-        tokens = self.dam.encode(
-            torch.cat([prepared.views for _, prepared in batch]),
-            torch.cat([prepared.distinct for _, prepared in batch]),
+    def _job(self, key: int, prepared: Prepared) -> Job:
+        return Job(
+            key,
+            prepared.views,
+            prepared.query,
+            prepared.distinct,
+            tuple(
+                replace(self._sampling, seed=self._sampling.seed + sample)
+                for sample in range(self._samples)
+            ),
+            self._max_new_tokens,
         )
-        images = tokens.split([len(prepared.views) for _, prepared in batch])
-        requests = []
-        for (number, prepared), shown in zip(batch, images, strict=True):
-            try:
-                ids = self.dam.prompt_ids(prepared.query)
-                embeddings = self.dam.embed(ids, shown)
-            except PromptError as error:
-                done[number] = _error_caption(error)
-                del working[number]
-                continue
-            limit = self.dam.new_tokens(embeddings, self._max_new_tokens)
-            for sample in range(self._samples):
-                sampling = replace(self._sampling, seed=self._sampling.seed + sample)
-                key = (number, sample)
-                requests.append(Request(key, embeddings, limit, sampling))
-        if not requests:
-            return
-        if self._engine is None:
-            longest = max(len(r.embeddings) + r.max_new_tokens for r in requests)
-            fitting = self.dam.rows_that_fit(longest, rows)
-            self._engine = self.dam.engine(max(fitting, self._samples))
-        # More may have been encoded than turn out to fit.
-        room = self._engine.free // self._samples * self._samples
-        for request in reversed(requests[room :: self._samples]):
-            assert isinstance(request.key, tuple)
-            number = request.key[0]
-            waiting.appendleft((number, working.pop(number).prepared))
-        self._engine.add(requests[:room])
 
-    def _step(self, working: dict[int, _Work], done: dict[int, Caption]) -> None:
-        if self._engine is None or not self._engine.busy:
-            return
-        for event in self._engine.step():
-            if event.answer is None:
-                continue
-            assert isinstance(event.key, tuple)
-            number, sample = event.key
-            work = working[number]
-            work.answers[sample] = event.answer
-            if len(work.answers) == self._samples:
-                done[number] = self._caption(work)
-                del working[number]
-
-    def _back_off(
-        self,
-        waiting: deque[tuple[int, Prepared]],
-        working: dict[int, _Work],
-        done: dict[int, Caption],
-        failure: Caption,
-    ) -> int:
-        """Puts the clips at work back and halves the rows; a single clip fails."""
-        rows = self._engine.capacity if self._engine else self._rows
-        self._engine = None
-        free_memory()
-        if len(working) == 1:
-            done[next(iter(working))] = failure
-        else:
-            back = [(number, work.prepared) for number, work in working.items()]
-            waiting.extendleft(reversed(sorted(back, key=lambda item: item[0])))
-        working_rows = len(working) * self._samples
-        working.clear()
-        self.dam.view_batch = max(1, self.dam.view_batch // 2)
-        return max(1, min(rows, working_rows) // 2)
-
-    def _caption(self, work: _Work) -> Caption:
-        answers = [work.answers[sample] for sample in range(self._samples)]
-        texts = [self.dam.tokenizer.answer(answer.ids) for answer in answers]
+    def _caption(self, answers: list[Answer], label: str | None) -> Caption:
+        tokenizer = self.dam.tokenizer
+        texts = [tokenizer.answer(answer.ids) for answer in answers]
         chosen, agreed = agreement(texts) if len(texts) > 1 else (0, None)
         answer, text = answers[chosen], texts[chosen]
-        tokenizer = self.dam.tokenizer
+        if not text:
+            return Caption(error="the model had nothing to say about this region")
         words = [
             (token, probability)
             for token, probability in zip(answer.ids, answer.probabilities, strict=True)
             if not tokenizer.is_special(token)
         ]
-        if not text:
-            return Caption(error="the model had nothing to say about this region")
         probabilities = [probability for _, probability in words]
         pieces = tokenizer.pieces([token for token, _ in words])
         return Caption(
             text=text,
-            label=work.prepared.label or short_label(text),
+            label=label or short_label(text),
             confidence=sum(probabilities) / len(probabilities),
             min_confidence=content_minimum(pieces, probabilities),
             agreement=agreed,
