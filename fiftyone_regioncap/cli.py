@@ -6,6 +6,7 @@ Exit codes: 0 all done; 1 some samples failed, the others are done; 2 wrong usag
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -32,8 +33,27 @@ CANCELLED = 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+LAZY: dict[str, str] = {}
+"""Subcommands in modules of their own, ``"module:attribute"`` by name."""
+
+
 class _Group(click.Group):
-    """Turns this package's errors into one line and an exit code."""
+    """Turns this package's errors into one line and an exit code.
+
+    Subcommands of other modules are imported when they are used, so that
+    ``regioncap --help`` answers at once.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in alphabetical order."""
+        return sorted({*super().list_commands(ctx), *LAZY})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name."""
+        if cmd_name not in LAZY:
+            return super().get_command(ctx, cmd_name)
+        module, attribute = LAZY[cmd_name].split(":")
+        return getattr(importlib.import_module(module), attribute)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

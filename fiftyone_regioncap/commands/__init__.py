@@ -1,0 +1,1 @@
+"""Subcommands of ``regioncap`` that live in modules of their own, one a file."""
