@@ -353,13 +353,13 @@ def place(
             f"dynrefer runs in float32 or bfloat16, not {dtype}; in float16 its T5 "
             "overflows and writes nonsense"
         )
+    if wanted is torch.bfloat16:
+        model.mixed = True
+        # Before the move: the T5 is two thirds of the model.
+        model.language.to(torch.bfloat16)
     try:
-        model = model.to(device)
+        return model.to(device)
     except (RuntimeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise BackendError(f"no device {device}: {error}; try device='cpu'") from error
-    if wanted is torch.bfloat16:
-        model.mixed = True
-        model.language.to(torch.bfloat16)
-    return model
