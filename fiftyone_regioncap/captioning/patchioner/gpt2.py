@@ -5,6 +5,7 @@ Parameter names are those of the published state dicts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -61,14 +62,19 @@ class KeyValueCache:
 class _Projection(nn.Module):
     """A linear layer whose weight is (in, out), as GPT-2 stores it."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, std: float = 0.02) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight + self.bias
+
+
+def _residual_std(config: Gpt2Config) -> float:
+    """Of the initial weights that end a residual branch, of which blocks have two."""
+    return 0.02 / math.sqrt(2 * config.layers)
 
 
 class _Attention(nn.Module):
@@ -76,10 +82,14 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, self.block = config.heads, block
         self.c_attn = _Projection(config.width, 3 * config.width)
-        self.c_proj = _Projection(config.width, config.width)
+        self.c_proj = _Projection(config.width, config.width, _residual_std(config))
 
     def forward(
-        self, x: Tensor, cache: KeyValueCache | None, visible: Tensor | None
+        self,
+        x: Tensor,
+        cache: KeyValueCache | None,
+        visible: Tensor | None,
+        dropout: float,
     ) -> Tensor:
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -92,6 +102,7 @@ class _Attention(nn.Module):
             key,
             value,
             attn_mask=visible,
+            dropout_p=dropout if self.training else 0.0,
             is_causal=visible is None and query.shape[2] > 1,
         )
         return self.c_proj(attended.transpose(1, 2).flatten(2))
@@ -101,7 +112,7 @@ class _Mlp(nn.Module):
     def __init__(self, config: Gpt2Config) -> None:
         super().__init__()
         self.c_fc = _Projection(config.width, 4 * config.width)
-        self.c_proj = _Projection(4 * config.width, config.width)
+        self.c_proj = _Projection(4 * config.width, config.width, _residual_std(config))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(nn.functional.gelu(self.c_fc(x), approximate="tanh"))
@@ -122,7 +133,7 @@ class _Block(nn.Module):
         visible: Tensor | None,
         dropout: float,
     ) -> Tensor:
-        attended = self.attn(self.ln_1(x), cache, visible)
+        attended = self.attn(self.ln_1(x), cache, visible, dropout)
         x = x + nn.functional.dropout(attended, dropout, self.training)
         fed = self.mlp(self.ln_2(x))
         return x + nn.functional.dropout(fed, dropout, self.training)
@@ -133,7 +144,7 @@ class Gpt2(nn.Module):
 
     Attributes:
         config: its sizes.
-        dropout: on embeddings and residuals, in training only.
+        dropout: on embeddings, attention and residuals, in training only.
     """
 
     def __init__(self, config: Gpt2Config, dropout: float = 0.1) -> None:
