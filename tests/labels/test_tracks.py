@@ -265,7 +265,7 @@ def noise(side: int) -> list[FrameMasks]:
         (2**16, 600, 0),  # the masks of a frame are more than we let into a document
         (2**23, 1500, 16 * 10**6),  # they are not, but with the frame's other fields
         # they don't fit into one request
-        pytest.param(2**30, 6200, 0, marks=pytest.mark.slow),
+        pytest.param(2**30, 6800, 0, marks=pytest.mark.slow),
     ],
 )
 def test_masks_that_dont_fit_go_to_disk(
