@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import av
+import cv2
+import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    import fiftyone as fo
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -46,3 +53,62 @@ def fiftyone_database() -> Iterator[str]:
     fo.config.database_name = name
     yield name
     foo.drop_database()
+
+
+def _scene(frame: int) -> np.ndarray:
+    """A red disc that moves right and a blue brick that stands, on a textured wall."""
+    rng = np.random.default_rng(0)
+    wall = cv2.resize(rng.integers(60, 160, (18, 24, 3), dtype=np.uint8), (96, 72))
+    cv2.circle(wall, (19 + frame, 32), 11, (220, 30, 30), -1)
+    wall[40:56, 60:76] = (30, 30, 220)
+    return wall
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two videos of 24 frames of 72 x 96: a disc that moves and a brick that stands."""
+    folder = tmp_path_factory.mktemp("videos")
+    paths = [folder / name for name in ("one.mp4", "two.mp4")]
+    for path in paths:
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=12)
+            stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+            for frame in range(24):
+                picture = av.VideoFrame.from_ndarray(_scene(frame), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+    return paths
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[fo.Dataset], dict[str, Any]]:
+    """Gives everything that jobs write, by video, ids and instances included."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items() if k != "_dataset_id"}
+        return [plain(v) for v in value] if isinstance(value, list) else value
+
+    def label(document: Any, field: str) -> Any:
+        value = document[field] if document.has_field(field) else None
+        return None if value is None else plain(value.to_dict())
+
+    def read(dataset: fo.Dataset) -> dict[str, Any]:
+        dataset.reload()
+        return {
+            Path(sample.filepath).name: {
+                "frames": {
+                    number: found
+                    for number, frame in sample.frames.items()
+                    if (found := label(frame, "tracks")) is not None
+                },
+                "captions": label(sample, "captions"),
+                "status": [
+                    sample[field] if sample.has_field(field) else None
+                    for field in ("tracks_status", "captions_status")
+                ],
+            }
+            for sample in dataset
+        }
+
+    return read

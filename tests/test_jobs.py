@@ -4,8 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import av
-import cv2
 import fiftyone as fo
 import numpy as np
 import pytest
@@ -17,39 +15,11 @@ from fiftyone_regioncap.progress import Event
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from fiftyone_regioncap.regions import Prompt
 
-FRAMES = 24
-HEIGHT, WIDTH = 72, 96
+FRAMES = 24  # of the videos of tests/conftest.py
 PROMPTS = [
     Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
     Prompt(2, 0, box=(60, 40, 76, 56), label="brick"),
 ]
-
-
-def scene(frame: int) -> np.ndarray:
-    """A red disc that moves right and a blue brick that stands, on a textured wall."""
-    rng = np.random.default_rng(0)
-    wall = cv2.resize(
-        rng.integers(60, 160, (18, 24, 3), dtype=np.uint8), (WIDTH, HEIGHT)
-    )
-    cv2.circle(wall, (19 + frame, 32), 11, (220, 30, 30), -1)
-    wall[40:56, 60:76] = (30, 30, 220)
-    return wall
-
-
-@pytest.fixture(scope="session")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two short videos of the scene."""
-    folder = tmp_path_factory.mktemp("videos")
-    paths = [folder / name for name in ("one.mp4", "two.mp4")]
-    for path in paths:
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=12)
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            for frame in range(FRAMES):
-                picture = av.VideoFrame.from_ndarray(scene(frame), format="rgb24")
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode())
-    return paths
 
 
 @pytest.fixture
@@ -61,32 +31,6 @@ def dataset(
     made, _, _ = datasets.add_videos("jobs", videos, PROMPTS)
     yield made
     made.delete()
-
-
-def contents(dataset: fo.Dataset) -> dict:
-    """Everything that jobs write, by video, ids and instances included."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {
-                k: plain(v) for k, v in value.items() if not k.startswith("_dataset")
-            }
-        return [plain(v) for v in value] if isinstance(value, list) else value
-
-    dataset.reload()
-    return {
-        Path(sample.filepath).name: {
-            "frames": {
-                number: plain((frame["tracks"] or fo.Detections()).to_dict())
-                for number, frame in sample.frames.items()
-            },
-            "captions": plain(
-                (sample["captions"] or fo.TemporalDetections()).to_dict()
-            ),
-            "status": [sample["tracks_status"], sample["captions_status"]],
-        }
-        for sample in dataset
-    }
 
 
 def both(samples, **options):
@@ -126,7 +70,7 @@ def test_every_object_is_masked_numbered_linked_and_described(dataset):
     assert summary.run in dataset.list_runs()
 
 
-def test_the_same_job_twice_does_nothing_and_overwriting_gives_the_same(dataset):
+def test_the_same_job_twice_does_nothing_and_overwriting_the_same(dataset, contents):
     both(dataset)
     before = contents(dataset)
     assert both(dataset).skipped == 4
@@ -151,7 +95,7 @@ def cancel_after(cancel: threading.Event, frames: int) -> Callable[[Event], None
 @pytest.mark.parametrize("frames", [1, 9, FRAMES, FRAMES + 2, 2 * FRAMES + 2])
 @pytest.mark.parametrize("seconds", [0.0, 1000.0])
 def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
-    dataset, monkeypatch, frames, seconds
+    dataset, contents, monkeypatch, frames, seconds
 ):
     both(dataset)
     undisturbed = contents(dataset)

@@ -1,0 +1,126 @@
+"""The FiftyOne App with this plugin, in headless Chromium."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+# The last four keep Chromium from asking hosts outside for things nobody needs here.
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+SERVE = """
+import sys
+import fiftyone as fo
+session = fo.launch_app(
+    fo.load_dataset(sys.argv[1]),
+    remote=True,
+    port=int(sys.argv[2]),
+    address="127.0.0.1",
+)
+session.wait(-1)
+"""
+
+
+@pytest.fixture(scope="session")
+def artifacts() -> Path:
+    """Where screenshots go, for people to look at; outside the repository."""
+    folder = os.environ.get("REGIONCAP_ARTIFACTS") or tempfile.mkdtemp()
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture
+def serve(fiftyone_database: str) -> Iterator[Callable[[str], str]]:
+    """Serves a dataset's App with the plugin loaded; gives its address."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(dataset: str) -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment = {**os.environ, "FIFTYONE_PLUGINS_DIR": str(ROOT)}
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", SERVE, dataset, str(port)],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(address, timeout=5)
+                return f"{address}/datasets/{dataset}"
+            time.sleep(0.5)
+        raise TimeoutError("the App did not come up in 180 s")
+
+    yield start
+    for process in running:
+        # The server is a child of the session's process.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Any]:
+    """A page in a fresh headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine; apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch_persistent_context(
+            str(tmp_path / "profile"),
+            executable_path=CHROMIUM,
+            headless=True,
+            args=list(ARGUMENTS),
+            viewport={"width": 1500, "height": 950},
+        )
+        browser.set_default_timeout(120_000)
+        yield browser.new_page()
+        browser.close()
+
+
+@pytest.fixture
+def open_operator() -> Callable[[Any, str], None]:
+    """Opens an operator's form from the operator browser."""
+
+    def start(page: Any, label: str) -> None:
+        page.keyboard.press("Escape")  # a modal that an earlier visit left open
+        page.keyboard.press("`")
+        search = page.get_by_placeholder("Search operations by name...")
+        search.wait_for()
+        search.fill(label)
+        page.get_by_text(label, exact=True).first.wait_for()
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Execute").first.wait_for()
+
+    return start
