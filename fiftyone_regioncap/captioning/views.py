@@ -98,12 +98,7 @@ def nested_views(
         else:
             chosen = task_contexts(contexts, count)
     else:
-        chosen = tuple(float(t) for t in contexts)
-        if not chosen or chosen[0] != 0 or not all(0 <= t <= 1 for t in chosen):
-            raise PromptError(
-                f"contexts {list(contexts)} are no contexts; give numbers in [0, 1], "
-                "the first one 0"
-            )
+        chosen = given_contexts(contexts)
     boxes = [context_box(box, t, width, height) for t in chosen]
     crops = np.stack([whole_pixels(b, width, height) for b in boxes])
     # Views hold the region, also where it had to be widened to a pixel.
@@ -332,6 +327,21 @@ def task_contexts(task: str, count: int) -> tuple[float, ...]:
             f"of {', '.join(TASK_CONTEXTS)}, or give the contexts"
         )
     return (0.0, *TASK_CONTEXTS[task][: count - 1])
+
+
+def given_contexts(contexts: Sequence[float]) -> tuple[float, ...]:
+    """Contexts that the caller chose.
+
+    Raises:
+        PromptError: when they are none.
+    """
+    chosen = tuple(float(t) for t in contexts)
+    if not chosen or chosen[0] != 0 or not all(0 <= t <= 1 for t in chosen):
+        raise PromptError(
+            f"contexts {list(contexts)} are no contexts; give numbers in [0, 1], "
+            "the first one 0"
+        )
+    return chosen
 
 
 def _cut(frame: Frame, crop: NDArray[np.int64], size: int | None) -> Frame:

@@ -591,6 +591,7 @@ def test_published_checkpoints_know_4585_tags(folder: Path) -> None:
         pytest.param({"dtype": "long"}, BackendError, "long", id="no float"),
         pytest.param({"contexts": "depth"}, BackendError, "depth", id="no prior"),
         pytest.param({"contexts": (0, 0.1)}, BackendError, "views", id="two contexts"),
+        pytest.param({"contexts": (0.1,) * 3}, PromptError, "first", id="bad contexts"),
         pytest.param({"class_names": "dog"}, PromptError, "names", id="one text"),
         pytest.param({"checkpoint": "x.pth"}, WeightsError, "x.pth", id="no such file"),
         pytest.param({"device": "cuda:99"}, BackendError, "cuda", id="no such device"),
@@ -601,6 +602,14 @@ def test_bad_options(
 ) -> None:
     with pytest.raises(error, match=why):
         DynReferCaptioner.from_pretrained(published, **{"device": "cpu", **options})
+
+
+def test_generation_settings(published: Path) -> None:
+    quick = DynReferCaptioner.from_pretrained(
+        published, device="cpu", num_beams=1, max_new_tokens=4
+    )
+    [caption] = quick.caption(CLIPS[:1])
+    assert 1 <= caption.tokens <= 4
 
 
 def test_text_tower_of_another_file(folder: Path) -> None:

@@ -455,13 +455,8 @@ def test_captions_of_every_run(
 
 
 def decoding(settings: Mapping[str, Any]) -> Decoding:
-    return Decoding(
-        num_beams=settings["num_beams"],
-        max_new_tokens=settings["max_new_tokens"],
-        min_length=settings["min_length"],
-        length_penalty=settings["length_penalty"],
-        repetition_penalty=settings.get("repetition_penalty", 1.0),
-    )
+    # No repetition penalty is said where there was none.
+    return Decoding.read({"repetition_penalty": 1.0, **settings})
 
 
 def test_control_tokens(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from fiftyone_regioncap.captioning.merging import best_look
 from fiftyone_regioncap.captioning.views import (
     TASK_CONTEXTS,
     NestedViews,
+    given_contexts,
     nested_views,
     to_gray,
 )
@@ -57,7 +58,7 @@ from fiftyone_regioncap.regions import Caption, Frame, Mask, RegionClip, Scored
 TASKS = ("caption", "tags", "attributes", "category")
 """Everything that DynRefer can be asked."""
 
-REGIONS_AT_ONCE = {"cuda": 32, "cpu": 4}
+REGIONS_AT_ONCE = {"cuda": 32, "cpu": 2}
 """Regions whose views go through the ViT together. More don't make a CPU faster."""
 
 CUTTERS = 4
@@ -86,7 +87,7 @@ class Settings:
     contexts: str | tuple[float, ...] = "image"
     decoding: Decoding = field(default_factory=Decoding)
     frames: int = 4
-    regions_at_once: int = 4
+    regions_at_once: int = 2
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class DynReferCaptioner:
         tasks: Collection[str] = TASKS,
         tag_threshold: float | None = None,
         attribute_ratio: float = 1.2,
-        contexts: str | Sequence[float] = "image",
+        contexts: str | tuple[float, ...] = "image",
         num_beams: int | None = None,
         max_new_tokens: int | None = None,
         frames: int = 4,
@@ -211,6 +212,7 @@ class DynReferCaptioner:
         Raises:
             WeightsError: when something is missing, corrupt, or doesn't fit.
             BackendError: when the arguments ask for what there is not.
+            PromptError: when contexts or class names are none.
         """
         unknown = set(tasks) - set(TASKS)
         if unknown or not tasks:
@@ -218,7 +220,9 @@ class DynReferCaptioner:
                 f"dynrefer has no tasks {sorted(unknown)}; choose out of "
                 f"{', '.join(TASKS)}"
             )
-        if isinstance(contexts, str) and contexts not in ("image", "task"):
+        if not isinstance(contexts, str):
+            contexts = given_contexts(contexts)
+        elif contexts not in ("image", "task"):
             raise BackendError(
                 f"contexts are 'image', 'task' or numbers, not {contexts!r}"
             )
@@ -234,17 +238,12 @@ class DynReferCaptioner:
             load_text_tower(files).to(where), clip_vocabulary(files, vocabulary)
         )
         said = files.settings.get("predict_kwargs", {})
-        decoding = Decoding(
-            num_beams=num_beams or int(said.get("num_beams", Decoding.num_beams)),
-            max_new_tokens=max_new_tokens
-            or int(said.get("max_new_tokens", Decoding.max_new_tokens)),
-            min_length=int(said.get("min_length", Decoding.min_length)),
-            length_penalty=float(said.get("length_penalty", Decoding.length_penalty)),
-            repetition_penalty=float(
-                said.get("repetition_penalty", Decoding.repetition_penalty)
-            ),
-        )
-        at_once = regions_at_once or REGIONS_AT_ONCE.get(where.type, 4)
+        decoding = Decoding.read(said)
+        if num_beams is not None:
+            decoding = replace(decoding, num_beams=num_beams)
+        if max_new_tokens is not None:
+            decoding = replace(decoding, max_new_tokens=max_new_tokens)
+        at_once = regions_at_once or REGIONS_AT_ONCE.get(where.type, 2)
         return cls(
             model,
             tower,
@@ -262,7 +261,7 @@ class DynReferCaptioner:
                     else tag_threshold
                 ),
                 attribute_ratio=attribute_ratio,
-                contexts=contexts if isinstance(contexts, str) else tuple(contexts),
+                contexts=contexts,
                 decoding=decoding,
                 frames=frames,
                 regions_at_once=at_once,
@@ -442,7 +441,8 @@ class DynReferCaptioner:
     def _encode(self, looks: _Looks, contexts: str | tuple[float, ...]) -> Tensor:
         """The Q-Former's tokens of all looks, float32 (S, queries, width)."""
         # Objects of one video share their frames.
-        grays = {id(f): to_gray(f) for f in looks.frames if contexts == "image"}
+        shared = {id(frame): frame for frame in looks.frames if contexts == "image"}
+        grays = {key: to_gray(frame) for key, frame in shared.items()}
 
         def cut(frame: Frame, mask: Mask) -> NestedViews:
             return nested_views(

@@ -9,7 +9,7 @@ makes a few tokens of them. Two query decoders and a T5 read those tokens.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,19 @@ class Decoding:
     length_penalty: float = 0.0
     repetition_penalty: float = 1.5
 
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> Decoding:
+        """Takes what a config says by these names, and the demo's for the rest."""
+        return cls(
+            num_beams=int(said.get("num_beams", cls.num_beams)),
+            max_new_tokens=int(said.get("max_new_tokens", cls.max_new_tokens)),
+            min_length=int(said.get("min_length", cls.min_length)),
+            length_penalty=float(said.get("length_penalty", cls.length_penalty)),
+            repetition_penalty=float(
+                said.get("repetition_penalty", cls.repetition_penalty)
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -105,7 +118,7 @@ class Generated:
     Attributes:
         sequences: int64 (B, L), from the start token, padded with the pad token.
         scores: float (B,), of the chosen beams as beam search ranks them: penalised
-            log-probabilities.
+            log-probabilities. Without beams, the log-probability of the caption.
         probabilities: float (B, L - 1), what the model gives each generated token
             without penalties; 1 at padding.
     """
@@ -316,11 +329,11 @@ class DynReferModel(nn.Module):
                 decoder_input_ids=sequences[:, :-1],
             ).logits
         chosen = logits.float().softmax(-1).gather(2, sequences[:, 1:, None])
-        return Generated(
-            sequences=sequences,
-            scores=beams.sequences_scores,
-            probabilities=chosen.squeeze(2).masked_fill(over[:, 1:], 1.0),
-        )
+        probabilities = chosen.squeeze(2).masked_fill(over[:, 1:], 1.0)
+        scores = getattr(beams, "sequences_scores", None)
+        if scores is None:
+            scores = probabilities.log().sum(dim=1)
+        return Generated(sequences, scores, probabilities)
 
     @contextlib.contextmanager
     def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
