@@ -1,0 +1,392 @@
+"""The HTTP side of the server: two dialects over one model.
+
+``/chat/completions`` answers in the shapes of the authors' server, so that its clients
+go on working; ``/v1/chat/completions`` is OpenAI's API, so that theirs do.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio.to_thread
+import numpy as np
+import torch
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from fiftyone_regioncap.captioning.dam.generation import Answer
+from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.captioning.dam.scheduler import Job, Update
+from fiftyone_regioncap.captioning.dam.tokenizer import TextStream
+from fiftyone_regioncap.captioning.decoding import Sampling
+from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.serving.batcher import Batcher
+from fiftyone_regioncap.serving.messages import (
+    MODEL_ALIAS,
+    ChatRequest,
+    Limits,
+    RequestError,
+    parse,
+)
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How the server answers.
+
+    Attributes:
+        model: the name of what it runs, besides ``describe_anything_model``.
+        video: whether the checkpoint is the one for images and videos.
+        token: that clients must send as ``Authorization: Bearer``; None for none, which
+            is for loopback only.
+        sampling: where a request says nothing; the default is that of the authors'
+            server.
+        limits: on requests.
+        rows: answers at once.
+    """
+
+    model: str = "DAM"
+    video: bool = False
+    token: str | None = None
+    sampling: Sampling = field(default_factory=lambda: Sampling(0.2, 50, 0.9))
+    limits: Limits = field(default_factory=Limits)
+    rows: int = 16
+
+
+def create_app(dam: DAM, settings: ServerSettings) -> Starlette:
+    """The server as an ASGI application.
+
+    Args:
+        dam: the model; nothing else may use it while the application runs.
+        settings: see there.
+    """
+    server = _Server(dam, settings)
+    routes = [
+        Route("/chat/completions", server.reference_chat, methods=["POST"]),
+        Route("/v1/chat/completions", server.openai_chat, methods=["POST"]),
+        Route("/v1/models", server.models, methods=["GET"]),
+        Route("/health", server.health, methods=["GET"]),
+    ]
+    middleware = []
+    if settings.token is None:
+        # A web page must not reach the server through a name that resolves to here.
+        hosts = list(LOOPBACK)
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
+    return Starlette(routes=routes, middleware=middleware, lifespan=server.lifespan)
+
+
+class _Server:
+    def __init__(self, dam: DAM, settings: ServerSettings) -> None:
+        self._dam = dam
+        self._settings = settings
+        self._models = frozenset({settings.model, MODEL_ALIAS})
+        self._started = int(time.time())
+        self._batcher: Batcher | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._batcher = Batcher(self._dam, self._settings.rows)
+        try:
+            yield
+        finally:
+            await anyio.to_thread.run_sync(self._batcher.close)
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request) -> Response:
+        if not self._allowed(request):
+            return _openai_error(RequestError("wrong or no token", 401))
+        listed = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "fiftyone-regioncap",
+            }
+            for name in sorted(self._models)
+        ]
+        return JSONResponse({"object": "list", "data": listed})
+
+    # -- the two dialects -------------------------------------------------------------
+
+    async def reference_chat(self, request: Request) -> Response:
+        """Errors have status 500 and deltas are lists, as its clients expect."""
+        if not self._allowed(request):
+            return JSONResponse({"error": "wrong or no token"}, 401)
+        chat = None
+        try:
+            chat = await self._chat(request)
+            job = await self._job(chat)
+        except RequestError as error:
+            if error.detail is not None:
+                return JSONResponse({"detail": error.detail}, 422)
+            if chat is not None and chat.stream:
+                return _events(_only({"error": str(error)}))
+            return JSONResponse(
+                {"error": str(error)}, error.status if error.status == 413 else 500
+            )
+        assert self._batcher is not None
+        updates = self._batcher.updates(job)
+        if chat.stream:
+            return _events(self._reference_stream(chat, updates))
+        try:
+            answer = await _answer(updates)
+        except RequestError as error:
+            return JSONResponse({"error": str(error)}, 500)
+        message = {"role": "assistant", "content": self._text(answer)}
+        return JSONResponse(
+            {
+                "id": secrets.token_hex(16),
+                "object": "chat.completion",
+                "created": time.time(),
+                "model": chat.model,
+                "choices": [{"message": message}],
+            }
+        )
+
+    async def _reference_stream(
+        self, chat: ChatRequest, updates: AsyncGenerator[Update, None]
+    ) -> AsyncIterator[str]:
+        name = secrets.token_hex(16)
+        try:
+            async for piece in self._pieces(updates):
+                content = [{"type": "text", "text": piece}]
+                yield _event(
+                    {
+                        "id": name,
+                        "object": "chat.completion.chunk",
+                        "created": int(time.time()),
+                        "model": chat.model,
+                        "choices": [
+                            {"delta": {"content": content}, "finish_reason": None}
+                        ],
+                    }
+                )
+        except RequestError as error:
+            yield _event({"error": str(error)})
+            return
+        yield _event({"choices": [{"finish_reason": "stop"}]})
+        yield _DONE
+
+    async def openai_chat(self, request: Request) -> Response:
+        try:
+            if not self._allowed(request):
+                raise RequestError("wrong or no token", 401)
+            chat = await self._chat(request)
+            job = await self._job(chat)
+            assert self._batcher is not None
+            updates = self._batcher.updates(job)
+            if chat.stream:
+                return _events(self._openai_stream(chat, job, updates))
+            answer = await _answer(updates)
+        except RequestError as error:
+            return _openai_error(error)
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": self._text(answer)},
+            "logprobs": self._logprobs(answer) if chat.logprobs else None,
+            "finish_reason": "stop" if answer.ended else "length",
+        }
+        return JSONResponse(
+            {
+                "id": f"chatcmpl-{secrets.token_hex(16)}",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": chat.model,
+                "choices": [choice],
+                "usage": self._usage(job, len(answer.ids)),
+            }
+        )
+
+    async def _openai_stream(
+        self, chat: ChatRequest, job: Job, updates: AsyncGenerator[Update, None]
+    ) -> AsyncIterator[str]:
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(16)}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": chat.model,
+        }
+
+        def chunk(delta: dict[str, str], finished: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": finished}
+            return _event({**head, "choices": [choice]})
+
+        tally = _Tally()
+        yield chunk({"role": "assistant", "content": ""})
+        try:
+            async for piece in self._pieces(tally.counting(updates)):
+                if piece:
+                    yield chunk({"content": piece})
+        except RequestError as error:
+            yield _event({"error": _error_body(error)})
+            return
+        yield chunk({}, "stop" if tally.ended else "length")
+        if chat.usage:
+            usage = self._usage(job, tally.tokens)
+            yield _event({**head, "choices": [], "usage": usage})
+        yield _DONE
+
+    # -- what both share --------------------------------------------------------------
+
+    def _allowed(self, request: Request) -> bool:
+        if self._settings.token is None:
+            return True
+        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return hmac.compare_digest(sent.encode(), self._settings.token.encode())
+
+    async def _chat(self, request: Request) -> ChatRequest:
+        limit = self._settings.limits.body_bytes
+        too_big = RequestError(f"the request is larger than {limit} bytes", 413)
+        if int(request.headers.get("content-length", "0") or 0) > limit:
+            raise too_big
+        body = bytearray()
+        try:
+            async for block in request.stream():
+                body += block
+                if len(body) > limit:
+                    raise too_big
+        except ClientDisconnect as error:
+            raise RequestError("the client is gone", 400) from error
+        try:
+            content = json.loads(bytes(body))
+        except ValueError as error:
+            raise RequestError(f"the request is not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise RequestError("the request is not a JSON object")
+        defaults = self._settings.sampling
+        return await anyio.to_thread.run_sync(
+            parse, content, self._models, defaults, self._settings.limits
+        )
+
+    async def _job(self, chat: ChatRequest) -> Job:
+        query = chat.query(self._settings.video)
+        try:
+            views = await anyio.to_thread.run_sync(self._views, chat.images)
+        except PromptError as error:
+            raise RequestError(str(error)) from error
+        assert self._batcher is not None
+        return Job(
+            self._batcher.key(),
+            views,
+            query,
+            samplings=(chat.sampling,),
+            max_new_tokens=chat.max_new_tokens,
+        )
+
+    def _views(self, images: list[Image.Image]) -> torch.Tensor:
+        made = [
+            self._dam.processor.views(image.convert("RGB"), np.asarray(image)[..., 3])[
+                0
+            ]
+            for image in images
+        ]
+        return torch.from_numpy(np.stack(made))
+
+    async def _pieces(
+        self, updates: AsyncGenerator[Update, None]
+    ) -> AsyncIterator[str]:
+        stream = TextStream(self._dam.tokenizer)
+        async with aclosing(updates):
+            async for update in updates:
+                if update.error is not None:
+                    raise RequestError(update.error)
+                if update.token is not None:
+                    yield stream.put(update.token)
+        yield stream.end()
+
+    def _text(self, answer: Answer) -> str:
+        return self._dam.tokenizer.answer(answer.ids)
+
+    def _usage(self, job: Job, completion: int) -> dict[str, int]:
+        ids = self._dam.prompt_ids(job.query)
+        images = len(job.views) * (self._dam.config.tokens_per_image - 1)
+        prompt = len(ids) + images
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+
+    def _logprobs(self, answer: Answer) -> dict[str, list[dict[str, Any]]]:
+        pieces = self._dam.tokenizer.pieces(answer.ids)
+        return {
+            "content": [
+                {
+                    "token": piece,
+                    "logprob": math.log(max(probability, 1e-30)),
+                    "bytes": None,
+                    "top_logprobs": [],
+                }
+                for piece, probability in zip(pieces, answer.probabilities, strict=True)
+            ]
+        }
+
+
+class _Tally:
+    """What the last update says about an answer."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.ended = False
+
+    async def counting(
+        self, updates: AsyncGenerator[Update, None]
+    ) -> AsyncGenerator[Update, None]:
+        """The same updates, looked at on their way."""
+        async with aclosing(updates):
+            async for update in updates:
+                if update.answers is not None:
+                    self.tokens = len(update.answers[0].ids)
+                    self.ended = update.answers[0].ended
+                yield update
+
+
+_DONE = "data: [DONE]\n\n"
+
+
+async def _answer(updates: AsyncGenerator[Update, None]) -> Answer:
+    async with aclosing(updates):
+        async for update in updates:
+            if update.error is not None:
+                raise RequestError(update.error)
+            if update.answers is not None:
+                return update.answers[0]
+    raise RequestError("the server is shutting down", 503)
+
+
+async def _only(content: dict[str, Any]) -> AsyncIterator[str]:
+    yield _event(content)
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
+
+
+def _events(lines: AsyncIterator[str]) -> Response:
+    return StreamingResponse(lines, media_type="text/event-stream")
+
+
+def _error_body(error: RequestError) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"message": str(error), "type": kind, "param": error.param, "code": None}
+
+
+def _openai_error(error: RequestError) -> Response:
+    return JSONResponse({"error": _error_body(error)}, error.status)

@@ -1,0 +1,250 @@
+"""Chat messages with masked images: what is asked of which object.
+
+An image is a PNG whose alpha channel is the mask, as the authors' server takes it:
+where alpha is above 0 is the object; the colours below count as they are stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from fiftyone_regioncap.captioning.dam import prompts
+from fiftyone_regioncap.captioning.decoding import Sampling
+
+MODEL_ALIAS = "describe_anything_model"
+"""The name that clients of the authors' server use for whatever it runs."""
+
+_DATA_URL = re.compile(r"data:image/(?:png|jpg|jpeg);base64,")
+
+
+class RequestError(Exception):
+    """A request that cannot be answered.
+
+    Attributes:
+        status: the HTTP status that OpenAI's API has for it.
+        param: the field that is wrong.
+        detail: of a role that doesn't exist, as the authors' server words it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        param: str | None = None,
+        detail: list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        body_bytes: size of the whole request.
+        image_pixels: width times height of each image.
+        max_new_tokens: of an answer; requests for more get that many.
+    """
+
+    body_bytes: int = 64 << 20
+    image_pixels: int = 64_000_000
+    max_new_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A question about one object.
+
+    Attributes:
+        model: as requested.
+        images: RGBA, the mask in alpha.
+        text: of all user messages, joined.
+        sampling: how to choose tokens.
+        max_new_tokens: of the answer.
+        stream: whether the answer is wanted piece by piece.
+        usage: whether a stream ends with counts of tokens.
+        logprobs: whether the tokens' probabilities are wanted.
+    """
+
+    model: str
+    images: list[Image.Image]
+    text: str
+    sampling: Sampling
+    max_new_tokens: int
+    stream: bool
+    usage: bool
+    logprobs: bool
+
+    def query(self, joint: bool) -> str:
+        """The text with its image tags.
+
+        Args:
+            joint: whether the model is the one for images and videos.
+
+        Raises:
+            RequestError: when the images are too few or too many for it.
+        """
+        count = len(self.images)
+        if not count:
+            raise RequestError("No image with mask found in input messages.")
+        try:
+            text = prompts.bare_text(self.text)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        if not joint and count != 1:
+            raise RequestError("Only one image with mask is supported")
+        if joint and count not in (1, prompts.VIDEO_FRAMES):
+            raise RequestError(
+                f"Only 1 image and video (with {prompts.VIDEO_FRAMES} frames) are "
+                f"supported, but {count} images are provided"
+            )
+        return prompts.query(text, count, joint)
+
+
+def parse(
+    body: Mapping[str, Any], models: frozenset[str], defaults: Sampling, limits: Limits
+) -> ChatRequest:
+    """Reads a request.
+
+    Args:
+        body: of the request.
+        models: names that this server answers to.
+        defaults: where the request says nothing.
+        limits: on sizes.
+
+    Raises:
+        RequestError: saying what is wrong.
+    """
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise RequestError("messages must be a list", param="messages")
+    text, images = "", []
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("user", "assistant"):
+            raise _role_error(number, role)
+        if role == "assistant":
+            continue
+        said, urls = _content(message.get("content"))
+        text += said
+        images += [_image(url, limits) for url in urls]
+        if len(images) > prompts.VIDEO_FRAMES:
+            raise RequestError(f"more than {prompts.VIDEO_FRAMES} images")
+    model = body.get("model")
+    if model not in models:
+        raise RequestError(
+            "The endpoint is configured to use the model checkpoint, but the request "
+            f"model is {str(model)[:100]}",
+            status=404,
+            param="model",
+        )
+    wanted = body.get("max_completion_tokens") or body.get("max_tokens")
+    options = body.get("stream_options") or {}
+    return ChatRequest(
+        model=model,
+        images=images,
+        text=text,
+        sampling=_sampling(body, defaults),
+        max_new_tokens=min(
+            _number(wanted, "max_tokens", limits.max_new_tokens, at_least=1),
+            limits.max_new_tokens,
+        ),
+        stream=bool(body.get("stream")),
+        usage=isinstance(options, dict) and bool(options.get("include_usage")),
+        logprobs=bool(body.get("logprobs")),
+    )
+
+
+def _role_error(number: int, role: object) -> RequestError:
+    roles = "'user' or 'assistant'"
+    message = f"Input should be {roles}"
+    detail = {
+        "type": "literal_error",
+        "loc": ["body", "messages", number, "role"],
+        "msg": message,
+        "input": role,
+        "ctx": {"expected": roles},
+    }
+    return RequestError(
+        f"messages.{number}.role: {message}", param="messages", detail=[detail]
+    )
+
+
+def _content(content: object) -> tuple[str, list[str]]:
+    if isinstance(content, str):
+        return content, []
+    if not isinstance(content, list):
+        raise RequestError("content must be a text or a list", param="messages")
+    text, urls = "", []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            text += part["text"]
+        elif kind == "image_url" and isinstance(part.get("image_url"), dict):
+            urls.append(str(part["image_url"].get("url")))
+        else:
+            raise RequestError(
+                "parts of content are of type text or image_url", param="messages"
+            )
+    return text, urls
+
+
+def _image(url: str, limits: Limits) -> Image.Image:
+    if url.startswith(("http://", "https://")):
+        raise RequestError(
+            "this server fetches nothing: send images as data:image/png;base64,..."
+        )
+    prefix = _DATA_URL.match(url)
+    if prefix is None:
+        raise RequestError(f"Invalid image url: {url.split(',')[0][:80]},...")
+    try:
+        content = base64.b64decode(url[prefix.end() :], validate=True)
+        # Only the formats that the URL may name: Pillow knows many more.
+        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+        if image.width * image.height > limits.image_pixels:
+            raise RequestError(
+                f"an image has {image.width}x{image.height} pixels; send at most "
+                f"{limits.image_pixels}",
+                status=413,
+            )
+        image.load()
+    except (binascii.Error, OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"an image cannot be decoded: {error}") from error
+    if image.mode != "RGBA":
+        raise RequestError(f"Image mode is {image.mode}, but it should be RGBA")
+    return image
+
+
+def _sampling(body: Mapping[str, Any], defaults: Sampling) -> Sampling:
+    try:
+        return Sampling(
+            temperature=_number(
+                body.get("temperature"), "temperature", defaults.temperature
+            ),
+            top_k=int(_number(body.get("top_k"), "top_k", defaults.top_k)),
+            top_p=_number(body.get("top_p"), "top_p", defaults.top_p),
+            seed=int(_number(body.get("seed"), "seed", defaults.seed)),
+        )
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def _number(value: Any, name: str, default: Any, at_least: float = -(2**63)) -> Any:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RequestError(f"{name} must be a number", param=name)
+    if not at_least <= value < 2**63:
+        raise RequestError(f"{name} is out of range", param=name)
+    return value

@@ -1,0 +1,115 @@
+"""Runs the application on a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config
+
+from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.serving.app import ServerSettings, create_app
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    dam: DAM,
+    settings: ServerSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serves until the process is told to stop (Ctrl-C, SIGTERM).
+
+    Args:
+        dam: the model.
+        settings: how it answers.
+        host: where to listen; beyond loopback only with a token in the settings.
+        port: 0 for any that is free.
+        ready: called with the server's address when it listens.
+
+    Raises:
+        BackendError: when others could reach the server without a token, or the
+            address cannot be used.
+    """
+    url, config = _listen(settings, host, port)
+    app = create_app(dam, settings)
+    ready(url)
+    asyncio.run(hypercorn_serve(app, config))  # type: ignore[arg-type]
+
+
+@contextmanager
+def running(
+    dam: DAM, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[str]:
+    """Serves in a thread while the context lasts.
+
+    Args:
+        dam: the model.
+        settings: how it answers.
+        host: as of :func:`serve`.
+        port: likewise.
+
+    Yields:
+        the server's address, such as ``http://127.0.0.1:49152``.
+    """
+    stop = threading.Event()
+
+    async def stopped() -> None:
+        while not stop.is_set():
+            await asyncio.sleep(0.05)
+
+    url, config = _listen(settings, host, port)
+    app = create_app(dam, settings)
+
+    def run() -> None:
+        work = hypercorn_serve(
+            app,  # type: ignore[arg-type]
+            config,
+            shutdown_trigger=stopped,
+        )
+        asyncio.run(work)
+
+    thread = threading.Thread(target=run, name="regioncap-server", daemon=True)
+    thread.start()
+    try:
+        yield url
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _listen(settings: ServerSettings, host: str, port: int) -> tuple[str, Config]:
+    """Opens the socket, so that the port is known; Hypercorn closes it."""
+    if settings.token is None and not is_loopback(host):
+        raise BackendError(
+            f"{host} can be reached from other machines: set a token (--token), or "
+            "listen on 127.0.0.1"
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host.strip("[]"), port), family=family)
+    except OSError as error:
+        raise BackendError(f"cannot listen on {host}:{port}: {error}") from error
+    name, number = listener.getsockname()[:2]
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = None
+    config.graceful_timeout = 1.0
+    return f"http://{f'[{name}]' if ':' in name else name}:{number}", config
