@@ -144,7 +144,8 @@ class Bank:
         self, frame: int, step: Step, limits: Limits
     ) -> tuple[list[int], list[Tensor]]:
         """The object pointers that a frame looks at: distances in frames, and (C,)."""
-        behind = [t for t in self.prompt_pointers if (frame - t) * step >= 0]
+        # In order of time, so that a bank read from a file adds up to the same bits.
+        behind = [t for t in sorted(self.prompt_pointers) if (frame - t) * step >= 0]
         offsets = [(frame - t) * step for t in behind]
         pointers = [self.prompt_pointers[t] for t in behind]
         for offset in range(1, limits.pointers):

@@ -206,6 +206,15 @@ def _load_model(folder: Path, config: Any, architecture: Architecture) -> Any:
 
 
 def set_image_size(config: Any, image_size: int) -> None:
+    """Makes a configuration take images of another size; weights don't depend on it.
+
+    Args:
+        config: of a video model; changed in place.
+        image_size: side of the square that frames are resized to, in pixels.
+
+    Raises:
+        WeightsError: when the model's grids cannot have that size.
+    """
     patch = int(config.prompt_encoder_config.patch_size)
     # Hiera halves three times from stride 4, and its first windows are 8 wide.
     step = 2 * patch

@@ -195,6 +195,7 @@ def make_model() -> Callable[..., Any]:
     """Builds a small random model: ``make_model("sam2", num_maskmem=4)``."""
 
     def make(kind: str = "sam2", seed: int = 0, **changes: Any) -> Any:
+        torch.manual_seed(seed)  # for buffers
         return randomise(MODELS[kind](**changes), seed)
 
     return make
