@@ -14,17 +14,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from transformers import Blip2QFormerConfig, Blip2VisionConfig, T5Config
 
 from fiftyone_regioncap.captioning.dynrefer import DynReferCaptioner
 from fiftyone_regioncap.captioning.dynrefer.captioner import stack_views
 from fiftyone_regioncap.captioning.dynrefer.controls import control_text, control_words
 from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
+from fiftyone_regioncap.captioning.dynrefer.model import (
+    DynReferConfig,
+    DynReferModel,
+    HeadSizes,
+)
 from fiftyone_regioncap.captioning.dynrefer.weights import (
     BLIP2,
     EVA_CLIP,
     load_model,
     load_text_tower,
     locate,
+    our_names,
 )
 from fiftyone_regioncap.captioning.views import nested_views
 from fiftyone_regioncap.errors import BackendError, PromptError, WeightsError
@@ -415,6 +422,101 @@ def test_published_layouts(
     ours, theirs = captioner.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert other.caption(CLIPS[:2]) == captioner.caption(CLIPS[:2])
+
+
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the authors' checkpoints, as the specification lists them."""
+    shapes: dict[str, tuple[int, ...]] = {"cem_memory": (2048,)}
+
+    def linear(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
+
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def attention(name: str, width: int, seen: int) -> None:
+        linear(f"{name}.self.query", width, width)
+        linear(f"{name}.self.key", width, seen)
+        linear(f"{name}.self.value", width, seen)
+        linear(f"{name}.output.dense", width, width)
+        norm(f"{name}.output.LayerNorm", width)
+
+    shapes["cvem_align.offset_mask_dw.weight"] = (1408, 2, 3, 3)
+    shapes["cvem_align.offset_mask_dw.bias"] = (1408,)
+    linear("cvem_align.offset_mask", 112, 1408)
+    linear("cvem_align.value_proj", 1408, 1408)
+    linear("cvem_align.output_proj", 1408, 1408)
+    linear("cvem_mlp.0", 1408, 4224)
+    linear("cvem_mlp.2", 1408, 1408)
+    linear("t5_proj", 2048, 768)
+    shapes["attr_t"] = shapes["attr_b"] = ()
+    for head in ("tag", "attr"):
+        linear(f"{head}_vision_proj", 256, 768)
+        linear(f"{head}_text_proj", 256, 1024)
+        linear(f"{head}_fc", 1, 256)
+        for number in range(2):
+            layer = f"{head}_head.encoder.layer.{number}"
+            attention(f"{layer}.crossattention", 256, 256)
+            linear(f"{layer}.intermediate.dense", 1024, 256)
+            linear(f"{layer}.output.dense", 256, 1024)
+            norm(f"{layer}.output.LayerNorm", 256)
+    norm("Qformer.bert.embeddings.LayerNorm", 768)
+    for number in range(12):
+        layer = f"Qformer.bert.encoder.layer.{number}"
+        attention(f"{layer}.attention", 768, 768)
+        if number % 2 == 0:
+            attention(f"{layer}.crossattention", 768, 1408)
+        linear(f"{layer}.intermediate_query.dense", 3072, 768)
+        linear(f"{layer}.output_query.dense", 768, 3072)
+        norm(f"{layer}.output_query.LayerNorm", 768)
+    return shapes
+
+
+def test_names_and_shapes_of_the_published_checkpoints() -> None:
+    with torch.device("meta"):
+        model = DynReferModel(
+            DynReferConfig(
+                vision=Blip2VisionConfig(),
+                qformer=Blip2QFormerConfig(),
+                language=T5Config(d_model=2048, num_layers=1),
+                head=HeadSizes(),
+            )
+        )
+        trained = {k: torch.empty(shape) for k, shape in published_shapes().items()}
+    frozen = ("vision.", "language.", "query_tokens")
+    ours = {
+        key: tensor.shape
+        for key, tensor in model.state_dict().items()
+        if not key.startswith(frozen)
+    }
+    assert {key: tensor.shape for key, tensor in our_names(trained).items()} == ours
+
+
+def test_sizes_are_read(folder: Path) -> None:
+    """Fewer views, layers and queries than the public golden checkpoint has."""
+    config = json.loads((folder / "config.json").read_text())
+    trained = load_file(folder / "dynrefer_ckpt.safetensors")
+    base = load_file(folder / "base_blip2.safetensors")
+    width = base["ln_vision.bias"].shape[0]
+    fused = trained["cvem_mlp.0.weight"]
+    trained["cvem_mlp.0.weight"] = fused[:, : 2 * width].contiguous()
+    prefix = "Qformer.bert.encoder.layer."
+    last = max(int(k.split(".")[4]) for k in trained if k.startswith(prefix))
+    for key in [key for key in trained if key.startswith(f"{prefix}{last}.")]:
+        del trained[key]
+    base["query_tokens"] = base["query_tokens"][:, :5].contiguous()
+    depth = max(int(k.split(".")[2]) for k in base if ".blocks." in k)
+    for key in [key for key in base if f".blocks.{depth}." in key]:
+        del base[key]
+    save_file(trained, folder / "dynrefer_ckpt.safetensors")
+    save_file(base, folder / "base_blip2.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "num_views": 2}))
+    smaller = DynReferCaptioner.from_pretrained(folder, device="cpu")
+    assert smaller.model.config.views == 2
+    assert smaller.model.config.queries == 5
+    assert smaller.model.config.qformer.num_hidden_layers == last
+    assert smaller.model.config.vision.num_hidden_layers == depth
+    assert all(caption.error is None for caption in smaller.caption(CLIPS))
 
 
 def test_prefix_of_parallel_training(

@@ -298,8 +298,14 @@ def read_trained(path: Path) -> State:
         )
     if "cem_memory" not in state or "cvem_mlp.0.weight" not in state:
         raise WeightsError(f"{path} is no DynRefer checkpoint. {WHERE}")
-    qformer = {k: state.pop(k) for k in list(state) if k.startswith("Qformer.")}
-    return {**_rename(state, _RENAMED), **_rename(qformer, _QFORMER)}
+    return our_names(state)
+
+
+def our_names(trained: State) -> State:
+    """The trained part, from the names it is published under to those of the model."""
+    qformer = {k: t for k, t in trained.items() if k.startswith("Qformer.")}
+    others = {k: t for k, t in trained.items() if k not in qformer}
+    return {**_rename(others, _RENAMED), **_rename(qformer, _QFORMER)}
 
 
 def read_tensors(path: Path) -> State:
