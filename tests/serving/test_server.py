@@ -302,6 +302,10 @@ def recorded_server(golden: Path):
 def test_recorded_requests(recorded_server: tuple) -> None:
     folder, rows, urls = recorded_server
     for row in rows:
+        if "request" not in row:
+            # The authors' server has no /v1; OpenAI's clients ask for nothing else.
+            assert "/v1/" in row["name"] and row["status"] == 404
+            continue
         url = urls[row["name"].split(":")[0]]
         request = fill(row["request"], images_of(folder, row))
         if row["name"] == "image: request sampling parameters are ignored":
