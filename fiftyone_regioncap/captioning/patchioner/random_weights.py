@@ -65,6 +65,7 @@ def write_random_checkpoint(
     *,
     captions: Sequence[str] = CAPTIONS,
     memory: bool = True,
+    vocabulary: str | Path | None = None,
     seed: int = 0,
 ) -> Path:
     """Writes a Talk2DINO checkpoint of random weights.
@@ -75,6 +76,8 @@ def write_random_checkpoint(
         sizes: of the parts; None is small enough for a CPU.
         captions: that the memory is built from.
         memory: False writes the noise-trained variant, without memory.
+        vocabulary: of the decoder and the text tower, see
+            :meth:`~.tokenizer.ClipVocabulary.load`; None is CLIP's.
         seed: of the weights.
 
     Returns:
@@ -89,7 +92,9 @@ def write_random_checkpoint(
 
     sizes = sizes or Sizes()
     folder = Path(folder)
-    vocabulary = ClipVocabulary.load()
+    words = ClipVocabulary.load(vocabulary)
+    # Weights larger than usual, so that patches, texts and regions that differ stay
+    # apart through all the layers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Dinov2WithRegistersModel(
@@ -99,25 +104,24 @@ def write_random_checkpoint(
                 num_attention_heads=sizes.backbone_heads,
                 image_size=sizes.side,
                 patch_size=14,
-                # Weights of a usual size, so that patches differ from one another.
                 initializer_range=0.2,
             )
         )
         tower = CLIPTextModelWithProjection(
             CLIPTextConfig(
-                vocab_size=len(vocabulary),
+                vocab_size=len(words),
                 hidden_size=sizes.text,
                 intermediate_size=2 * sizes.text,
                 projection_dim=sizes.text,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                bos_token_id=vocabulary.start_id,
-                eos_token_id=vocabulary.end_id,
+                initializer_factor=10.0,
+                bos_token_id=words.start_id,
+                eos_token_id=words.end_id,
             )
         ).eval()
         projection = TextProjection(sizes.text, sizes.backbone).eval()
         decoder = PrefixDecoder(sizes.backbone, sizes.decoder)
-        # Far apart, so that regions that differ get captions that differ.
         for weight in decoder.clip_project.parameters():
             torch.nn.init.normal_(weight, std=1.0)
     backbone.save_pretrained(folder / "backbone")
@@ -130,10 +134,11 @@ def write_random_checkpoint(
         talk2dino_weights="projection.pth",
         backbone="backbone",
         clip="clip",
+        vocabulary=None if vocabulary is None else str(vocabulary),
         heads=sizes.decoder.heads,
     )
     save_checkpoint(folder, config, decoder, projection)
     if memory:
-        encoder = TextEncoder(tower, vocabulary, projection)
+        encoder = TextEncoder(tower, words, projection)
         build_memory(folder / memory_file_name(len(captions)), captions, encoder)
     return folder

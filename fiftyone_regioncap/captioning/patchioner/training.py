@@ -126,7 +126,9 @@ def train_decoder(
     vocabulary = ClipVocabulary.load(source.config.vocabulary)
     encode = source.text_encoder(device, vocabulary)
     features = out / memory_file_name(len(captions))
-    if not features.is_file() or list(TextMemory.load(features).texts) != captions:
+    if not features.is_file() or list(TextMemory.load(features).texts) != list(
+        captions
+    ):
         build_memory(features, captions, encode)
     table = TextMemory.load(features).embeddings
     tokens = torch.from_numpy(vocabulary.tokenize(captions)[:, : recipe.tokens])
