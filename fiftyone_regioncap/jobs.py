@@ -20,8 +20,7 @@ from functools import partial
 from typing import Any
 
 import fiftyone.core.collections as foco
-import fiftyone.core.sample as fos
-from fiftyone_regioncap.measuring import Measurements, measure
+from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap import assets
 from fiftyone_regioncap.__about__ import __version__
@@ -38,6 +37,7 @@ from fiftyone_regioncap.labels.captions import (
     read_captions,
     write_captions,
 )
+from fiftyone_regioncap.labels.metadata import video_metadata
 from fiftyone_regioncap.labels.prompts import PromptSet, read_prompts
 from fiftyone_regioncap.labels.tracks import (
     MaskStorage,
@@ -45,6 +45,7 @@ from fiftyone_regioncap.labels.tracks import (
     read_masks,
     read_tracks,
 )
+from fiftyone_regioncap.measuring import Measurements, measure
 from fiftyone_regioncap.progress import Listener, Meter, Stage
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
@@ -54,7 +55,13 @@ from fiftyone_regioncap.propagation.base import (
 )
 from fiftyone_regioncap.regions import Caption, FrameMasks, Prompt, RegionClip, Track
 from fiftyone_regioncap.sampling import fixed_windows
-from fiftyone_regioncap.targets import Target, Targets, name_of, video_targets
+from fiftyone_regioncap.targets import (
+    Sample,
+    Target,
+    Targets,
+    name_of,
+    video_targets,
+)
 from fiftyone_regioncap.video import VideoReader, decode_ahead
 
 logger = logging.getLogger(__name__)
@@ -296,7 +303,7 @@ class _Job:
         self._meter = meter
 
     def _failed(
-        self, stage: Stage, sample: fos.Sample, output: str, error: Exception
+        self, stage: Stage, sample: Sample, output: str, error: Exception
     ) -> None:
         """Records what went wrong on the sample and in the summary."""
         logger.warning("%s: %s", sample.filepath, error, exc_info=True)
@@ -310,10 +317,10 @@ class _Job:
 
     def propagated(
         self,
-        samples: Iterable[tuple[Target, fos.Sample]],
+        samples: Iterable[tuple[Target, Sample]],
         options: PropagateOptions,
         propagator: Propagator,
-    ) -> Iterator[tuple[Target, fos.Sample]]:
+    ) -> Iterator[tuple[Target, Sample]]:
         """Propagates sample after sample and passes on those that have tracks."""
         for target, sample in samples:
             try:
@@ -330,16 +337,16 @@ class _Job:
     def _propagate(
         self,
         target: Target,
-        sample: fos.Sample,
+        sample: Sample,
         options: PropagateOptions,
         propagator: Propagator,
     ) -> None:
         """Propagates one sample, clip by clip."""
-        ranges = _ranges_to_do(target, sample, options)
-        if not ranges:
-            self._summary.skipped += 1
-            return
         with VideoReader(sample.filepath) as reader:
+            if sample.metadata is None:
+                # Without it, every look at the tracks would open the video.
+                sample["metadata"] = video_metadata(sample)
+                sample.save()
             found = read_prompts(
                 sample,
                 options.prompts,
@@ -351,29 +358,40 @@ class _Job:
                 raise PromptError(
                     f"{options.prompts} is empty; mark an object on some frame"
                 )
+            ranges = _to_do(target, sample, found, options)
+            if not ranges:
+                self._summary.skipped += 1
+                return
             status.write_status(sample, options.output, "partial")
-            for start, stop in ranges:
+            for (start, stop), objects in ranges.items():
                 self._propagate_range(
                     sample,
                     reader,
                     found,
                     replace(options, start=start, stop=stop),
                     propagator,
+                    objects,
                 )
         status.write_status(sample, options.output, "complete")
 
     def _propagate_range(
         self,
-        sample: fos.Sample,
+        sample: Sample,
         reader: VideoReader,
         found: PromptSet,
         options: PropagateOptions,
         propagator: Propagator,
+        objects: frozenset[int] | None,
     ) -> None:
         """Propagates the prompts inside a range, from its checkpoint if it has one."""
         start = options.start
         stop = min(options.stop or len(reader), len(reader))
-        prompts = [p for p in found.prompts if start <= p.frame < stop]
+        prompts = [
+            prompt
+            for prompt in found.prompts
+            if start <= prompt.frame < stop
+            and (objects is None or prompt.object_id in objects)
+        ]
         if not prompts:
             raise PromptError(
                 f"{options.prompts} has nothing on frames {start + 1} to {stop}"
@@ -401,7 +419,7 @@ class _Job:
             output_dir=options.output_dir,
         ) as writer:
             if state is None:
-                writer.clear_range((start, stop - 1))
+                writer.clear_range((start, stop - 1), objects)
             steps = decode_ahead(_with_checkpoints(propagation), depth=4)
             with closing(steps):
                 for masks, checkpoint in steps:
@@ -421,7 +439,7 @@ class _Job:
 
     def captioned(
         self,
-        samples: Iterable[tuple[Target, fos.Sample]],
+        samples: Iterable[tuple[Target, Sample]],
         options: CaptionOptions,
         captioner: Captioner,
     ) -> None:
@@ -455,19 +473,19 @@ class _Job:
     def _clips(
         self,
         target: Target,
-        sample: fos.Sample,
+        sample: Sample,
         options: CaptionOptions,
         captioner: Captioner,
     ) -> Iterator[tuple[_Waiting, RegionClip | None]]:
         """The clips of one sample, and then the mark of its end."""
-        if not options.overwrite and not target.ranges and _complete(sample, options):
-            self._summary.skipped += 1
-            yield _Waiting(sample, skipped=True), None
-            return
         try:
             plans = _plans(target, sample, options, captioner)
             done = _captioned_already(sample, options, captioner)
             todo = [plan for plan in plans if _key(plan) not in done]
+            if not todo and _complete(sample, options):
+                self._summary.skipped += 1
+                yield _Waiting(sample, skipped=True), None
+                return
             status.write_status(sample, options.output, "partial")
             with VideoReader(sample.filepath) as reader:
                 clips = assemble(
@@ -479,8 +497,9 @@ class _Job:
                 for number, (plan, clip) in enumerate(clips, start=1):
                     facts = measure(clip)
                     yield _Waiting(sample, plan, facts, number, len(todo)), clip
-            # The captions of a clips view are some of many; others stay.
-            keep = None if target.ranges else frozenset(map(_key, plans))
+            # What a clips view or a filtered view shows is some of many; others stay.
+            some = target.ranges or isinstance(sample, SampleView)
+            keep = None if some else frozenset(map(_key, plans))
             yield _Waiting(sample, keep=keep), None
         except Exception as error:
             yield _Waiting(sample, error=error), None
@@ -491,7 +510,7 @@ class _Job:
         self._meter.count(captions=1)
 
     def _write(
-        self, sample: fos.Sample, made: list[CaptionRecord], options: CaptionOptions
+        self, sample: Sample, made: list[CaptionRecord], options: CaptionOptions
     ) -> None:
         write_captions(
             sample,
@@ -526,7 +545,7 @@ class _Job:
 class _Waiting:
     """A caption that is being made, or without a plan the end of a sample."""
 
-    sample: fos.Sample
+    sample: Sample
     plan: ClipPlan | None = None
     facts: Measurements | None = None
     number: int = 0
@@ -536,23 +555,33 @@ class _Waiting:
     error: Exception | None = None
 
 
-def _ranges_to_do(
-    target: Target, sample: fos.Sample, options: PropagateOptions
-) -> list[tuple[int, int | None]]:
-    """The ranges of a sample that are not done: a clips view names some, else all."""
-    if target.ranges is None:
-        done = status.read_status(sample, options.output).state == "complete"
-        return [] if done and not options.overwrite else [(options.start, options.stop)]
-    return [
-        (start, stop)
-        for start, stop in target.ranges
-        if options.overwrite
-        or not read_tracks(sample, options.output, support=(start, stop - 1))
-    ]
+def _to_do(
+    target: Target, sample: Sample, found: PromptSet, options: PropagateOptions
+) -> dict[tuple[int, int | None], frozenset[int] | None]:
+    """What is not done of a sample: object ids by range, None for all objects.
+
+    A sample that is not complete is done whole (or gone on with from its checkpoint);
+    of a complete one, only the objects that have no track yet.
+    """
+    ranges = target.ranges or ((options.start, options.stop),)
+    prompted = frozenset(prompt.object_id for prompt in found.prompts)
+    # Objects that the view hides keep what they have.
+    everything = prompted if isinstance(sample, SampleView) else None
+    complete = status.read_status(sample, options.output).state == "complete"
+    if options.overwrite or (not complete and target.ranges is None):
+        return dict.fromkeys(ranges, everything)
+    todo: dict[tuple[int, int | None], frozenset[int] | None] = {}
+    for start, stop in ranges:
+        support = None if stop is None else (start, stop - 1)
+        tracks = read_tracks(sample, options.output, support=support)
+        missing = prompted - {track.object_id for track in tracks}
+        if missing:
+            todo[start, stop] = everything if missing == prompted else missing
+    return todo
 
 
 def _mark(
-    sample: fos.Sample,
+    sample: Sample,
     reader: VideoReader,
     prompts: list[Prompt],
     options: PropagateOptions,
@@ -598,12 +627,12 @@ def _key(plan: ClipPlan) -> Key:
     return plan.track.object_id, plan.support
 
 
-def _complete(sample: fos.Sample, options: CaptionOptions) -> bool:
+def _complete(sample: Sample, options: CaptionOptions) -> bool:
     return status.read_status(sample, options.output).state == "complete"
 
 
 def _plans(
-    target: Target, sample: fos.Sample, options: CaptionOptions, captioner: Captioner
+    target: Target, sample: Sample, options: CaptionOptions, captioner: Captioner
 ) -> list[ClipPlan]:
     """One plan per track and window of a sample."""
     return [
@@ -617,15 +646,16 @@ def _plans(
 
 
 def _captioned_already(
-    sample: fos.Sample, options: CaptionOptions, captioner: Captioner
+    sample: Sample, options: CaptionOptions, captioner: Captioner
 ) -> set[Key]:
-    """What an interrupted run of the same captioner has left."""
+    """The captions that stay: all of a complete sample, else this captioner's."""
     if options.overwrite:
         return set()
+    complete = _complete(sample, options)
     return {
         record.key
         for record in read_captions(sample, options.output)
-        if record.error is None and record.model == captioner.info.model
+        if record.error is None and (complete or record.model == captioner.info.model)
     }
 
 

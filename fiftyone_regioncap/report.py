@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import fiftyone.core.collections as foco
-import fiftyone.core.sample as fos
 import numpy as np
 
 from fiftyone_regioncap.clips import assemble, plan_clip
@@ -23,7 +22,7 @@ from fiftyone_regioncap.contact_sheet import (
 from fiftyone_regioncap.labels.captions import CaptionRecord, read_captions
 from fiftyone_regioncap.labels.tracks import read_masks, read_tracks
 from fiftyone_regioncap.sampling import sample_frames
-from fiftyone_regioncap.targets import name_of, video_targets
+from fiftyone_regioncap.targets import Sample, name_of, video_targets
 from fiftyone_regioncap.video import VideoReader
 
 SHEET_ROWS = 12
@@ -132,7 +131,7 @@ def write_sheet(
 
 
 def _sheet_rows(
-    sample: fos.Sample,
+    sample: Sample,
     tracks: str,
     records: Sequence[CaptionRecord],
     reader: VideoReader,
@@ -146,17 +145,16 @@ def _sheet_rows(
     masks = partial(read_masks, sample, tracks)
     for plan, clip in assemble(plans, reader.read, masks, reader.fps):
         record = by_key[plan.track.object_id, plan.support]
-        first, last = record.support
         yield SheetRow(
             object_id=record.index,
             clip=clip,
-            title=f"#{record.index} {record.label or ''}, {first + 1}-{last + 1}",
+            title=f"#{record.index} {record.label or ''}",
             caption=record.caption or f"(error: {record.error})",
         )
 
 
 def _scenes(
-    sample: fos.Sample,
+    sample: Sample,
     tracks: str,
     records: Sequence[CaptionRecord],
     reader: VideoReader,

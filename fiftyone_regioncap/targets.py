@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
 import fiftyone.core.dataset as fod
 import fiftyone.core.media as fom
 import fiftyone.core.sample as fos
+import fiftyone.core.view as fov
 
 from fiftyone_regioncap.errors import FieldError
+
+Sample: TypeAlias = fos.Sample | fos.SampleView
+"""Of a dataset, or of a view that hides some of its labels."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,13 @@ class Targets(Sequence[Target]):
     Attributes:
         dataset: that holds the samples.
         items: one per sample, in the collection's order.
+        view: where samples are loaded from when it hides some of their labels, so that
+            only what the user sees is worked on; else None.
     """
 
     dataset: fod.Dataset
     items: tuple[Target, ...]
+    view: fov.DatasetView | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -47,13 +55,14 @@ class Targets(Sequence[Target]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self.items[index]
 
-    def samples(self) -> Iterator[tuple[Target, fos.Sample]]:
+    def samples(self) -> Iterator[tuple[Target, Sample]]:
         """Each target with its sample, loaded one at a time.
 
         A cursor over a collection dies during long jobs, so samples are fetched by id.
         """
+        source = self.dataset if self.view is None else self.view
         for target in self.items:
-            yield target, self.dataset[target.sample_id]
+            yield target, source[target.sample_id]
 
 
 def video_targets(collection: foco.SampleCollection) -> Targets:
@@ -78,7 +87,18 @@ def video_targets(collection: foco.SampleCollection) -> Targets:
             collection._root_dataset,
             tuple(Target(key, tuple(value)) for key, value in ranges.items()),
         )
-    return Targets(dataset, tuple(Target(key) for key in collection.values("id")))
+    return Targets(
+        dataset,
+        tuple(Target(key) for key in collection.values("id")),
+        collection if _hides_labels(collection) else None,
+    )
+
+
+def _hides_labels(collection: foco.SampleCollection) -> bool:
+    """Whether the collection is a view that filters labels out of its samples."""
+    return isinstance(collection, fov.DatasetView) and any(
+        collection._get_filtered_fields(frames=frames) for frames in (False, True)
+    )
 
 
 def image_targets(collection: foco.SampleCollection) -> Targets:
@@ -97,6 +117,6 @@ def image_targets(collection: foco.SampleCollection) -> Targets:
     )
 
 
-def name_of(sample: fos.Sample) -> str:
+def name_of(sample: Sample) -> str:
     """What to call a sample in messages: its file's name and folder."""
     return "/".join(Path(sample.filepath).parts[-2:])

@@ -264,3 +264,36 @@ def test_a_full_disk_is_recorded_and_the_old_checkpoint_stays(
     summary = sdk.propagate(dataset, propagator=FlowPropagator(), progress=False)
     assert all("No space left" in failure.error for failure in summary.failures)
     assert len(summary.failures) == 2
+
+
+def test_what_a_view_hides_stays_as_it_is(dataset, contents):
+    both(dataset)
+    before = contents(dataset)
+    only = dataset.filter_labels("frames.prompts", fo.ViewField("index") == 7)
+    summary = both(
+        only,
+        propagate=PropagateOptions(overwrite=True),
+        caption=CaptionOptions(overwrite=True),
+    )
+    assert summary.ok and summary.tracks == 2
+    after = contents(dataset)
+    for video in before:
+        for number, frame in before[video]["frames"].items():
+            kept = [d for d in frame["detections"] if d["index"] == 2]
+            now = after[video]["frames"][number]["detections"]
+            assert [d["mask"] for d in now if d["index"] == 2] == [
+                d["mask"] for d in kept
+            ]
+        assert {c["index"] for c in after[video]["captions"]["detections"]} == {2, 7}
+
+
+def test_an_object_marked_later_is_added_to_those_that_are_done(dataset):
+    both(dataset)
+    sample = dataset.first()
+    new = fo.Detection(bounding_box=[0.2, 0.6, 0.2, 0.3], index=9, label="wall")
+    sample.frames[2]["prompts"] = fo.Detections(detections=[new])
+    sample.save()
+    summary = both(dataset)
+    assert (summary.tracks, summary.captions) == (1, 1)
+    sample.reload()
+    assert {c.index for c in sample["captions"].detections} == {2, 7, 9}
