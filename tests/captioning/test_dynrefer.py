@@ -275,6 +275,22 @@ def test_mixed_precision_stays_close(
     assert mixed.caption(CLIPS[:2])[0].error is None
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_stays_close(published: Path, captioner: DynReferCaptioner) -> None:
+    exact = DynReferCaptioner.from_pretrained(published, device="cuda", dtype="float32")
+    mixed = DynReferCaptioner.from_pretrained(published, device="cuda")
+    for clip, here in zip(CLIPS, captioner.caption(CLIPS), strict=True):
+        [there], [quick] = exact.caption([clip]), mixed.caption([clip])
+        assert (there.text, there.label) == (here.text, here.label)
+        assert quick.error is None
+    views = stack_views([nested_views(CLIPS[0].frames[0], CLIPS[0].masks[0])])
+    with torch.inference_mode():
+        ours = captioner.tag_scores(captioner.model.region_tokens(*views))
+        theirs = mixed.tag_scores(mixed.model.region_tokens(*views))
+    assert torch.allclose(ours, theirs.cpu().float(), atol=0.05)
+
+
 def test_control_words_change_the_caption(captioner: DynReferCaptioner) -> None:
     plain = captioner.caption(CLIPS)
     told = captioner.caption(CLIPS, prompt="red, dog | old")

@@ -182,11 +182,13 @@ class DynReferModel(nn.Module):
         """What the Q-Former says of each region: float32 (S, queries, width).
 
         Args:
-            pictures: uint8 (S, V, size, size, 3), the views of each region.
-            rois: float32 (S, V, 4), where the region lies in each picture.
+            pictures: uint8 (S, V, size, size, 3), the views of each region, on any
+                device.
+            rois: float32 (S, V, 4), where the region lies in each picture, likewise.
         """
         features = self.encode(self.normalize(pictures.flatten(0, 1)))
-        return self.query(self.fuse(features.unflatten(0, rois.shape[:2]), rois))
+        features = features.unflatten(0, rois.shape[:2])
+        return self.query(self.fuse(features, rois.to(self.device)))
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """From uint8 (N, size, size, 3) to float32 (N, 3, size, size)."""

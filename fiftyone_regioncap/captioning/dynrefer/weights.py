@@ -223,7 +223,8 @@ def load_text_tower(files: Files) -> CLIPTextModelWithProjection:
         for key, tensor in read_tensors(path).items()
         if key.startswith("text.")
     }
-    state.pop("logit_scale", None)
+    for unused in ("logit_scale", "attn_mask"):
+        state.pop(unused, None)
     try:
         projection = state.pop("text_projection").T.contiguous()
         vocabulary, width = state["token_embedding.weight"].shape
