@@ -603,6 +603,12 @@ def more_views(folder: Path) -> None:
     )
 
 
+def no_sizes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["t5"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
@@ -655,6 +661,12 @@ def no_json(folder: Path) -> None:
         pytest.param(lora, "LoRA", id="LoRA"),
         pytest.param(two_checkpoints, "checkpoint=", id="two checkpoints"),
         pytest.param(more_views, "views", id="another number of views"),
+        pytest.param(no_sizes, "T5's sizes", id="no sizes of the T5"),
+        pytest.param(
+            drop("base_blip2.safetensors", "visual_encoder.blocks.0.attn.v_bias"),
+            "qkv.bias is missing",
+            id="a bias missing",
+        ),
         pytest.param(no_json, "config.json", id="broken config"),
     ],
 )

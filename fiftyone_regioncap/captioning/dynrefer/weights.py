@@ -127,7 +127,7 @@ class Files:
 
     def find(self, *names: str) -> Path | None:
         """The first of these that is in the folder."""
-        return next((p for p in map(self.folder.joinpath, names) if p.exists()), None)
+        return _find(self.folder, *names)
 
 
 def locate(folder: Path, checkpoint: str | None = None) -> Files:
@@ -161,31 +161,25 @@ def locate(folder: Path, checkpoint: str | None = None) -> Files:
             else f"{folder} has no {checkpoint or ' or '.join(PUBLISHED)}. {WHERE}"
         )
     settings = folder / "config.json"
-    here = Files(
-        folder,
-        found[0],
-        _json(settings) if settings.is_file() else {},
-        None,
-        folder / "tokenizer.json",
-    )
-    own_base = here.find("base_blip2.safetensors", "eva_vit_g.pth")
-    own_language = here.find("t5.safetensors", "flan-t5-xl")
-    blip2 = here.find("blip2-flan-t5-xl")
+    own_base = _find(folder, "base_blip2.safetensors", "eva_vit_g.pth")
+    own_language = _find(folder, "t5.safetensors", "flan-t5-xl")
+    blip2 = _find(folder, "blip2-flan-t5-xl")
     if blip2 is None and (own_base is None or own_language is None):
         blip2 = _from_hub(BLIP2)
-    tokenizer = next(
-        (
-            place / "tokenizer.json"
-            for place in (folder, folder / "flan-t5-xl", blip2)
-            if place is not None and (place / "tokenizer.json").is_file()
-        ),
-        None,
-    )
+    tokenizer = _find(folder, "tokenizer.json", "flan-t5-xl/tokenizer.json")
+    if tokenizer is None and blip2 is not None:
+        tokenizer = _find(blip2, "tokenizer.json")
     if tokenizer is None:
         raise WeightsError(
             f"{folder} has no tokenizer.json; put that of google/flan-t5-xl there"
         )
-    return Files(folder, found[0], here.settings, blip2, tokenizer)
+    return Files(
+        folder=folder,
+        trained=found[0],
+        settings=_json(settings) if settings.is_file() else {},
+        blip2=blip2,
+        tokenizer=tokenizer,
+    )
 
 
 def load_model(files: Files) -> DynReferModel:
@@ -369,13 +363,15 @@ def _from_lavis(state: State) -> State:
         for key, tensor in state.items()
         if key.startswith(("visual_encoder.", "ln_vision.")) or key == "query_tokens"
     }
-    for key in [key for key in state if key.endswith(".attn.q_bias")]:
-        query = state.pop(key)
-        value = state.pop(key.replace(".q_bias", ".v_bias"))
-        # Keys have no bias.
-        state[key.replace(".q_bias", ".qkv.bias")] = torch.cat(
-            [query, torch.zeros_like(query), value]
-        )
+    biases = [key.removesuffix(".q_bias") for key in state if key.endswith(".q_bias")]
+    for attention in biases:
+        if f"{attention}.v_bias" in state:
+            query = state.pop(f"{attention}.q_bias")
+            value = state.pop(f"{attention}.v_bias")
+            # Keys have no bias.
+            state[f"{attention}.qkv.bias"] = torch.cat(
+                [query, torch.zeros_like(query), value]
+            )
     return _rename(state, _VISION)
 
 
@@ -384,14 +380,10 @@ def _read_language(files: Files) -> tuple[State, T5Config]:
     single, folder = files.find("t5.safetensors"), files.find("flan-t5-xl")
     if single is not None:
         state = read_tensors(single)
-        sizes = files.settings.get("t5")
-        if sizes is None:
-            raise WeightsError(
-                f'{files.folder}/config.json has no "t5" with the sizes of '
-                f"{single.name}; put T5's own config there"
-            )
+        sizes, said_in = files.settings.get("t5"), 'config.json under "t5"'
     elif folder is not None:
-        state, sizes = dict(_read_sharded(folder, ("",))), _json(folder / "config.json")
+        state = dict(_read_sharded(folder, ("",)))
+        sizes, said_in = _json(folder / "config.json"), "flan-t5-xl/config.json"
     else:
         assert files.blip2 is not None
         prefix = "language_model."
@@ -399,7 +391,13 @@ def _read_language(files: Files) -> tuple[State, T5Config]:
             key.removeprefix(prefix): tensor
             for key, tensor in _read_sharded(files.blip2, (prefix,))
         }
-        sizes = _json(files.blip2 / "config.json")["text_config"]
+        config = _json(files.blip2 / "config.json")
+        sizes, said_in = config.get("text_config"), "BLIP-2's config.json"
+    if not isinstance(sizes, dict):
+        raise WeightsError(
+            f"{files.folder}: the T5's sizes are missing; put T5's own config into "
+            f"{said_in}"
+        )
     if "shared.weight" in state:
         for side in ("encoder", "decoder"):
             state.setdefault(f"{side}.embed_tokens.weight", state["shared.weight"])
@@ -529,6 +527,10 @@ def _count(state: State, pattern: str) -> int:
     """How many layers there are, by the highest number in their names."""
     numbers = [int(m[1]) for key in state if (m := re.match(pattern, key))]
     return max(numbers, default=-1) + 1
+
+
+def _find(folder: Path, *names: str) -> Path | None:
+    return next((path for name in names if (path := folder / name).exists()), None)
 
 
 def _json(path: Path) -> Any:
