@@ -1,0 +1,556 @@
+"""DLC-Bench: how well descriptions of regions answer questions about the regions.
+
+The protocol of Describe Anything (arXiv 2504.16072, section 4): a language model reads
+each description and answers multiple-choice questions from it; details that are there
+give points, details that are not there cost some, and a description of something else
+altogether gives none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, Protocol
+
+import httpx
+
+from fiftyone_regioncap.errors import BackendError, RegionCapError
+
+PROMPT = """\
+Answer the multiple-choice question based on the text description of an object in an \
+image. You need to follow these rules:
+1. Do not output any reasoning. Do not perform correction. Please output exactly one \
+answer from the choices for each question. Do not repeat the question.
+2. There is no need for exact matching. Please choose the closest option based on the \
+description.
+
+The description is:
+{caption}
+
+From the description above, please answer the following question with one of the \
+choices:
+{question}
+"""
+"""What the judge reads; part of the protocol, so not to be improved."""
+
+LETTERS = "abcde"
+ANSWER_NAMES = ("response", "pred_answer", "answer", "output", "pred")
+"""Names that stored judgements have for what the judge said."""
+
+
+class DLCBenchError(RegionCapError, ValueError):
+    """Files of the benchmark, or a judge's cache, are not what they should be."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One multiple-choice question.
+
+    Attributes:
+        text: of the question.
+        choices: what may be answered, with the score of each.
+        kind: whether it asks for what is there or for what is not.
+    """
+
+    text: str
+    choices: tuple[tuple[str, float], ...]
+    kind: Literal["positive", "negative", "recognition"]
+
+    def prompt(self, caption: str) -> str:
+        """What the judge reads about a caption."""
+        lines = [self.text]
+        lines += [
+            f"{chr(ord('A') + number)}. {choice}"
+            for number, (choice, _) in enumerate(self.choices)
+        ]
+        return PROMPT.format(caption=caption, question="\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Region:
+    """One object with its questions.
+
+    Attributes:
+        key: its annotation id.
+        class_name: what it is.
+        questions: about it, the recognition question first.
+    """
+
+    key: str
+    class_name: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class RegionScore:
+    """The points of one region.
+
+    Attributes:
+        key: of the region.
+        recognized: whether the description is of such an object.
+        choices: chosen by question, the recognition first; None where the judge's
+            answer could not be read.
+        positives: points of the positive questions.
+        negatives: points of the negative questions.
+    """
+
+    key: str
+    recognized: bool
+    choices: tuple[int | None, ...]
+    positives: tuple[float, ...]
+    negatives: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """The mean over all questions."""
+        return fmean([*self.positives, *self.negatives])
+
+    @property
+    def positive(self) -> float | None:
+        """The mean over positive questions; None without any."""
+        return fmean(self.positives) if self.positives else None
+
+    @property
+    def negative(self) -> float | None:
+        """The mean over negative questions; None without any."""
+        return fmean(self.negatives) if self.negatives else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a run.
+
+    Attributes:
+        regions: the points of each.
+        unreadable: how many answers of the judge could not be read; they gave no
+            points.
+    """
+
+    regions: tuple[RegionScore, ...]
+    unreadable: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        unread = sum(region.choices.count(None) for region in self.regions)
+        object.__setattr__(self, "unreadable", unread)
+
+    @property
+    def positive(self) -> float:
+        """The mean over regions of their positive scores."""
+        scores = [r.positive for r in self.regions if r.positive is not None]
+        return fmean(scores) if scores else 0.0
+
+    @property
+    def negative(self) -> float:
+        """The mean over those regions that have negative questions."""
+        scores = [r.negative for r in self.regions if r.negative is not None]
+        return fmean(scores) if scores else 0.0
+
+    @property
+    def average(self) -> float:
+        """The benchmark's headline: the mean of both."""
+        return (self.positive + self.negative) / 2
+
+    @property
+    def unrecognized(self) -> int:
+        """Regions whose description is of something else."""
+        return sum(not region.recognized for region in self.regions)
+
+    def __str__(self) -> str:
+        text = (
+            f"DLC-Bench over {len(self.regions)} regions (Pos Neg Avg): "
+            f"{self.positive:.3f}, {self.negative:.3f}, {self.average:.3f}; "
+            f"{self.unrecognized} not recognized"
+        )
+        if self.unreadable:
+            text += f"; {self.unreadable} answers of the judge could not be read"
+        return text
+
+
+class Judge(Protocol):
+    """Answers questions; must be safe to call from several threads."""
+
+    def __call__(self, region: Region, prompt: str) -> str:
+        """The answer to a prompt."""
+
+
+class EndpointJudge:
+    """A language model behind an OpenAI-compatible endpoint.
+
+    The published numbers are by Llama-3.1-8B-Instruct.
+
+    Args:
+        url: such as ``http://localhost:9000/v1``.
+        model: as the endpoint calls it; None for the first that it lists.
+        api_key: None for ``$OPENAI_API_KEY``.
+        timeout: of one answer in seconds.
+        retries: after time-outs and errors that may pass.
+
+    Raises:
+        BackendError: when the endpoint is not there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 3,
+    ) -> None:
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        self._client = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=timeout,
+        )
+        self._retries = retries
+        self._model = model or self._request("GET", "models")["data"][0]["id"]
+
+    def __call__(self, region: Region, prompt: str) -> str:
+        """Asks with the protocol's settings."""
+        body = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": 300,
+            "top_p": 1,
+            "frequency_penalty": 0,
+            "presence_penalty": 0,
+        }
+        answer = self._request("POST", "chat/completions", body)
+        try:
+            return str(answer["choices"][0]["message"]["content"] or "")
+        except (KeyError, IndexError, TypeError) as error:
+            raise BackendError(
+                f"the judge at {self._client.base_url} gave no "
+                "choices[0].message.content; see that it is OpenAI-compatible"
+            ) from error
+
+    def _request(self, method: str, path: str, body: object = None) -> Any:
+        for attempt in range(self._retries + 1):
+            try:
+                answer = self._client.request(method, path, json=body)
+                answer.raise_for_status()
+                return answer.json()
+            except (httpx.HTTPError, ValueError) as error:
+                failure = error
+                if attempt < self._retries:
+                    # An event nobody sets: a pause that Ctrl-C ends.
+                    threading.Event().wait(0.5 * 2**attempt)
+        raise BackendError(
+            f"the judge at {self._client.base_url} does not answer: {failure}"
+        ) from failure
+
+
+class CachedJudge:
+    """Answers that were stored, ours or those published with the benchmark.
+
+    Ours are an object of prompts and answers by region. Others are searched, region by
+    region, for objects that hold the very prompt and beside it what the judge said.
+
+    Args:
+        stored: the content of the file.
+        fallback: asked for what is not stored; its answers are added.
+    """
+
+    def __init__(
+        self, stored: Mapping[str, Any], fallback: Judge | None = None
+    ) -> None:
+        self._stored = stored
+        self._fallback = fallback
+        self.answers: dict[str, dict[str, str]] = {}
+
+    @classmethod
+    def read(cls, path: Path, fallback: Judge | None = None) -> CachedJudge:
+        """Reads a file; an absent one is empty when there is a fallback."""
+        if fallback is not None and not path.exists():
+            return cls({}, fallback)
+        return cls(_read(path), fallback)
+
+    def save(self, path: Path) -> None:
+        """Writes all answers that were given, in our form."""
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(json.dumps(self.answers, indent=1))
+        partial.replace(path)
+
+    def __call__(self, region: Region, prompt: str) -> str:
+        """The stored answer to this very prompt."""
+        answer = next(_answers(self._stored.get(region.key), prompt), None)
+        if answer is None:
+            if self._fallback is None:
+                raise DLCBenchError(
+                    f"region {region.key}: the judge's cache has no answer to this "
+                    "question about this caption; give the URL of a judge as well"
+                )
+            answer = self._fallback(region, prompt)
+        self.answers.setdefault(region.key, {})[prompt] = answer
+        return answer
+
+
+def _answers(stored: Any, prompt: str) -> Iterator[str]:
+    if isinstance(stored, Mapping):
+        if isinstance(stored.get(prompt), str):
+            yield stored[prompt]
+        if prompt in [value for value in stored.values() if isinstance(value, str)]:
+            for name in ANSWER_NAMES:
+                if isinstance(stored.get(name), str):
+                    yield stored[name]
+        for value in stored.values():
+            yield from _answers(value, prompt)
+    elif isinstance(stored, list):
+        for value in stored:
+            yield from _answers(value, prompt)
+
+
+def recognition_question(class_name: str) -> Question:
+    """Whether the description is of such an object at all.
+
+    Raises:
+        BackendError: when the inflect package is missing.
+    """
+    if _is_plural(class_name):
+        what, kind = f"objects in the description are {class_name}", "objects"
+    else:
+        what = f"object in the description is {_engine().a(class_name)}"
+        kind = "an object"
+    text = (
+        f"Is it likely that the {what} or {kind} of a similar type? "
+        "Again, It does not have to be an exact match."
+    )
+    return Question(text, (("Yes", 1.0), ("No", 0.0)), "recognition")
+
+
+def _is_plural(class_name: str) -> bool:
+    # The one singular of the data that the package takes for a plural.
+    return class_name != "bus" and _engine().singular_noun(class_name) is not False
+
+
+@cache
+def _engine() -> Any:
+    if importlib.util.find_spec("inflect") is None:
+        raise BackendError("DLC-Bench needs the inflect package: pip install inflect")
+    return importlib.import_module("inflect").engine()
+
+
+def parse_answer(answer: str, choices: Sequence[str]) -> int | None:
+    """Which choice an answer names, by the protocol's rules, quirks included.
+
+    Args:
+        answer: what the judge said.
+        choices: in the order they were given.
+
+    Returns:
+        the number of the choice, which an answer such as ``"e. none"`` may put beyond
+        the last; None when no rule applies.
+
+    Raises:
+        IndexError: when the answer is empty or a letter beyond the choices.
+    """
+    said = answer.lower().strip()
+    options = [choice.lower().strip() for choice in choices]
+    for number, option in enumerate(options):
+        letter = chr(ord("a") + number)
+        if said in (option, f"{letter}. {option}", letter):
+            return number
+    contained = [number for number, option in enumerate(options) if option in said]
+    if len(contained) == 1:
+        return contained[0]
+    if len(said) > 1 and said[0] in LETTERS and said[1] == ".":
+        return LETTERS.index(said[0])
+    if contained:
+        return max(contained, key=lambda n: (said.index(options[n]), len(options[n])))
+    if not said or (len(said) == 1 and said in LETTERS):
+        raise IndexError(f"the answer {answer!r} names no choice of {len(choices)}")
+    containing = [number for number, option in enumerate(options) if said in option]
+    if containing:
+        return max(containing, key=lambda n: (len(options[n]), -n))
+    if said[0] in LETTERS and said[1] == "\n":
+        return LETTERS.index(said[0])
+    return None
+
+
+def score_region(region: Region, answers: Sequence[str]) -> RegionScore:
+    """The points of one description.
+
+    An answer that cannot be read gives no points; where it is the recognition's, the
+    object counts as not recognized.
+
+    Args:
+        region: with its questions.
+        answers: of the judge, one a question.
+    """
+    chosen: list[int | None] = []
+    for question, answer in zip(region.questions, answers, strict=True):
+        try:
+            number = parse_answer(answer, [text for text, _ in question.choices])
+        except IndexError:
+            number = None
+        readable = number is not None and number < len(question.choices)
+        chosen.append(number if readable else None)
+    recognized = chosen[0] == 0
+    points: dict[str, list[float]] = {"positive": [], "negative": []}
+    for question, number in zip(region.questions[1:], chosen[1:], strict=True):
+        value = 0.0 if number is None else question.choices[number][1]
+        points[question.kind].append(value if recognized else min(0.0, value))
+    return RegionScore(
+        region.key,
+        recognized,
+        tuple(chosen),
+        tuple(points["positive"]),
+        tuple(points["negative"]),
+    )
+
+
+def evaluate(
+    regions: Sequence[Region],
+    captions: Mapping[str, str],
+    judge: Judge,
+    *,
+    workers: int = 8,
+    default: str | None = None,
+) -> Report:
+    """Scores captions.
+
+    Args:
+        regions: of the benchmark.
+        captions: by region.
+        judge: that answers the questions.
+        workers: questions asked at once.
+        default: for regions without a caption, or with one that begins ``Error:``.
+
+    Raises:
+        DLCBenchError: when a region has no caption and there is no default.
+        BackendError: when the judge does not answer.
+    """
+    texts = {}
+    for region in regions:
+        text = captions.get(region.key, "Error: no caption")
+        if text.startswith("Error:"):
+            if default is None:
+                raise DLCBenchError(
+                    f"region {region.key} has no caption ({text[:100]}); caption it, "
+                    "or give a default for such regions"
+                )
+            text = default
+        texts[region.key] = text
+
+    def answered(region: Region) -> RegionScore:
+        prompts = [q.prompt(texts[region.key]) for q in region.questions]
+        return score_region(region, [judge(region, prompt) for prompt in prompts])
+
+    with ThreadPoolExecutor(workers) as pool:
+        return Report(tuple(pool.map(answered, regions)))
+
+
+def read_regions(questions: Path, class_names: Path | None = None) -> list[Region]:
+    """Reads the benchmark's questions.
+
+    Args:
+        questions: ``qa.json``, questions by annotation id.
+        class_names: ``class_names.json``; None for the one beside the questions.
+
+    Raises:
+        DLCBenchError: when a file is missing or of another form.
+    """
+    names = _read(class_names or questions.with_name("class_names.json"))
+    regions = []
+    for key, asked in _read(questions).items():
+        if key not in names:
+            raise DLCBenchError(f"region {key} has no class name")
+        regions.append(region_of(key, str(names[key]), asked))
+    return regions
+
+
+def region_of(
+    key: str, class_name: str, questions: Sequence[Mapping[str, Any]]
+) -> Region:
+    """One region from the benchmark's own form of questions."""
+    try:
+        asked = [
+            Question(
+                str(question["question"]),
+                tuple((str(text), float(score)) for text, score in question["choices"]),
+                question["type"],
+            )
+            for question in questions
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DLCBenchError(
+            f"region {key}: a question needs question, type and choices of [text, "
+            f"score] ({error!r})"
+        ) from error
+    if any(q.kind not in ("positive", "negative") or not q.choices for q in asked):
+        raise DLCBenchError(f"region {key}: questions are positive or negative")
+    return Region(key, class_name, (recognition_question(class_name), *asked))
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Reads captions by annotation id; what is no caption (``"query"``) stays unused.
+
+    Raises:
+        DLCBenchError: when the file is missing or of another form.
+    """
+    return {str(key): str(text) for key, text in _read(path).items()}
+
+
+def run(
+    captions: Path,
+    questions: Path,
+    judge: str,
+    *,
+    class_names: Path | None = None,
+    cache_file: Path | None = None,
+    model: str | None = None,
+    default: str | None = None,
+    workers: int = 8,
+) -> Report:
+    """Scores a file of captions: what ``regioncap evaluate dlc-bench`` does.
+
+    Args:
+        captions: JSON, captions by annotation id.
+        questions: ``qa.json`` of the benchmark.
+        judge: the URL of an OpenAI-compatible endpoint, or a file of stored answers.
+        class_names: see :func:`read_regions`.
+        cache_file: where the answers of an endpoint are stored, and looked up first.
+        model: that the endpoint shall use.
+        default: see :func:`evaluate`.
+        workers: likewise.
+
+    Raises:
+        DLCBenchError: when a file is not what it should be.
+        BackendError: when the judge does not answer.
+    """
+    regions = read_regions(questions, class_names)
+    texts = read_captions(captions)
+    if not judge.startswith(("http://", "https://")):
+        stored = CachedJudge.read(Path(judge))
+        return evaluate(regions, texts, stored, workers=1, default=default)
+    endpoint = EndpointJudge(judge, model)
+    if cache_file is None:
+        return evaluate(regions, texts, endpoint, workers=workers, default=default)
+    remembering = CachedJudge.read(cache_file, endpoint)
+    try:
+        return evaluate(regions, texts, remembering, workers=workers, default=default)
+    finally:
+        remembering.save(cache_file)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DLCBenchError(f"{path} is not there") from error
+    except (OSError, ValueError) as error:
+        raise DLCBenchError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DLCBenchError(f"{path} holds no JSON object by region")
+    return content
