@@ -1,0 +1,320 @@
+"""The paper's four tasks: what is asked, what is answered, and the dense task's score.
+
+Annotation files are read as published; each gives items of one image, one region and
+its reference captions. Captions are scored by whatever metric the caller trusts: the
+published numbers use BLEU-4, METEOR 1.5, ROUGE-L, CIDEr-D and SPICE of the COCO caption
+tools, of which METEOR and SPICE need Java.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.captioning.patchioner.aggregation import (
+    MEAN,
+    BoxSet,
+    Points,
+    Region,
+    Weighting,
+    Whole,
+)
+from fiftyone_regioncap.captioning.patchioner.language import Description
+from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
+from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.regions import Box, Frame
+
+Task: TypeAlias = Literal["trace", "dense", "region-set", "image"]
+
+IOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
+"""Overlaps that the dense task's score is averaged over."""
+
+METEORS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
+"""Caption scores that the dense task's score is averaged over."""
+
+MERGED_FROM = 0.7
+"""Overlap from which two annotated boxes are one."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to describe.
+
+    Attributes:
+        image: id of the image, as its file is named.
+        references: captions by people.
+        trace: float (N, 2) of x, y as fractions of the image, for the trace task.
+        boxes: pixel edges, for the dense and the region-set task.
+    """
+
+    image: str
+    references: tuple[str, ...]
+    trace: NDArray[np.float64] | None = None
+    boxes: tuple[Box, ...] | None = None
+
+    def region(self, height: int, width: int) -> Region:
+        """The region on an image of a size in pixels.
+
+        Region sets without boxes (the Flickr30k file has 22) are the whole image.
+        """
+        if self.trace is not None:
+            return Points(self.trace * [width, height])
+        if self.boxes:
+            return BoxSet(self.boxes)
+        return Whole()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An item and its caption.
+
+    Attributes:
+        item: that was asked.
+        caption: as the published scores take it, without spaces and periods around;
+            empty when there is an error.
+        description: with token probabilities; None when there is an error.
+        error: why there is no caption.
+    """
+
+    item: Item
+    caption: str = ""
+    description: Description | None = None
+    error: str | None = None
+
+
+def load_items(
+    task: Task, path: str | Path, captions: str | Path | None = None
+) -> list[Item]:
+    """Reads a published annotation file.
+
+    Args:
+        task: which of the four.
+        path: trace: ``{image: {captions, traces}}``; dense: COCO's layout with boxes
+            x1, y1, x2, y2; region-set: ``{image: {caption: [boxes]}}``; image: COCO's
+            list of images.
+        captions: for the image task, a COCO file of captions; None where ``path`` holds
+            them itself.
+
+    Returns:
+        items, those of an image together.
+
+    Raises:
+        PromptError: when the file has another layout.
+    """
+    try:
+        read = json.loads(Path(path).read_text())
+        if task == "trace":
+            items = list(_traces(read))
+        elif task == "dense":
+            items = list(_dense(read))
+        elif task == "region-set":
+            items = list(_region_sets(read))
+        else:
+            spoken = (
+                read if captions is None else json.loads(Path(captions).read_text())
+            )
+            items = list(_images(read, spoken))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PromptError(
+            f"{path} is not an annotation file of the {task} task: {error!r}"
+        ) from error
+    return sorted(items, key=lambda item: item.image)
+
+
+def _traces(read: Mapping[str, Any]) -> Iterator[Item]:
+    for image, entry in read.items():
+        for caption, trace in zip(entry["captions"], entry["traces"], strict=True):
+            points = [[point["x"], point["y"]] for point in trace]
+            rows = np.array(points, dtype=np.float64).reshape(-1, 2)
+            yield Item(image, (caption,), trace=rows)
+
+
+def _dense(read: Mapping[str, Any]) -> Iterator[Item]:
+    for entry in read["annotations"]:
+        x1, y1, x2, y2 = entry["bbox"]
+        box = (x1, y1, x2 + (x1 == x2), y2 + (y1 == y2))
+        yield Item(str(entry["image_id"]), (entry["caption"],), boxes=(box,))
+
+
+def _region_sets(read: Mapping[str, Any]) -> Iterator[Item]:
+    for image, entry in read.items():
+        for caption, boxes in entry.items():
+            edges = tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes)
+            yield Item(image, (caption,), boxes=edges)
+
+
+def _images(read: Mapping[str, Any], spoken: Mapping[str, Any]) -> Iterator[Item]:
+    captions = defaultdict(list)
+    for entry in spoken["annotations"]:
+        captions[entry["image_id"]].append(entry["caption"])
+    for entry in read["images"]:
+        yield Item(str(entry["id"]), tuple(captions[entry["id"]]))
+
+
+def answer(
+    model: Patchioner,
+    items: Iterable[Item],
+    open_image: Callable[[str], Frame],
+    weighting: Weighting = MEAN,
+) -> Iterator[Answer]:
+    """Describes items, one backbone pass per image.
+
+    The published rows are ``weighting`` mean or Gaussian of variance 1, and attention
+    for whole images.
+
+    Args:
+        model: backbone and language part.
+        items: those of an image together.
+        open_image: reads an image by its id, uint8 (H, W, 3) RGB.
+        weighting: of the patches of each region.
+
+    Yields:
+        answers in order.
+    """
+    for image, group in groupby(items, key=lambda item: item.image):
+        asked = list(group)
+        (features,) = model.backbone.encode([open_image(image)])
+        grid = features.grid
+        embeddings, errors = [], {}
+        for place, item in enumerate(asked):
+            try:
+                region = item.region(grid.height, grid.width)
+                row = embed_regions(features, [region], weighting, compat=model.compat)
+                embeddings.append(row)
+            except PromptError as error:
+                errors[place] = str(error)
+        described = iter(
+            model.language.describe(torch.cat(embeddings)) if embeddings else ()
+        )
+        for place, item in enumerate(asked):
+            if place in errors:
+                yield Answer(item, error=errors[place])
+                continue
+            description = next(described)
+            text = (description.text or "").strip(" .")
+            yield Answer(item, text, description)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A described box.
+
+    Attributes:
+        box: pixel edges.
+        caption: of it.
+        score: how sure the model is, any scale; higher is surer.
+    """
+
+    box: Box
+    caption: str
+    score: float
+
+
+@dataclass
+class DenseScore:
+    """The dense task's score: mean average precision over overlaps and caption scores.
+
+    Johnson et al. 2016 (DenseCap). Annotated boxes that overlap much are one object
+    with several captions; detections are right where they overlap an object that no
+    surer one has taken and say what people say of it.
+
+    Attributes:
+        meteor: scores a caption against references, in [0, 1].
+    """
+
+    meteor: Callable[[str, Sequence[str]], float]
+    _records: list[tuple[float, float, float, bool]] = field(default_factory=list)
+    _objects: int = 0
+
+    def add(self, detections: Sequence[Detection], truth: Sequence[Item]) -> None:
+        """Adds an image.
+
+        Args:
+            detections: on it.
+            truth: its items of the dense task, of one box each.
+        """
+        objects = merge_boxes(
+            [(item.boxes[0], item.references) for item in truth if item.boxes]
+        )
+        self._objects += len(objects)
+        taken: set[int] = set()
+        for detection in sorted(detections, key=lambda found: -found.score):
+            overlaps = [iou(detection.box, box) for box, _ in objects]
+            best = int(np.argmax(overlaps)) if overlaps else 0
+            overlap = overlaps[best] if overlaps else 0.0
+            references = objects[best][1] if overlap > 0 else ()
+            free = overlap > 0 and best not in taken
+            if free:
+                taken.add(best)
+            said = self.meteor(detection.caption, references) if references else 0.0
+            self._records.append((detection.score, overlap, said, free))
+
+    def precision(self, iou_from: float, meteor_above: float) -> float:
+        """Average precision, in [0, 1], at one overlap and one caption score.
+
+        Args:
+            iou_from: detections overlap at least so much.
+            meteor_above: captions score more than that; -1 leaves them out.
+        """
+        if not self._records or not self._objects:
+            return 0.0
+        ranked = sorted(self._records, key=lambda record: -record[0])
+        right = np.array(
+            [free and o >= iou_from and m > meteor_above for _, o, m, free in ranked]
+        )
+        hits = np.cumsum(right)
+        recall = hits / self._objects
+        precision = hits / np.arange(1, len(hits) + 1)
+        at = [precision[recall >= t].max(initial=0) for t in np.arange(100) / 100]
+        return float(np.mean(at))
+
+    def mean(self) -> float:
+        """The mean over all overlaps and caption scores, in [0, 1]."""
+        cells = product(IOUS, METEORS)
+        return float(np.mean([self.precision(o, m) for o, m in cells]))
+
+
+def iou(first: Box, second: Box) -> float:
+    """The overlap of two boxes over their union, in [0, 1]."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (first, second)]
+    return width * height / (sum(areas) - width * height)
+
+
+def merge_boxes(
+    boxes: Sequence[tuple[Box, Sequence[str]]],
+) -> list[tuple[Box, tuple[str, ...]]]:
+    """Joins annotated boxes of the same object.
+
+    Repeatedly, the box with most others close to it becomes, with them, one object.
+
+    Args:
+        boxes: with their captions.
+
+    Returns:
+        the mean box and all captions of each object.
+    """
+    left = list(boxes)
+    merged = []
+    while left:
+        close = np.array([[iou(a, b) >= MERGED_FROM for b, _ in left] for a, _ in left])
+        members = np.flatnonzero(close[close.sum(axis=1).argmax()])
+        mean = np.mean([left[n][0] for n in members], axis=0)
+        x1, y1, x2, y2 = (float(edge) for edge in mean)
+        captions = tuple(caption for n in members for caption in left[n][1])
+        merged.append(((x1, y1, x2, y2), captions))
+        gone = set(members.tolist())
+        left = [entry for n, entry in enumerate(left) if n not in gone]
+    return merged
