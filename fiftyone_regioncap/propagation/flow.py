@@ -1,20 +1,19 @@
-"""The fallback without weights: optical flow, cut out anew on every frame.
+"""Propagation without weights: optical flow, sharpened by GrabCut.
 
-DIS flow (T. Kroeger et al., "Fast Optical Flow using Dense Inverse Search", ECCV 2016)
-carries masks, GrabCut (C. Rother et al., SIGGRAPH 2004) pulls their edges to real ones.
-Rough beside any model; it drifts, and what has left the view doesn't come back.
+Good for slow, unhidden objects over some tens of frames; it is the fallback of machines
+without MobileSAM's weights. T. Kroeger et al., "Fast Optical Flow using Dense Inverse
+Search", ECCV 2016; C. Rother et al., "GrabCut", SIGGRAPH 2004.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -28,7 +27,6 @@ from fiftyone_regioncap.propagation.stream import (
     plan_passes,
 )
 from fiftyone_regioncap.regions import (
-    Box,
     Frame,
     Mask,
     ObjectMask,
@@ -36,19 +34,24 @@ from fiftyone_regioncap.regions import (
     box_of_mask,
 )
 
-_SIDE = 480  # longest side in pixels at which flow and cuts are computed
-_FRAGMENT = 0.1  # parts below this share of the largest are dropped
-_LOST = 0.25  # an object that looks less than this like its prompt is lost
-_BINS = (12, 4, 4)  # of hue, saturation and value
+_BINS: Final = (8, 8, 8)
+_VISIBLE: Final = 0.2
+_FRAGMENT: Final = 0.1
+_GRABCUT_SIDE: Final = 200
+_GRABCUT_SAMPLES: Final = 10
 
 
 class FlowPropagator:
-    """Carries prompts through a video with optical flow and GrabCut.
+    """Moves masks along the optical flow from each frame to the next.
 
-    A :class:`~fiftyone_regioncap.propagation.base.Propagator`.
+    A :class:`~fiftyone_regioncap.propagation.base.Propagator`. The score compares the
+    colours under the mask with those under the prompt, and an object that no longer
+    looks like itself is lost for good.
     """
 
-    info = PropagatorInfo("flow", "DIS flow and GrabCut", __version__, "Apache-2.0")
+    info = PropagatorInfo(
+        "flow", "none: optical flow and GrabCut", "none", "Apache-2.0"
+    )
 
     def propagate(
         self,
@@ -71,196 +74,199 @@ class FlowPropagator:
         )
 
 
-@dataclass
-class _Followed:
-    """An object on the way.
-
-    Attributes:
-        mask: bool (h, w) at working size on the last frame; empty once it is lost.
-        look: float (bins,), the colours under the mask of the last prompt.
-    """
-
-    mask: Mask
-    look: NDArray[np.float32]
-
-
 class FlowTracker:
-    """A :class:`~fiftyone_regioncap.propagation.stream.Tracker`.
+    """A :class:`~fiftyone_regioncap.propagation.stream.Tracker` over optical flow."""
 
-    Args:
-        overlap: whether objects may share pixels.
-    """
+    def __init__(self, overlap: bool, sharpen: bool = True) -> None:
+        """Starts with nothing seen.
 
-    def __init__(self, overlap: bool) -> None:
+        Args:
+            overlap: whether objects may share pixels.
+            sharpen: whether GrabCut moves outlines to edges of the image.
+        """
         self._overlap = overlap
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self._last: NDArray[np.uint8] | None = None
-        self._objects: dict[int, _Followed] = {}
+        self._sharpen = sharpen
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._previous: NDArray[np.uint8] | None = None
+        self._soft: dict[int, NDArray[np.float32]] = {}
+        self._colours: dict[int, NDArray[np.float32]] = {}
 
     def step(
         self, index: int, frame: Frame, prompts: Sequence[Prompt]
     ) -> dict[int, ObjectMask]:
         """Takes the next frame; see the protocol."""
-        small = _shrink(frame)
-        gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-        if self._objects and self._last is not None:
-            self._carry(small, gray)
-        by_object: dict[int, list[Prompt]] = {}
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if self._previous is not None and self._soft:
+            back = self._flow.calc(grey, self._previous, None)
+            self._soft = {
+                object_id: moved(soft, back) for object_id, soft in self._soft.items()
+            }
+            if self._sharpen:
+                for object_id, soft in self._soft.items():
+                    mask = _sharpened(frame, soft > 0.5)
+                    self._soft[object_id] = (0.5 * soft + 0.5 * mask).astype(np.float32)
+        self._previous = grey
+        prompted: dict[int, Mask] = {}
         for prompt in prompts:
-            by_object.setdefault(prompt.object_id, []).append(prompt)
-        for object_id, marks in by_object.items():
-            mask = _cut_out(small, marks, frame.shape[0] / small.shape[0])
-            self._objects[object_id] = _Followed(mask, _look(small, mask))
-        self._last = gray
-        if not self._overlap:
-            self._share_out(frozenset(by_object))
-        return {
-            object_id: self._shown(small, frame, item)
-            for object_id, item in self._objects.items()
-        }
+            earlier = prompted.get(prompt.object_id)
+            mask = prompted_mask(frame, prompt)
+            prompted[prompt.object_id] = mask if earlier is None else mask | earlier
+        for object_id, mask in prompted.items():
+            self._soft[object_id] = mask.astype(np.float32)
 
-    def _carry(self, small: Frame, gray: NDArray[np.uint8]) -> None:
-        """Moves every mask along the flow and cuts it out anew."""
-        back = self._flow.calc(gray, self._last, None)
-        rows, columns = np.mgrid[: gray.shape[0], : gray.shape[1]].astype(np.float32)
-        for item in self._objects.values():
-            moved = cv2.remap(
-                item.mask.astype(np.float32),
-                columns + back[..., 0],
-                rows + back[..., 1],
-                cv2.INTER_LINEAR,
-            )
-            item.mask = drop_fragments(_refine(small, moved > 0.5), _FRAGMENT)
-
-    def _share_out(self, prompted: frozenset[int]) -> None:
-        """Gives each pixel to one object: prompted ones first, small before large."""
-        if len(self._objects) < 2:
-            return
-        items = list(self._objects.items())
-        areas = [float(item.mask.sum()) + 1 for _, item in items]
-        claims = np.stack(
-            [
-                item.mask / area + (item.mask & (object_id in prompted))
-                for (object_id, item), area in zip(items, areas, strict=True)
-            ]
-        )
-        for (_, item), mask in zip(items, compete(claims), strict=True):
-            item.mask = mask
-
-    def _shown(self, small: Frame, frame: Frame, item: _Followed) -> ObjectMask:
-        score = float(np.minimum(_look(small, item.mask), item.look).sum())
-        if score < _LOST:
-            item.mask = np.zeros_like(item.mask)
-        if not item.mask.any():
-            return ObjectMask(None, 0.0)
-        size = (frame.shape[1], frame.shape[0])
-        soft = cv2.resize(item.mask.astype(np.float32), size)
-        mask = soft > 0.5
-        return ObjectMask(mask if mask.any() else None, score)
+        claims = np.stack([soft - 0.5 for soft in self._soft.values()])
+        masks = claims > 0 if self._overlap else compete(claims)
+        results = {}
+        for object_id, mask in zip(list(self._soft), masks, strict=True):
+            mask = drop_fragments(mask, _FRAGMENT)
+            colours = _histogram(frame, mask)
+            if object_id in prompted:
+                self._colours[object_id] = colours
+            # Bhattacharyya's coefficient: 1 for equal colours, 0 without any pixel.
+            score = float(np.sqrt(colours * self._colours[object_id]).sum())
+            visible = score >= _VISIBLE
+            if not visible:
+                self._soft[object_id] = np.zeros_like(self._soft[object_id])
+            results[object_id] = ObjectMask(mask if visible else None, min(score, 1.0))
+        return results
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """All that the next step depends on."""
-        state: dict[str, NDArray[np.generic]] = {}
-        if self._last is not None:
-            state["last"] = self._last
-        for object_id, item in self._objects.items():
-            state[f"{object_id}.mask"] = item.mask
-            state[f"{object_id}.look"] = item.look
+        state: dict[str, NDArray[np.generic]] = {
+            "ids": np.array(list(self._soft), dtype=np.int64)
+        }
+        if self._previous is not None:
+            state["previous"] = self._previous
+        for object_id in self._soft:
+            state[f"soft.{object_id}"] = self._soft[object_id]
+            state[f"colours.{object_id}"] = self._colours[object_id]
         return state
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Takes up a :meth:`state`."""
-        self._last = state.get("last")  # type: ignore[assignment]
-        ids = sorted(int(n.split(".")[0]) for n in state if n.endswith(".mask"))
-        self._objects = {
-            i: _Followed(state[f"{i}.mask"], state[f"{i}.look"])  # type: ignore[arg-type]
-            for i in ids
+        ids = state["ids"].tolist()
+        self._previous = (
+            np.array(state["previous"], dtype=np.uint8) if "previous" in state else None
+        )
+        self._soft = {i: np.array(state[f"soft.{i}"], dtype=np.float32) for i in ids}
+        self._colours = {
+            i: np.array(state[f"colours.{i}"], dtype=np.float32) for i in ids
         }
 
 
-def _shrink(frame: Frame) -> Frame:
-    """The frame with a longest side of at most ``_SIDE``."""
-    scale = _SIDE / max(frame.shape[:2])
-    if scale >= 1:
-        return frame
-    size = (
-        max(round(frame.shape[1] * scale), 1),
-        max(round(frame.shape[0] * scale), 1),
+def moved(image: NDArray[np.float32], back: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Warps an image of the previous frame onto the new one.
+
+    Args:
+        image: (H, W); what enters from outside the frame is 0.
+        back: (H, W, 2), for each pixel of the new frame, where it was: x and y offsets.
+
+    Returns:
+        (H, W).
+    """
+    height, width = image.shape
+    x, y = np.meshgrid(
+        np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
     )
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    return cv2.remap(
+        image,
+        x + back[..., 0],
+        y + back[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
 
 
-def _look(small: Frame, mask: Mask) -> NDArray[np.float32]:
-    """The colours under a mask: shares of a histogram, float (bins,)."""
-    hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
-    ranges = [0, 180, 0, 256, 0, 256]
-    counts = cv2.calcHist([hsv], [0, 1, 2], mask.astype(np.uint8), _BINS, ranges)
-    return (counts / max(counts.sum(), 1)).ravel().astype(np.float32)
+def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
+    """Moves a mask's outline to the edges of the image.
 
+    Args:
+        frame: uint8 (H, W, 3) RGB.
+        likely: bool (H, W), a first guess, inside ``possible``.
+        sure: bool (H, W), what certainly is the object.
+        possible: bool (H, W), what may be the object at all.
 
-def _cut_out(small: Frame, prompts: Sequence[Prompt], scale: float) -> Mask:
-    """The mask that one object's prompts on a frame mark, bool (h, w)."""
-    height, width = small.shape[:2]
-    given = [prompt.mask for prompt in prompts if prompt.mask is not None]
-    if given:
-        full = np.logical_or.reduce(given).astype(np.float32)
-        return cv2.resize(full, (width, height), interpolation=cv2.INTER_AREA) > 0.5
-    labels = np.full((height, width), cv2.GC_BGD, dtype=np.uint8)
-    boxes = [prompt.box for prompt in prompts if prompt.box is not None]
-    for box in boxes or [(0, 0, width * scale, height * scale)]:
-        _fill(labels, box, scale, cv2.GC_PR_FGD if boxes else cv2.GC_PR_BGD)
-    radius = max(2, round(0.02 * max(height, width)))
-    for prompt in prompts:
-        if prompt.points is None:
-            continue
-        signs = True if prompt.point_signs is None else prompt.point_signs
-        for (x, y), on in zip(
-            prompt.points / scale,
-            np.broadcast_to(signs, len(prompt.points)),
-            strict=True,
-        ):
-            sign = cv2.GC_FGD if on else cv2.GC_BGD
-            cv2.circle(labels, (int(x), int(y)), radius, sign, -1)
-    marked = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
-    cut = _grab_cut(small, labels, rounds=5)
-    return drop_fragments(cut if cut.any() else marked, _FRAGMENT)
-
-
-def _fill(labels: NDArray[np.uint8], box: Box, scale: float, value: int) -> None:
-    x1, y1, x2, y2 = (round(edge / scale) for edge in box)
-    labels[max(y1, 0) : max(y2, y1 + 1, 1), max(x1, 0) : max(x2, x1 + 1, 1)] = value
-
-
-def _refine(small: Frame, mask: Mask) -> Mask:
-    """Pulls a carried mask's outline to the image's edges, within a narrow band."""
-    box = box_of_mask(mask)
+    Returns:
+        bool (H, W); ``likely`` where GrabCut finds nothing.
+    """
+    box = box_of_mask(possible)
     if box is None:
-        return mask
+        return likely
+    height, width = likely.shape
     x1, y1, x2, y2 = (int(edge) for edge in box)
-    band = max(2, round(0.06 * min(x2 - x1, y2 - y1)))
-    margin = 4 * band
-    rows = slice(max(y1 - margin, 0), y2 + margin)
-    columns = slice(max(x1 - margin, 0), x2 + margin)
-    inner = mask[rows, columns].astype(np.uint8)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * band + 1,) * 2)
-    labels = np.where(inner, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[cv2.erode(inner, kernel) > 0] = cv2.GC_FGD
-    labels[cv2.dilate(inner, kernel) == 0] = cv2.GC_BGD
-    cut = _grab_cut(np.ascontiguousarray(small[rows, columns]), labels, rounds=1)
-    # A cut that throws most of the object away has taken it for background.
-    if cut.sum() < 0.5 * inner.sum():
-        return mask
-    refined = np.zeros_like(mask)
-    refined[rows, columns] = cut
-    return refined
-
-
-def _grab_cut(image: Frame, labels: NDArray[np.uint8], rounds: int) -> Mask:
-    """GrabCut from labels; what was marked as likely where it can't be computed."""
-    inside = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
-    if not inside.any() or inside.all():
-        return inside
-    cv2.setRNGSeed(0)  # it draws samples; the same job gives the same masks
+    margin = 8 + max(x2 - x1, y2 - y1) // 4
+    rows = slice(max(y1 - margin, 0), min(y2 + margin, height))
+    columns = slice(max(x1 - margin, 0), min(x2 + margin, width))
+    trimap = np.full(likely.shape, cv2.GC_BGD, dtype=np.uint8)
+    trimap[possible] = cv2.GC_PR_BGD
+    trimap[likely] = cv2.GC_PR_FGD
+    trimap[sure] = cv2.GC_FGD
+    trimap = trimap[rows, columns]
+    scale = min(1.0, _GRABCUT_SIDE / max(trimap.shape))
+    size = [max(2, round(edge * scale)) for edge in (trimap.shape[1], trimap.shape[0])]
+    small = cv2.resize(frame[rows, columns], size, interpolation=cv2.INTER_AREA)
+    cut = cv2.resize(trimap, size, interpolation=cv2.INTER_NEAREST)
+    on = (cut & 1).astype(bool)
+    if on.sum() < _GRABCUT_SAMPLES or (~on).sum() < _GRABCUT_SAMPLES:
+        return likely
+    cv2.setRNGSeed(0)  # its colour models start from random clusters
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(image, labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
-    return np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
+    cv2.grabCut(small, cut, None, *models, 2, cv2.GC_INIT_WITH_MASK)
+    found = cv2.resize((cut & 1).astype(np.float32), trimap.shape[::-1]) > 0.5
+    if not found.any():
+        return likely
+    mask = np.zeros_like(likely)
+    mask[rows, columns] = found
+    return mask
+
+
+def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
+    """What a prompt means, as well as colours can tell.
+
+    Args:
+        frame: uint8 (H, W, 3) RGB.
+        prompt: a mask is taken as it is; a box is cut out by colour; points become the
+            box around those on the object, at least a tenth of the frame wide.
+
+    Returns:
+        bool (H, W), never empty.
+    """
+    if prompt.mask is not None:
+        return prompt.mask
+    height, width = frame.shape[:2]
+    box = prompt.box
+    if box is None:
+        assert prompt.points is not None
+        signs = prompt.point_signs
+        on = prompt.points if signs is None else prompt.points[signs]
+        reach = max(height, width) / 20
+        (x1, y1), (x2, y2) = on.min(axis=0) - reach, on.max(axis=0) + reach
+        box = (x1, y1, x2, y2)
+    x1, y1, x2, y2 = box
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+    if not inside.any():  # thinner than a pixel, or between two centres
+        inside[min(max(int(y1), 0), height - 1), min(max(int(x1), 0), width - 1)] = True
+    # Most objects touch their box in the middle of its sides and leave its corners.
+    across = (2 * x - x1 - x2) / (x2 - x1)
+    down = (2 * y - y1 - y2) / (y2 - y1)
+    likely = inside & (across**2 + down**2 < 0.8)
+    mask = grabcut(frame, likely, np.zeros_like(likely), inside)
+    return mask if mask.any() else inside
+
+
+def _sharpened(frame: Frame, mask: Mask) -> Mask:
+    """A carried mask with its outline moved to edges a few pixels away."""
+    reach = np.ones((9, 9), np.uint8)
+    image = mask.astype(np.uint8)
+    sure, possible = cv2.erode(image, reach), cv2.dilate(image, reach)
+    return grabcut(frame, mask, sure.astype(bool), possible.astype(bool))
+
+
+def _histogram(frame: Frame, mask: Mask) -> NDArray[np.float32]:
+    """Colours under a mask, (8, 8, 8), summing to 1 (0 for an empty mask)."""
+    counts = cv2.calcHist(
+        [frame], [0, 1, 2], mask.astype(np.uint8), _BINS, [0, 256] * 3
+    )
+    return (counts / max(float(counts.sum()), 1.0)).astype(np.float32)

@@ -6,7 +6,7 @@ Contrastive Random Walk", NeurIPS 2020, over the embeddings of MobileSAM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,17 +21,13 @@ class Memory:
     """A remembered frame.
 
     Attributes:
-        frame: its 0-based index.
         features: float (256, rows, columns), unit length in each cell.
         labels: by object id, float (rows, columns): the share of each cell that is the
             object's.
-        permanent: whether it was prompted on, and is never forgotten.
     """
 
-    frame: int
     features: Tensor
-    labels: dict[int, Tensor]
-    permanent: bool
+    labels: Mapping[int, Tensor]
 
 
 def unit_features(embedding: Tensor, mean: Tensor) -> Tensor:
@@ -85,10 +81,8 @@ def offset_penalty(
 
 
 def carry(
-    features: Tensor,
-    memories: Sequence[Memory],
-    penalties: Sequence[Tensor | None],
-    object_ids: Sequence[int],
+    similarities: Sequence[Tensor],
+    labels: Sequence[Tensor],
     *,
     neighbours: int,
     temperature: float,
@@ -96,28 +90,55 @@ def carry(
     """Soft masks on a new frame from those on remembered frames.
 
     Args:
-        features: float (256, rows, columns) of the new frame.
-        memories: frames on which all the objects are labelled.
-        penalties: of each memory, from :func:`offset_penalty`; None for no window.
-        object_ids: N objects.
+        similarities: of each remembered frame, float (cells, cells), new by remembered.
+        labels: of each remembered frame, float (N, rows, columns), of the same objects.
         neighbours: matches counted for each cell.
         temperature: of the softmax over them.
 
     Returns:
         float (N, rows, columns) in [0, 1].
     """
-    rows, columns = features.shape[1:]
-    queries = features.flatten(1).T
-    similarities = []
-    for memory, penalty in zip(memories, penalties, strict=True):
-        alike = queries @ memory.features.flatten(1)
-        similarities.append(alike if penalty is None else alike + penalty)
-    top, at = torch.cat(similarities, dim=1).topk(neighbours, dim=1)
+    top, at = torch.cat(list(similarities), dim=1).topk(neighbours, dim=1, sorted=False)
     weights = (top / temperature).softmax(dim=1)
-    labels = torch.stack(
-        [
-            torch.cat([memory.labels[object_id].flatten() for memory in memories])
-            for object_id in object_ids
-        ]
-    )
-    return (labels[:, at] * weights).sum(dim=2).view(-1, rows, columns)
+    remembered = torch.cat([label.flatten(1) for label in labels], dim=1)
+    return (remembered[:, at] * weights).sum(dim=2).view_as(labels[0])
+
+
+def likeness(
+    similarities: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    share: Tensor,
+    softness: float = 0.05,
+) -> float:
+    """How much a mask's cells look like the object and not like what was around it.
+
+    The mask decoder's own guess of its quality doesn't tell: it is high for any thing
+    with a clear outline. So each cell is compared with the frames on which the object
+    was prompted: does it match a cell of the object better than any cell off it?
+
+    Args:
+        similarities: of each prompted frame, float (cells, cells), new by prompted.
+        labels: of each prompted frame, float (rows, columns), of the object.
+        share: float (rows, columns), how much of each cell the new mask covers.
+        softness: difference of similarity that counts as clear.
+
+    Returns:
+        in [0, 1], the mean over the mask; 0 for an empty one.
+    """
+    cells = share.flatten().nonzero()[:, 0]
+    if len(cells) == 0:
+        return 0.0
+    on, off = [], []
+    for alike, label in zip(similarities, labels, strict=True):
+        flat = label.flatten()
+        rows = alike[cells]
+        on.append(rows[:, flat > 0.5 * flat.max()].amax(dim=1))
+        elsewhere = flat == 0
+        if elsewhere.any():
+            off.append(rows[:, elsewhere].amax(dim=1))
+    margin = torch.stack(on).amax(dim=0)
+    if off:
+        margin = margin - torch.stack(off).amax(dim=0)
+    weights = share.flatten()[cells]
+    chance = torch.sigmoid(margin / softness)
+    return float((chance * weights).sum() / weights.sum())

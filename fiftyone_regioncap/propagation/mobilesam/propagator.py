@@ -52,14 +52,14 @@ class MobileSamPropagator:
     def from_pretrained(
         cls,
         path: str | Path,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         **settings: Any,
     ) -> MobileSamPropagator:
         """Loads the published weights.
 
         Args:
             path: of ``mobile_sam.pt``.
-            device: where the model shall run.
+            device: where the model shall run; None for a GPU where there is one.
             **settings: fields of :class:`Settings` to change.
 
         Returns:

@@ -1,8 +1,8 @@
 """MobileSAM: an image and prompts in, masks out.
 
 C. Zhang et al., "Faster Segment Anything: Towards Lightweight SAM for Mobile
-Applications", arXiv:2306.14289. The image encoder is :mod:`.tinyvit`; prompt encoder and
-mask decoder are SAM's (A. Kirillov et al., "Segment Anything", ICCV 2023), as
+Applications", arXiv:2306.14289. The image encoder is :mod:`.tinyvit`; prompt encoder
+and mask decoder are SAM's (A. Kirillov et al., "Segment Anything", ICCV 2023), as
 implemented in transformers.
 """
 
@@ -66,8 +66,8 @@ _RENAMINGS: Final = (
 class Grid:
     """How a frame lies in the encoder's input.
 
-    The frame is scaled so that its longest side is ``side`` pixels and lies in the upper
-    left corner; what is left of the last cells is padding.
+    The frame is scaled so that its longest side is ``side`` pixels and lies in the
+    upper left corner; what is left of the last cells is padding.
 
     Attributes:
         height: of the frame in pixels.
@@ -122,6 +122,9 @@ class MobileSam(nn.Module):
     wide frame and changes masks by less than a pixel's width.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         config = SamConfig()
@@ -133,13 +136,13 @@ class MobileSam(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device = "cpu"
+        cls, path: str | Path, device: str | torch.device | None = None
     ) -> MobileSam:
         """Loads the published weights.
 
         Args:
             path: of ``mobile_sam.pt``.
-            device: where the model shall run.
+            device: where the model shall run; None for a GPU where there is one.
 
         Returns:
             the model, ready for inference.
@@ -168,7 +171,12 @@ class MobileSam(nn.Module):
             ) from error
         model.eval().requires_grad_(False)
         model.image_encoder.fold()
-        return model.to(device).to(memory_format=torch.channels_last)
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        for parameter in model.image_encoder.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        return model.to(device)
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +185,12 @@ class MobileSam(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, frame: Frame, *, side: int = INPUT_SIDE, padded: bool = False
+        self,
+        frame: Frame,
+        *,
+        side: int = INPUT_SIDE,
+        padded: bool = False,
+        half: bool = False,
     ) -> Tensor:
         """Embeds a frame.
 
@@ -185,6 +198,7 @@ class MobileSam(nn.Module):
             frame: uint8 (H, W, 3) RGB.
             side: longest side of the encoder's input, a multiple of 16.
             padded: whether to pad the input to a square as SAM does.
+            half: whether to compute in bfloat16.
 
         Returns:
             float (256, side / 16, side / 16) when padded, else (256, rows, columns) of
@@ -202,9 +216,9 @@ class MobileSam(nn.Module):
         pixels = ((pixels - self.mean) / self.std).permute(2, 0, 1)[None]
         rows, columns = (side // STRIDE,) * 2 if padded else grid.cells
         pixels = F.pad(pixels, (0, columns * STRIDE - width, 0, rows * STRIDE - height))
-        return self.image_encoder(pixels.contiguous(memory_format=torch.channels_last))[
-            0
-        ]
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            return self.image_encoder(pixels)[0].float()
 
     @torch.inference_mode()
     def decode(
@@ -267,7 +281,7 @@ class MobileSam(nn.Module):
         best = iou.argmax(dim=1)
         each = torch.arange(count, device=self.device)
         low, iou = low[each, best], iou[each, best]
-        return Decoded(enlarge(low, grid), low, iou)
+        return Decoded(enlarge(low, grid, MASK_STRIDE), low, iou)
 
     def _embed_points(
         self,
@@ -299,18 +313,17 @@ class MobileSam(nn.Module):
         return self.prompt_encoder.shared_embedding(at).permute(2, 0, 1)[None]
 
 
-def enlarge(low: Tensor, grid: Grid) -> Tensor:
+def enlarge(low: Tensor, grid: Grid, stride: int) -> Tensor:
     """Enlarges low-resolution masks to the frame.
 
     Args:
-        low: float (N, h, w) over the padded input, any whole stride that divides it.
+        low: float (N, h, w), starting at the frame's upper left corner.
         grid: of the frame.
+        stride: pixels of the encoder's input per pixel of ``low``.
 
     Returns:
         float (N, H, W) at the frame's size.
     """
-    rows, columns = grid.cells
-    stride = columns * STRIDE // low.shape[2] if low.shape[2] <= columns * 16 else 1
     size = (low.shape[1] * stride, low.shape[2] * stride)
     full = F.interpolate(low[:, None], size, mode="bilinear", align_corners=False)
     height, width = grid.content
@@ -318,6 +331,16 @@ def enlarge(low: Tensor, grid: Grid) -> Tensor:
     return F.interpolate(
         full, (grid.height, grid.width), mode="bilinear", align_corners=False
     )[:, 0]
+
+
+def half_is_fast(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 K. Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision Transformers",
 ECCV 2022; C. Zhang et al., "Faster Segment Anything: Towards Lightweight SAM for Mobile
-Applications", arXiv:2306.14289. Module names are those of the published ``mobile_sam.pt``
-so that its weights load as they are.
+Applications", arXiv:2306.14289. Module names are those of the published
+``mobile_sam.pt`` so that its weights load as they are.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class ConvNorm(nn.Module):
 
     def fold(self) -> None:
         """Puts the norm into the convolution: the same function, one pass less."""
-        self.c = nn.utils.fuse_conv_bn_eval(self.c, self.bn)
-        self.bn = nn.Identity()
+        if isinstance(self.bn, nn.BatchNorm2d):
+            self.c = nn.utils.fuse_conv_bn_eval(self.c, self.bn)
+            self.bn = nn.Identity()
 
 
 class Stem(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,16 +17,19 @@ from fiftyone_regioncap.propagation.mobilesam.matching import (
     Memory,
     carry,
     cell_shares,
+    likeness,
     offset_penalty,
     unit_features,
 )
 from fiftyone_regioncap.propagation.mobilesam.prompting import CERTAIN, prompted_logits
 from fiftyone_regioncap.propagation.mobilesam.segmenter import (
-    INPUT_SIDE,
+    MASK_STRIDE,
     Grid,
     MobileSam,
     enlarge,
+    half_is_fast,
 )
+from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE
 from fiftyone_regioncap.regions import Frame, ObjectMask, Prompt, box_of_mask
 
 
@@ -34,11 +38,19 @@ class Settings:
     """How objects are followed.
 
     Attributes:
-        side: longest side of the encoder's input in pixels, a multiple of 16.
-        recent: frames remembered besides the prompted ones.
-        prompt_radius: window around each cell in prompted frames, as a share of the
-            longest side.
-        recent_radius: the same in recent frames.
+        side: longest side of the encoder's input in pixels, a multiple of 16. 1024 is
+            what MobileSAM was trained at; 768 takes half the time.
+        reduced_precision: whether to encode in bfloat16; None means where the processor
+            has instructions for it, which halves the time again.
+        recent: latest frames remembered.
+        kept: older frames remembered, on which an object was surely seen; the latest
+            that many.
+        kept_every: frames between those.
+        kept_score: least score of an object on them.
+        remembered_score: a frame is remembered when an object has at least this score.
+        window: distance over which cells match those of a recent frame, along each
+            axis, as a share of the longest side. Prompted and kept frames match
+            anywhere, so that objects come back wherever they do.
         neighbours: matches counted for each cell.
         temperature: of the softmax over them.
         fragment: parts smaller than this share of the largest are dropped.
@@ -46,12 +58,16 @@ class Settings:
         visible: least score of a mask that is given out.
     """
 
-    side: int = INPUT_SIDE
+    side: int = 768
+    reduced_precision: bool | None = None
     recent: int = 4
-    prompt_radius: float = 24 / 64
-    recent_radius: float = 12 / 64
+    kept: int = 4
+    kept_every: int = 5
+    kept_score: float = 0.5
+    remembered_score: float = 0.4
+    window: float = 12 / 64
     neighbours: int = 8
-    temperature: float = 0.07
+    temperature: float = 0.01
     fragment: float = 0.1
     agreement: float = 0.5
     visible: float = 0.1
@@ -76,22 +92,27 @@ class MobileSamTracker:
         self._settings = settings
         self._overlap = overlap
         rows, columns = grid.cells
-        cells = grid.side / 16
-        radii = (settings.prompt_radius * cells, settings.recent_radius * cells)
-        self._penalty_prompt, self._penalty_recent = (
-            offset_penalty(rows, columns, round(radius), model.device)
-            for radius in radii
+        radius = round(settings.window * grid.side / STRIDE)
+        self._penalty = offset_penalty(rows, columns, radius, model.device)
+        self._half = (
+            settings.reduced_precision
+            if settings.reduced_precision is not None
+            else half_is_fast(model.device)
         )
         self._mean: Tensor | None = None
-        self._memories: list[Memory] = []
         self._ids: list[int] = []
+        # Frames in these roles are remembered; one frame may have several.
+        self._prompted: dict[int, list[int]] = {}
+        self._kept: list[int] = []
+        self._recent: list[int] = []
+        self._memories: dict[int, Memory] = {}
 
     @torch.inference_mode()
     def step(
         self, index: int, frame: Frame, prompts: Sequence[Prompt]
     ) -> dict[int, ObjectMask]:
         """Takes the next frame; see the protocol."""
-        embedding = self._model.encode(frame, side=self._grid.side)
+        embedding = self._model.encode(frame, side=self._grid.side, half=self._half)
         if self._mean is None:
             self._mean = embedding.mean(dim=(1, 2))
         features = unit_features(embedding, self._mean)
@@ -99,117 +120,156 @@ class MobileSamTracker:
         for prompt in prompts:
             by_id.setdefault(prompt.object_id, []).append(prompt)
         self._ids += [object_id for object_id in by_id if object_id not in self._ids]
+        alike = {
+            known: features.flatten(1).T @ memory.features.flatten(1)
+            for known, memory in self._memories.items()
+        }
 
         logits = {
             object_id: prompted_logits(self._model, embedding, self._grid, given)
             for object_id, given in by_id.items()
         }
-        carried = [object_id for object_id in self._ids if object_id not in by_id]
-        logits |= self._carry(carried, features, embedding)
-        claims = torch.stack([logits[object_id] for object_id in self._ids]).numpy()
-        masks = claims > 0 if self._overlap else compete(claims)
-        shares = cell_shares(torch.from_numpy(masks).float(), self._grid)
+        others = [object_id for object_id in self._ids if object_id not in by_id]
+        logits |= self._sharpen(self._carry(others, alike), embedding)
+        claims = torch.stack([logits[object_id] for object_id in self._ids])
+        claimed = claims.cpu().numpy()
+        masks = claimed > 0 if self._overlap else compete(claimed)
+        shares = cell_shares(torch.from_numpy(masks).to(claims).float(), self._grid)
 
-        results = {}
-        labels = {}
+        results, labels, scores = {}, {}, {}
         for object_id, mask, share in zip(self._ids, masks, shares, strict=True):
-            prompted = object_id in by_id
-            score = 1.0 if prompted else self._likeness(object_id, features, share)
-            visible = mask.any() and score >= self._settings.visible
-            if not visible:
-                share = torch.zeros_like(share)
-            labels[object_id] = share
+            score = 1.0
+            if object_id not in by_id:
+                score = self._score(object_id, alike, share)
+            visible = bool(mask.any()) and score >= self._settings.visible
             results[object_id] = ObjectMask(mask if visible else None, score)
-        self._remember(Memory(index, features, labels, bool(by_id)))
+            labels[object_id] = share if visible else torch.zeros_like(share)
+            scores[object_id] = score
+        self._remember(index, Memory(features, labels), scores, by_id.keys())
         return results
 
     def _carry(
-        self, object_ids: Sequence[int], features: Tensor, embedding: Tensor
+        self, object_ids: Sequence[int], alike: Mapping[int, Tensor]
     ) -> dict[int, Tensor]:
-        """Logits (H, W) of the objects that were not prompted on this frame."""
-        if not object_ids:
-            return {}
-        logits = {}
+        """Soft masks (rows, columns) of objects that were seen before."""
+        groups: dict[tuple[tuple[int, bool], ...], list[int]] = {}
         for object_id in object_ids:
-            memories = [m for m in self._memories if object_id in m.labels]
-            penalties: list[Tensor | None] = [
-                self._penalty_prompt if m.permanent else self._penalty_recent
-                for m in memories
-            ]
-            soft = carry(
-                features,
-                memories,
-                penalties,
-                [object_id],
+            groups.setdefault(self._known(object_id), []).append(object_id)
+        soft: dict[int, Tensor] = {}
+        for known, members in groups.items():
+            carried = carry(
+                [
+                    alike[frame] if anywhere else alike[frame] + self._penalty
+                    for frame, anywhere in known
+                ],
+                [
+                    torch.stack([self._memories[frame].labels[k] for k in members])
+                    for frame, _ in known
+                ],
                 neighbours=self._settings.neighbours,
                 temperature=self._settings.temperature,
             )
-            logits[object_id] = self._sharpen(soft, embedding)
-        return logits
+            soft |= dict(zip(members, carried, strict=True))
+        return soft
 
-    def _sharpen(self, soft: Tensor, embedding: Tensor) -> Tensor:
-        """The decoder's mask where it agrees with the carried one (1, rows, columns)."""
-        probability = enlarge(soft, self._grid)[0]
-        coarse = drop_fragments((probability > 0.5).numpy(), self._settings.fragment)
-        box = box_of_mask(coarse)
-        fallback = torch.where(torch.from_numpy(coarse), probability - 0.5, -CERTAIN)
-        if box is None:
-            return fallback
-        rows, columns = soft.shape[1:]
-        fine = F.interpolate(
-            soft[None], (rows * 4, columns * 4), mode="bilinear", align_corners=False
-        )[0]
-        decoded = self._model.decode(
-            embedding,
-            self._grid,
-            boxes=np.array([box], dtype=np.float32),
-            mask_logits=torch.where(fine > 0.5, CERTAIN, -CERTAIN),
-        ).logits[0]
-        sharp = (decoded > 0).numpy()
-        union = np.count_nonzero(sharp | coarse)
-        agreement = np.count_nonzero(sharp & coarse) / union
-        return decoded if agreement >= self._settings.agreement else fallback
+    def _known(self, object_id: int) -> tuple[tuple[int, bool], ...]:
+        """The frames that tell of an object, and whether their cells match anywhere."""
+        anywhere = {*self._prompted[object_id], *self._kept}
+        return tuple(
+            (frame, frame in anywhere)
+            for frame in sorted({*anywhere, *self._recent})
+            if object_id in self._memories[frame].labels
+        )
 
-    def _likeness(self, object_id: int, features: Tensor, share: Tensor) -> float:
-        """How much the masked cells look like the object where it was prompted."""
-        weight = share.flatten()
-        if not bool(weight.any()):
-            return 0.0
-        cells = features.flatten(1)[:, weight > 0].T
-        best_on, best_off = [], []
-        for memory in self._memories:
-            if not memory.permanent or object_id not in memory.labels:
-                continue
-            label = memory.labels[object_id].flatten()
-            alike = cells @ memory.features.flatten(1)
-            best_on.append(alike[:, label > 0.5 * label.max()].amax(dim=1))
-            best_off.append(alike[:, label == 0].amax(dim=1))
-        margin = torch.stack(best_on).amax(dim=0) - torch.stack(best_off).amax(dim=0)
-        chance = torch.sigmoid(margin / 0.05)
-        return float((chance * weight[weight > 0]).sum() / weight.sum())
+    def _sharpen(
+        self, soft: Mapping[int, Tensor], embedding: Tensor
+    ) -> dict[int, Tensor]:
+        """Logits (H, W): the decoder's where it agrees with the carried masks."""
+        if not soft:
+            return {}
+        stacked = torch.stack(list(soft.values()))
+        enlarged = enlarge(stacked, self._grid, STRIDE)
+        wanted = enlarged - 0.5
+        if not self._overlap:
+            strongest = enlarged.amax(dim=0)
+            wanted = torch.where(enlarged >= strongest, wanted, -CERTAIN)
+        coarse = [
+            drop_fragments(mask, self._settings.fragment)
+            for mask in (wanted > 0).cpu().numpy()
+        ]
+        kept = torch.from_numpy(np.stack(coarse)).to(wanted.device)
+        logits = torch.where(kept, wanted, -CERTAIN)
+        boxes = [box_of_mask(mask) for mask in coarse]
+        seen = [n for n, box in enumerate(boxes) if box is not None]
+        if seen:
+            rows, columns = stacked.shape[1:]
+            size = (rows * STRIDE // MASK_STRIDE, columns * STRIDE // MASK_STRIDE)
+            guess = F.interpolate(
+                stacked[seen][:, None], size, mode="bilinear", align_corners=False
+            )[:, 0]
+            decoded = self._model.decode(
+                embedding,
+                self._grid,
+                boxes=np.array([boxes[n] for n in seen], dtype=np.float32),
+                mask_logits=torch.where(guess > 0.5, CERTAIN, -CERTAIN),
+            ).logits
+            for n, sharp in zip(seen, decoded, strict=True):
+                both = ((sharp > 0) & kept[n]).sum()
+                agreement = both / ((sharp > 0) | kept[n]).sum()
+                if agreement >= self._settings.agreement:
+                    logits[n] = sharp
+        return dict(zip(soft, logits, strict=True))
 
-    def _remember(self, memory: Memory) -> None:
-        """Adds a frame and forgets the oldest that was not prompted on."""
-        self._memories.append(memory)
-        recent = [m for m in self._memories if not m.permanent]
-        for old in recent[: len(recent) - self._settings.recent]:
-            self._memories.remove(old)
+    def _score(
+        self, object_id: int, alike: Mapping[int, Tensor], share: Tensor
+    ) -> float:
+        frames = self._prompted[object_id]
+        return likeness(
+            [alike[frame] for frame in frames],
+            [self._memories[frame].labels[object_id] for frame in frames],
+            share,
+        )
+
+    def _remember(
+        self,
+        index: int,
+        memory: Memory,
+        scores: Mapping[int, float],
+        prompted: Collection[int],
+    ) -> None:
+        """Remembers a frame where it helps, and forgets those that no longer do."""
+        settings = self._settings
+        self._memories[index] = memory
+        for object_id in prompted:
+            # Where it was first and last shown by the user, however often that was.
+            shown = self._prompted.get(object_id, [])
+            self._prompted[object_id] = [*shown[:1], index]
+        best = max(scores.values())
+        if best >= settings.remembered_score:
+            self._recent = [*self._recent, index][-settings.recent :]
+        due = not self._kept or abs(index - self._kept[-1]) >= settings.kept_every
+        if due and not prompted and best >= settings.kept_score:
+            self._kept = [*self._kept, index][-settings.kept :]
+        useful = {*self._recent, *self._kept, *chain(*self._prompted.values())}
+        self._memories = {k: m for k, m in self._memories.items() if k in useful}
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """All that the next step depends on."""
         state: dict[str, NDArray[np.generic]] = {
             "ids": np.array(self._ids, dtype=np.int64),
-            "frames": np.array([m.frame for m in self._memories], dtype=np.int64),
-            "permanent": np.array([m.permanent for m in self._memories], dtype=bool),
+            "kept": np.array(self._kept, dtype=np.int64),
+            "recent": np.array(self._recent, dtype=np.int64),
+            "memories": np.array(list(self._memories), dtype=np.int64),
         }
         if self._mean is not None:
             state["mean"] = self._mean.cpu().numpy()
-        for number, memory in enumerate(self._memories):
-            state[f"{number}.features"] = memory.features.cpu().numpy()
-            state[f"{number}.ids"] = np.array(list(memory.labels), dtype=np.int64)
-            state[f"{number}.labels"] = (
-                torch.stack(list(memory.labels.values())).cpu().numpy()
-            )
+        for object_id, frames in self._prompted.items():
+            state[f"prompted.{object_id}"] = np.array(frames, dtype=np.int64)
+        for frame, memory in self._memories.items():
+            labels = torch.stack(list(memory.labels.values()))
+            state[f"ids.{frame}"] = np.array(list(memory.labels), dtype=np.int64)
+            state[f"labels.{frame}"] = labels.cpu().numpy()
+            state[f"features.{frame}"] = memory.features.cpu().numpy()
         return state
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -220,16 +280,12 @@ class MobileSamTracker:
             return torch.from_numpy(np.array(state[name])).to(device)
 
         self._ids = state["ids"].tolist()
+        self._kept = state["kept"].tolist()
+        self._recent = state["recent"].tolist()
+        self._prompted = {k: state[f"prompted.{k}"].tolist() for k in self._ids}
         self._mean = tensor("mean") if "mean" in state else None
-        self._memories = []
-        for number, frame in enumerate(state["frames"].tolist()):
-            ids = state[f"{number}.ids"].tolist()
-            labels = dict(zip(ids, tensor(f"{number}.labels"), strict=True))
-            self._memories.append(
-                Memory(
-                    frame,
-                    tensor(f"{number}.features"),
-                    labels,
-                    bool(state["permanent"][number]),
-                )
-            )
+        self._memories = {}
+        for frame in state["memories"].tolist():
+            ids = state[f"ids.{frame}"].tolist()
+            labels = dict(zip(ids, tensor(f"labels.{frame}"), strict=True))
+            self._memories[frame] = Memory(tensor(f"features.{frame}"), labels)
