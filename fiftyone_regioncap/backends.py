@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from fiftyone_regioncap import assets
 from fiftyone_regioncap.errors import BackendError, WeightsError
 
 T = TypeVar("T")
@@ -21,11 +22,14 @@ class LoadOptions:
         weights: a folder, a file or a hub id; None for the backend's own default.
         device: a torch device such as ``"cuda"``; None for the best there is.
         options: what only this backend knows, such as ``{"image_size": 512}``.
+        accept_license: whether the user accepts the licence of the default weights,
+            where it asks for consent.
     """
 
     weights: str | None = None
     device: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    accept_license: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,24 @@ class Backend(Generic[T]):
     commercial: bool
     load: Callable[[LoadOptions], T]
     missing: Callable[[], str | None]
+
+    def make(self, options: LoadOptions) -> T:
+        """Loads it, noting first that the user accepts the licence if they do.
+
+        Raises:
+            LicenseError: when the default weights' licence asks for consent that was
+                never given.
+            WeightsError: when the weights are not to be had.
+        """
+        if self.weights is not None and options.accept_license:
+            assets.accept_license(self.weights)
+        return self.load(options)
+
+    def wants_consent(self) -> bool:
+        """Whether the user has yet to accept the licence of the default weights."""
+        if self.weights is None or self.commercial:
+            return False
+        return not assets.license_accepted(self.weights)
 
 
 @dataclass(frozen=True)
@@ -100,11 +122,11 @@ class Registry(Generic[T]):
             WeightsError: when its weights are not to be had.
         """
         if name != "auto":
-            return self[name].load(options), f"{self.kind} {name}: as asked"
+            return self[name].make(options), f"{self.kind} {name}: as asked"
         failed = ""
         for backend, reason in self._candidates():
             try:
-                return backend.load(options), reason + failed
+                return backend.make(options), reason + failed
             except WeightsError as error:
                 failed += f"; not {backend.name} ({error})"
         raise WeightsError(f"no {self.kind} can run here{failed}")

@@ -88,6 +88,27 @@ class _Numbers(click.ParamType):
         return numbers
 
 
+class _Setting(click.ParamType):
+    """A name and a JSON value; what is no JSON is text."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """Parses ``value``; fails when there is no name."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = value.partition("=")
+        if not (equals and name.isidentifier()):
+            self.fail(f"{value!r} is not name=value", param, ctx)
+        try:
+            return name, json.loads(text)
+        except json.JSONDecodeError:
+            return name, text
+
+
+SETTING = _Setting()
 BOX = _Numbers(4, "x1,y1,x2,y2")
 POINT = _Numbers(2, "x,y")
 
@@ -105,6 +126,12 @@ def _propagate_options(command: F) -> F:
         [
             click.option("--propagator", help="See `regioncap models`."),
             click.option("--propagator-weights", help="A folder, file or hub id."),
+            click.option(
+                "--propagator-option",
+                type=SETTING,
+                multiple=True,
+                help="What only it knows, such as image_size=512.",
+            ),
             click.option(
                 "--direction",
                 type=click.Choice(["forward", "backward", "both"]),
@@ -135,6 +162,12 @@ def _caption_options(command: F) -> F:
         [
             click.option("--captioner", help="See `regioncap models`."),
             click.option("--captioner-weights", help="A folder, file or hub id."),
+            click.option(
+                "--captioner-option",
+                type=SETTING,
+                multiple=True,
+                help="What only it knows, such as max_new_tokens=256.",
+            ),
             click.option("--prompt", help="A prompt's name, or a text of your own."),
             click.option(
                 "--window", type=int, help="A caption for every so many frames."
@@ -150,6 +183,11 @@ def _common_options(command: F) -> F:
         [
             click.option("--weights", help="For the one model that needs them."),
             click.option("--device", help="Such as cuda or cpu."),
+            click.option(
+                "--accept-license",
+                is_flag=True,
+                help="Accept the weights' licence; `regioncap models` names it.",
+            ),
             click.option("--overwrite", is_flag=True, help="Do again what is done."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         ]
@@ -338,9 +376,19 @@ def _run(
         if caption
         else None,
         propagator=options.get("propagator") or "auto",
-        propagator_load=LoadOptions(propagator_weights, options["device"]),
+        propagator_load=LoadOptions(
+            propagator_weights,
+            options["device"],
+            dict(options.get("propagator_option", ())),
+            options["accept_license"],
+        ),
         captioner=options.get("captioner") or "auto",
-        captioner_load=LoadOptions(captioner_weights, options["device"]),
+        captioner_load=LoadOptions(
+            captioner_weights,
+            options["device"],
+            dict(options.get("captioner_option", ())),
+            options["accept_license"],
+        ),
         progress=sys.stderr.isatty() or not as_json,
     )
     rows = report.track_rows(samples, captions) if caption else []

@@ -136,6 +136,16 @@ def pick_backend(
         label=f"Weights of the {registry.kind}",
         description="A folder, a file or a hub id; empty for the default",
     )
+    if wanted != "auto" and not weights and registry[wanted].wants_consent():
+        consent = inputs.bool(
+            "accept_license",
+            default=False,
+            label=f"I accept the licence: {registry[wanted].license}",
+            description=f"Of {registry[wanted].weights}; asked once",
+        )
+        if not ctx.params.get("accept_license"):
+            consent.invalid = True
+            consent.error_message = "Accept the licence to download the weights"
     if wanted != "auto" and not weights:
         missing = registry[wanted].missing()
         if missing is not None:

@@ -158,4 +158,6 @@ def load_options(params: dict[str, Any], kind: str) -> LoadOptions:
     return LoadOptions(
         weights=params.get(f"{kind}_weights") or None,
         device=params.get("device") or None,
+        options=params.get(f"{kind}_options") or {},
+        accept_license=bool(params.get("accept_license")),
     )

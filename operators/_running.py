@@ -82,7 +82,7 @@ def _stream(ctx: Any, job: Job) -> Iterator[Any]:
         raise errors[0]
     yield ctx.ops.reload_dataset()
     yield ctx.ops.show_output(
-        outputs=types.Property(outputs()), results=results(outcome[0])
+        outputs=types.Property(outputs()).to_json(), results=results(outcome[0])
     )
 
 

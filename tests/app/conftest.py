@@ -91,7 +91,7 @@ def serve(fiftyone_database: str) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Any]:
+def page(tmp_path: Path, artifacts: Path) -> Iterator[Any]:
     """A page in a fresh headless Chromium."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine; apt-get install chromium")
@@ -105,22 +105,23 @@ def page(tmp_path: Path) -> Iterator[Any]:
             viewport={"width": 1500, "height": 950},
         )
         browser.set_default_timeout(120_000)
-        yield browser.new_page()
+        page = browser.new_page()
+        yield page
+        page.screenshot(path=artifacts / "last.png")
         browser.close()
 
 
 @pytest.fixture
 def open_operator() -> Callable[[Any, str], None]:
-    """Opens an operator's form from the operator browser."""
+    """Opens an operator's form, by its name, from the operator browser."""
 
-    def start(page: Any, label: str) -> None:
+    def start(page: Any, name: str) -> None:
         page.keyboard.press("Escape")  # a modal that an earlier visit left open
         page.keyboard.press("`")
         search = page.get_by_placeholder("Search operations by name...")
         search.wait_for()
-        search.fill(label)
-        page.get_by_text(label, exact=True).first.wait_for()
-        page.keyboard.press("Enter")
+        search.fill(name)
+        page.get_by_text(name, exact=True).first.click()
         page.get_by_role("button", name="Execute").first.wait_for()
 
     return start

@@ -41,10 +41,10 @@ def test_a_person_masks_and_describes_an_object(
     assets.fetch("mobile_sam.pt")
     page.goto(serve(dataset.name))
     page.get_by_text("frames.prompts").first.wait_for()
-    open_operator(page, "Propagate and caption")
+    open_operator(page, "propagate_and_caption")
     page.get_by_text("auto (mobilesam)").first.wait_for()
     page.get_by_role("button", name="Execute").first.click()
-    page.get_by_text("samples,").first.wait_for(timeout=300_000)
+    page.get_by_text("frames propagated").first.wait_for(timeout=300_000)
     page.screenshot(path=artifacts / "summary.png")
 
     dataset.reload()
