@@ -51,6 +51,16 @@ GREEDY = Sampling()
 """Always the most likely token."""
 
 
+def on_device(
+    values: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A tensor of numbers, sent to a GPU without waiting for its work to end."""
+    tensor = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True)
 class SamplingRows:
     """The settings of several rows as tensors, ready for the device.
@@ -60,8 +70,7 @@ class SamplingRows:
         top_k: int64 (B, 1); the vocabulary's size where all are kept.
         top_p: float32 (B, 1).
         greedy: bool (B,).
-        width: how many of the most likely tokens are looked at; 0 when all rows are
-            greedy.
+        width: how many of the most likely tokens are looked at; 1 or more.
     """
 
     temperature: Tensor
@@ -73,20 +82,22 @@ class SamplingRows:
     @classmethod
     def of(
         cls, rows: Sequence[Sampling], vocabulary: int, device: torch.device
-    ) -> SamplingRows:
-        """Gathers settings, one row each."""
+    ) -> SamplingRows | None:
+        """Gathers settings, one row each; None when all are greedy."""
+        if all(row.greedy for row in rows):
+            return None
         kept = [min(row.top_k or vocabulary, vocabulary) for row in rows]
         warm = [k for k, row in zip(kept, rows, strict=True) if not row.greedy]
 
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+            return on_device(values, dtype, device)[:, None]
 
         return cls(
             temperature=column([row.temperature or 1.0 for row in rows], torch.float32),
             top_k=column([float(k) for k in kept], torch.int64),
             top_p=column([row.top_p for row in rows], torch.float32),
-            greedy=torch.tensor([row.greedy for row in rows], device=device),
-            width=max(warm, default=0),
+            greedy=on_device([row.greedy for row in rows], torch.bool, device),
+            width=max(warm),
         )
 
 
@@ -95,7 +106,7 @@ def candidates(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: float32 (B, V).
-        rows: the settings, of width 1 or more.
+        rows: the settings.
 
     Returns:
         ids, int64 (B, width), and their probabilities, float32 (B, width), summing to 1
@@ -111,16 +122,16 @@ def candidates(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
     return ids, scores.masked_fill(dropped, -math.inf).softmax(dim=-1)
 
 
-def choose(logits: Tensor, rows: SamplingRows, uniform: Tensor) -> Tensor:
+def choose(logits: Tensor, rows: SamplingRows | None, uniform: Tensor | None) -> Tensor:
     """The next token of each row, int64 (B,).
 
     Args:
         logits: float32 (B, V).
-        rows: the settings.
-        uniform: float32 (B,) in [0, 1), one random number a row.
+        rows: the settings; None when all are greedy.
+        uniform: float32 (B,) in [0, 1), one random number a row; None likewise.
     """
     best = logits.argmax(dim=-1)
-    if rows.width == 0:
+    if rows is None or uniform is None:
         return best
     ids, probabilities = candidates(logits, rows)
     reached = probabilities.cumsum(dim=-1) > uniform[:, None]

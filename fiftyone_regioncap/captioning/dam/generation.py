@@ -17,6 +17,7 @@ from fiftyone_regioncap.captioning.decoding import (
     Sampling,
     SamplingRows,
     choose,
+    on_device,
     token_probability,
 )
 
@@ -75,7 +76,7 @@ class _Row:
     """A request on its way."""
 
     request: Request
-    uniforms: Tensor | None
+    uniforms: list[float] | None
     position: int
     chosen: int = 0
     done: bool = False
@@ -130,6 +131,7 @@ class Engine:
         # The rows in use, by their number in the cache; None where one has ended.
         self._rows: list[_Row | None] = []
         self._sampling: SamplingRows | None = None
+        self._rows_changed = True
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=self._device)
         self._positions = torch.zeros_like(self._tokens)
         self._pending: deque[_Pending] = deque()
@@ -175,7 +177,7 @@ class Engine:
             if row is not None and row.request.key == key:
                 row.done = True
                 self._rows[number] = None
-                self._sampling = None
+                self._rows_changed = True
 
     def step(self) -> list[Event]:
         """Adds a token to every row.
@@ -214,14 +216,16 @@ class Engine:
         for number, request in zip(numbers, requests, strict=True):
             sampling = request.sampling
             draws = (
-                None if sampling.greedy else sampling.uniforms(request.max_new_tokens)
+                None
+                if sampling.greedy
+                else sampling.uniforms(request.max_new_tokens).tolist()
             )
             row = _Row(request, draws, position=len(request.embeddings))
             self._rows[number] = row
             rows.append(row)
-        self._sampling = None
+        self._rows_changed = True
         chosen = self._choose(logits, rows, self._settings(rows))
-        where = torch.tensor(numbers, device=self._device)
+        where = on_device(numbers, torch.int64, self._device)
         self._tokens[where] = chosen
         self._positions[where] = embeddings.shape[1]
 
@@ -240,8 +244,8 @@ class Engine:
         if all(row.chosen >= row.request.max_new_tokens for row in rows):
             return False
         assert self._decoder is not None
-        if self._sampling is None:
-            self._sampling = self._settings(rows)
+        if self._rows_changed:
+            self._sampling, self._rows_changed = self._settings(rows), False
         count = self._batch(len(rows))
         logits = self._decoder.step(
             self._tokens[:count],
@@ -267,7 +271,7 @@ class Engine:
                 self._tokens[hole] = self._tokens[last]
                 self._positions[hole] = self._positions[last]
                 self._rows[hole] = moved
-                self._sampling = None
+                self._rows_changed = True
                 self._trim()
             hole += 1
 
@@ -281,7 +285,7 @@ class Engine:
             return count
         return min(1 << (count - 1).bit_length(), self.capacity)
 
-    def _settings(self, rows: list[_Row]) -> SamplingRows:
+    def _settings(self, rows: list[_Row]) -> SamplingRows | None:
         return SamplingRows.of(
             [row.request.sampling for row in rows],
             self._llm.config.vocab_size,
@@ -289,16 +293,19 @@ class Engine:
         )
 
     def _choose(
-        self, logits: Tensor, rows: list[_Row], settings: SamplingRows
+        self, logits: Tensor, rows: list[_Row], settings: SamplingRows | None
     ) -> Tensor:
         """Chooses the next token of each row and notes that it will be known later."""
-        uniforms = torch.zeros(len(rows))
-        if settings.width:
-            for number, row in enumerate(rows):
-                if row.uniforms is not None:
-                    last = len(row.uniforms) - 1
-                    uniforms[number] = row.uniforms[min(row.chosen, last)]
-        tokens = choose(logits, settings, uniforms.to(self._device))
+        uniforms = None
+        if settings is not None:
+            numbers = [
+                0.0
+                if row.uniforms is None
+                else row.uniforms[min(row.chosen, len(row.uniforms) - 1)]
+                for row in rows
+            ]
+            uniforms = on_device(numbers, torch.float32, self._device)
+        tokens = choose(logits, settings, uniforms)
         probabilities = token_probability(logits, tokens)
         for row in rows:
             row.chosen += 1
@@ -338,6 +345,6 @@ class Engine:
                 answer = Answer(row.ids, row.probabilities, ended)
                 row.done = True
                 self._rows[self._rows.index(row)] = None
-                self._sampling = None
+                self._rows_changed = True
             events.append(Event(row.request.key, token, answer))
         return events

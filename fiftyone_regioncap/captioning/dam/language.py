@@ -18,6 +18,8 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from fiftyone_regioncap.captioning.decoding import on_device
+
 LENGTH_STEP = 256
 """Attention while decoding covers the longest row, rounded up to this many tokens: few
 shapes, so that CUDA graphs are reused."""
@@ -96,6 +98,8 @@ class Decoder:
         self._width = llm.config.head_dim
         self.cache = cache
         self._graphs: dict[tuple[int, int], _Graph] | None = {} if graphs else None
+        # The graphs run one after the other, so that they can share their memory.
+        self.pool = torch.cuda.graph_pool_handle() if graphs else None
 
     @torch.inference_mode()
     def prefill(self, embeddings: Tensor, rows: Sequence[int]) -> Tensor:
@@ -115,7 +119,7 @@ class Decoder:
         length = embeddings.shape[1]
         positions = torch.arange(length, device=embeddings.device)[None]
         rotation = model.rotary_emb(embeddings, positions)
-        targets = torch.tensor(rows, device=embeddings.device)
+        targets = on_device(rows, torch.int64, embeddings.device)
         x = embeddings
         for number, layer in enumerate(model.layers):
             query, key, value = self._project(layer, x, rotation)
@@ -210,7 +214,10 @@ class _Graph:
             decoder._step(self._tokens, self._positions, span)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads go on pinning memory for the next clips meanwhile.
+        with torch.cuda.graph(
+            self._graph, pool=decoder.pool, capture_error_mode="thread_local"
+        ):
             self._logits = decoder._step(self._tokens, self._positions, span)
 
     def replay(self, tokens: Tensor, positions: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from fiftyone_regioncap.captioning.dam.tokenizer import (
 )
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.captioning.dam.weights import load_strict
-from fiftyone_regioncap.captioning.decoding import Sampling
+from fiftyone_regioncap.captioning.decoding import Sampling, on_device
 from fiftyone_regioncap.errors import BackendError, PromptError, WeightsError
 
 PREFILL_TOKENS = {"cuda": 16384, "cpu": 1}
@@ -97,6 +97,8 @@ class DAM:
         self.projector = projector.eval().requires_grad_(False)
         self.llm = llm.eval().requires_grad_(False)
         self._table = torch.from_numpy(self.processor.table).to(self.device)
+        channels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
+        self._channels = channels[:, None, None].to(self.device)
         self.view_batch = VIEW_BATCH.get(self.device.type, 8)
         self._engine: Engine | None = None
         self._lock = threading.Lock()
@@ -189,8 +191,7 @@ class DAM:
     def normalise(self, views: Tensor) -> Tensor:
         """8-bit views (B, 8, S, S) on any device as the model's input on its own."""
         views = views.to(self.device, non_blocking=True)
-        channels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0], device=self.device)
-        values = self._table[channels[:, None, None], views.int()]
+        values = self._table[self._channels, views.int()]
         return values.to(self.dtype)
 
     @torch.inference_mode()
@@ -265,7 +266,7 @@ class DAM:
                 f"the prompt takes {length} of {self.config.context} tokens, which "
                 "leaves none for an answer; shorten the text or give fewer frames"
             )
-        known = torch.tensor([max(token, 0) for token in ids], device=self.device)
+        known = on_device([max(token, 0) for token in ids], torch.int64, self.device)
         text = self.llm.model.embed_tokens(known)
         parts, start = [], 0
         for place, tokens in zip(places, images, strict=True):

@@ -8,6 +8,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.activations import ACT2FN
 
 from fiftyone_regioncap.captioning.dam.config import DAMConfig, EncoderConfig
+from fiftyone_regioncap.captioning.decoding import on_device
 
 LAYER_NORM_EPS = 1e-5
 """Of the projector's norm, fixed by its code; the tower's comes from its config."""
@@ -184,7 +185,8 @@ class FocalEncoder(nn.Module):
             return self._encode(crop, context, self._visible(full))
         if not distinct.any():
             return context
-        rows = distinct.nonzero()[:, 0].to(views.device, non_blocking=True)
+        numbers = distinct.nonzero()[:, 0].tolist()
+        rows = on_device(numbers, torch.int64, views.device)
         focused = self._encode(crop[rows], context[rows], self._visible(full[rows]))
         return context.index_copy(0, rows, focused)
 
