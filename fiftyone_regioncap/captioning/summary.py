@@ -1,0 +1,48 @@
+"""What changes over a track, told in the words of its windows' own captions.
+
+No model is asked: nothing can be in a summary that is in no caption.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fiftyone_regioncap.captioning.confidence import FUNCTION_WORDS, similarity
+
+ALIKE = 0.8
+"""Sentences that share so much of their content words say the same."""
+
+_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+
+
+def change_summary(captions: Sequence[str]) -> str | None:
+    """Joins the captions of a track's windows into one sentence with "then".
+
+    Each window gives its first sentence; one that says what the window before it said
+    is left out.
+
+    Args:
+        captions: of the windows in the order of time; empty ones are passed over.
+
+    Returns:
+        such as ``"A dog runs across the yard, then it lies under a tree."``; None when
+        the windows tell of no change.
+    """
+    told: list[str] = []
+    for caption in captions:
+        sentence = _END.split(caption.strip(), maxsplit=1)[0].strip()
+        if sentence and (not told or similarity(told[-1], sentence) < ALIKE):
+            told.append(sentence)
+    if len(told) < 2:
+        return None
+    parts = [told[0], *(_continued(sentence) for sentence in told[1:])]
+    return ", then ".join(part.rstrip(" .!?;,") for part in parts) + "."
+
+
+def _continued(sentence: str) -> str:
+    """Small letters for words that are not names: articles and the like."""
+    first = sentence.split(maxsplit=1)[0]
+    if first.lower() in FUNCTION_WORDS and first.istitle():
+        return sentence[0].lower() + sentence[1:]
+    return sentence
