@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +28,27 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     PatchionerConfig,
 )
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
-from fiftyone_regioncap.captioning.patchioner.memory import memory_file_name
+from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
+from fiftyone_regioncap.captioning.patchioner.language import ViecapLanguage
+from fiftyone_regioncap.captioning.patchioner.meacap import ConceptReader
+from fiftyone_regioncap.captioning.patchioner.memory import (
+    TextMemory,
+    memory_file_name,
+)
 from fiftyone_regioncap.captioning.patchioner.model import embed_regions
 from fiftyone_regioncap.captioning.patchioner.random_weights import (
     CAPTIONS,
     write_random_checkpoint,
 )
-from fiftyone_regioncap.captioning.patchioner.tokenizer import tidy
+from fiftyone_regioncap.captioning.patchioner.tokenizer import (
+    ClipVocabulary,
+    load_gpt2_tokenizer,
+    tidy,
+)
+from fiftyone_regioncap.captioning.patchioner.viecap import (
+    MappingNetwork,
+    ViecapDecoder,
+)
 from fiftyone_regioncap.errors import BackendError, PromptError, WeightsError
 from fiftyone_regioncap.regions import RegionClip, Track
 
@@ -366,8 +381,6 @@ def set_to(**values: Any) -> Callable[[Path], None]:
 def test_bad_checkpoints(
     folder: Path, tmp_path: Path, spoil: Any, kind: type[Exception], words: str
 ) -> None:
-    import shutil
-
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "outside.h5").touch()
     spoil(tmp_path / "copy")
@@ -433,6 +446,93 @@ def test_decoders_are_saved_as_published(folder: Path) -> None:
 )
 def test_tidy(raw: str, read: str) -> None:
     assert tidy(raw) == read
+
+
+def test_files_elsewhere_by_the_user_s_own_word(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    name = memory_file_name(len(CAPTIONS))
+    moved = (tmp_path / "copy" / name).rename(tmp_path / "elsewhere.h5")
+    captioner = PatchionerCaptioner.from_pretrained(
+        tmp_path / "copy", "cpu", config={"memory": str(moved)}
+    )
+    assert captioner.caption(CLIPS)[0].text
+
+
+@pytest.fixture(scope="module")
+def viecap_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("viecap") / "copy"
+    shutil.copytree(folder, copy)
+    torch.manual_seed(0)
+    decoder = ViecapDecoder(
+        MappingNetwork(64, 32, layers=2),
+        Gpt2Config(width=32, layers=2, heads=4, positions=128),
+        load_gpt2_tokenizer(),
+    )
+    torch.save(decoder.state_dict(), copy / "coco_prefix-0014.pt")
+    part = {
+        "weight_path": "/authors/own/coco_prefix-0014.pt",
+        "threshold": 0.01,
+        "heads": 4,
+    }
+    changed_config(copy, viecap=part, support_memory_size=0)
+    return copy
+
+
+def test_viecap_checkpoints(viecap_folder: Path) -> None:
+    captioner = PatchionerCaptioner.from_pretrained(viecap_folder, "cpu")
+    language = captioner.model.language
+    assert isinstance(language, ViecapLanguage) and len(language.names) == 80
+    together = captioner.caption(CLIPS)
+    alone = [captioner.caption([one])[0] for one in CLIPS]
+    assert [c.text for c in together] == [c.text for c in alone]
+    assert all(0 < (caption.confidence or 0) <= 1 for caption in together)
+    rows = torch.from_numpy(captioner.embed(CLIPS))
+    assert all(names for names in language.named(rows))
+    torch.save({"x": torch.ones(1)}, viecap_folder / "other.pt")
+    changed = {"viecap": {"weight_path": "other.pt"}}
+    with pytest.raises(WeightsError, match="not a ViECap decoder"):
+        PatchionerCaptioner.from_pretrained(viecap_folder, "cpu", config=changed)
+
+
+def test_meacap_names_concepts(viecap_folder: Path) -> None:
+    from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+
+    words = ClipVocabulary.load()._tokenizer
+    small = {"vocab_size": 49_408, "d_model": 16, "d_ff": 16, "num_layers": 1}
+    ids = {"pad_token_id": 49_407, "eos_token_id": 49_407}
+    t5 = T5Config(**small, num_heads=2, d_kv=8, **ids)
+    bert = BertConfig(
+        vocab_size=49_408,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    reader = ConceptReader(
+        T5ForConditionalGeneration(t5).eval(), words, BertModel(bert).eval(), words
+    )
+    vectors = reader.encode(["a dog", "a cat on a mat"])
+    np.testing.assert_allclose(vectors.norm(dim=1), 1, rtol=1e-5)
+    alone = reader.encode(["a dog"])
+    torch.testing.assert_close(vectors[:1], alone, atol=1e-5, rtol=1e-5)
+    assert len(reader.graphs(["a dog runs", "a cat"])) == 2
+
+    captioner = PatchionerCaptioner.from_pretrained(viecap_folder, "cpu")
+    language = captioner.model.language
+    captions = [f"{n} dogs on grass" for n in range(9)]
+    memory = TextMemory(torch.randn(9, 64), captions)
+
+    class Reading(ConceptReader):
+        def graphs(self, captions: Sequence[str]) -> list[str]:
+            return ["( dog , on , grass )"] * len(captions)
+
+        def encode(self, names: Sequence[str]) -> torch.Tensor:
+            return torch.eye(len(names))
+
+    concepts = Reading(None, None, None, None)
+    meacap = replace(language, memory=memory, concepts=concepts)
+    (found,) = meacap.describe(torch.randn(1, 64))
+    assert found.concepts == ("dog", "grass")
 
 
 def test_every_pair_of_clips_has_its_own_vector(captioner: PatchionerCaptioner) -> None:

@@ -221,7 +221,7 @@ class PatchionerCaptioner:
             revision=self._revision,
             license=LICENSE,
             frames=self._frames,
-            batch_size=256,
+            batch_size=64,
         )
 
     def caption(
@@ -364,14 +364,14 @@ class PatchionerCaptioner:
                 continue
             seen = True
             # Small glimpses tell less of an object; lost tracks tell of something else.
-            visibility = area / mask.size * scores.get(clip_frame(clip, index), 1.0)
+            visibility = area / mask.size * scores.get(_frame_number(clip, index), 1.0)
             region = MaskRegion(mask, self._rule)
             yield frame, _Look(place, region, max(visibility, 1e-9))
         if not seen:
             raise PromptError("the mask is empty on every frame; mark the object on it")
 
 
-def clip_frame(clip: RegionClip, index: int) -> int:
+def _frame_number(clip: RegionClip, index: int) -> int:
     """The video's frame number, 0-based, of a clip's frame."""
     if index < len(clip.frame_indices):
         return clip.frame_indices[index]

@@ -220,12 +220,14 @@ class Checkpoint:
         folder: where its files are.
         name: as the user knows it.
         revision: the hub's commit, or the sha256 of the decoder's file.
+        given: file names that the user gave, not the configuration.
     """
 
     config: PatchionerConfig
     folder: Path
     name: str
     revision: str
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -259,8 +261,10 @@ class Checkpoint:
             ) from error
         if not isinstance(values, dict):
             raise WeightsError(f"{file} is not a Patch-ioner configuration")
-        config = PatchionerConfig.from_mapping({**values, **(overrides or {})})
-        checkpoint = cls(config, file.parent, str(source), commit or "")
+        overrides = overrides or {}
+        config = PatchionerConfig.from_mapping({**values, **overrides})
+        given = frozenset(v for v in overrides.values() if isinstance(v, str))
+        checkpoint = cls(config, file.parent, str(source), commit or "", given)
         return replace(checkpoint, revision=commit or checkpoint._digest())
 
     def find(self, name: str) -> Path:
@@ -268,22 +272,23 @@ class Checkpoint:
 
         Published configurations hold the authors' own paths, so that a file is also
         found by its last name. Files outside the folder are read only when the user
-        named them in full.
+        named them, not when the configuration does.
 
         Raises:
             WeightsError: when it is not there.
         """
-        given = Path(name).expanduser()
-        inside = (self.folder / given).resolve()
-        root = self.folder.resolve()
-        candidates = [self.folder / given.name]
-        if inside.is_relative_to(root):
+        path = Path(name).expanduser()
+        inside = (self.folder / path).resolve()
+        candidates = [self.folder / path.name]
+        if name in self.given:
+            candidates.insert(0, path)
+        if inside.is_relative_to(self.folder.resolve()):
             candidates.insert(0, inside)
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
         raise WeightsError(
-            f"{self.name} has no file {given.name}; put it into {self.folder}"
+            f"{self.name} has no file {path.name}; put it into {self.folder}"
         )
 
     def text_encoder(

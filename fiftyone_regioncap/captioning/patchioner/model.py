@@ -16,6 +16,7 @@ from fiftyone_regioncap.captioning.patchioner.aggregation import (
     Region,
     Weighting,
     Whole,
+    point_counts,
     region_weights,
 )
 from fiftyone_regioncap.captioning.patchioner.language import Description, Language
@@ -67,8 +68,6 @@ def _reference_scale(
     region: Region, features: FrameFeatures, weighting: Weighting
 ) -> float:
     """What the reference's sum of weights is where it is not 1."""
-    from fiftyone_regioncap.captioning.patchioner.aggregation import point_counts
-
     grid = features.grid
     patches = grid.rows * grid.columns
     if isinstance(region, Points):
