@@ -1,0 +1,518 @@
+"""URECA as a captioner: regions of few frames in, a caption of each out."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fiftyone_regioncap.backends import best_device
+from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.confidence import content_minimum, short_label
+from fiftyone_regioncap.captioning.dam.captioner import DTYPES
+from fiftyone_regioncap.captioning.dam.generation import Answer
+from fiftyone_regioncap.captioning.decoding import Sampling
+from fiftyone_regioncap.captioning.merging import best_look
+from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
+from fiftyone_regioncap.captioning.ureca.generation import (
+    Prefix,
+    Region,
+    read_prefix,
+    write,
+)
+from fiftyone_regioncap.captioning.ureca.model import UrecaModel
+from fiftyone_regioncap.captioning.ureca.prompts import (
+    END,
+    IMAGE_TOKEN,
+    MASK,
+    MASK_TOKEN,
+    PROMPTS,
+    TOKENS,
+    conversation,
+    question,
+)
+from fiftyone_regioncap.captioning.ureca.tiling import (
+    image_tiles,
+    mask_tiles,
+    static_mask,
+)
+from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer, load_tokenizer
+from fiftyone_regioncap.captioning.ureca.weights import (
+    locate,
+    mask_channels,
+    revision,
+)
+from fiftyone_regioncap.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.regions import Caption, Frame, Mask, RegionClip
+
+REGIONS_AT_ONCE = {"cuda": 32, "cpu": 16}
+"""Captions that are written together."""
+
+FRAMES_KEPT = 4
+"""Frames whose tokens are kept for the regions of later calls."""
+
+CUTTERS = 4
+"""Threads that cut tiles; resizing releases the interpreter's lock."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How regions are looked at, and captions written.
+
+    Attributes:
+        max_tiles: of an image, its thumbnail not counted. The authors' demo takes 12;
+            the weights were trained with up to 6.
+        dynamic_mask: whether masks are cut into tiles, see :class:`UrecaConfig`.
+        max_new_tokens: where captions end at the latest.
+        sampling: how tokens are chosen. The authors' demo draws them; captions here
+            are the same every time unless a temperature is given.
+        regions_at_once: captions that are written together.
+    """
+
+    max_tiles: int = 12
+    dynamic_mask: bool = True
+    max_new_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    regions_at_once: int = 16
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The one frame that a clip is described from.
+
+    Attributes:
+        number: of the clip.
+        frame: uint8 (H, W, 3).
+        mask: bool (H, W).
+    """
+
+    number: int
+    frame: Frame
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A frame whose tokens are known.
+
+    Attributes:
+        frame: kept so that no other array gets its id.
+        tiles: how many it was cut into.
+        prefix: of the prompts about its regions.
+    """
+
+    frame: Frame
+    tiles: int
+    prefix: Prefix
+
+
+class UrecaCaptioner:
+    """Describes regions with URECA (arXiv 2504.05305) so that captions tell them apart.
+
+    Of a clip with several frames, the one that
+    :func:`fiftyone_regioncap.captioning.merging.best_look` chooses is described. The
+    tokens of a frame are computed once for all its regions: clips share a frame when it
+    is the same array.
+
+    Args:
+        model: the networks.
+        tokenizer: of the checkpoint.
+        settings: how regions are looked at, and captions written.
+        info: what it says of itself.
+
+    Attributes:
+        model: the networks.
+        tokenizer: of the checkpoint.
+        settings: how regions are looked at, and captions written.
+
+    Raises:
+        BackendError: when a setting is not possible.
+    """
+
+    def __init__(
+        self,
+        model: UrecaModel,
+        tokenizer: Tokenizer,
+        *,
+        settings: Settings | None = None,
+        info: CaptionerInfo | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings or Settings(dynamic_mask=model.config.dynamic_mask)
+        for name in ("max_tiles", "max_new_tokens", "regions_at_once"):
+            if getattr(self.settings, name) < 1:
+                raise BackendError(f"{name} is {getattr(self.settings, name)}; give 1+")
+        self._info = info or CaptionerInfo("ureca", "ureca", "unknown", "unknown")
+        self._seen: OrderedDict[tuple[int, str], _Seen] = OrderedDict()
+        self._busy = threading.Lock()
+        self._ids = lru_cache(maxsize=16)(self._conversation_ids)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_tiles: int = 12,
+        dynamic_mask: bool | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 50,
+        seed: int = 0,
+        regions_at_once: int | None = None,
+    ) -> UrecaCaptioner:
+        """Loads a checkpoint.
+
+        Args:
+            folder: with the files that docs/ureca.md lists; or a hub id.
+            device: None for a GPU where there is one.
+            dtype: float32, float16 or bfloat16; None for bfloat16 on a GPU and float32
+                elsewhere.
+            max_tiles: see :class:`Settings`.
+            dynamic_mask: None for what the checkpoint was trained with.
+            max_new_tokens: see :class:`Settings`.
+            temperature: 0 for the most likely words; else words are drawn.
+            top_p: see :class:`Sampling`.
+            top_k: see :class:`Sampling`.
+            seed: of the drawing.
+            regions_at_once: captions that are written together; None for what suits the
+                device.
+
+        Raises:
+            WeightsError: when something is missing, corrupt, or of another model.
+            BackendError: when an option or the device is not possible here.
+        """
+        try:
+            sampling = Sampling(temperature, top_k, top_p, seed)
+        except ValueError as error:
+            raise BackendError(str(error)) from error
+        where = torch.device(device or best_device())
+        if where.type == "cuda" and not torch.cuda.is_available():
+            raise BackendError("no CUDA device here; choose device='cpu'")
+        if dtype is None:
+            dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+        elif isinstance(dtype, str):
+            if dtype not in DTYPES:
+                raise BackendError(
+                    f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}"
+                )
+            dtype = DTYPES[dtype]
+        path = locate(folder)
+        config = UrecaConfig.read(path)
+        if config.mask_channels is None:
+            config = replace(config, mask_channels=mask_channels(path))
+        tokenizer = load_tokenizer(path, config.family)
+        if len(tokenizer) > config.llm.vocab_size:
+            raise WeightsError(
+                f"{path}: the tokenizer has {len(tokenizer)} tokens, config.json a "
+                f"vocabulary of {config.llm.vocab_size}; they are of two checkpoints"
+            )
+        at_once = regions_at_once or REGIONS_AT_ONCE.get(where.type, 16)
+        return cls(
+            UrecaModel.from_pretrained(path, config, where, dtype),
+            tokenizer,
+            settings=Settings(
+                max_tiles=max_tiles,
+                dynamic_mask=(
+                    config.dynamic_mask if dynamic_mask is None else dynamic_mask
+                ),
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                regions_at_once=at_once,
+            ),
+            info=CaptionerInfo(
+                name="ureca",
+                model=path.resolve().name if Path(folder).is_dir() else str(folder),
+                revision=revision(path),
+                license="not stated (InternVL2.5, its base, is MIT)",
+                batch_size=at_once,
+                prompts=PROMPTS,
+            ),
+        )
+
+    @property
+    def info(self) -> CaptionerInfo:
+        """Name, weights, licence and needs."""
+        return self._info
+
+    @torch.inference_mode()
+    def caption(
+        self, clips: Sequence[RegionClip], *, prompt: str | None = None
+    ) -> list[Caption]:
+        """Describes each clip, in order.
+
+        Args:
+            clips: of any objects, videos, sizes and lengths.
+            prompt: the name of one of the prompts of :attr:`info`, or a text; places
+                for image and mask are put before it when it has none.
+
+        Raises:
+            PromptError: when the prompt has tokens that only URECA may write.
+            torch.OutOfMemoryError: when the batch doesn't fit.
+        """
+        asked = _checked(PROMPTS.get(prompt or "detailed", prompt or ""))
+        captions: dict[int, Caption] = {}
+        looks: list[_Look] = []
+        for number, clip in enumerate(clips):
+            found = _look(number, clip)
+            if isinstance(found, _Look):
+                looks.append(found)
+            else:
+                captions[number] = Caption(label=clip.label, error=found)
+        with self._busy:
+            try:
+                for some in _batches(_by_frame(looks), self.settings.regions_at_once):
+                    captions |= self._describe(some, asked, clips)
+            except BaseException:
+                self._seen.clear()  # gives memory back for a smaller batch
+                raise
+        return [captions[number] for number in range(len(clips))]
+
+    def tiles(self, frame: Frame) -> NDArray[np.uint8]:
+        """The tiles of an image, uint8 (T, S, S, 3)."""
+        config = self.model.config
+        return image_tiles(
+            frame,
+            max_tiles=self.settings.max_tiles,
+            tile=config.tile,
+            thumbnail=config.thumbnail,
+        )
+
+    def mask_tiles(self, mask: Mask) -> NDArray[np.uint8]:
+        """The tiles of a mask, uint8 (T, S, S)."""
+        config = self.model.config
+        if not self.settings.dynamic_mask:
+            return static_mask(mask, config.tile)
+        return mask_tiles(
+            mask,
+            max_tiles=self.settings.max_tiles,
+            tile=config.tile,
+            thumbnail=config.thumbnail,
+        )
+
+    def prompt_ids(self, asked: str, image_tiles: int, mask_tiles: int) -> list[int]:
+        """Ids of the whole prompt.
+
+        Args:
+            asked: with places for image and mask.
+            image_tiles: tiles of the image.
+            mask_tiles: tiles of the mask.
+        """
+        return list(self._ids(asked, image_tiles, mask_tiles))
+
+    def region(
+        self, ids: Sequence[int], image: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The language model's input: what the regions of an image share, and the rest.
+
+        Args:
+            ids: of the whole prompt.
+            image: (T, M, D) tokens.
+            mask: (T, N, D) tokens.
+
+        Returns:
+            (P, D) up to the first token of the mask, and (S, D) from there on.
+        """
+        cut = self._cut(ids)
+        return self._embed(ids[:cut], image, None), self._embed(ids[cut:], None, mask)
+
+    def answer(
+        self, regions: Sequence[Region], max_new_tokens: int | None = None
+    ) -> list[Answer]:
+        """Writes about regions together.
+
+        Args:
+            regions: one or more; those of one frame stand together.
+            max_new_tokens: None for the settings'.
+        """
+        return write(
+            self.model.llm,
+            regions,
+            end=self.tokenizer.special[END],
+            limit=max_new_tokens or self.settings.max_new_tokens,
+            sampling=self.settings.sampling,
+        )
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer says."""
+        return self.tokenizer.decode(ids).split(END)[0].strip()
+
+    def _describe(
+        self, looks: Sequence[_Look], asked: str, clips: Sequence[RegionClip]
+    ) -> dict[int, Caption]:
+        """Captions by clip number."""
+        captions: dict[int, Caption] = {}
+        regions: list[Region] = []
+        described: list[int] = []
+        with ThreadPoolExecutor(CUTTERS) as pool:
+            cut = pool.map(self.mask_tiles, [look.mask for look in looks])
+            for look, tiles in zip(looks, cut, strict=True):
+                try:
+                    regions.append(self._region(look, tiles, asked))
+                    described.append(look.number)
+                except PromptError as error:
+                    captions[look.number] = Caption(
+                        label=clips[look.number].label, error=str(error)
+                    )
+        if regions:
+            for number, answer in zip(described, self.answer(regions), strict=True):
+                captions[number] = self._caption(answer, clips[number].label)
+        return captions
+
+    def _region(self, look: _Look, tiles: NDArray[np.uint8], asked: str) -> Region:
+        whole = tiles[: max(len(tiles) - 1, 1)]
+        if not whole.any():
+            raise PromptError(
+                f"the mask ({np.count_nonzero(look.mask)} pixels) is so small that "
+                "nothing of it is left at the model's resolution; crop the image around"
+                " the region, or leave it out"
+            )
+        seen = self._frame(look.frame, asked, len(tiles))
+        ids = self._ids(asked, seen.tiles, len(tiles))
+        rest = ids[self._cut(ids) :]
+        mask = self.model.mask_tokens(torch.from_numpy(tiles))
+        return Region(seen.prefix, self._embed(rest, None, mask))
+
+    def _frame(self, frame: Frame, asked: str, mask_tiles: int) -> _Seen:
+        """What the prompts about a frame begin with; computed once."""
+        key = id(frame), asked
+        if key not in self._seen:
+            tiles = self.tiles(frame)
+            ids = self._ids(asked, len(tiles), mask_tiles)
+            self._check_length(frame, len(tiles), len(ids))
+            image = self.model.image_tokens(torch.from_numpy(tiles))
+            begin = self._embed(ids[: self._cut(ids)], image, None)
+            prefix = read_prefix(self.model.llm, begin)
+            self._seen[key] = _Seen(frame, len(tiles), prefix)
+            if len(self._seen) > FRAMES_KEPT:
+                self._seen.popitem(last=False)
+        self._seen.move_to_end(key)
+        return self._seen[key]
+
+    def _check_length(self, frame: Frame, tiles: int, length: int) -> None:
+        context, answer = self.model.config.context, self.settings.max_new_tokens
+        if length + answer > context:
+            height, width = frame.shape[:2]
+            raise PromptError(
+                f"an image of {width}x{height} makes {tiles} tiles and a prompt of "
+                f"{length} tokens; with {answer} for the answer that is more than the "
+                f"{context} that the model can read. Give a smaller max_tiles (now "
+                f"{self.settings.max_tiles}) or max_new_tokens"
+            )
+
+    def _conversation_ids(
+        self, asked: str, image_tiles: int, mask_tiles: int
+    ) -> tuple[int, ...]:
+        config = self.model.config
+        assert config.mask_channels is not None
+        text = conversation(
+            asked,
+            image_tiles * config.tokens_per_tile,
+            mask_tiles * config.mask_channels,
+        )
+        return tuple(self.tokenizer.encode(text))
+
+    def _cut(self, ids: Sequence[int]) -> int:
+        """Where the part of a prompt ends that all regions of a frame share."""
+        mask = self.tokenizer.special[MASK_TOKEN]
+        return ids.index(mask) if mask in ids else len(ids) - 1
+
+    def _embed(
+        self, ids: Sequence[int], image: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        special = self.tokenizer.special
+        places = [
+            (special[token], features)
+            for token, features in ((IMAGE_TOKEN, image), (MASK_TOKEN, mask))
+            if features is not None
+        ]
+        return self.model.embed(ids, places)
+
+    def _caption(self, answer: Answer, label: str | None) -> Caption:
+        text = self.text(answer.ids)
+        if not text:
+            return Caption(
+                label=label, error="the model had nothing to say about this region"
+            )
+        words = [
+            (token, chance)
+            for token, chance in zip(answer.ids, answer.probabilities, strict=True)
+            if not self.tokenizer.is_special(token)
+        ]
+        chances = [chance for _, chance in words]
+        pieces = self.tokenizer.pieces([token for token, _ in words])
+        return Caption(
+            text=text,
+            label=label or short_label(text),
+            confidence=sum(chances) / len(chances),
+            min_confidence=content_minimum(pieces, chances),
+            tokens=len(answer.ids),
+        )
+
+
+def _checked(text: str) -> str:
+    """A question with its places.
+
+    Raises:
+        PromptError: when it would end its turn or claim places of its own.
+    """
+    taken = [token for token in TOKENS if token != MASK and token in text]
+    if taken:
+        raise PromptError(
+            f"the prompt has {', '.join(taken)}, which only URECA's own layout may "
+            "have; leave it out"
+        )
+    return question(text)
+
+
+def _look(number: int, clip: RegionClip) -> _Look | str:
+    """The frame to describe a clip from, or what is wrong with the clip."""
+    if not clip.frames or len(clip.frames) != len(clip.masks):
+        return (
+            f"{len(clip.frames)} frames and {len(clip.masks)} masks; give one mask for "
+            "each of one or more frames"
+        )
+    for frame, mask in zip(clip.frames, clip.masks, strict=True):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            return f"a frame is {frame.dtype} {frame.shape}; give uint8 (H, W, 3) RGB"
+        if mask.shape != frame.shape[:2]:
+            return (
+                f"a mask is {mask.shape}, its frame {frame.shape[:2]}; give masks of "
+                "the frame's size, (height, width)"
+            )
+    best = best_look(clip)
+    if best is None:
+        return "the mask is empty on every frame; mark the object on one"
+    if np.count_nonzero(clip.masks[best]) < 2:
+        return "the mask is a single pixel, which shows nothing; mark the whole object"
+    return _Look(number, clip.frames[best], clip.masks[best])
+
+
+def _by_frame(looks: Sequence[_Look]) -> Iterator[_Look]:
+    """Those at one frame one after the other, otherwise in order."""
+    frames: dict[int, list[_Look]] = {}
+    for look in looks:
+        frames.setdefault(id(look.frame), []).append(look)
+    for together in frames.values():
+        yield from together
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while together := list(islice(items, size)):
+        yield together

@@ -1,0 +1,180 @@
+"""URECA's networks: InternVL2.5 with an encoder that turns masks into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    InternVLConfig,
+    InternVLVisionModel,
+    LlamaForCausalLM,
+    Qwen2ForCausalLM,
+)
+from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
+from fiftyone_regioncap.captioning.ureca.tiling import normalize
+from fiftyone_regioncap.captioning.ureca.weights import load_weights
+from fiftyone_regioncap.errors import PromptError
+
+TILES_AT_ONCE = {"cuda": 32, "cpu": 4}
+"""Tiles that go through the vision tower together."""
+
+
+class UrecaModel(nn.Module):
+    """The networks of one checkpoint.
+
+    Args:
+        config: of the checkpoint; with the number of mask channels.
+
+    Attributes:
+        config: of the checkpoint.
+        vision: InternViT.
+        projector: from pixel-shuffled patches to the language model's width.
+        mask_encoder: two convolutions of stride 2 over a mask.
+        mask_linear: from each of their maps to a token.
+        llm: Qwen2, or InternLM2 as a Llama.
+    """
+
+    def __init__(self, config: UrecaConfig) -> None:
+        super().__init__()
+        channels = config.mask_channels
+        if channels is None:
+            raise ValueError("the number of mask channels is not known")
+        self.config = config
+        self.vision = InternVLVisionModel(config.vision)
+        self.projector = InternVLMultiModalProjector(
+            InternVLConfig(
+                vision_config=config.vision,
+                text_config=config.llm,
+                downsample_ratio=config.downsample,
+                tie_word_embeddings=False,
+            )
+        )
+        self.mask_encoder = nn.Sequential(
+            nn.Conv2d(1, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.mask_linear = nn.Linear(config.mask_map**2, config.llm.hidden_size)
+        family = Qwen2ForCausalLM if config.family == "qwen2" else LlamaForCausalLM
+        self.llm = family(config.llm)
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path,
+        config: UrecaConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> UrecaModel:
+        """Loads the weights of a checkpoint.
+
+        Args:
+            folder: with safetensors under the published names.
+            config: read from the same folder.
+            device: where it runs.
+            dtype: what it computes in.
+
+        Raises:
+            WeightsError: when the weights don't fit.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        load_weights(model, folder, config, device=device, dtype=dtype)
+        # Frequencies are no weights: they were left without memory.
+        rotary = Qwen2RotaryEmbedding if config.family == "qwen2" else None
+        rotary = rotary or LlamaRotaryEmbedding
+        model.llm.model.rotary_emb = rotary(config.llm).to(device)
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.mask_linear.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.mask_linear.weight.dtype
+
+    @torch.inference_mode()
+    def image_tokens(self, tiles: Tensor) -> Tensor:
+        """Tokens of the tiles of images.
+
+        Args:
+            tiles: uint8 (T, S, S, 3), of :func:`tiling.image_tiles`.
+
+        Returns:
+            (T, M, D): M tokens a tile, D the language model's width.
+        """
+        parts = []
+        for some in tiles.split(TILES_AT_ONCE.get(self.device.type, 4)):
+            pixels = normalize(some.to(self.device)).to(self.dtype)
+            patches = self.vision(pixels).last_hidden_state[:, 1:]
+            parts.append(self.projector(self._shuffled(patches)))
+        return torch.cat(parts)
+
+    def _shuffled(self, patches: Tensor) -> Tensor:
+        """Moves neighbouring patches into channels, in InternVL's order ("v2")."""
+        side = round(patches.shape[1] ** 0.5)
+        fewer = int(side * self.config.downsample)
+        more = side // fewer
+        grid = patches.unflatten(1, (fewer, more, fewer, more))
+        return grid.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+
+    @torch.inference_mode()
+    def mask_maps(self, masks: Tensor) -> Tensor:
+        """What the mask encoder makes of the tiles of a mask.
+
+        Args:
+            masks: uint8 (T, S, S), of :func:`tiling.mask_tiles` or
+                :func:`tiling.static_mask`.
+
+        Returns:
+            (T, N, S / 4, S / 4).
+        """
+        return self.mask_encoder(masks[:, None].to(self.device, self.dtype))
+
+    @torch.inference_mode()
+    def mask_tokens(self, masks: Tensor) -> Tensor:
+        """Tokens of a mask, N a tile: (T, N, D) of uint8 (T, S, S)."""
+        return self.mask_linear(self.mask_maps(masks).flatten(2))
+
+    @torch.inference_mode()
+    def embed(
+        self,
+        ids: Sequence[int],
+        places: Sequence[tuple[int, Tensor]],
+    ) -> Tensor:
+        """The language model's input.
+
+        Args:
+            ids: of the prompt or a part of it.
+            places: an id and the tokens (..., D) that take its places, in order.
+
+        Returns:
+            (length, D).
+
+        Raises:
+            PromptError: when places and tokens are not equally many.
+        """
+        known = torch.tensor(ids, dtype=torch.int64, device=self.device)
+        embeddings = self.llm.model.embed_tokens(known)
+        for token, features in places:
+            there = known == token
+            rows = features.flatten(0, -2)
+            if int(there.sum()) != len(rows):
+                raise PromptError(
+                    f"the prompt has {int(there.sum())} places of token {token} for "
+                    f"{len(rows)} features; leave context tokens out of the text"
+                )
+            embeddings[there] = rows
+        return embeddings

@@ -1,0 +1,262 @@
+"""From published names to modules: every tensor finds its place, or an error says why.
+
+The names are those of InternVL's own code (``internvl_chat``); the modules are those of
+transformers' port, with InternLM2 as the Llama that it is once its fused projection of
+queries, keys and values is split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.dam.weights import shard_paths, tensors
+from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, UrecaConfig
+from fiftyone_regioncap.errors import WeightsError
+
+Named = Iterable[tuple[str, Tensor]]
+
+FIRST_CONVOLUTION = "mask_encoder.0.weight"
+
+_LORA = re.compile(r"(.+)\.(base_layer|lora_A\.\w+|lora_B\.\w+)\.weight$")
+
+_RENAMED: tuple[tuple[str, str], ...] = (
+    (r"^language_model\.base_model\.model\.", "language_model."),
+    (r"\.base_layer\.", "."),
+    (r"^vision_model\.embeddings\.class_embedding$", "vision.embeddings.cls_token"),
+    (
+        r"^vision_model\.embeddings\.position_embedding$",
+        "vision.embeddings.position_embeddings",
+    ),
+    (
+        r"^vision_model\.embeddings\.patch_embedding\.",
+        "vision.embeddings.patch_embeddings.projection.",
+    ),
+    (r"^vision_model\.encoder\.layers\.", "vision.encoder.layer."),
+    (r"\.ls([12])$", r".lambda_\1"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.projection_layer."),
+    (r"^mlp1\.0\.", "projector.layer_norm."),
+    (r"^mlp1\.1\.", "projector.linear_1."),
+    (r"^mlp1\.3\.", "projector.linear_2."),
+    (r"^language_model\.output\.", "language_model.lm_head."),
+    (r"^language_model\.", "llm."),
+    (r"\.tok_embeddings\.", ".embed_tokens."),
+    (r"\.attention\.wo\.", ".self_attn.o_proj."),
+    (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
+    (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
+    (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
+    (r"\.attention_norm\.", ".input_layernorm."),
+    (r"\.ffn_norm\.", ".post_attention_layernorm."),
+)
+"""From published names to ours, one after the other."""
+
+
+def locate(path: str | Path) -> Path:
+    """The folder of a checkpoint, fetched where it is named by a hub id.
+
+    Raises:
+        WeightsError: when there is none.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(path).count("/") != 1:
+        raise WeightsError(f"{path} is no folder. {UNREACHABLE}")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt"]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises its HTTP library's errors too
+        raise WeightsError(
+            f"{path} cannot be had from the hub ({error}). {UNREACHABLE}"
+        ) from error
+
+
+def revision(folder: Path) -> str:
+    """The hub's commit where the folder is a snapshot, else a sha256 of the weights."""
+    resolved = folder.resolve()
+    if resolved.parent.name == "snapshots":
+        return resolved.name
+    digests = [assets.sha256(path) for path in shard_paths(folder)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def mask_channels(folder: Path) -> int:
+    """How many tokens the mask of a tile gets, as the weights have it.
+
+    Raises:
+        WeightsError: when they have no mask encoder, or cannot be read.
+    """
+    for path in shard_paths(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                if FIRST_CONVOLUTION in file.keys():  # noqa: SIM118 (it is no mapping)
+                    return int(file.get_slice(FIRST_CONVOLUTION).get_shape()[0])
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{path} is no whole safetensors file ({error}); fetch it anew"
+            ) from error
+    raise WeightsError(
+        f"{folder} has no {FIRST_CONVOLUTION}: this is a plain InternVL without "
+        f"URECA's mask encoder. {UNREACHABLE}"
+    )
+
+
+def load_weights(
+    module: nn.Module,
+    folder: Path,
+    config: UrecaConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Fills a model that was built on the meta device.
+
+    Raises:
+        WeightsError: when a file is missing or corrupt, the weights are of the other
+            family, or tensors are missing, left over or of another shape.
+    """
+    wanted = {name: weight.shape for name, weight in module.named_parameters()}
+    state: dict[str, Tensor] = {}
+    left_over: list[str] = []
+    misshapen: list[str] = []
+    for name, tensor in convert(_of_family(tensors(folder), folder, config), config):
+        if name not in wanted:
+            left_over.append(name)
+        elif tensor.shape != wanted[name]:
+            misshapen.append(
+                f"{name} is {tuple(tensor.shape)}, not {tuple(wanted[name])}"
+            )
+            wanted.pop(name)
+        else:
+            state[name] = tensor.to(device=device, dtype=dtype)
+    problems = [
+        f"{title}: {_some(names)}"
+        for title, names in (
+            ("missing", [name for name in wanted if name not in state]),
+            ("not part of URECA", left_over),
+            ("of another shape", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise WeightsError(
+            f"{folder}: the weights don't fit config.json; " + "; ".join(problems)
+        )
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def convert(named: Named, config: UrecaConfig) -> Iterator[tuple[str, Tensor]]:
+    """Published tensors as ours: merged, renamed, and split where they are fused.
+
+    Args:
+        named: names and tensors as published.
+        config: of the checkpoint.
+    """
+    for published, tensor in merge_lora(named, config.lora_scale):
+        if published.endswith("rotary_emb.inv_freq"):
+            continue
+        name = published
+        for pattern, ours in _RENAMED:
+            name = re.sub(pattern, ours, name)
+        if ".attn.qkv." in name:
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                yield name.replace(".attn.qkv.", f".attention.{part}_proj."), rows
+        elif ".attention.wqkv." in name:
+            parts = split_wqkv(tensor, config)
+            for part, rows in zip("qkv", parts, strict=True):
+                yield name.replace(".attention.wqkv.", f".self_attn.{part}_proj."), rows
+        else:
+            yield name, tensor
+
+
+def split_wqkv(fused: Tensor, config: UrecaConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Takes InternLM2's fused projection apart.
+
+    For each head of keys it holds the heads of queries that share it, then the keys'
+    head, then the values'.
+
+    Args:
+        fused: (rows, H) or, of a bias, (rows,).
+        config: of the checkpoint.
+
+    Returns:
+        the projections of queries, keys and values.
+
+    Raises:
+        WeightsError: when the rows are not those of so many heads.
+    """
+    heads = config.llm.num_key_value_heads
+    group = config.llm.num_attention_heads // heads
+    if len(fused) != heads * (group + 2) * config.llm.head_dim:
+        raise WeightsError(
+            f"a fused projection has {len(fused)} rows, but config.json's heads take "
+            f"{heads * (group + 2) * config.llm.head_dim}; they are of two checkpoints"
+        )
+    parts = fused.unflatten(0, (heads, group + 2, config.llm.head_dim))
+    query, key, value = parts.split([group, 1, 1], dim=1)
+    return query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2)
+
+
+def merge_lora(named: Named, scale: float) -> Iterator[tuple[str, Tensor]]:
+    """Adds LoRA's matrices to the weights they belong to, where there are any.
+
+    Args:
+        named: names and tensors; weights with LoRA come in three parts.
+        scale: of the product; alpha over rank.
+
+    Raises:
+        WeightsError: when a part is missing.
+    """
+    waiting: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in named:
+        match = _LORA.match(name)
+        if match is None:
+            yield name, tensor
+            continue
+        stem, part = match[1], match[2].split(".")[0]
+        parts = waiting.setdefault(stem, {})
+        parts[part] = tensor
+        if len(parts) == 3:
+            del waiting[stem]
+            added = parts["lora_B"].float() @ parts["lora_A"].float()
+            base = parts["base_layer"]
+            yield f"{stem}.weight", (base.float() + scale * added).to(base.dtype)
+    if waiting:
+        raise WeightsError(
+            f"LoRA weights lack a part of {_some(list(waiting))}; fetch them anew"
+        )
+
+
+def _of_family(
+    named: Named, folder: Path, config: UrecaConfig
+) -> Iterator[tuple[str, Tensor]]:
+    """Passes tensors on unless they are of the other language model."""
+    signs = {"qwen2": ".self_attn.q_proj.", "internlm2": ".attention.wqkv."}
+    for name, tensor in named:
+        for family, sign in signs.items():
+            if family != config.family and sign in name:
+                raise WeightsError(
+                    f"{folder}: config.json names a language model of {config.family}, "
+                    f"but the weights are of {family} ({name}); give config.json and "
+                    "weights of one checkpoint"
+                )
+        yield name, tensor
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    shown = ", ".join(sorted(names)[:limit])
+    rest = len(names) - limit
+    return f"{shown} and {rest} more" if rest > 0 else shown
