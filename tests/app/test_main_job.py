@@ -60,9 +60,6 @@ def test_a_person_masks_and_describes_an_object(
     assert caption.index == 3 and "car" in caption.caption
 
     page.keyboard.press("Escape")
-    page.get_by_role("button", name="Done").or_(
-        page.get_by_role("button", name="Close")
-    ).first.click()
     page.locator("[data-cy=looker]").first.click()
     page.locator("[data-cy=modal]").wait_for()
     page.get_by_text("frames.tracks").first.wait_for()
