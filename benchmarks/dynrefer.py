@@ -3,7 +3,8 @@
 Random weights, of a size that a laptop's CPU manages, or with ``--published`` of the
 published one (4.2 billion parameters: a GPU with 24 GB). Both ways describe the same
 regions, one after the other in turns; the best time of each counts, and the captions
-must be the same. A table a device; CUDA is skipped where there is none.
+must be the same. A table a device; CUDA is skipped where there is none. On a CPU it is
+the processor's time, which other programs on the machine don't disturb.
 
     python benchmarks/dynrefer.py --regions 32
     python benchmarks/dynrefer.py --regions 32 --published --device cuda
@@ -141,19 +142,24 @@ def regions(count: int, height: int, width: int) -> list[RegionClip]:
     return clips
 
 
-def best(work: Sequence[Callable[[], T]], repeats: int) -> tuple[list[float], list[T]]:
+def best(
+    work: Sequence[Callable[[], T]], repeats: int, device: str
+) -> tuple[list[float], list[T]]:
     """The best time of each piece of work in seconds, done in turns, and results."""
+
+    def now() -> float:
+        if device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     times = [float("inf")] * len(work)
     results = [function() for function in work]
     for _ in range(repeats):
         for number, function in enumerate(work):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = now()
             results[number] = function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[number] = min(times[number], time.perf_counter() - start)
+            times[number] = min(times[number], now() - start)
     return times, results
 
 
@@ -177,7 +183,7 @@ def measure(config: DynReferConfig, device: str, count: int, repeats: int) -> No
     parameters = sum(weight.numel() for weight in model.parameters())
     print(f"\n{device}, {parameters / 1e6:.0f} M parameters, {count} regions")
     print(f"{'':28}{'together':>10}{'one by one':>12}{'ratio':>8}")
-    times, _ = best([lambda: encode(at_once), lambda: encode(1)], repeats)
+    times, _ = best([lambda: encode(at_once), lambda: encode(1)], repeats, device)
     print(_row("views to tokens", times))
     times, texts = best(
         [
@@ -185,6 +191,7 @@ def measure(config: DynReferConfig, device: str, count: int, repeats: int) -> No
             lambda: [captioner.caption([clip])[0].text for clip in clips],
         ],
         repeats,
+        device,
     )
     print(_row("clips to captions and scores", times))
     same = sum(a == b for a, b in zip(*texts, strict=True))
