@@ -1,0 +1,241 @@
+"""Writes what a format holds into the fields of a dataset's videos."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fiftyone.core.collections as foco
+
+from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo, Importer
+from fiftyone_regioncap.exporters.job import (
+    MANIFEST,
+    STAGE,
+    ExportSummary,
+    VideoFailure,
+)
+from fiftyone_regioncap.exporters.reading import read_json
+from fiftyone_regioncap.exporters.records import safe_name
+from fiftyone_regioncap.exporters.staging import ExportError
+from fiftyone_regioncap.labels import fields, schema, status
+from fiftyone_regioncap.labels.captions import write_captions
+from fiftyone_regioncap.labels.metadata import video_metadata
+from fiftyone_regioncap.labels.tracks import MaskStorage, TrackWriter
+from fiftyone_regioncap.progress import Listener, Meter
+from fiftyone_regioncap.regions import FrameMasks, ObjectMask
+from fiftyone_regioncap.targets import Sample, Targets, video_targets
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Where what is imported goes.
+
+    Attributes:
+        tracks: frame-level field for the tracks.
+        captions: sample-level field for the captions.
+        overwrite: whether captions that a person has reviewed are replaced too.
+        mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
+        output_dir: where masks on disk go; None for beside the media.
+    """
+
+    tracks: str = "frames.tracks"
+    captions: str = "captions"
+    overwrite: bool = False
+    mask_storage: MaskStorage = "auto"
+    output_dir: str | None = None
+
+
+def run(
+    samples: foco.SampleCollection,
+    importer: Importer,
+    path: Path,
+    options: ImportOptions,
+    *,
+    listener: Listener | None = None,
+    cancel: threading.Event | None = None,
+) -> ExportSummary:
+    """Imports videos; see :func:`fiftyone_regioncap.exporters.import_captions`."""
+    began = time.monotonic()
+    targets = video_targets(samples)
+    fields.require_output(options.tracks)
+    fields.require_output(options.captions, options.tracks)
+    path = path.expanduser()
+    if not path.exists():
+        raise ExportError(f"there is no {path}; give an exported folder or its file")
+    videos = importer(path)
+    finder = _Finder.of(targets, path)
+    summary = ExportSummary("imported", str(path), counts={"tracks": 0, "captions": 0})
+    meter = Meter([STAGE], len(targets), listener, cancel)
+    schema.declare_tracks(targets.dataset, options.tracks)
+    schema.declare_captions(targets.dataset, options.captions)
+    for video in videos:
+        meter.check()
+        try:
+            if isinstance(video, BrokenVideo):
+                raise ExportError(video.error)
+            sample = finder.find(video.name)
+            _check(video, sample)
+            _write(video, sample, options, summary)
+        except Exception as error:
+            logger.warning("%s: %s", video.name, error, exc_info=True)
+            message = f"{type(error).__name__}: {error}"
+            summary.failures.append(VideoFailure(video.name, message))
+        else:
+            summary.videos += 1
+        meter.finish(STAGE, video.name)
+    summary.seconds = time.monotonic() - began
+    return summary
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """Finds the sample of a video by its name.
+
+    Attributes:
+        targets: of the collection.
+        ids: sample ids by the names that a video may go by.
+    """
+
+    targets: Targets
+    ids: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def of(cls, targets: Targets, path: Path) -> _Finder:
+        wanted = {target.sample_id for target in targets}
+        ids: dict[str, set[str]] = {}
+        paths: dict[str, str] = {}
+        for key, media in zip(*targets.dataset.values(["id", "filepath"]), strict=True):
+            if key in wanted:
+                file = Path(media)
+                paths[key] = media
+                for name in {file.name, file.stem, safe_name(file.stem)}:
+                    ids.setdefault(name, set()).add(key)
+        # The manifest of an export tells videos of one name apart.
+        for entry in _manifest(path):
+            name = str(entry.get("name"))
+            same = [
+                key for key, media in paths.items() if media == entry.get("filepath")
+            ]
+            if entry.get("sample_id") in wanted and not same:
+                same = [str(entry["sample_id"])]
+            if same:
+                ids[name] = set(same)
+        return cls(targets, {name: frozenset(own) for name, own in ids.items()})
+
+    def find(self, name: str) -> Sample:
+        """The sample of a video.
+
+        Raises:
+            ExportError: when there is none, or more than one.
+        """
+        file = Path(name)
+        for candidate in (name, file.name, file.stem):
+            found = self.ids.get(candidate, frozenset())
+            if len(found) == 1:
+                return self.targets.dataset[next(iter(found))]
+            if found:
+                raise ExportError(
+                    f"{len(found)} videos of the dataset are called {candidate!r}; "
+                    "import into a view of one of them"
+                )
+        raise ExportError(
+            f"no video of the dataset is called {file.name!r}; add it first, or rename "
+            "it as it is in the import"
+        )
+
+
+def _manifest(path: Path) -> Iterable[Mapping[str, Any]]:
+    root = path if path.is_dir() else path.parent
+    for folder in (root, root.parent):  # of an export with splits it is one up
+        if (folder / MANIFEST).is_file():
+            videos = read_json(folder / MANIFEST, dict).get("videos", [])
+            return [video for video in videos if isinstance(video, dict)]
+    return []
+
+
+def _check(video: ImportedVideo, sample: Sample) -> None:
+    """Compares with the video, so that nothing is written that doesn't fit it."""
+    metadata = sample.metadata
+    if metadata is None or None in (
+        metadata.frame_height,
+        metadata.total_frame_count,
+    ):
+        metadata = video_metadata(sample)
+    size = (metadata.frame_height, metadata.frame_width)
+    count = metadata.total_frame_count
+    found = {rle.size for own in video.masks.values() for rle in own.values()}
+    if video.size is not None:
+        found.add(video.size)
+    for height, width in found:
+        if (height, width) != size:
+            raise ExportError(
+                f"the import is for a video of {width}x{height}, this one is "
+                f"{size[1]}x{size[0]}; import into the video that it was made for"
+            )
+    if video.frame_count not in (None, count):
+        raise ExportError(
+            f"the import is for a video of {video.frame_count} frames, this one has "
+            f"{count}; import into the video that it was made for"
+        )
+    last = max([*video.masks, *(record.support[1] for record in video.captions)] or [0])
+    first = min(video.masks, default=0)
+    if first < 0 or last >= count:
+        raise ExportError(
+            f"the import is about frame {first if first < 0 else last} (from 0), the "
+            f"video has {count}"
+        )
+
+
+def _write(
+    video: ImportedVideo, sample: Sample, options: ImportOptions, summary: ExportSummary
+) -> None:
+    objects = {index for own in video.masks.values() for index in own}
+    scores = video.scores or {}
+    captions = list(video.captions)
+    if objects:
+        status.write_status(sample, options.tracks, "partial")
+        with TrackWriter(
+            sample,
+            options.tracks,
+            labels=video.labels,
+            mask_storage=options.mask_storage,
+            output_dir=options.output_dir,
+        ) as writer:
+            # An object that was there before may have been on other frames.
+            writer.clear_range(objects=objects)
+            for frame, masks in sorted(video.masks.items()):
+                writer.write(
+                    FrameMasks(
+                        frame,
+                        {
+                            index: ObjectMask(
+                                rle.decode(), scores.get((frame, index), 1.0)
+                            )
+                            for index, rle in masks.items()
+                        },
+                    )
+                )
+            captions = [
+                replace(record, instance=writer.instance(record.index))
+                for record in captions
+            ]
+        status.write_status(sample, options.tracks, "complete")
+    tracked = status.read_status(sample, options.tracks).state is not None
+    if captions:
+        write_captions(
+            sample,
+            options.captions,
+            captions,
+            tracks_field=options.tracks if tracked else None,
+            overwrite=options.overwrite,
+        )
+        status.write_status(sample, options.captions, "complete")
+    summary.counts["tracks"] += len(objects)
+    summary.counts["captions"] += len(captions)

@@ -1,0 +1,71 @@
+"""The formats by name; each is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from fiftyone_regioncap.exporters.base import Format, Importer
+from fiftyone_regioncap.exporters.staging import ExportError
+
+_HERE = "fiftyone_regioncap.exporters"
+
+FORMATS: dict[str, str] = {
+    "coco": f"{_HERE}.coco:Coco",
+    "youtube-vis": f"{_HERE}.youtube_vis:YouTubeVis",
+}
+"""What can be written, ``"module:class"`` by name."""
+
+IMPORTERS: dict[str, str] = {
+    "coco": f"{_HERE}.coco:read_coco",
+    "youtube-vis": f"{_HERE}.youtube_vis:read_youtube_vis",
+}
+"""What can be read back, ``"module:function"`` by name."""
+
+SUMMARIES: dict[str, str] = {
+    "coco": "COCO per frame with track ids and captions (pycocotools, TAO)",
+    "youtube-vis": "YouTube-VIS: one annotation a track, captions as extra keys",
+}
+"""One line on each format."""
+
+
+def make_format(name: str, options: Mapping[str, Any] | None = None) -> Format:
+    """The format of a name.
+
+    Args:
+        name: out of :data:`FORMATS`.
+        options: its own.
+
+    Raises:
+        ExportError: when there is none, it has no such option, or a package that it
+            needs is not installed.
+    """
+    kind = _find(FORMATS, name, "written")
+    given = dict(options or {})
+    known = {field.name for field in fields(kind)} - {"name"}
+    if unknown := sorted(given.keys() - known):
+        raise ExportError(
+            f"{name} has no option {unknown[0]!r}; it has "
+            + (", ".join(sorted(known)) or "none")
+        )
+    return kind(**given)
+
+
+def find_importer(name: str) -> Importer:
+    """What reads a format back.
+
+    Raises:
+        ExportError: when nothing does.
+    """
+    return _find(IMPORTERS, name, "read back")
+
+
+def _find(table: Mapping[str, str], name: str, verb: str) -> Any:
+    if name not in table:
+        raise ExportError(
+            f"no format {name!r} can be {verb}; there are " + ", ".join(sorted(table))
+        )
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

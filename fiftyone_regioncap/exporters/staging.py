@@ -1,0 +1,300 @@
+"""Where an export grows, hidden beside its target, until it is whole.
+
+``.NAME.partial/`` holds ``parts/``, one folder a video with the video's own files and
+its share of those of all videos, and ``tree/``, which is put together from them at the
+end and becomes the target by one rename. A part counts once its ``part.json`` is there,
+which is written last; a killed export keeps the parts that are whole, and does the
+others again. A video that fails leaves nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from fiftyone_regioncap.errors import RegionCapError
+from fiftyone_regioncap.exporters.files import dumps, replace_file
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+class ExportError(RegionCapError):
+    """An export can't be written, or an import can't be read, as a whole."""
+
+
+def is_target_error(error: BaseException) -> bool:
+    """Whether the target can't be written any more, whichever video comes next."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+class Part:
+    """What one video adds to an export.
+
+    Attributes:
+        folder: for the video's own files, at their paths in the export.
+        counts: how many of what there are, for the manifest.
+        labels: names of the video's objects.
+        models: (model, revision) of its captions.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "tree"
+        self.counts: Counter[str] = Counter()
+        self.labels: set[str] = set()
+        self.models: set[tuple[str, str]] = set()
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        self._stack = ExitStack()
+
+    def add(self, stream: str, item: Any, *references: int | str) -> None:
+        """Appends an item to one of the files that the videos share.
+
+        Args:
+            stream: name of the file, until the format merges it.
+            item: JSON values.
+            references: what the merge has to number anew, see :class:`Item`.
+        """
+        self.add_bytes(stream, dumps(item), *references)
+
+    def add_bytes(self, stream: str, item: bytes, *references: int | str) -> None:
+        """Like :meth:`add`, of one encoded line."""
+        if stream not in self._files:
+            path = self._folder / f"{stream}.jsonl"
+            self._files[stream] = self._stack.enter_context(path.open("wb"))
+        line = b"\t".join([*map(dumps, references), item])
+        self._files[stream].write(line + b"\n")
+
+    def close(self, facts: dict[str, Any]) -> None:
+        """Makes the part count.
+
+        Args:
+            facts: that tell whether a later export can use it.
+        """
+        self._stack.close()
+        summary = {
+            **facts,
+            "counts": dict(self.counts),
+            "labels": sorted(self.labels),
+            "models": sorted(self.models),
+        }
+        replace_file(self._folder / "part.json", dumps(summary))
+
+    def abandon(self) -> None:
+        """Lets go of the files; what is in them doesn't count."""
+        self._stack.close()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a part.
+
+    Attributes:
+        part: number of its part, counted from 0 within the merge.
+        references: what its format gave to number anew.
+        body: the encoded JSON value.
+    """
+
+    part: int
+    references: tuple[Any, ...]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The finished parts of an export, or of one of its splits, to be put together.
+
+    Attributes:
+        folder: the tree to write into; the videos' own files are there already.
+        split: of the videos.
+        counts: how many of what there are.
+        labels: the names of all objects, in order.
+        models: (model, revision) of all captions.
+    """
+
+    folder: Path
+    split: str | None
+    counts: Counter[str]
+    labels: Sequence[str]
+    models: Sequence[tuple[str, str]]
+    _folders: Sequence[Path] = field(repr=False)
+
+    def items(self, stream: str, references: int = 0) -> Iterator[Item]:
+        """The items of a stream, video by video.
+
+        Args:
+            stream: as the parts named it.
+            references: how many each item has.
+        """
+        for number, folder in enumerate(self._folders):
+            path = folder / f"{stream}.jsonl"
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                for line in file:
+                    *found, body = line.rstrip(b"\n").split(b"\t", references)
+                    yield Item(number, tuple(map(json.loads, found)), body)
+
+    def bodies(self, stream: str) -> Iterator[bytes]:
+        """The items of a stream without references."""
+        return (item.body for item in self.items(stream))
+
+    def numbered(self, stream: str, start: int = 1) -> Iterator[bytes]:
+        """The items of a stream, objects all, with an ``id`` that counts them."""
+        for number, item in enumerate(self.items(stream), start):
+            yield with_values(item.body, id=number)
+
+
+def with_values(body: bytes, **values: int | str) -> bytes:
+    """An encoded object, which isn't empty, with more values in front."""
+    front = b"".join(dumps(key) + b":" + dumps(v) + b"," for key, v in values.items())
+    return b"{" + front + body[1:]
+
+
+class Staging:
+    """The hidden folder of one export; a context manager that holds its lock."""
+
+    def __init__(self, target: Path, signature: str, *, overwrite: bool) -> None:
+        """Touches nothing yet.
+
+        Args:
+            target: folder that the export becomes.
+            signature: of everything that the parts depend on; parts of an export of
+                another signature are thrown away.
+            overwrite: whether the target may exist; it stays as it is until the new
+                export is whole.
+        """
+        self.target = target
+        self._signature = signature
+        self._overwrite = overwrite
+        self._root = target.parent / f".{target.name}.partial"
+        self._lock = FileLock(target.parent / f".{target.name}.lock")
+
+    @property
+    def tree(self) -> Path:
+        """What becomes the target."""
+        return self._root / "tree"
+
+    def __enter__(self) -> Staging:
+        try:
+            self._open()
+        except OSError as error:
+            raise ExportError(
+                f"{self.target.parent} can't be written ({error.strerror or error}); "
+                "choose another folder"
+            ) from error
+        return self
+
+    def _open(self) -> None:
+        if self._occupied() and not self._overwrite:
+            raise ExportError(
+                f"{self.target} exists and is not empty; choose another folder, or "
+                "overwrite it"
+            )
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ExportError(
+                f"another export to {self.target} is under way; wait for it, or choose "
+                "another folder"
+            ) from error
+        if self._old.exists() and not self.target.exists():
+            os.rename(self._old, self.target)  # killed while it was replaced
+        job = self._root / "job.json"
+        if not job.exists() or json.loads(job.read_bytes()) != self._signature:
+            shutil.rmtree(self._root, ignore_errors=True)
+            self.tree.mkdir(parents=True)
+            replace_file(job, dumps(self._signature))
+
+    def _occupied(self) -> bool:
+        if not self.target.is_dir():
+            return self.target.exists() or self.target.is_symlink()
+        return self.target.is_symlink() or any(self.target.iterdir())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not any((self._root / "parts").glob("*/part.json")):
+            shutil.rmtree(self._root, ignore_errors=True)  # nothing to go on from
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def has(self, number: int, facts: dict[str, Any]) -> bool:
+        """Whether a video is finished, and still what it was."""
+        path = self._part(number) / "part.json"
+        if not path.exists():
+            return False
+        summary = json.loads(path.read_bytes())
+        return all(summary.get(key) == value for key, value in facts.items())
+
+    def part(self, number: int) -> Part:
+        """Begins a video, from nothing."""
+        self.drop(number)
+        folder = self._part(number)
+        folder.mkdir(parents=True)
+        return Part(folder)
+
+    def drop(self, number: int) -> None:
+        """Forgets a video."""
+        shutil.rmtree(self._part(number), ignore_errors=True)
+
+    def merge(self, split: str | None, numbers: Iterable[int]) -> Merge:
+        """Moves the finished videos of a split into the tree.
+
+        Args:
+            split: None for an export without splits.
+            numbers: of its videos; those that failed are passed over.
+        """
+        tree = self.tree / split if split else self.tree
+        tree.mkdir(exist_ok=True)
+        counts: Counter[str] = Counter()
+        labels: set[str] = set()
+        models: set[tuple[str, str]] = set()
+        folders = []
+        for folder in map(self._part, numbers):
+            if not (folder / "part.json").exists():
+                continue
+            summary = json.loads((folder / "part.json").read_bytes())
+            counts.update(summary["counts"])
+            labels.update(summary["labels"])
+            models.update(map(tuple, summary["models"]))
+            _move_files(folder / "tree", tree)
+            folders.append(folder)
+        return Merge(tree, split, counts, sorted(labels), sorted(models), folders)
+
+    def publish(self) -> None:
+        """Puts the whole export where it belongs, by one rename."""
+        if self._occupied():
+            os.rename(self.target, self._old)
+        os.replace(self.tree, self.target)
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    @property
+    def _old(self) -> Path:
+        """Where an export that is overwritten waits until the new one is in place."""
+        return self._root / "old"
+
+    def _part(self, number: int) -> Path:
+        return self._root / "parts" / f"{number:06d}"
+
+
+def _move_files(source: Path, tree: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            to = tree / path.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, to)
