@@ -204,7 +204,7 @@ def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
     trimap[sure] = cv2.GC_FGD
     trimap = trimap[rows, columns]
     scale = min(1.0, _GRABCUT_SIDE / max(trimap.shape))
-    size = [max(2, round(edge * scale)) for edge in (trimap.shape[1], trimap.shape[0])]
+    size = [max(2, round(edge * scale)) for edge in likely[rows, columns].shape[::-1]]
     small = cv2.resize(frame[rows, columns], size, interpolation=cv2.INTER_AREA)
     cut = cv2.resize(trimap, size, interpolation=cv2.INTER_NEAREST)
     on = (cut & 1).astype(bool)
