@@ -211,6 +211,15 @@ class TestStream:
             assert fetched - given < 40
         assert given == 200
 
+    def test_two_streams_at_the_same_time(self, video: DamCaptioner) -> None:
+        clips = [clip(n, 1 + 7 * (n % 2)) for n in range(6)]
+        expected = video.caption(clips)
+        streams = video.caption_stream(clips), video.caption_stream(clips[::-1])
+        for (one, two), wanted, other in zip(
+            zip(*streams, strict=True), expected, expected[::-1], strict=True
+        ):
+            assert same(one, wanted) and same(two, other)
+
     def test_an_error_of_the_source_comes_through(self, video: DamCaptioner) -> None:
         def source() -> Iterator[RegionClip]:
             yield clip(1, 1)

@@ -127,6 +127,37 @@ class TestGeneration:
         expected = {n: ids[: 3 + 2 * n] for n, ids in enumerate(whole)}
         assert answers == streamed == expected
 
+    def test_steps_ahead_of_the_known_tokens(
+        self, dam: DAM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a GPU does, as far as a CPU can show it."""
+        batch, queries = prompts(dam)
+        whole = dam.generate(batch, queries, 16).ids
+        engine = dam.engine(4)
+        engine._lag, engine._round_up = 1, True
+        monkeypatch.setattr(dam, "_idle", engine)
+        requests = [
+            Request(number, dam.embeddings(views, query), 1 + 15 * (number % 2))
+            for number, (views, query) in enumerate(zip(batch, queries, strict=True))
+        ]
+        answers = {}
+        for event in dam.run(requests, 4):
+            if event.answer is not None:
+                answers[event.key] = event.answer.ids
+        assert answers == {n: ids[: 1 + 15 * (n % 2)] for n, ids in enumerate(whole)}
+
+    def test_streams_beside_each_other(self, dam: DAM) -> None:
+        batch, queries = prompts(dam, 2)
+        expected = dam.generate(batch, queries, 8).texts
+        first, second = (
+            dam.stream(views, query, 8)
+            for views, query in zip(batch, queries, strict=True)
+        )
+        texts = ["", ""]
+        for one, two in zip(first, second, strict=True):
+            texts = [texts[0] + one, texts[1] + two]
+        assert [text.strip() for text in texts] == expected
+
     def test_a_seed_fixes_a_text_whatever_is_beside_it(self, dam: DAM) -> None:
         batch, queries = prompts(dam, 5)
         sampling = [Sampling(0.8, 50, 0.9, seed) for seed in range(5)]
@@ -289,3 +320,26 @@ class TestLoading:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(LicenseError, match="commercial"):
             DAM.from_pretrained("nvidia/DAM-3B")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_gpu_says_what_a_cpu_says(name: str, tmp_path: Path) -> None:
+    """CUDA graphs, steps ahead and all, in float32."""
+    config, shards = SHAPES[name]
+    write_checkpoint(tmp_path, config, llm_shards=shards)
+    cpu = DAM.from_pretrained(tmp_path)
+    gpu = DAM.from_pretrained(tmp_path, device="cuda")
+    batch, queries = prompts(cpu)
+    expected = cpu.generate(batch, queries, 20)
+    assert gpu.generate(batch, queries, 20) == expected
+    requests = [
+        Request(number, gpu.embeddings(views, query), 3 + 2 * number)
+        for number, (views, query) in enumerate(zip(batch, queries, strict=True))
+    ]
+    answers = {}
+    for event in gpu.run(requests, 4):
+        if event.answer is not None:
+            answers[event.key] = event.answer.ids
+    assert answers == {n: ids[: 3 + 2 * n] for n, ids in enumerate(expected.ids)}

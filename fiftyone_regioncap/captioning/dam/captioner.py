@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -130,8 +129,7 @@ class DamCaptioner:
         self._rows = rows or ROWS.get(dam.device.type, 8)
         self._workers = workers or max(1, min(8, (os.cpu_count() or 2) - 1))
         self._views = FullViews(FRAMES_KEPT)
-        self._scheduler = Scheduler(dam, self._rows)
-        self._busy = threading.Lock()
+        self._idle: list[Scheduler] = []
         self._facts = (model, revision, license)
 
     @classmethod
@@ -233,8 +231,14 @@ class DamCaptioner:
             workers=self._workers,
             ahead=self._workers + ENCODED_AT_ONCE,
         )
-        with self._busy, source:
-            yield from self._stream(source)
+        # Streams at the same time have caches of their own; those one after the other
+        # share one.
+        scheduler = self._idle.pop() if self._idle else Scheduler(self.dam, self._rows)
+        try:
+            with source:
+                yield from self._stream(source, scheduler)
+        finally:
+            self._idle.append(scheduler)
 
     def stream(self, clip: RegionClip, *, prompt: str | None = None) -> Iterator[str]:
         """Gives out the description of one clip as it is written.
@@ -310,9 +314,8 @@ class DamCaptioner:
             return _error_caption(error)
 
     def _stream(
-        self, source: Feeder[RegionClip, Prepared | Caption]
+        self, source: Feeder[RegionClip, Prepared | Caption], scheduler: Scheduler
     ) -> Iterator[Caption]:
-        scheduler = self._scheduler
         labels: dict[int, str | None] = {}
         done: dict[int, Caption] = {}
         taken = given = 0

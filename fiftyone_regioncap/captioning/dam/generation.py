@@ -126,7 +126,10 @@ class Engine:
         self._graphs = graphs
         weight = llm.model.norm.weight
         self._device, self._dtype = weight.device, weight.dtype
+        # Steps that run ahead of the tokens that are known.
         self._lag = 1 if self._device.type == "cuda" else 0
+        # Few sizes where each has its own graph.
+        self._round_up = graphs
         self._decoder: Decoder | None = None
         # The rows in use, by their number in the cache; None where one has ended.
         self._rows: list[_Row | None] = []
@@ -280,8 +283,8 @@ class Engine:
             self._rows.pop()
 
     def _batch(self, count: int) -> int:
-        """Rows to compute: rounded up to few sizes where each has its own graph."""
-        if not self._graphs:
+        """Rows to compute for so many answers."""
+        if not self._round_up:
             return count
         return min(1 << (count - 1).bit_length(), self.capacity)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -100,8 +99,7 @@ class DAM:
         channels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
         self._channels = channels[:, None, None].to(self.device)
         self.view_batch = VIEW_BATCH.get(self.device.type, 8)
-        self._engine: Engine | None = None
-        self._lock = threading.Lock()
+        self._idle: Engine | None = None
 
     @classmethod
     def from_pretrained(
@@ -408,21 +406,17 @@ class DAM:
 
     def run(self, requests: Sequence[Request], rows: int) -> Iterator[Event]:
         """Answers requests, so many at once, and reports every token."""
-        with self._lock:
-            if self._engine is None or self._engine.capacity != rows:
-                self._engine = None
-                self._engine = self.engine(rows)
-            engine = self._engine
-            waiting = list(reversed(requests))
-            try:
-                while waiting or engine.busy:
-                    free = min(engine.free, len(waiting))
-                    engine.add([waiting.pop() for _ in range(free)])
-                    yield from engine.step()
-            finally:
-                if waiting or engine.busy:
-                    # Abandoned half way: its rows are of no use to the next run.
-                    self._engine = None
+        engine, self._idle = self._idle, None
+        if engine is None or engine.capacity != rows:
+            engine = None  # its memory goes first
+            engine = self.engine(rows)
+        waiting = list(reversed(requests))
+        while waiting or engine.busy:
+            free = min(engine.free, len(waiting))
+            engine.add([waiting.pop() for _ in range(free)])
+            yield from engine.step()
+        # Only here: one that was abandoned half way is of no use to the next run.
+        self._idle = engine
 
 
 def empty_parts(

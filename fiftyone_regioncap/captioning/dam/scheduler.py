@@ -155,8 +155,10 @@ class Scheduler:
 
     def _requests(self, batch: list[_Work], updates: list[Update]) -> list[Request]:
         jobs = [work.job for work in batch]
+        device = self._dam.device
         tokens = self._dam.encode(
-            torch.cat([job.views for job in jobs]),
+            # One by one: joined on the host they would no longer be pinned.
+            torch.cat([job.views.to(device, non_blocking=True) for job in jobs]),
             torch.cat([job.differs() for job in jobs]),
         )
         requests: list[Request] = []
