@@ -128,6 +128,8 @@ class MobileSam(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         config = SamConfig()
+        # Parts used on their own don't choose one, and would say so at each start.
+        config.mask_decoder_config._attn_implementation = "sdpa"
         self.image_encoder = TinyViT()
         self.prompt_encoder = SamPromptEncoder(config)
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
