@@ -1,0 +1,308 @@
+"""When to stop following an object, whatever propagator follows it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.propagation.base import (
+    Checkpoint,
+    Direction,
+    Frames,
+    Propagation,
+    Propagator,
+    PropagatorInfo,
+)
+from fiftyone_regioncap.propagation.scene_cuts import SceneCutDetector
+from fiftyone_regioncap.regions import Frame, FrameMasks, Mask, ObjectMask, Prompt
+
+PREFIX = "policy/"
+SHARED_FRAMES = 8
+"""Decoded frames kept, so that the propagator and the policy don't both decode them."""
+
+ALIKE = 0.6
+"""Overlap of two colour histograms above which they count as the same object's."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What ends a track before the video does.
+
+    Attributes:
+        max_frames: how many frames to follow from the first prompt (last, backwards);
+            later prompts are left out. None means all.
+        min_score: an object whose score stays below it for ``patience`` frames is
+            lost: it is given out no more until its next prompt. None means never.
+        patience: in frames.
+        scene_cuts: ``"ignore"`` them; ``"stop"`` every object at one until its next
+            prompt; or ``"redetect"``: hide it until the propagator shows something
+            with the colours that it had when it was last seen well.
+        cut_sensitivity: in (0, 1]; see :class:`SceneCutDetector`.
+    """
+
+    max_frames: int | None = None
+    min_score: float | None = None
+    patience: int = 5
+    scene_cuts: Literal["ignore", "stop", "redetect"] = "ignore"
+    cut_sensitivity: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ValueError(f"max_frames is {self.max_frames}; give 1 or more")
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score is {self.min_score}; give one in [0, 1]")
+        if self.patience < 1:
+            raise ValueError(f"patience is {self.patience}; give 1 or more")
+
+
+class PolicyPropagator:
+    """A propagator that keeps to a policy; see :class:`Propagator`."""
+
+    def __init__(self, propagator: Propagator, policy: Policy) -> None:
+        self._propagator = propagator
+        self._policy = policy
+
+    @property
+    def info(self) -> PropagatorInfo:
+        """Of the propagator underneath."""
+        return self._propagator.info
+
+    def propagate(
+        self,
+        frames: Frames,
+        prompts: Sequence[Prompt],
+        *,
+        direction: Direction = "forward",
+        start: int = 0,
+        stop: int | None = None,
+        overlap: bool = False,
+        checkpoint: Checkpoint | None = None,
+    ) -> Propagation:
+        """Starts a run; see :meth:`Propagator.propagate`."""
+        policy = self._policy
+        stop = len(frames) if stop is None else stop
+        if policy.max_frames is not None and prompts:
+            start, stop = _reach(prompts, direction, start, stop, policy.max_frames)
+            prompts = [prompt for prompt in prompts if start <= prompt.frame < stop]
+        if policy.scene_cuts != "ignore":
+            frames = _SharedFrames(frames)
+        inner = None
+        if checkpoint is not None:
+            inner = {k: v for k, v in checkpoint.items() if not k.startswith(PREFIX)}
+        run = self._propagator.propagate(
+            frames,
+            prompts,
+            direction=direction,
+            start=start,
+            stop=stop,
+            overlap=overlap,
+            checkpoint=inner,
+        )
+        supervised = _Supervised(run, frames, prompts, direction, policy)
+        if checkpoint is not None:
+            supervised.restore(checkpoint)
+        return supervised
+
+
+def _reach(
+    prompts: Sequence[Prompt],
+    direction: Direction,
+    start: int,
+    stop: int,
+    max_frames: int,
+) -> tuple[int, int]:
+    frames = [prompt.frame for prompt in prompts]
+    first, last = min(frames), max(frames)
+    if direction == "backward":
+        return max(start, last - max_frames + 1), stop
+    stop = min(stop, first + max_frames)
+    if direction == "both":
+        start = max(start, first - max_frames + 1)
+    return start, stop
+
+
+@dataclass
+class _Watch:
+    """How one object is doing.
+
+    Attributes:
+        weak: frames in a row with a score that is too low.
+        lost: whether it is given out no more until it is prompted.
+        doubted: whether it is hidden until it looks like itself again.
+        colors: float32 (n,), of it where it was last seen well; empty if never.
+    """
+
+    weak: int = 0
+    lost: bool = False
+    doubted: bool = False
+    colors: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.float32)
+    )
+
+
+class _Supervised:
+    def __init__(
+        self,
+        run: Propagation,
+        frames: Frames,
+        prompts: Sequence[Prompt],
+        direction: Direction,
+        policy: Policy,
+    ) -> None:
+        self._run = run
+        self._frames = frames
+        self._prompted = {prompt.frame for prompt in prompts}
+        self._direction = direction
+        self._policy = policy
+        self._watches: dict[int, _Watch] = {}
+        self._last: int | None = None
+        self._backward = direction == "backward"
+        self._cuts = SceneCutDetector(policy.cut_sensitivity)
+
+    def __iter__(self) -> Iterator[FrameMasks]:
+        return self
+
+    def __next__(self) -> FrameMasks:
+        if self._finished():
+            raise StopIteration
+        found = next(self._run)
+        if self._last is not None and found.frame < self._last and not self._backward:
+            self._turn()
+        self._last = found.frame
+        cut = self._policy.scene_cuts != "ignore" and self._cuts.is_cut(
+            self._frames[found.frame]
+        )
+        objects = {}
+        for object_id, item in found.objects.items():
+            watch = self._judge(object_id, item, found, cut)
+            if not watch.lost:
+                hidden = ObjectMask(None, item.score)
+                objects[object_id] = hidden if watch.doubted else item
+        return FrameMasks(found.frame, objects, found.prompted)
+
+    def _turn(self) -> None:
+        """A backward pass begins: it starts from the prompts anew."""
+        self._backward = True
+        self._cuts = SceneCutDetector(self._policy.cut_sensitivity)
+        for watch in self._watches.values():
+            watch.weak, watch.lost, watch.doubted = 0, False, False
+
+    def _finished(self) -> bool:
+        """Whether every object is lost and none is prompted again."""
+        watches = self._watches.values()
+        if self._last is None or not watches or not all(w.lost for w in watches):
+            return False
+        if self._direction == "both":
+            # The way back is still to come, or other objects may join on it.
+            return False
+        last = self._last
+        return not any(
+            frame < last if self._backward else frame > last for frame in self._prompted
+        )
+
+    def _judge(
+        self, object_id: int, item: ObjectMask, found: FrameMasks, cut: bool
+    ) -> _Watch:
+        policy = self._policy
+        watch = self._watches.setdefault(object_id, _Watch())
+        if object_id in found.prompted:
+            watch.weak, watch.lost, watch.doubted = 0, False, False
+        elif cut and policy.scene_cuts == "stop":
+            watch.lost = True
+        elif cut:
+            watch.doubted = True
+        if watch.lost:
+            return watch
+        if policy.scene_cuts == "redetect" and item.mask is not None:
+            colors = _colors(self._frames[found.frame], item.mask)
+            if watch.doubted and watch.colors.size:
+                overlap = float(np.minimum(colors, watch.colors).sum())
+                watch.doubted = overlap < ALIKE
+            if not watch.doubted and item.score >= (policy.min_score or 0.5):
+                watch.colors = colors
+        if policy.min_score is not None:
+            watch.weak = watch.weak + 1 if item.score < policy.min_score else 0
+            watch.lost = watch.weak >= policy.patience
+        return watch
+
+    def checkpoint(self) -> Checkpoint:
+        """See :meth:`Propagation.checkpoint`."""
+        arrays = dict(self._run.checkpoint())
+        if self._last is None:
+            return arrays
+        arrays[PREFIX + "position"] = np.array([self._last, self._backward])
+        arrays[PREFIX + "cuts"] = self._cuts.state
+        for object_id, watch in self._watches.items():
+            key = f"{PREFIX}{object_id}"
+            arrays[f"{key}/flags"] = np.array([watch.weak, watch.lost, watch.doubted])
+            arrays[f"{key}/colors"] = watch.colors
+        return arrays
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on where the checkpoint was made."""
+        if PREFIX + "position" not in checkpoint:
+            return
+        last, backward = (int(value) for value in checkpoint[PREFIX + "position"])
+        self._last, self._backward = last, bool(backward)
+        if self._policy.scene_cuts != "ignore":
+            self._cuts.restore(self._frames[last], checkpoint[PREFIX + "cuts"].tolist())
+        for name, array in checkpoint.items():
+            if not (name.startswith(PREFIX) and name.endswith("/flags")):
+                continue
+            object_id = int(name.removeprefix(PREFIX).removesuffix("/flags"))
+            weak, lost, doubted = (int(value) for value in array)
+            colors = checkpoint[f"{PREFIX}{object_id}/colors"].astype(np.float32)
+            self._watches[object_id] = _Watch(weak, bool(lost), bool(doubted), colors)
+
+
+def _colors(frame: Frame, mask: Mask) -> NDArray[np.float32]:
+    """Histogram of hue and saturation and value inside a mask; its sum is 1."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    crop = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    hsv = cv2.cvtColor(np.ascontiguousarray(frame[crop]), cv2.COLOR_RGB2HSV)
+    counts = cv2.calcHist(
+        [hsv],
+        [0, 1, 2],
+        mask[crop].astype(np.uint8),
+        [8, 4, 4],
+        [0, 180, 0, 256, 0, 256],
+    ).ravel()
+    return counts / counts.sum()
+
+
+class _SharedFrames:
+    """The last decoded frames, for two readers in different threads."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Frame] = OrderedDict()
+
+    @property
+    def height(self) -> int:
+        return self._frames.height
+
+    @property
+    def width(self) -> int:
+        return self._frames.width
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Frame:
+        with self._lock:
+            frame = self._kept.get(index)
+            if frame is None:
+                frame = self._frames[index]
+                self._kept[index] = frame
+            self._kept.move_to_end(index)
+            while len(self._kept) > SHARED_FRAMES:
+                self._kept.popitem(last=False)
+            return frame
