@@ -79,6 +79,7 @@ class Settings:
         max_new_tokens: where captions end at the latest.
         sampling: how tokens are chosen. The authors' demo draws them; captions here
             are the same every time unless a temperature is given.
+        frames: how many frames of a clip the one to describe is chosen from.
         regions_at_once: captions that are written together.
     """
 
@@ -86,6 +87,7 @@ class Settings:
     dynamic_mask: bool = True
     max_new_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
+    frames: int = 4
     regions_at_once: int = 16
 
 
@@ -153,7 +155,7 @@ class UrecaCaptioner:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings or Settings(dynamic_mask=model.config.dynamic_mask)
-        for name in ("max_tiles", "max_new_tokens", "regions_at_once"):
+        for name in ("max_tiles", "max_new_tokens", "frames", "regions_at_once"):
             if getattr(self.settings, name) < 1:
                 raise BackendError(f"{name} is {getattr(self.settings, name)}; give 1+")
         self._info = info or CaptionerInfo("ureca", "ureca", "unknown", "unknown")
@@ -175,6 +177,7 @@ class UrecaCaptioner:
         top_p: float = 1.0,
         top_k: int = 50,
         seed: int = 0,
+        frames: int = 4,
         regions_at_once: int | None = None,
     ) -> UrecaCaptioner:
         """Loads a checkpoint.
@@ -191,6 +194,7 @@ class UrecaCaptioner:
             top_p: see :class:`Sampling`.
             top_k: see :class:`Sampling`.
             seed: of the drawing.
+            frames: see :class:`Settings`.
             regions_at_once: captions that are written together; None for what suits the
                 device.
 
@@ -234,6 +238,7 @@ class UrecaCaptioner:
                 ),
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
+                frames=frames,
                 regions_at_once=at_once,
             ),
             info=CaptionerInfo(
@@ -241,6 +246,7 @@ class UrecaCaptioner:
                 model=path.resolve().name if Path(folder).is_dir() else str(folder),
                 revision=revision(path),
                 license="not stated (InternVL2.5, its base, is MIT)",
+                frames=frames,
                 batch_size=at_once,
                 prompts=PROMPTS,
             ),
