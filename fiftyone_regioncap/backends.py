@@ -70,9 +70,8 @@ class Backend(Generic[T]):
 
     def wants_consent(self) -> bool:
         """Whether the user has yet to accept the licence of the default weights."""
-        if self.weights is None or self.commercial:
-            return False
-        return not assets.license_accepted(self.weights)
+        asked = {item.name for item in assets.ASSETS if item.license.consent}
+        return self.weights in asked and not assets.license_accepted(str(self.weights))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,11 @@ CANCELLED = 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-LAZY: dict[str, str] = {}
+LAZY: dict[str, str] = {
+    "evaluate": "fiftyone_regioncap.commands.evaluate:evaluate",
+    "serve": "fiftyone_regioncap.commands.serve:serve",
+    "train-decoder": "fiftyone_regioncap.commands.train_decoder:train_decoder",
+}
 """Subcommands in modules of their own, ``"module:attribute"`` by name."""
 
 
@@ -108,7 +112,24 @@ class _Setting(click.ParamType):
             return name, text
 
 
+class _Window(click.ParamType):
+    """A number of frames, or ``change``."""
+
+    name = "frames|change"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Parses ``value``; fails when it is neither."""
+        if value == "change" or isinstance(value, int):
+            return value
+        if not value.isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is neither a number of frames nor change", param, ctx)
+        return int(value)
+
+
 SETTING = _Setting()
+WINDOW = _Window()
 BOX = _Numbers(4, "x1,y1,x2,y2")
 POINT = _Numbers(2, "x,y")
 
@@ -142,6 +163,20 @@ def _propagate_options(command: F) -> F:
             click.option("--start", type=int, default=0, help="First frame, from 0."),
             click.option("--stop", type=int, help="One past the last frame."),
             click.option("--overlap", is_flag=True, help="Objects may share pixels."),
+            click.option("--max-frames", type=int, help="To follow from a prompt."),
+            click.option(
+                "--scene-cuts",
+                type=click.Choice(["ignore", "stop", "redetect"]),
+                default="ignore",
+                show_default=True,
+                help="What to do at one.",
+            ),
+            click.option(
+                "--min-score", type=float, help="Below it for long, a track ends."
+            ),
+            click.option(
+                "--patience", type=int, default=5, show_default=True, help="How long."
+            ),
             click.option(
                 "--masks",
                 "mask_storage",
@@ -170,7 +205,12 @@ def _caption_options(command: F) -> F:
             ),
             click.option("--prompt", help="A prompt's name, or a text of your own."),
             click.option(
-                "--window", type=int, help="A caption for every so many frames."
+                "--window",
+                type=WINDOW,
+                help="A caption for every so many frames, or at every `change`.",
+            ),
+            click.option(
+                "--summary", is_flag=True, help="And one of the whole, of theirs."
             ),
         ]
     ):
@@ -349,6 +389,7 @@ def _run(
     """Runs the job, shows what came out, and leaves with the exit code."""
     from fiftyone_regioncap import jobs, report, sdk
     from fiftyone_regioncap.backends import LoadOptions
+    from fiftyone_regioncap.propagation.policy import Policy
 
     propagator_weights, captioner_weights = _weights_of(options)
     summary = sdk.propagate_and_caption(
@@ -363,6 +404,12 @@ def _run(
             mask_storage=options["mask_storage"],
             output_dir=options["output_dir"],
             overwrite=options["overwrite"],
+            policy=Policy(
+                max_frames=options["max_frames"],
+                min_score=options["min_score"],
+                patience=options["patience"],
+                scene_cuts=options["scene_cuts"],
+            ),
         )
         if propagate
         else None,
@@ -371,6 +418,7 @@ def _run(
             output=captions,
             prompt=options["prompt"],
             window=options["window"],
+            summary=options["summary"],
             overwrite=options["overwrite"],
         )
         if caption

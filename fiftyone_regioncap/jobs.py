@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import fiftyone.core.collections as foco
 from fiftyone.core.sample import SampleView
@@ -26,6 +26,7 @@ from fiftyone_regioncap import assets
 from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.streaming import caption_stream
+from fiftyone_regioncap.captioning.summary import change_summary
 from fiftyone_regioncap.checkpoints import CheckpointFile, signature
 from fiftyone_regioncap.clips import ClipPlan, assemble, plan_clip
 from fiftyone_regioncap.errors import Cancelled, PromptError
@@ -53,8 +54,9 @@ from fiftyone_regioncap.propagation.base import (
     Propagation,
     Propagator,
 )
+from fiftyone_regioncap.propagation.policy import Policy, PolicyPropagator
 from fiftyone_regioncap.regions import Caption, FrameMasks, Prompt, RegionClip, Track
-from fiftyone_regioncap.sampling import fixed_windows
+from fiftyone_regioncap.sampling import change_windows, fixed_windows
 from fiftyone_regioncap.targets import (
     Sample,
     Target,
@@ -73,6 +75,10 @@ CAPTIONS_AT_ONCE = 64
 """Captions are written to the database in chunks of this size, per sample."""
 
 
+SUMMARY = "change summary"
+"""The ``prompt`` of captions that are made of a track's other captions."""
+
+
 @dataclass(frozen=True)
 class PropagateOptions:
     """How to propagate prompts.
@@ -89,6 +95,7 @@ class PropagateOptions:
             nears MongoDB's limit.
         output_dir: where masks on disk go; None for beside the media.
         overwrite: whether to do samples again that are complete.
+        policy: what ends a track before the video does.
     """
 
     prompts: str = "frames.prompts"
@@ -100,6 +107,7 @@ class PropagateOptions:
     mask_storage: MaskStorage = "auto"
     output_dir: str | None = None
     overwrite: bool = False
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,10 @@ class CaptionOptions:
         tracks: frame-level field with the tracks.
         output: sample-level field for the captions.
         prompt: name of one of the captioner's prompts or a text; None for its default.
-        window: captions cover windows of this many frames; None for the whole track.
+        window: captions cover windows of this many frames, or with ``"change"`` those
+            between changes of the object; None for the whole track.
+        summary: whether a track of several windows also gets a caption of its whole,
+            made of theirs alone ("..., then ...").
         overwrite: whether to do samples again that are complete, reviewed captions
             included.
     """
@@ -118,7 +129,8 @@ class CaptionOptions:
     tracks: str = "frames.tracks"
     output: str = "captions"
     prompt: str | None = None
-    window: int | None = None
+    window: int | Literal["change"] | None = None
+    summary: bool = False
     overwrite: bool = False
 
 
@@ -398,7 +410,7 @@ class _Job:
             )
         mark = _mark(sample, reader, prompts, options, propagator)
         state = mark.load()
-        propagation = propagator.propagate(
+        propagation = PolicyPropagator(propagator, options.policy).propagate(
             reader,
             prompts,
             direction=options.direction,
@@ -464,6 +476,7 @@ class _Job:
                 self._count(caption)
                 if len(made) >= CAPTIONS_AT_ONCE:
                     self._write(item.sample, made, options)
+                    made.clear()
                 self._meter.step(
                     "caption", name_of(item.sample), item.number, item.total
                 )
@@ -512,6 +525,8 @@ class _Job:
     def _write(
         self, sample: Sample, made: list[CaptionRecord], options: CaptionOptions
     ) -> None:
+        if not made:
+            return
         write_captions(
             sample,
             options.output,
@@ -519,22 +534,23 @@ class _Job:
             tracks_field=options.tracks,
             overwrite=options.overwrite,
         )
-        made.clear()
 
     def _end(
         self, item: _Waiting, made: list[CaptionRecord], options: CaptionOptions
     ) -> None:
         """Writes what is left of a sample and how it ended."""
-        if made:
-            self._write(item.sample, made, options)
+        self._write(item.sample, made, options)
+        made.clear()
         if item.error is not None:
             self._failed("caption", item.sample, options.output, item.error)
         elif not item.skipped:
+            summaries = _summaries(item.sample, options) if options.summary else []
+            self._write(item.sample, summaries, options)
             if item.keep is not None:
                 clear_captions(
                     item.sample,
                     options.output,
-                    keep=item.keep,
+                    keep={*item.keep, *(record.key for record in summaries)},
                     tracks_field=options.tracks,
                 )
             status.write_status(item.sample, options.output, "complete")
@@ -659,8 +675,12 @@ def _captioned_already(
     }
 
 
-def _supports(track: Track, window: int | None) -> Iterable[tuple[int, int]]:
+def _supports(
+    track: Track, window: int | Literal["change"] | None
+) -> Iterable[tuple[int, int]]:
     """The windows of a track that get a caption each."""
+    if window == "change":
+        return change_windows(track)
     if window is None:
         return [(int(track.frames[0]), int(track.frames[-1]))]
     return fixed_windows(track.frames, window)
@@ -688,3 +708,27 @@ def _record_of(
         direction=facts.direction,
         dominant_color=facts.dominant_color,
     )
+
+
+def _summaries(sample: Sample, options: CaptionOptions) -> list[CaptionRecord]:
+    """A caption of the whole for each track whose windows tell of a change."""
+    by_object: dict[int, list[CaptionRecord]] = {}
+    for record in read_captions(sample, options.output):
+        if record.error is None and record.prompt != SUMMARY:
+            by_object.setdefault(record.index, []).append(record)
+    summaries = []
+    for windows in by_object.values():
+        text = change_summary([record.caption for record in windows])
+        if text is not None:
+            whole = windows[0].support[0], windows[-1].support[1]
+            summaries.append(
+                replace(
+                    windows[0],
+                    support=whole,
+                    caption=text,
+                    prompt=SUMMARY,
+                    confidence=None,
+                    min_confidence=None,
+                )
+            )
+    return summaries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import fiftyone.core.collections as foco
 
@@ -17,6 +17,7 @@ from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions, Summary
 from fiftyone_regioncap.labels.tracks import MaskStorage
 from fiftyone_regioncap.progress import Bar, Listener
 from fiftyone_regioncap.propagation.base import Direction, Propagator
+from fiftyone_regioncap.propagation.policy import Policy
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 
@@ -36,6 +37,7 @@ def propagate(
     mask_storage: MaskStorage = "auto",
     output_dir: str | None = None,
     overwrite: bool = False,
+    policy: Policy = Policy(),  # noqa: B008
     progress: bool | Listener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
@@ -56,6 +58,7 @@ def propagate(
         mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
         output_dir: where masks on disk go; None for beside the media.
         overwrite: whether to do samples again that are complete.
+        policy: what ends a track before the video does, such as scene cuts.
         progress: whether to draw a bar, or who is told of progress.
         cancel: set it to stop.
 
@@ -77,6 +80,7 @@ def propagate(
         mask_storage=mask_storage,
         output_dir=output_dir,
         overwrite=overwrite,
+        policy=policy,
     )
     return propagate_and_caption(
         samples,
@@ -99,7 +103,8 @@ def caption(
     device: str | None = None,
     backend_options: Mapping[str, Any] | None = None,
     prompt: str | None = None,
-    window: int | None = None,
+    window: int | Literal["change"] | None = None,
+    summary: bool = False,
     overwrite: bool = False,
     progress: bool | Listener = True,
     cancel: threading.Event | None = None,
@@ -115,7 +120,9 @@ def caption(
         device: such as ``"cuda"``; None for the best there is.
         backend_options: what only the chosen backend knows.
         prompt: name of one of the captioner's prompts, or a text of your own.
-        window: a caption for every so many frames; None for one per track.
+        window: a caption for every so many frames, or with ``"change"`` for every
+            stretch between changes of the object; None for one per track.
+        summary: whether a track of several windows also gets a caption of its whole.
         overwrite: whether to do samples again that are complete.
         progress: whether to draw a bar, or who is told of progress.
         cancel: set it to stop.
@@ -129,7 +136,12 @@ def caption(
         Cancelled: when ``cancel`` was set.
     """
     options = CaptionOptions(
-        tracks=tracks, output=output, prompt=prompt, window=window, overwrite=overwrite
+        tracks=tracks,
+        output=output,
+        prompt=prompt,
+        window=window,
+        summary=summary,
+        overwrite=overwrite,
     )
     return propagate_and_caption(
         samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def output_field(
     if not plain.isidentifier():
         prop.invalid = True
         prop.error_message = f"{value!r} is not a field name"
-    elif value in taken:
+    elif value in taken and value not in existing:
         prop.invalid = True
         prop.error_message = f"{value} holds something else; choose another name"
     if value in existing:
@@ -101,6 +102,15 @@ def output_field(
             label=f"{value} exists",
             view=modes,
         )
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """A JSON object's content; None when the text is something else."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def pick_backend(
@@ -136,6 +146,16 @@ def pick_backend(
         label=f"Weights of the {registry.kind}",
         description="A folder, a file or a hub id; empty for the default",
     )
+    text = ctx.params.get(f"{name}_options")
+    options = inputs.str(
+        f"{name}_options",
+        required=False,
+        label=f"Options of the {registry.kind}",
+        description='JSON for what only it knows, such as {"image_size": 512}',
+    )
+    if text and json_object(text) is None:
+        options.invalid = True
+        options.error_message = "This is no JSON object"
     if wanted != "auto" and not weights and registry[wanted].wants_consent():
         consent = inputs.bool(
             "accept_license",

@@ -8,6 +8,7 @@ from typing import Any
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
+from fiftyone.operators.executor import ExecutionContext
 
 from fiftyone_regioncap.jobs import Summary
 from fiftyone_regioncap.progress import Listener
@@ -102,10 +103,28 @@ class JobOperator(foo.Operator):
             result when delegated.
         """
         if delegate:
+            view = sample_collection.view()
             return foo.execute_operator(
                 self.uri,
-                {"view": sample_collection.view()},
-                params=params,
+                {"view": view},
+                params={**self._defaults(view, params), **params},
                 request_delegation=True,
             )
         return self.job(sample_collection, params, True, None)
+
+    def _defaults(self, view: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What the form would send untouched; FiftyOne fills it in only in the App."""
+        context = ExecutionContext(
+            {
+                "dataset_name": view.dataset_name,
+                "view": view._serialize(),
+                "params": dict(params),
+            },
+            operator_uri=self.uri,
+        )
+        inputs = self.resolve_input(context).type.properties
+        return {
+            name: prop.default
+            for name, prop in inputs.items()
+            if prop.default is not None and name != "view_target"
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from fiftyone.operators import types
@@ -10,6 +12,7 @@ from fiftyone_regioncap.backends import LoadOptions
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
 from fiftyone_regioncap.labels import fields
+from fiftyone_regioncap.propagation.policy import Policy
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 from . import _forms
@@ -64,6 +67,33 @@ def ask_propagate(inputs: types.Object, ctx: Any) -> str | None:
         default=False,
         label="Objects may overlap",
         description="Else each pixel goes to the object that claims it most",
+    )
+    cuts = types.DropdownView()
+    cuts.add_choice("ignore", label="Go on across them")
+    cuts.add_choice("stop", label="Stop every object until its next prompt")
+    cuts.add_choice("redetect", label="Hide objects until they look like themselves")
+    inputs.enum(
+        "scene_cuts",
+        cuts.values(),
+        default="ignore",
+        required=True,
+        label="At scene cuts",
+        view=cuts,
+    )
+    inputs.int(
+        "max_frames",
+        required=False,
+        min=1,
+        label="Frames to follow from the prompts",
+        description="Empty for all",
+    )
+    inputs.float(
+        "min_score",
+        required=False,
+        min=0,
+        max=1,
+        label="End a track below this score",
+        description="When it stays below for five frames; empty for never",
     )
     storage = types.DropdownView()
     storage.add_choice("auto", label="In the database while they fit")
@@ -120,6 +150,19 @@ def ask_caption(inputs: types.Object, ctx: Any) -> None:
         label="Window",
         description="A caption for every so many frames; empty for one per track",
     )
+    inputs.bool(
+        "change_windows",
+        default=False,
+        label="A caption wherever the object changes",
+        description="Cuts a track where its shape, size or motion changes",
+    )
+    if ctx.params.get("window") or ctx.params.get("change_windows"):
+        inputs.bool(
+            "summary",
+            default=False,
+            label="And one of the whole track",
+            description="Made of its windows' captions alone: ..., then ...",
+        )
 
 
 def propagate_options(params: dict[str, Any]) -> PropagateOptions:
@@ -134,6 +177,11 @@ def propagate_options(params: dict[str, Any]) -> PropagateOptions:
         mask_storage=params.get("mask_storage") or "auto",
         output_dir=params.get("output_dir"),
         overwrite=overwrites(params),
+        policy=Policy(
+            max_frames=params.get("max_frames"),
+            min_score=params.get("min_score"),
+            scene_cuts=params.get("scene_cuts") or "ignore",
+        ),
     )
 
 
@@ -143,7 +191,8 @@ def caption_options(params: dict[str, Any]) -> CaptionOptions:
         tracks=params.get("tracks") or "frames.tracks",
         output=params.get("captions") or "captions",
         prompt=params.get("prompt") or None,
-        window=params.get("window"),
+        window="change" if params.get("change_windows") else params.get("window"),
+        summary=bool(params.get("summary")),
         overwrite=overwrites(params),
     )
 
@@ -155,9 +204,10 @@ def overwrites(params: dict[str, Any]) -> bool:
 
 def load_options(params: dict[str, Any], kind: str) -> LoadOptions:
     """How to load the backend that was chosen."""
+    options = params.get(f"{kind}_options") or {}
     return LoadOptions(
         weights=params.get(f"{kind}_weights") or None,
         device=params.get("device") or None,
-        options=params.get(f"{kind}_options") or {},
+        options=(options if isinstance(options, Mapping) else json.loads(options)),
         accept_license=bool(params.get("accept_license")),
     )

@@ -73,8 +73,9 @@ def write_region_captions(
 ) -> None:
     """Writes captions onto regions and saves the sample.
 
-    A region gets ``caption``, ``caption_confidence``, ``caption_model`` and
-    ``caption_error``; its ``tags`` are added to those it has.
+    A region gets ``caption``, ``caption_confidence``, ``caption_model``,
+    ``caption_error``, ``caption_attributes`` and ``caption_category`` with their scores;
+    its tags are added to the ``tags`` it has, with scores in ``caption_tag_scores``.
 
     Args:
         sample: an image in a dataset.
@@ -98,6 +99,12 @@ def write_region_captions(
         label["caption_confidence"] = caption.confidence
         label["caption_model"] = model
         label["caption_error"] = caption.error
+        label["caption_tag_scores"] = [score for _, score in caption.tags]
+        label["caption_attributes"] = [name for name, _ in caption.attributes]
+        label["caption_attribute_scores"] = [score for _, score in caption.attributes]
+        label["caption_category"], label["caption_category_score"] = (
+            caption.category or (None, None)
+        )
         new = [tag for tag, _ in caption.tags if tag not in label.tags]
         label.tags = [*label.tags, *new]
     sample.save()

@@ -72,6 +72,11 @@ _REGION_ATTRIBUTES = (
     _Attribute("caption_confidence", fo.FloatField),
     _Attribute("caption_model", fo.StringField),
     _Attribute("caption_error", fo.StringField),
+    _Attribute("caption_tag_scores", fo.ListField, fo.FloatField),
+    _Attribute("caption_attributes", fo.ListField, fo.StringField),
+    _Attribute("caption_attribute_scores", fo.ListField, fo.FloatField),
+    _Attribute("caption_category", fo.StringField),
+    _Attribute("caption_category_score", fo.FloatField),
 )
 
 
