@@ -1,0 +1,205 @@
+"""Which caption has which row, and what it said when it was indexed.
+
+Rows number the captions of a field from 0, for the text index and the vectors. The
+catalog is brought up to date from the samples that changed since it last was.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from bson import ObjectId
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.search.source import CaptionSource, CaptionText
+from fiftyone_regioncap.search.text_index import Text, TextIndex, TextWriter
+
+_SCHEMA = """
+create table if not exists captions (
+    row integer primary key, id blob unique, sample blob, hash integer, text text
+);
+create index if not exists captions_by_sample on captions (sample);
+create table if not exists samples (id blob primary key) without rowid;
+create table if not exists facts (name text primary key, value) without rowid;
+"""
+_ROWS_AT_ONCE = 500  # SQLite's limit of parameters in one statement is 999
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A caption that was indexed.
+
+    Attributes:
+        row: its number.
+        id: of its label.
+        sample_id: of its sample.
+        caption: the full text.
+    """
+
+    row: int
+    id: str
+    sample_id: str
+    caption: str
+
+
+class Catalog:
+    """The captions of one field, in a SQLite file.
+
+    Args:
+        path: of the file; it is made when it doesn't exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("pragma journal_mode = wal")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    @property
+    def version(self) -> int:
+        """Grows with every change."""
+        return int(self._fact("version") or 0)
+
+    @property
+    def rows(self) -> int:
+        """One more than the largest row."""
+        found = self._db.execute("select max(row) from captions").fetchone()[0]
+        return 0 if found is None else found + 1
+
+    def __len__(self) -> int:
+        return self._db.execute("select count(*) from captions").fetchone()[0]
+
+    def update(self, source: CaptionSource, index: TextIndex) -> int:
+        """Reads what changed, and brings the text index up to date too.
+
+        When this is interrupted, the next update does the same again.
+
+        Returns:
+            how many captions are new, changed or gone.
+        """
+        mark = self._fact("mark")
+        since = None if mark is None else datetime.fromisoformat(str(mark))
+        latest = since
+        changes = 0
+        self._db.execute("begin immediate")
+        try:
+            with index.writing() as writer:
+                # An update that was interrupted may have left texts there.
+                writer.truncate(self.rows)
+                for sample, modified, texts in source.read(since):
+                    if modified is not None and (latest is None or modified > latest):
+                        latest = modified
+                    changes += self._update_sample(sample, texts, writer)
+                changes += self._remove_deleted(source, writer)
+            if changes:
+                self._set_fact("version", self.version + 1)
+            if latest is not None:
+                self._set_fact("mark", latest.isoformat())
+            self._db.execute("commit")
+        except BaseException:
+            self._db.execute("rollback")
+            raise
+        return changes
+
+    def _update_sample(
+        self, sample: ObjectId, texts: Iterable[CaptionText], writer: TextWriter
+    ) -> int:
+        """Compares a sample's captions with what is known of them."""
+        key = sample.binary
+        self._db.execute("insert or ignore into samples values (?)", (key,))
+        old = {
+            label: (row, hash_)
+            for row, label, hash_ in self._db.execute(
+                "select row, id, hash from captions where sample = ?", (key,)
+            )
+        }
+        changes = 0
+        for text in texts:
+            label = ObjectId(text.id).binary
+            row, hash_ = old.pop(label, (None, None))
+            if hash_ == text.hash:
+                continue
+            if row is None:
+                row = self.rows
+            else:
+                writer.remove(row)
+            self._db.execute(
+                "insert or replace into captions values (?, ?, ?, ?, ?)",
+                (row, label, key, text.hash, text.caption),
+            )
+            writer.add(Text(row, text.caption, text.label, "\n".join(text.tags)))
+            changes += 1
+        return changes + self._remove([row for row, _ in old.values()], writer)
+
+    def _remove_deleted(self, source: CaptionSource, writer: TextWriter) -> int:
+        """Removes the captions of samples that are no more."""
+        known = self._db.execute("select count(*) from samples").fetchone()[0]
+        if known == source.count_samples():
+            return 0
+        present = {sample.binary for sample in source.sample_ids()}
+        removed = 0
+        for (sample,) in self._db.execute("select id from samples").fetchall():
+            if sample not in present:
+                found = self._db.execute(
+                    "select row from captions where sample = ?", (sample,)
+                ).fetchall()
+                removed += self._remove([row for (row,) in found], writer)
+                self._db.execute("delete from samples where id = ?", (sample,))
+        return removed
+
+    def _remove(self, rows: Sequence[int], writer: TextWriter) -> int:
+        for row in rows:
+            writer.remove(row)
+            self._db.execute("delete from captions where row = ?", (row,))
+        return len(rows)
+
+    def hashes(self) -> NDArray[np.int64]:
+        """Of the captions by row; 0 where there is none."""
+        hashes = np.zeros(self.rows, np.int64)
+        with closing(self._db.execute("select row, hash from captions")) as found:
+            while chunk := found.fetchmany(10_000):
+                rows, values = zip(*chunk, strict=True)
+                hashes[list(rows)] = values
+        return hashes
+
+    def entries(self, rows: Sequence[int]) -> dict[int, Entry]:
+        """The captions of some rows; rows without one are left out."""
+        return {
+            row: Entry(row, key.hex(), sample.hex(), caption)
+            for row, key, sample, caption in self._select("row", rows)
+        }
+
+    def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """Rows by label id; captions that are not indexed are left out."""
+        keys = [bytes.fromhex(label_id) for label_id in ids]
+        return {key.hex(): row for row, key, _, _ in self._select("id", keys)}
+
+    def _select(
+        self, column: str, values: Sequence[int] | Sequence[bytes]
+    ) -> Iterator[tuple[int, bytes, bytes, str]]:
+        for start in range(0, len(values), _ROWS_AT_ONCE):
+            chunk = values[start : start + _ROWS_AT_ONCE]
+            marks = ",".join("?" * len(chunk))
+            yield from self._db.execute(
+                "select row, id, sample, text from captions "
+                f"where {column} in ({marks})",
+                [v if isinstance(v, bytes) else int(v) for v in chunk],
+            )
+
+    def _fact(self, name: str) -> str | int | None:
+        found = self._db.execute(
+            "select value from facts where name = ?", (name,)
+        ).fetchone()
+        return None if found is None else found[0]
+
+    def _set_fact(self, name: str, value: str | int) -> None:
+        self._db.execute("insert or replace into facts values (?, ?)", (name, value))

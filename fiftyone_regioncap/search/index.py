@@ -1,0 +1,228 @@
+"""The search index of one field of captions, in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import fiftyone as fo
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fiftyone_regioncap import assets
+from fiftyone_regioncap.search.catalog import Catalog
+from fiftyone_regioncap.search.embedding import TextEmbedder
+from fiftyone_regioncap.search.query import Query
+from fiftyone_regioncap.search.source import CaptionSource
+from fiftyone_regioncap.search.text_index import TextIndex
+from fiftyone_regioncap.search.vectors import VectorStore
+
+Mode: TypeAlias = Literal["hybrid", "text", "semantic"]
+"""Search by words and meaning, by words, or by meaning."""
+
+FUSION = 60
+"""Reciprocal rank fusion: a caption at rank r of a list gets 1 / (60 + r) from it
+(Cormack, Clarke and Büttcher, SIGIR 2009)."""
+
+DEPTH = 100
+"""How many captions of each list are fused at least."""
+
+_EMBED_AT_ONCE = 2048
+_MOST_FILTERED = 20_000  # of the nearest captions, looked through for phrases
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A caption that was found.
+
+    Attributes:
+        id: of its label.
+        sample_id: of its sample.
+        caption: the full text.
+        score: that the hits are ordered by: the fused ranks as a share of what the
+            first of both lists gets, or ``bm25`` or ``similarity`` where only one was
+            asked for.
+        bm25: how well its words fit; None when it has none of them.
+        similarity: cosine of the angle between its meaning and the query's; None when
+            it wasn't among the nearest.
+    """
+
+    id: str
+    sample_id: str
+    caption: str
+    score: float
+    bm25: float | None = None
+    similarity: float | None = None
+
+
+class CaptionIndex:
+    """Finds captions of one field by words and meaning.
+
+    Args:
+        folder: of the index; it is made when it doesn't exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / "lock")
+        self.catalog = Catalog(self.folder / "captions.sqlite")
+        self._text = TextIndex(self.folder / "words")
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.catalog.close()
+
+    def update(self, source: CaptionSource) -> int:
+        """Reads captions that changed since the last time.
+
+        Args:
+            source: the captions, always the same ones for the same folder.
+
+        Returns:
+            how many are new, changed or gone.
+        """
+        with self._lock:
+            return self.catalog.update(source, self._text)
+
+    def embed(self, embedder: TextEmbedder, *, progress: bool = False) -> VectorStore:
+        """Embeds captions that have no vector of this model, or changed since.
+
+        Args:
+            embedder: the model.
+            progress: whether to draw a bar.
+
+        Returns:
+            the vectors by row.
+        """
+        store = self._vectors(embedder)
+        version = self.catalog.version
+        if store.version == version:
+            return store
+        with self._lock:
+            store = self._vectors(embedder)  # another process may have been at it
+            current = self.catalog.hashes()
+            stored = store.hashes(len(current))[: len(current)]
+            stale = np.flatnonzero((current == 0) & (stored != 0))
+            store.drop(stale)
+            pending = np.flatnonzero((current != 0) & (current != stored))
+            with tqdm(
+                total=len(pending), desc="embed captions", disable=not progress
+            ) as bar:
+                for start in range(0, len(pending), _EMBED_AT_ONCE):
+                    rows = pending[start : start + _EMBED_AT_ONCE]
+                    entries = self.catalog.entries(rows.tolist())
+                    vectors = embedder.embed([entries[row].caption for row in rows])
+                    store.put(rows, current[rows], vectors)
+                    bar.update(len(rows))
+            store.finish(version)
+        return store
+
+    def search(
+        self,
+        text: str,
+        k: int,
+        *,
+        mode: Mode = "hybrid",
+        embedder: TextEmbedder | None = None,
+        ids: Collection[str] | None = None,
+    ) -> list[Hit]:
+        """The best captions, best first.
+
+        Args:
+            text: what to look for; see :meth:`Query.parse`.
+            k: the most captions.
+            mode: by words and meaning, by words, or by meaning.
+            embedder: needed but for words alone.
+            ids: labels to search among; None for all.
+
+        Raises:
+            QueryError: when the text looks for nothing.
+        """
+        query = Query.parse(text)
+        rows = None if ids is None else set(self.catalog.rows_of(ids).values())
+        depth = max(k, DEPTH) if mode == "hybrid" else k
+        words: dict[int, float] = {}
+        meanings: dict[int, float] = {}
+        if mode != "semantic":
+            words = dict(self._text.search(query, depth, rows))
+        if mode != "text":
+            assert embedder is not None
+            meanings = self._by_meaning(query, depth, embedder, rows)
+        scores = _fuse(words, meanings) if mode == "hybrid" else words or meanings
+        best = sorted(scores, key=scores.__getitem__, reverse=True)
+        if mode == "text":
+            best = list(words)  # all words before some of them, whatever their score
+        entries = self.catalog.entries(best)
+        hits = [
+            Hit(
+                id=entries[row].id,
+                sample_id=entries[row].sample_id,
+                caption=entries[row].caption,
+                score=scores[row],
+                bm25=words.get(row),
+                similarity=meanings.get(row),
+            )
+            for row in best
+            if row in entries
+        ]
+        return hits[:k]
+
+    def _by_meaning(
+        self,
+        query: Query,
+        k: int,
+        embedder: TextEmbedder,
+        rows: Collection[int] | None,
+    ) -> dict[int, float]:
+        """The nearest captions that have the query's phrases and nothing excluded."""
+        store = self.embed(embedder)
+        allowed: NDArray[np.bool_] | None = None
+        if rows is not None:
+            allowed = np.zeros(len(store), bool)
+            allowed[list(rows)] = True
+        vector = embedder.embed([query.meaning])[0]
+        demanding = bool(query.phrases or query.excluded)
+        wanted = k
+        while True:
+            near = store.search(vector, wanted, allowed)
+            fitting = self._text.matching(np.array([r for r, _ in near], int), query)
+            found = {row: score for row, score in near if row in fitting}
+            enough = len(found) >= k or len(near) < wanted or wanted >= _MOST_FILTERED
+            if enough or not demanding:
+                return dict(list(found.items())[:k])
+            wanted *= 8
+
+    def _vectors(self, embedder: TextEmbedder) -> VectorStore:
+        slug = _slug(embedder.name)
+        return VectorStore(self.folder / slug, embedder.name, embedder.dimension)
+
+
+def index_folder(dataset: fo.Dataset, field: str) -> Path:
+    """Where the index of a field is kept; it can be deleted, and is made again."""
+    return assets.cache_dir() / "search" / str(dataset._doc.id) / field
+
+
+def _fuse(*rankings: dict[int, float]) -> dict[int, float]:
+    """Reciprocal rank fusion of rankings, each with the best first."""
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, row in enumerate(ranking, start=1):
+            scores[row] = scores.get(row, 0.0) + 1 / (FUSION + rank)
+    best = len(rankings) / (FUSION + 1)
+    return {row: score / best for row, score in scores.items()}
+
+
+def _slug(name: str) -> str:
+    """A folder's name for a model."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-")[:40]
+    return f"{plain}-{sha256(name.encode()).hexdigest()[:8]}"

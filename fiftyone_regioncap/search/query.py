@@ -1,0 +1,68 @@
+"""What a person typed into the search box, taken apart."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fiftyone_regioncap.errors import RegionCapError
+
+# A phrase, with or without a minus in front, or a run of anything but blanks. A quote
+# that is not closed quotes the rest.
+_PART = re.compile(r'(-?)"([^"]*)(?:"|$)|(\S+)')
+
+
+class QueryError(RegionCapError, ValueError):
+    """A query asks for nothing."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query: ``red car "turning left" -truck``.
+
+    Attributes:
+        words: to look for; the more of them a caption has, the better.
+        phrases: that a caption must have, word by word.
+        excluded: words and phrases that a caption must not have.
+    """
+
+    words: tuple[str, ...] = ()
+    phrases: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Query:
+        """Takes a query apart; any text at all is one.
+
+        Args:
+            text: words, ``"phrases in quotes"``, ``-words`` and ``-"phrases"`` that
+                must not be there.
+
+        Raises:
+            QueryError: when nothing is looked for.
+        """
+        words: list[str] = []
+        phrases: list[str] = []
+        excluded: list[str] = []
+        for minus, phrase, word in _PART.findall(text):
+            if word.startswith("-") and word.strip("-"):
+                excluded.append(word.strip("-"))
+            elif word:
+                words.append(word)
+            elif phrase.strip():
+                (excluded if minus else phrases).append(phrase.strip())
+        if not any(map(_has_word, (*words, *phrases))):
+            raise QueryError(
+                f"the query {text!r} looks for nothing; give at least one word that "
+                "captions should have"
+            )
+        return cls(tuple(words), tuple(phrases), tuple(excluded))
+
+    @property
+    def meaning(self) -> str:
+        """The text to embed: all but what is excluded."""
+        return " ".join((*self.words, *self.phrases))
+
+
+def _has_word(text: str) -> bool:
+    return any(character.isalnum() for character in text)

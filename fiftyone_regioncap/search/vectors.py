@@ -1,0 +1,236 @@
+"""Vectors of captions on disk, and the nearest of them.
+
+Each caption has a row of float16 in a memory-mapped file. Few rows are compared with
+the query one chunk after the other. Many rows are first compared by a sketch, their
+coordinates along the main axes of all vectors: 64 numbers in place of 384 say which
+few thousand rows are worth comparing in full. Unlike with graphs or inverted lists,
+any set of rows can be left out of a search, rows can change at any time, and indexing
+costs one matrix product.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SKETCH_SIZE = 64
+"""Numbers a row in the sketch."""
+
+SKETCH_FROM = 30_000
+"""Rows from which the sketch is used; fewer are compared in full."""
+
+CANDIDATES = 2_000
+"""Rows that the sketch leaves to be compared in full, for each hundred results."""
+
+_FIT_ROWS = 20_000  # that the main axes are found from
+_FIT_AGAIN = 4  # times as many rows as then
+_CHUNK = 16_384  # rows converted to float32 at once: 25 MB
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the files say about themselves.
+
+    Attributes:
+        model: whose vectors they are.
+        dimension: of the vectors.
+        rows: how many rows the files have.
+        version: of the catalog that they were brought up to.
+        fitted: how many rows there were when the axes were found; 0 for no sketch.
+    """
+
+    model: str
+    dimension: int
+    rows: int = 0
+    version: int = -1
+    fitted: int = 0
+
+
+class VectorStore:
+    """The vectors of one model, by row, in a folder.
+
+    Args:
+        folder: is made when it doesn't exist.
+        model: whose vectors they are; those of another model are dropped.
+        dimension: of the vectors.
+    """
+
+    def __init__(self, folder: Path, model: str, dimension: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._state = self._read_state(model, dimension)
+        self._axes: NDArray[np.float32] | None = None
+        if self._state.fitted:
+            self._axes = np.load(folder / "axes.npy", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return self._state.rows
+
+    @property
+    def version(self) -> int:
+        """Of the catalog that the vectors were brought up to; -1 for none."""
+        return self._state.version
+
+    def hashes(self, rows: int) -> NDArray[np.int64]:
+        """Of the texts whose vectors are stored, by row; 0 where there is none."""
+        self._grow(rows)
+        return np.array(self._map("hashes", np.int64, 1)[:, 0])
+
+    def put(
+        self,
+        rows: NDArray[np.int64],
+        hashes: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+    ) -> None:
+        """Stores vectors.
+
+        Args:
+            rows: (N,), which :meth:`hashes` made room for.
+            hashes: (N,) of their texts; they are written last.
+            vectors: (N, dimension), of length 1.
+        """
+        self._vectors("r+")[rows] = vectors
+        if self._axes is not None:
+            self._sketch("r+")[rows] = vectors @ self._axes
+        self._map("hashes", np.int64, 1, "r+")[rows, 0] = hashes
+
+    def drop(self, rows: NDArray[np.int64]) -> None:
+        """Makes rows empty, so that they are never found."""
+        zeros = np.zeros((len(rows), self._state.dimension), np.float32)
+        self.put(rows, np.zeros(len(rows), np.int64), zeros)
+
+    def finish(self, version: int) -> None:
+        """Says that the vectors are those of a version of the catalog."""
+        rows = self._state.rows
+        if rows >= max(SKETCH_FROM, _FIT_AGAIN * self._state.fitted):
+            self._fit()
+        self._set(version=version)
+
+    def get(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of some rows, float32 (N, dimension)."""
+        return np.asarray(self._vectors()[rows], np.float32)
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[tuple[int, float]]:
+        """The rows nearest to a vector and their cosine similarities, best first.
+
+        Args:
+            vector: (dimension,), of length 1.
+            k: the most rows.
+            allowed: bool by row, the only rows to give; None for all.
+            exact: whether to compare all rows in full.
+        """
+        if not len(self) or k < 1:
+            return []
+        query = np.asarray(vector, np.float32)
+        if self._axes is None or exact:
+            similarity = np.concatenate(
+                [chunk.astype(np.float32) @ query for chunk in self._chunks()]
+            )
+            rows = np.arange(len(self))
+        else:
+            rough = self._sketch() @ (query @ self._axes)
+            if allowed is not None:
+                rough[~allowed[: len(rough)]] = -np.inf
+            rows = _largest(rough, CANDIDATES * -(-k // 100))
+            similarity = self.get(rows) @ query
+        if allowed is not None:
+            similarity = np.where(allowed[rows], similarity, -np.inf)
+        # Empty rows are of length 0; so alike to the query is no text.
+        similarity = np.where(similarity == 0, -np.inf, similarity)
+        best = _largest(similarity, k)
+        return [
+            (int(rows[place]), float(similarity[place]))
+            for place in best
+            if np.isfinite(similarity[place])
+        ]
+
+    # -- files ------------------------------------------------------------------------
+
+    def _chunks(self) -> Iterator[NDArray[np.float16]]:
+        vectors = self._vectors()
+        for start in range(0, len(vectors), _CHUNK):
+            yield vectors[start : start + _CHUNK]
+
+    def _fit(self) -> None:
+        """Finds the main axes of the vectors, and sketches all rows along them."""
+        rows = np.random.default_rng(0).choice(
+            len(self), min(len(self), _FIT_ROWS), replace=False
+        )
+        sample = self.get(np.sort(rows))
+        _, vectors = np.linalg.eigh(sample.T @ sample)
+        axes = np.ascontiguousarray(vectors[:, ::-1][:, :SKETCH_SIZE], np.float32)
+        path = self._folder / "axes.npy"
+        np.save(path, axes, allow_pickle=False)
+        self._axes = axes
+        self._resize("sketch", np.float32, axes.shape[1], len(self))
+        sketch = self._sketch("r+")
+        for number, chunk in enumerate(self._chunks()):
+            start = number * _CHUNK
+            sketch[start : start + len(chunk)] = chunk.astype(np.float32) @ axes
+        self._set(fitted=len(self))
+
+    def _grow(self, rows: int) -> None:
+        if rows <= len(self):
+            return
+        self._resize("vectors", np.float16, self._state.dimension, rows)
+        self._resize("hashes", np.int64, 1, rows)
+        if self._axes is not None:
+            self._resize("sketch", np.float32, self._axes.shape[1], rows)
+        self._set(rows=rows)
+
+    def _resize(self, name: str, kind: type, width: int, rows: int) -> None:
+        """Gives a file room for rows; what is new in it is zero."""
+        path = self._folder / name
+        path.touch()
+        os.truncate(path, rows * width * np.dtype(kind).itemsize)
+
+    def _map(self, name: str, kind: type, width: int, mode: Any = "r") -> np.memmap:
+        shape = (len(self), width)
+        return np.memmap(self._folder / name, kind, mode, shape=shape)
+
+    def _vectors(self, mode: Any = "r") -> np.memmap:
+        return self._map("vectors", np.float16, self._state.dimension, mode)
+
+    def _sketch(self, mode: Any = "r") -> np.memmap:
+        assert self._axes is not None
+        return self._map("sketch", np.float32, self._axes.shape[1], mode)
+
+    def _read_state(self, model: str, dimension: int) -> _State:
+        path = self._folder / "state.json"
+        if path.is_file():
+            state = _State(**json.loads(path.read_text(encoding="utf-8")))
+            if (state.model, state.dimension) == (model, dimension):
+                return state
+            for name in ("vectors", "hashes", "sketch"):
+                (self._folder / name).unlink(missing_ok=True)
+        return _State(model, dimension)
+
+    def _set(self, **values: Any) -> None:
+        self._state = _State(**{**asdict(self._state), **values})
+        path = self._folder / "state.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self._state)), encoding="utf-8")
+        part.replace(path)
+
+
+def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Places of the k largest values, the largest first."""
+    if k < len(values):
+        places = np.argpartition(values, -k)[-k:]
+    else:
+        places = np.arange(len(values))
+    return places[np.argsort(-values[places], kind="stable")]
