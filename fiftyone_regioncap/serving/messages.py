@@ -149,6 +149,9 @@ def parse(
             status=404,
             param="model",
         )
+    for name in ("n", "num_beams"):
+        if body.get(name) not in (None, 1):
+            raise RequestError(f"{name} must be 1: one answer, no beams", param=name)
     wanted = body.get("max_completion_tokens") or body.get("max_tokens")
     options = body.get("stream_options") or {}
     return ChatRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,12 @@ from fiftyone_regioncap.captioning.dam.config import AdapterConfig, DAMConfig
 from fiftyone_regioncap.captioning.dam.generation import Request
 from fiftyone_regioncap.captioning.dam.synthetic import TINY, write_checkpoint
 from fiftyone_regioncap.captioning.decoding import Sampling
-from fiftyone_regioncap.errors import LicenseError, PromptError, WeightsError
+from fiftyone_regioncap.errors import (
+    BackendError,
+    LicenseError,
+    PromptError,
+    WeightsError,
+)
 
 
 def llm(**changes: object) -> LlamaConfig:
@@ -190,6 +196,23 @@ class TestGeneration:
         theirs = exact.first_logits(batch[0], queries[0])
         assert (ours - theirs).abs().mean() < 0.1 * theirs.std()
         assert half.generate(batch, queries, 4).ids[0]
+
+    @pytest.mark.parametrize(("bits", "error"), [("8bit", 0.05), ("4bit", 0.5)])
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_fewer_bits_stay_close(
+        self, dam: DAM, bits: str, error: float, tmp_path: Path
+    ) -> None:
+        write_checkpoint(tmp_path, dam.config)
+        exact = DAM.from_pretrained(tmp_path)
+        if importlib.util.find_spec("bitsandbytes") is None:
+            with pytest.raises(BackendError, match="pip install bitsandbytes"):
+                DAM.from_pretrained(tmp_path, quantization=bits)
+            return
+        small = DAM.from_pretrained(tmp_path, quantization=bits)
+        batch, queries = prompts(exact, 1)
+        ours = small.first_logits(batch[0], queries[0])
+        theirs = exact.first_logits(batch[0], queries[0])
+        assert 0 < (ours - theirs).abs().mean() < error * theirs.std()
 
     def test_a_prompt_longer_than_the_context_is_refused(self, dam: DAM) -> None:
         batch, _ = prompts(dam, 1)

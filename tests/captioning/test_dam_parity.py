@@ -64,8 +64,8 @@ def close(ours: torch.Tensor | np.ndarray, theirs: np.ndarray, tolerance: float)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
 
 
-def to_8_bit(views: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return np.searchsorted(table, views).astype(np.uint8)
+def to_8_bit(views: torch.Tensor | np.ndarray, table: np.ndarray) -> np.ndarray:
+    return np.searchsorted(table, np.asarray(views)).astype(np.uint8)
 
 
 def digest(array: np.ndarray) -> str:
@@ -388,7 +388,8 @@ def test_tokenizer(dam: DAM) -> None:
 
 def test_sampling() -> None:
     recorded = read("sampling")
-    # The base is the first token's logits of case small.
+    if "small" not in CASES:
+        pytest.skip("no case small, whose first logits are the base")
     logits = torch.from_numpy(arrays("cases/small")["logits_default"])[None]
     for row in recorded["cases"]:
         settings = Sampling(

@@ -159,6 +159,7 @@ class TestOpenAIClient:
             (question(png(rgba())), {"temperature": -1}, openai.BadRequestError),
             (question(png(rgba())), {"top_p": 0}, openai.BadRequestError),
             (question(png(rgba())), {"max_tokens": -3}, openai.BadRequestError),
+            (question(png(rgba())), {"n": 2}, openai.BadRequestError),
             (question(png(rgba(size=101))), {}, openai.APIStatusError),
         ],
     )

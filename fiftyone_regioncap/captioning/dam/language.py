@@ -159,7 +159,9 @@ class Decoder:
         rotation = model.rotary_emb(x, positions[:, None])
         rows = torch.arange(len(tokens), device=x.device)
         visible = torch.arange(span, device=x.device) <= positions[:, None]
-        mask = visible[:, None, None, :]
+        # Added to the scores: made once, not in every layer.
+        mask = torch.zeros_like(visible, dtype=x.dtype)
+        mask = mask.masked_fill(~visible, -torch.inf)[:, None, None, :]
         for number, layer in enumerate(model.layers):
             query, key, value = self._project(layer, x, rotation)
             keys = self.cache.keys[number, : len(tokens)]

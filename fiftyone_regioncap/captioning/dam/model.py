@@ -308,12 +308,14 @@ class DAM:
 
     def engine(self, rows: int) -> Engine:
         """A decoder for so many answers at once."""
+        weight = self.llm.model.layers[0].mlp.up_proj.weight
         return Engine(
             self.llm,
             frozenset({self.tokenizer.eos}),
             rows,
             prefill_tokens=PREFILL_TOKENS.get(self.device.type, 1),
-            graphs=self.device.type == "cuda",
+            # bitsandbytes' kernels wait for the device, which graphs cannot.
+            graphs=self.device.type == "cuda" and weight.is_floating_point(),
         )
 
     def rows_that_fit(self, prompt_tokens: int, at_most: int) -> int:
