@@ -249,6 +249,7 @@ def test_every_region_of_an_image(captioner: PatchionerCaptioner) -> None:
         {"weighting": "gaussian", "variance": 0.5},
         {"weighting": "attention"},
         {"rule": "index"},
+        {"compat": "reference"},
         {"config": {"compat": "reference"}},
         {"config": {"calculate_argmax_text": True}},
         {"dtype": "bfloat16"},

@@ -198,6 +198,16 @@ def test_coverage_of_a_cropped_frame_sees_the_middle_only() -> None:
     assert np.array_equal(mask_coverage(mask, grid), [[1, 0], [0, 0]])
 
 
+def test_what_no_patch_sees_of_an_input_that_patches_don_t_fill() -> None:
+    grid = Grid(2, 2, 14, 40, 40, input_side=35)  # patches end at 32 of 40 pixels
+    mask = np.ones((40, 40), dtype=bool)
+    assert np.array_equal(mask_coverage(mask, grid), np.ones((2, 2)))
+    mask[:, :32] = False
+    with pytest.raises(PromptError, match="no patch sees"):
+        region_weights(MaskRegion(mask), grid)
+    assert to_input((0, 0, 40, 20), grid) == (0, 0, 35, 17.5)
+
+
 def test_index_rule_gives_touched_patches_the_same_weight() -> None:
     mask = np.zeros((28, 28), dtype=bool)
     mask[:14, :15] = True  # one whole patch and one column of the next

@@ -69,7 +69,7 @@ def dino(hidden: int = 48, layers: int = 2, heads: int = 3, side: int = 70) -> A
     return Dinov2WithRegistersModel(config).eval()
 
 
-@pytest.mark.parametrize("side", [70, 98])
+@pytest.mark.parametrize("side", [70, 98, 90])  # 90: not filled by patches
 def test_tower_is_transformers_own(side: int) -> None:
     model = dino()
     frame = image(50, 80)

@@ -223,7 +223,7 @@ def test_box_mapping(folder: Folder) -> None:
         for key in case.keys() - {"image_wh", "box_xywh"}:
             way, side = key.split("_")
             count = int(side) // patch
-            grid = Grid(count, count, patch, height, width, crop=way == "crop")
+            grid = Grid(count, count, patch, height, width, way == "crop", int(side))
             close(to_input(case["box_xywh"], grid), case[key], 1e-5)
 
 
@@ -368,7 +368,13 @@ def test_decoder_keys_and_special_tokens(
         assert alone.reference_score().item() == pytest.approx(scores[row], rel=0.01)
         stopped = decoder.generate(prefix[row : row + 1], end_id=end)
         kept = stopped.ids[0, : stopped.lengths[0]].tolist()
-        assert clip_vocabulary.decode(kept) == facts["early_stop_single"][row]
+        golden = facts["early_stop_single"][row]
+        if golden in (None, "None"):
+            assert max(kept) >= len(clip_vocabulary)
+        else:
+            assert clip_vocabulary.decode(kept) == golden
+        if facts["with_start_end"] is None:
+            continue
         words = clip_vocabulary.decode(alone.ids[0].tolist()).split(END)[0]
         assert words + END == facts["with_start_end"][row]
 
@@ -423,7 +429,7 @@ def test_crops(folder: Folder) -> None:
     side = int(key.rsplit("_", 1)[1])
     boxes = folder.facts("vision_out")["crop_boxes"]
     for box, golden in zip(boxes, folder.arrays("vision_out")[key], strict=True):
-        x, y, width, height = (int(edge) for edge in box)
+        x, y, width, height = box
         crop = Image.fromarray(image).crop((x, y, x + width, y + height))
         close(preprocess(np.array(crop), side), golden, 1e-5)
 
@@ -628,7 +634,8 @@ def check_answers(
     texts = iter(zip(rows, sure, strict=True))
     compared = set()
     for key, described in answers.described.items():
-        captions = flat(output[key])
+        # A token outside CLIP's vocabulary anywhere leaves no caption at all.
+        captions = flat(output[key]) if output[key] else [None] * len(described)
         score_key = (
             key.replace("_capts", "_scores")
             if key.endswith("_capts")
@@ -644,7 +651,7 @@ def check_answers(
             # One caption alone comes back as bare text, of which lists of boxes take
             # the first letter.
             alone = tag.startswith("viecap") and key == "bbox_capts"
-            if alone and len(caption) == 1:
+            if alone and caption is not None and len(caption) == 1:
                 assert row.text is not None and row.text[0] == caption
             else:
                 assert row.text == caption, (tag, key, place)

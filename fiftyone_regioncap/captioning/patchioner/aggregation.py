@@ -60,6 +60,8 @@ class Grid:
         width: of the frame in pixels.
         crop: whether the network sees the central square of the frame (shorter side
             resized, then cut) instead of the whole frame squashed to a square.
+        input_side: of the network's square input in pixels, where that is no multiple
+            of the patch: the rest at the right and bottom is under no patch.
     """
 
     rows: int
@@ -68,11 +70,12 @@ class Grid:
     height: int
     width: int
     crop: bool = False
+    input_side: int | None = None
 
     @property
     def side(self) -> int:
         """Of the network's square input, in pixels."""
-        return self.rows * self.patch
+        return self.input_side or self.rows * self.patch
 
 
 @dataclass(frozen=True)
@@ -377,16 +380,14 @@ def _overlaps(
     count, length = (
         (grid.rows, grid.height) if axis == "rows" else (grid.columns, grid.width)
     )
-    if grid.crop:
-        seen = min(grid.height, grid.width)
-        origin = (length - seen) / 2
-    else:
-        seen, origin = length, 0.0
-    edges = origin + np.arange(count + 1) * (seen / count)
+    seen = min(grid.height, grid.width) if grid.crop else length
+    origin = (length - seen) / 2
+    step = seen * grid.patch / grid.side
+    edges = origin + np.arange(count + 1) * step
     pixels = np.arange(start, stop)
     low = np.maximum(edges[:-1, None], pixels)
     high = np.minimum(edges[1:, None], pixels + 1)
-    return (np.clip(high - low, 0, None) * (count / seen)).astype(np.float32)
+    return (np.clip(high - low, 0, None) / step).astype(np.float32)
 
 
 def _attention(attention: AttentionMap | None) -> AttentionMap:
@@ -441,8 +442,8 @@ def region_weights(
     coverage = mask_coverage(region.mask, grid)
     if not coverage.any():
         raise PromptError(
-            "the mask lies in the part of the frame that cropping cuts off; "
-            "use the squashed input"
+            "the mask lies in the part of the frame that no patch sees, such as what "
+            "cropping cuts off; use the squashed input"
         )
     if region.rule == "index":
         coverage = (coverage > 0).astype(np.float32)

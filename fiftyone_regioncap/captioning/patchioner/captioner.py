@@ -18,6 +18,7 @@ from torch import Tensor
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
     MEAN,
+    Compat,
     MaskRegion,
     Region,
     Weighting,
@@ -52,8 +53,8 @@ class FeatureCache:
     """The features of the frames seen last, by the identity of their arrays.
 
     Clips of one video share their frames' arrays, so that a frame is encoded once for
-    all objects on it, also over several batches. An array that is gone from memory is
-    gone from here.
+    all objects on it, also over several batches. Arrays are held weakly, so that one
+    that takes the address of another is not mistaken for it.
     """
 
     def __init__(self, backbone: Backbone, size: int = 32) -> None:
@@ -172,6 +173,8 @@ class PatchionerCaptioner:
         dtype: torch.dtype | str | None = None,
         *,
         config: Mapping[str, Any] | None = None,
+        compat: Compat | None = None,
+        index: bool | None = None,
         weighting: Literal["mean", "gaussian", "attention"] = "mean",
         variance: float = 1.0,
         rule: Literal["coverage", "index"] = "coverage",
@@ -188,6 +191,8 @@ class PatchionerCaptioner:
                 float32 elsewhere.
             config: values that replace those of ``config.yaml``; see
                 :class:`~.checkpoint.PatchionerConfig`.
+            compat: short for a value of ``config``.
+            index: short for a value of ``config``.
             weighting: of the patches under a mask.
             variance: of the Gaussian weighting.
             rule: how masks weight patches.
@@ -200,7 +205,9 @@ class PatchionerCaptioner:
         """
         chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        checkpoint = Checkpoint.open(source, config)
+        short = {"compat": compat, "index": index}
+        given = {name: value for name, value in short.items() if value is not None}
+        checkpoint = Checkpoint.open(source, {**(config or {}), **given})
         return cls(
             checkpoint.load(device, chosen),
             name=checkpoint.name,

@@ -51,7 +51,6 @@ class ClipTower:
     def encode(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
         """One pass over each frame; see :meth:`~.vision.Backbone.encode`."""
         patch = int(self.model.config.patch_size)
-        count = self.side // patch
         encoded: list[FrameFeatures] = []
         for start in range(0, len(frames), self.batch_size):
             batch = frames[start : start + self.batch_size]
@@ -68,7 +67,7 @@ class ClipTower:
             tokens = self.model.visual_projection(normed).float()
             encoded += [
                 FrameFeatures(
-                    grid=grid_of(frame, count, patch, self.crop),
+                    grid=grid_of(frame, self.side, patch, self.crop),
                     patches=row[1:],
                     cls=row[0],
                 )

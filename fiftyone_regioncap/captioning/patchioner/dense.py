@@ -73,7 +73,7 @@ def heatmap(
 
     Returns:
         float32 (H, W) in [-1, 1], linear between the centres of patches; NaN where
-        cropping has cut the frame off.
+        no patch sees the frame, as where cropping has cut it off.
     """
     grid = features.grid
     patches = similarity_map(features, vector)
@@ -182,7 +182,9 @@ def patch_mask(patches: NDArray[np.bool_], grid: Grid) -> Mask:
 
 def _seen(grid: Grid) -> tuple[int, int, int, int]:
     """The part of the frame under the patches: top, left, height, width in pixels."""
-    if not grid.crop:
-        return 0, 0, grid.height, grid.width
-    side = min(grid.height, grid.width)
-    return (grid.height - side) // 2, (grid.width - side) // 2, side, side
+    height, width = grid.height, grid.width
+    if grid.crop:
+        height = width = min(height, width)
+    top, left = (grid.height - height) // 2, (grid.width - width) // 2
+    share = grid.rows * grid.patch / grid.side
+    return top, left, max(1, round(height * share)), max(1, round(width * share))

@@ -116,13 +116,14 @@ class DecapLanguage:
             vocabulary=None if reference else len(self.vocabulary),
         )
         rows = generated.ids.tolist()
-        failed = reference and any(max(ids) >= len(self.vocabulary) for ids in rows)
+        if reference and any(max(ids) >= len(self.vocabulary) for ids in rows):
+            return [Description(None, ids=tuple(ids)) for ids in rows]
         means = generated.confidence().tolist()
         probabilities = generated.log_probabilities.exp().tolist()
         scores = generated.reference_score().tolist()
         return [
             Description(
-                text=None if failed else self.vocabulary.caption(ids),
+                text=self.vocabulary.caption(ids),
                 confidence=means[row],
                 min_confidence=content_minimum(
                     self.vocabulary.pieces(ids[:length]), probabilities[row][:length]

@@ -179,10 +179,9 @@ class DinoTower:
         keys = key(normed[:, first:]).float().unflatten(-1, (self.heads, -1))
         logits = torch.einsum("bhd,bphd->bhp", queries * LOGIT_SCALE, keys)
         patch = int(self.model.config.patch_size)
-        count = self.side // patch
         return [
             FrameFeatures(
-                grid=grid_of(frame, count, patch, self.crop),
+                grid=grid_of(frame, self.side, patch, self.crop),
                 patches=tokens[i, first:],
                 cls=tokens[i, 0],
                 registers=tokens[i, 1:first],
@@ -192,10 +191,11 @@ class DinoTower:
         ]
 
 
-def grid_of(frame: Frame, count: int, patch: int, crop: bool) -> Grid:
-    """The grid of a frame, uint8 (H, W, 3), under ``count`` x ``count`` patches."""
+def grid_of(frame: Frame, side: int, patch: int, crop: bool) -> Grid:
+    """How the patches of a square input lie on a frame, uint8 (H, W, 3)."""
+    count = side // patch
     height, width = frame.shape[:2]
-    return Grid(count, count, patch, height, width, crop)
+    return Grid(count, count, patch, height, width, crop, side)
 
 
 def _query_and_key(attention: Any) -> tuple[Any, Any]:
