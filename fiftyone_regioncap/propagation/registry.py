@@ -7,7 +7,6 @@ from fiftyone_regioncap.backends import (
     Backend,
     LoadOptions,
     Registry,
-    best_device,
     checked_path,
     in_hub_cache,
     installed,
@@ -25,9 +24,7 @@ def _mobilesam(load: LoadOptions) -> Propagator:
     from fiftyone_regioncap.propagation.mobilesam import MobileSamPropagator
 
     path = load.weights or assets.fetch(MOBILE_SAM)
-    return MobileSamPropagator.from_pretrained(
-        path, device=load.device or best_device(), **load.options
-    )
+    return MobileSamPropagator.from_pretrained(path, device=load.device, **load.options)
 
 
 def _flow(load: LoadOptions) -> Propagator:
