@@ -145,9 +145,9 @@ def import_captions(
 ) -> ExportSummary:
     """Reads tracks and captions into the fields of videos that are in a dataset.
 
-    Videos are found by the names of their files. An object takes the place of the one
-    with the same id, a caption that of the one of the same object and frames; others
-    stay. A video that doesn't fit is left as it is, and the others are imported.
+    Videos are found by the names of their files. A mask takes the place of that of the
+    same object on that frame, a caption that of the one of the same object and frames;
+    others stay. A video that doesn't fit is left as it is, and the others are imported.
 
     Args:
         samples: videos: a dataset or a view.
@@ -157,7 +157,8 @@ def import_captions(
         captions: sample-level field for the captions.
         mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
         output_dir: where masks on disk go; None for beside the media.
-        overwrite: whether captions that a person has reviewed are replaced too.
+        overwrite: whether captions that a person has reviewed are replaced too, and
+            objects lose the masks of frames that the import doesn't speak of.
         progress: whether to draw a bar, or who is told of progress.
         cancel: set it to stop.
 

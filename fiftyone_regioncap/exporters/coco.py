@@ -15,6 +15,7 @@ from typing import Any
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
 from fiftyone_regioncap.exporters.files import coco_rle, dumps, write_object
+from fiftyone_regioncap.exporters.gathering import NO_LABEL, shown
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.reading import (
     checked_rle,
@@ -35,8 +36,6 @@ from fiftyone_regioncap.labels.encoded import EncodedLabel
 from fiftyone_regioncap.regions import RLE
 
 FILE = "annotations.json"
-NO_LABEL = "object"
-"""The category of objects whose name isn't known."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +110,6 @@ class Coco:
                 for label, number in categories.items()
             ),
         )
-
-
-def shown(video: VideoRecord, index: int, frame: int) -> CaptionRecord | None:
-    """The caption whose window covers a frame; of several, the one that begins last."""
-    covering = [
-        record
-        for record in video.captions.get(index, ())
-        if record.support[0] <= frame <= record.support[1]
-    ]
-    return covering[-1] if covering else None
 
 
 def _annotation(label: EncodedLabel, caption: CaptionRecord | None) -> dict[str, Any]:

@@ -61,18 +61,21 @@ def write_list(path: Path, items: Iterable[bytes]) -> None:
         file.write(b"]\n")
 
 
-def write_mapping(path: Path, items: Iterable[tuple[str, bytes]]) -> None:
+def write_mapping(
+    path: Path, items: Iterable[tuple[str, bytes]], *, key: str | None = None
+) -> None:
     """Writes a JSON object with many keys.
 
     Args:
         path: of the file.
         items: keys and encoded values.
+        key: writes it as the only value of another object, under this key.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        file.write(b"{")
-        _write_items(file, (dumps(key) + b":" + value for key, value in items))
-        file.write(b"}\n")
+        file.write(b"{" if key is None else b"{" + dumps(key) + b":{")
+        _write_items(file, (dumps(name) + b":" + value for name, value in items))
+        file.write(b"}\n" if key is None else b"}}\n")
 
 
 def write_lines(path: Path, items: Iterable[bytes]) -> None:

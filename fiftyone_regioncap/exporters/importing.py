@@ -40,7 +40,8 @@ class ImportOptions:
     Attributes:
         tracks: frame-level field for the tracks.
         captions: sample-level field for the captions.
-        overwrite: whether captions that a person has reviewed are replaced too.
+        overwrite: whether captions that a person has reviewed are replaced too, and
+            objects lose the masks of frames that the import doesn't speak of.
         mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
         output_dir: where masks on disk go; None for beside the media.
     """
@@ -208,8 +209,8 @@ def _write(
             mask_storage=options.mask_storage,
             output_dir=options.output_dir,
         ) as writer:
-            # An object that was there before may have been on other frames.
-            writer.clear_range(objects=objects)
+            if options.overwrite:
+                writer.clear_range(objects=objects)
             for frame, masks in sorted(video.masks.items()):
                 writer.write(
                     FrameMasks(

@@ -62,7 +62,7 @@ class Media:
         path = folder / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         if video.job.cut:
-            cut(video, path)
+            cut(video, (0, video.frame_count - 1), path)
         elif self.mode == "link":
             path.unlink(missing_ok=True)
             path.symlink_to(video.path.resolve())
@@ -71,6 +71,24 @@ class Media:
         else:
             shutil.copyfile(video.path, path)
         return relative
+
+    def clip(
+        self, video: VideoRecord, support: tuple[int, int], folder: Path, relative: str
+    ) -> None:
+        """Writes a part of a video as a video of its own.
+
+        Args:
+            video: whose.
+            support: (first, last) 0-based frames, inclusive.
+            folder: of the export.
+            relative: the file's path in it.
+
+        Raises:
+            VideoError: when it can't be decoded.
+            OSError: when it can't be written.
+        """
+        if self.mode != "none":
+            cut(video, support, folder / relative)
 
     def frames(
         self, video: VideoRecord, folder: Path, paths: Iterable[tuple[int, str]]
@@ -117,27 +135,31 @@ def jpeg(frame: Frame) -> bytes:
     return data.tobytes()
 
 
-def cut(video: VideoRecord, path: Path) -> None:
-    """Writes the frames of a clip as a video of its own, frame for frame.
+def cut(video: VideoRecord, support: tuple[int, int], path: Path) -> None:
+    """Writes a part of a video as a video of its own, frame for frame.
 
     It is encoded anew: copying packets could only begin at a key frame, and the frame
     numbers of the export would be wrong.
+
+    Args:
+        video: whose.
+        support: (first, last) 0-based frames, inclusive.
+        path: of the MP4 file.
 
     Raises:
         VideoError: when a frame can't be decoded.
         OSError: when it can't be written.
     """
-    temporary = path.with_name(f".{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(video.fps or 30.0).limit_denominator(1001 * 60)
-    with av.open(os.fspath(temporary), "w", format="mp4") as container:
+    with av.open(os.fspath(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
-        # H.264 halves the colour's resolution, which takes even sizes.
         stream.width, stream.height = video.width, video.height
+        # Half the resolution for colour, as players expect, takes even sizes.
         even = video.width % 2 == 0 and video.height % 2 == 0
         stream.pix_fmt = "yuv420p" if even else "yuv444p"
         stream.options = {"crf": "18"}
-        for _, frame in pictures(video, range(video.frame_count)):
+        for _, frame in pictures(video, range(support[0], support[1] + 1)):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
-    os.replace(temporary, path)

@@ -14,18 +14,42 @@ _HERE = "fiftyone_regioncap.exporters"
 
 FORMATS: dict[str, str] = {
     "coco": f"{_HERE}.coco:Coco",
+    "csv": f"{_HERE}.tables:Csv",
+    "jsonl": f"{_HERE}.tables:JsonLines",
+    "llava": f"{_HERE}.llava:Llava",
+    "mevis": f"{_HERE}.mevis:MeViS",
+    "ref-youtube-vos": f"{_HERE}.mevis:RefYouTubeVos",
+    "sa-v": f"{_HERE}.sav:SaV",
+    "videorefer": f"{_HERE}.videorefer:VideoRefer",
+    "videorefer-bench": f"{_HERE}.videorefer:VideoReferBench",
+    "webvtt": f"{_HERE}.webvtt:WebVtt",
     "youtube-vis": f"{_HERE}.youtube_vis:YouTubeVis",
 }
 """What can be written, ``"module:class"`` by name."""
 
 IMPORTERS: dict[str, str] = {
     "coco": f"{_HERE}.coco:read_coco",
+    "jsonl": f"{_HERE}.tables:read_jsonl",
+    "llava": f"{_HERE}.llava:read_llava",
+    "mevis": f"{_HERE}.mevis:read_mevis",
+    "sa-v": f"{_HERE}.sav:read_sav",
+    "videorefer": f"{_HERE}.videorefer:read_videorefer",
+    "videorefer-bench": f"{_HERE}.videorefer:read_videorefer",
     "youtube-vis": f"{_HERE}.youtube_vis:read_youtube_vis",
 }
 """What can be read back, ``"module:function"`` by name."""
 
 SUMMARIES: dict[str, str] = {
     "coco": "COCO per frame with track ids and captions (pycocotools, TAO)",
+    "csv": "one caption a row",
+    "jsonl": "one track a line, with masks and all that is kept of its captions",
+    "llava": "LLaVA and VILA conversations about videos, clips or images",
+    "mevis": "MeViS expressions with masks",
+    "ref-youtube-vos": "Ref-YouTube-VOS expressions with palette masks",
+    "sa-v": "SA-V masklets",
+    "videorefer": "VideoRefer fine-tuning conversations about masked regions",
+    "videorefer-bench": "VideoRefer-Bench-D descriptions",
+    "webvtt": "WebVTT subtitles, one file an object",
     "youtube-vis": "YouTube-VIS: one annotation a track, captions as extra keys",
 }
 """One line on each format."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
-from fiftyone_regioncap.exporters.coco import NO_LABEL
 from fiftyone_regioncap.exporters.files import coco_rle, dumps, write_object
+from fiftyone_regioncap.exporters.gathering import NO_LABEL, TrackMasks, by_track
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.reading import (
     checked_rle,
@@ -27,7 +27,6 @@ from fiftyone_regioncap.exporters.staging import (
     with_values,
 )
 from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.labels.encoded import EncodedLabel
 from fiftyone_regioncap.regions import RLE
 
 FILE = "instances.json"
@@ -91,36 +90,6 @@ class YouTubeVis:
                 for label, number in categories.items()
             ),
         )
-
-
-@dataclass
-class TrackMasks:
-    """All masks of one track, encoded.
-
-    Attributes:
-        index: the object id.
-        label: what it is, when its labels say.
-        masks: by 0-based frame, ascending.
-    """
-
-    index: int
-    label: str | None
-    masks: dict[int, EncodedLabel]
-
-
-def by_track(video: VideoRecord) -> list[TrackMasks]:
-    """A video's masks track by track.
-
-    Formats that go by track need all masks of one video at once; encoded, a mask is a
-    few hundred bytes.
-    """
-    tracks: dict[int, TrackMasks] = {}
-    for frame, labels in video.masks():
-        for index, label in labels.items():
-            track = tracks.setdefault(index, TrackMasks(index, label.label, {}))
-            track.label = track.label or label.label
-            track.masks[frame] = label
-    return [track for _, track in sorted(tracks.items())]
 
 
 def _segmentations(track: TrackMasks, length: int) -> dict[str, list[Any]]:

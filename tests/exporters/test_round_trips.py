@@ -6,26 +6,58 @@ import pytest
 
 from fiftyone_regioncap import exporters
 
-FORMATS = ["coco", "youtube-vis"]
+# Each with the options under which nothing is left out.
+LOSSLESS = {
+    "coco": {},
+    "jsonl": {},
+    "llava": {"frames": None},
+    "mevis": {},
+    "sa-v": {"stride": 1},
+    "videorefer": {"frames": None},
+    "youtube-vis": {},
+}
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LOSSLESS)
 def test_masks_frames_and_captions_come_back(
     dataset, empty, contents_of, tmp_path, name
 ):
-    done = exporters.export(dataset, name, tmp_path / "out", progress=False)
+    options = LOSSLESS[name]
+    done = exporters.export(
+        dataset, name, tmp_path / "out", options=options, progress=False
+    )
     assert done.ok and done.videos == 2
     back = exporters.import_captions(empty, name, tmp_path / "out", progress=False)
-    assert back.ok and back.videos == 2
+    assert back.ok and back.videos == 2, back.failures
     assert contents_of(empty) == contents_of(dataset)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*LOSSLESS, "videorefer-bench"])
 def test_importing_twice_changes_nothing(dataset, contents_of, tmp_path, name):
     before = contents_of(dataset)
-    exporters.export(dataset, name, tmp_path / "out", media="none", progress=False)
-    exporters.import_captions(dataset, name, tmp_path / "out", progress=False)
+    options = LOSSLESS.get(name, {"frames": 99})
+    out = tmp_path / "out"
+    exporters.export(dataset, name, out, options=options, media="none", progress=False)
+    back = exporters.import_captions(dataset, name, out, progress=False)
+    assert back.ok, back.failures
     assert contents_of(dataset) == before
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_all_that_is_kept_of_a_caption_comes_back(dataset, empty, tmp_path, name):
+    from dataclasses import replace
+
+    from fiftyone_regioncap.labels.captions import read_captions
+
+    out = tmp_path / "out"
+    exporters.export(dataset, name, out, media="none", progress=False)
+    exporters.import_captions(empty, name, out, progress=False)
+
+    def plain(dataset):
+        records = read_captions(dataset.first(), "captions")
+        return [replace(record, instance=None) for record in records]
+
+    assert plain(empty) == plain(dataset)
 
 
 def test_pycocotools_reads_coco(dataset, contents_of, tmp_path):

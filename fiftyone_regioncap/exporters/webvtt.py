@@ -1,0 +1,64 @@
+"""WebVTT: captions as subtitles, one file an object."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fiftyone_regioncap.exporters.media import Media
+from fiftyone_regioncap.exporters.records import VideoRecord, safe_name
+from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
+from fiftyone_regioncap.labels.captions import CaptionRecord
+
+_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+@dataclass(frozen=True)
+class WebVtt:
+    """Writes ``subtitles/<video>/<object>-<label>.vtt``, beside ``videos/``.
+
+    Attributes:
+        name: as it is asked for.
+    """
+
+    name: str = "webvtt"
+
+    def write(self, video: VideoRecord, part: Part, media: Media) -> None:
+        """Writes a video's subtitles."""
+        if not video.fps:
+            raise ExportError(
+                f"nothing says how many frames a second {video.path.name} has; compute "
+                "its metadata first"
+            )
+        media.video(video, part.folder)
+        folder = part.folder / "subtitles" / video.name
+        folder.mkdir(parents=True)
+        for index, records in video.captions.items():
+            label = video.label(index)
+            suffix = f"-{safe_name(label)}" if label else ""
+            cues = [_cue(record, video.fps) for record in records]
+            path = folder / f"{index}{suffix}.vtt"
+            path.write_text("\n".join(["WEBVTT\n", *cues]), encoding="utf-8")
+            part.counts.update(captions=len(records), tracks=1)
+
+    def finish(self, merge: Merge) -> None:
+        """Does nothing: every object has its own file."""
+
+
+def _cue(record: CaptionRecord, fps: float) -> str:
+    first, last = record.support
+    times = f"{_time(first / fps)} --> {_time((last + 1) / fps)}"
+    return f"{times}\n{_text(record.caption)}\n"
+
+
+def _time(seconds: float) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{milliseconds / 1000:06.3f}"
+
+
+def _text(caption: str) -> str:
+    """A caption as cue text: an empty line would end it, and tags are marked up."""
+    lines = re.sub(r"[\r\n]+", "\n", caption).strip("\n")
+    return re.sub("[&<>]", lambda found: _ESCAPES[found.group()], lines)
