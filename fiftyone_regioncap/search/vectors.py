@@ -2,7 +2,7 @@
 
 Each caption has a row of float16 in a memory-mapped file. Few rows are compared with
 the query one chunk after the other. Many rows are first compared by a sketch, their
-coordinates along the main axes of all vectors: 64 numbers in place of 384 say which
+coordinates along the main axes of all vectors: 96 numbers in place of 384 say which
 few thousand rows are worth comparing in full. Unlike with graphs or inverted lists,
 any set of rows can be left out of a search, rows can change at any time, and indexing
 costs one matrix product.
@@ -20,14 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SKETCH_SIZE = 64
+SKETCH_SIZE = 96
 """Numbers a row in the sketch."""
 
 SKETCH_FROM = 30_000
 """Rows from which the sketch is used; fewer are compared in full."""
 
 CANDIDATES = 2_000
-"""Rows that the sketch leaves to be compared in full, for each hundred results."""
+"""Rows that the sketch leaves to be compared in full, at least ..."""
+
+CANDIDATE_SHARE = 1 / 200
+"""... and as a share of all rows."""
 
 _FIT_ROWS = 20_000  # that the main axes are found from
 _FIT_AGAIN = 4  # times as many rows as then
@@ -145,7 +148,8 @@ class VectorStore:
             rough = self._sketch() @ (query @ self._axes)
             if allowed is not None:
                 rough[~allowed[: len(rough)]] = -np.inf
-            rows = _largest(rough, CANDIDATES * -(-k // 100))
+            count = max(CANDIDATES, 20 * k, int(CANDIDATE_SHARE * len(rough)))
+            rows = np.sort(_largest(rough, count))  # read in the order of the file
             similarity = self.get(rows) @ query
         if allowed is not None:
             similarity = np.where(allowed[rows], similarity, -np.inf)
