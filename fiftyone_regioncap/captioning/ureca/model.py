@@ -47,7 +47,6 @@ class UrecaModel(nn.Module):
         if channels is None:
             raise ValueError("the number of mask channels is not known")
         self.config = config
-        self.vision = InternVLVisionModel(config.vision)
         self.projector = InternVLMultiModalProjector(
             InternVLConfig(
                 vision_config=config.vision,
@@ -56,6 +55,9 @@ class UrecaModel(nn.Module):
                 tie_word_embeddings=False,
             )
         )
+        # After the projector: the whole's config takes the attention that its parts'
+        # configs had chosen away from them.
+        self.vision = InternVLVisionModel(config.vision)
         self.mask_encoder = nn.Sequential(
             nn.Conv2d(1, channels, 3, stride=2, padding=1),
             nn.ReLU(),
