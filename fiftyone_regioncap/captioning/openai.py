@@ -11,16 +11,12 @@ import base64
 import io
 import math
 import os
-import random
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias, get_args
-from urllib.parse import urlsplit
 
 import cv2
-import httpx
 import numpy as np
 from PIL import Image
 
@@ -33,6 +29,7 @@ from fiftyone_regioncap.captioning.dam.prompts import (
     VIDEO_PROMPTS,
 )
 from fiftyone_regioncap.captioning.feeding import Feeder
+from fiftyone_regioncap.endpoints import Endpoint
 from fiftyone_regioncap.errors import BackendError, PromptError
 from fiftyone_regioncap.regions import Caption, Frame, Mask, RegionClip
 
@@ -42,10 +39,6 @@ Region: TypeAlias = Literal["alpha", "outline", "crop"]
 DEFAULT_URL = "https://api.openai.com/v1"
 DAM_MODEL = "describe_anything_model"
 OUTLINE_COLOR = (255, 0, 0)
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Statuses that may pass. The authors' server says 500 also to bad requests; those are
-asked again in vain, but nothing is lost."""
-
 SHOWN_PROMPTS = {
     "outline": {
         "detailed": "Describe the object outlined in red in detail.",
@@ -105,11 +98,7 @@ class OpenAICaptioner:
         temperature: float = 0.0,
         confidence: bool = False,
     ) -> None:
-        base = (base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip(
-            "/"
-        )
-        if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).netloc:
-            raise BackendError(f"base_url {base!r}: give http(s)://host:port/v1")
+        base = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
         if model is None and base == DEFAULT_URL:
             raise BackendError("name the endpoint's model with model=")
         self._model = model or DAM_MODEL
@@ -120,23 +109,20 @@ class OpenAICaptioner:
             raise BackendError(
                 f"region {region!r}: choose one of {', '.join(get_args(Region))}"
             )
-        if min(frames, concurrency, max_tokens) < 1 or retries < 0 or not timeout > 0:
-            raise BackendError(
-                "frames, concurrency and max_tokens are 1 or more, timeout above 0"
-            )
+        if min(frames, max_tokens) < 1:
+            raise BackendError("frames and max_tokens are 1 or more")
         self._region: Region = region
         self._frames = frames
         self._concurrency = concurrency
-        self._retries = retries
         self._max_tokens = max_tokens
         self._temperature = temperature
         self._confidence = confidence
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        self._client = httpx.Client(
-            base_url=base,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+        self._endpoint = Endpoint(
+            base,
+            api_key=api_key,
             timeout=timeout,
-            limits=httpx.Limits(max_connections=concurrency),
+            retries=retries,
+            connections=concurrency,
         )
 
     @cached_property
@@ -184,7 +170,7 @@ class OpenAICaptioner:
             images = self._images(clip)
             named = self._prompts(len(images))
             text = named.get(prompt or "detailed", prompt or "")
-            return self._read(self._ask(images, text), clip.label)
+            return self._ask(images, text, clip.label)
         except Exception as error:  # a clip of any kind of badness spoils no other
             return Caption(error=str(error) or type(error).__name__)
 
@@ -212,7 +198,7 @@ class OpenAICaptioner:
             shown = [shown[int(step)] for step in steps]
         return [picture(clip.frames[n], clip.masks[n], self._region) for n in shown]
 
-    def _ask(self, images: list[str], text: str) -> Any:
+    def _ask(self, images: list[str], text: str, label: str | None) -> Caption:
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": url}} for url in images
         ]
@@ -227,43 +213,11 @@ class OpenAICaptioner:
         }
         if self._confidence:
             body["logprobs"] = True
-        failure = ""
-        for attempt in range(self._retries + 1):
-            pause = min(0.5 * 2**attempt, 30.0) * random.uniform(0.75, 1.25)
-            try:
-                answer = self._client.post("chat/completions", json=body)
-            except httpx.TimeoutException:
-                failure = f"no answer within {self._client.timeout.read:g} s"
-            except httpx.TransportError as error:
-                failure = f"no connection ({error})"
-            else:
-                if answer.is_success:
-                    return answer.json()
-                failure = f"status {answer.status_code}: {_reason(answer)}"
-                if answer.status_code not in RETRIED:
-                    break
-                pause = _asked_for(answer, pause)
-            if attempt < self._retries:
-                time.sleep(pause)
-        raise BackendError(
-            f"{self._client.base_url} gave no description: {failure}; see that it runs "
-            "and that its model, key and limits fit"
-        )
-
-    def _read(self, answer: Any, label: str | None) -> Caption:
-        try:
-            choice = answer["choices"][0]
-            said = choice["message"]["content"]
-            if isinstance(said, list):
-                said = "".join(part["text"] for part in said)
-            text = said.strip()
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise BackendError(
-                "the endpoint's answer has no choices[0].message.content; see that it "
-                "is OpenAI-compatible"
-            ) from error
+        said, answer = self._endpoint.chat(body)
+        text = said.strip()
         if not text:
             raise BackendError("the endpoint had nothing to say about this region")
+        choice = answer["choices"][0]
         tokens = [
             (str(token.get("token", "")), math.exp(min(token["logprob"], 0.0)))
             for token in (choice.get("logprobs") or {}).get("content") or []
@@ -308,19 +262,3 @@ def _data_url(image: Image.Image, kind: str) -> str:
     image.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}))
     encoded = base64.b64encode(file.getvalue()).decode()
     return f"data:image/{kind.lower()};base64,{encoded}"
-
-
-def _reason(answer: httpx.Response) -> str:
-    try:
-        error = answer.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:300]
-
-
-def _asked_for(answer: httpx.Response, pause: float) -> float:
-    """The pause that the endpoint asks for, where it does, within reason."""
-    try:
-        return min(max(float(answer.headers["retry-after"]), pause), 60.0)
-    except (KeyError, ValueError):
-        return pause

@@ -11,8 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,8 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Protocol
 
-import httpx
-
+from fiftyone_regioncap.endpoints import Endpoint
 from fiftyone_regioncap.errors import BackendError, RegionCapError
 
 PROMPT = """\
@@ -206,49 +203,25 @@ class EndpointJudge:
         timeout: float = 60.0,
         retries: int = 3,
     ) -> None:
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        self._client = httpx.Client(
-            base_url=url.rstrip("/"),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=timeout,
+        self._endpoint = Endpoint(
+            url, api_key=api_key, timeout=timeout, retries=retries
         )
-        self._retries = retries
-        self._model = model or self._request("GET", "models")["data"][0]["id"]
+        self._model = model or self._endpoint.first_model()
 
     def __call__(self, region: Region, prompt: str) -> str:
         """Asks with the protocol's settings."""
-        body = {
-            "model": self._model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": 300,
-            "top_p": 1,
-            "frequency_penalty": 0,
-            "presence_penalty": 0,
-        }
-        answer = self._request("POST", "chat/completions", body)
-        try:
-            return str(answer["choices"][0]["message"]["content"] or "")
-        except (KeyError, IndexError, TypeError) as error:
-            raise BackendError(
-                f"the judge at {self._client.base_url} gave no "
-                "choices[0].message.content; see that it is OpenAI-compatible"
-            ) from error
-
-    def _request(self, method: str, path: str, body: object = None) -> Any:
-        for attempt in range(self._retries + 1):
-            try:
-                answer = self._client.request(method, path, json=body)
-                answer.raise_for_status()
-                return answer.json()
-            except (httpx.HTTPError, ValueError) as error:
-                failure = error
-                if attempt < self._retries:
-                    # An event nobody sets: a pause that Ctrl-C ends.
-                    threading.Event().wait(0.5 * 2**attempt)
-        raise BackendError(
-            f"the judge at {self._client.base_url} does not answer: {failure}"
-        ) from failure
+        text, _ = self._endpoint.chat(
+            {
+                "model": self._model,
+                "messages": [{"role": "user", "content": prompt}],
+                "temperature": 0,
+                "max_tokens": 300,
+                "top_p": 1,
+                "frequency_penalty": 0,
+                "presence_penalty": 0,
+            }
+        )
+        return text
 
 
 class CachedJudge:

@@ -99,8 +99,8 @@ def _listen(settings: ServerSettings, host: str, port: int) -> tuple[str, Config
     """Opens the socket, so that the port is known; Hypercorn closes it."""
     if settings.token is None and not is_loopback(host):
         raise BackendError(
-            f"{host} can be reached from other machines: set a token (--token), or "
-            "listen on 127.0.0.1"
+            f"{host} can be reached from other machines: set a token ($REGIONCAP_TOKEN "
+            "for regioncap serve), or listen on 127.0.0.1"
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

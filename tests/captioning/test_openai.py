@@ -159,7 +159,7 @@ def test_patience(script: list, requests: int) -> None:
         pytest.param([(404, {"error": "no model"})], "no model", 1, id="model"),
         pytest.param([(500, {"error": "x"})], "status 500: x", 2, id="always broken"),
         pytest.param([2.0], "no answer within", 2, id="hangs"),
-        pytest.param([(200, b"nonsense")], "Expecting value", 1, id="no JSON"),
+        pytest.param([(200, b"nonsense")], "no JSON", 1, id="no JSON"),
         pytest.param([(200, {"choices": []})], "OpenAI-compatible", 1, id="nothing"),
         pytest.param([said("  ")], "nothing to say", 1, id="silence"),
     ],

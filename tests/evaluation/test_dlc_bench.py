@@ -203,8 +203,8 @@ class TestRun:
             run(files / "captions.json", files / "qa.json", url)
 
     def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
-        monkeypatch.setattr("threading.Event.wait", lambda self, timeout=None: None)
-        with pytest.raises(BackendError, match="does not answer"):
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        with pytest.raises(BackendError, match="no connection"):
             run(files / "captions.json", files / "qa.json", "http://127.0.0.1:9/v1")
 
     def test_a_gate_for_descriptions_of_something_else(self) -> None:
