@@ -138,7 +138,6 @@ class PatchionerConfig:
         normalize: whether projected embeddings get length 1.
         resize_dim: side of the network's square input in pixels.
         calculate_argmax_text: answer with the memory's nearest caption.
-        linear_talk2dino: whether the projection is a single linear layer.
         talk2dino_weights: file of the projection.
         viecap: takes the place of the decoder when given.
         memory: file of the memory; None looks it up by the published name.
@@ -159,7 +158,6 @@ class PatchionerConfig:
     normalize: bool = True
     resize_dim: int = 518
     calculate_argmax_text: bool = False
-    linear_talk2dino: bool = False
     talk2dino_weights: str = "vitb_mlp_infonce.pth"
     viecap: ViecapConfig | None = None
     memory: str | None = None

@@ -7,7 +7,7 @@ answers, and its unusual scales, are repeated here and nowhere else needed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -167,8 +167,3 @@ def _normalises_in_place(language: Language) -> bool:
     if isinstance(language, DecapLanguage):
         return language.memory is not None
     return isinstance(language, ViecapLanguage)
-
-
-def as_reference(language: DecapLanguage | ViecapLanguage) -> Language:
-    """The same language part with the reference's behaviour."""
-    return replace(language, compat="reference")
