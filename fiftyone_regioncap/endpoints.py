@@ -23,7 +23,7 @@ class Endpoint:
     Args:
         url: such as ``http://gpu:8000/v1``.
         api_key: None for ``$OPENAI_API_KEY``; never stored, logged or shown.
-        timeout: of one request in seconds, from sending to the last byte.
+        timeout: seconds to connect, and without a byte of the answer.
         retries: how often a request is sent again after time-outs, broken connections
             and statuses that may pass, each time after a longer pause.
         connections: at once.

@@ -72,7 +72,7 @@ class OpenAICaptioner:
             outlined.
         frames: how many frames of a clip are shown; 8 for DAM's video checkpoint.
         concurrency: requests at once.
-        timeout: of one request in seconds, from sending to the last byte.
+        timeout: seconds to connect, and without a byte of the answer.
         retries: how often a request is sent again after time-outs, broken connections
             and statuses that may pass, each time after a longer pause.
         max_tokens: of a description.
