@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap.errors import PromptError
+
+if TYPE_CHECKING:
+    from fiftyone_regioncap.measuring import Measurements
 
 Frame: TypeAlias = NDArray[np.uint8]
 """An RGB image: uint8 (H, W, 3)."""
@@ -366,6 +369,7 @@ class RegionClip:
         support: (first, last) 0-based frames, inclusive, that the caption is about.
         track: the track inside the support, for facts that need every frame; None for
             images.
+        facts: what was measured of it, when that was done already.
     """
 
     frames: Sequence[Frame]
@@ -375,6 +379,7 @@ class RegionClip:
     fps: float | None = None
     support: tuple[int, int] = (0, 0)
     track: Track | None = None
+    facts: Measurements | None = None
 
 
 Scored: TypeAlias = tuple[str, float]

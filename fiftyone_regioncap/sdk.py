@@ -9,11 +9,18 @@ from typing import Any, Literal
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap import database, image_jobs, jobs
+from fiftyone_regioncap import database
 from fiftyone_regioncap.backends import LoadOptions, Registry, T
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions, Summary
+from fiftyone_regioncap.jobs import (
+    CaptionOptions,
+    PropagateOptions,
+    RegionOptions,
+    Summary,
+    images,
+    videos,
+)
 from fiftyone_regioncap.labels.tracks import MaskStorage
 from fiftyone_regioncap.progress import Bar, Listener
 from fiftyone_regioncap.propagation.base import Direction, Propagator
@@ -193,7 +200,7 @@ def propagate_and_caption(
         listener = progress if callable(progress) else None
         if progress is True:
             listener = stack.enter_context(Bar())
-        summary = jobs.run(
+        summary = videos.run(
             samples,
             propagate=propagate,
             propagator=(
@@ -270,9 +277,9 @@ def caption_regions(
         listener = progress if callable(progress) else None
         if progress is True:
             listener = stack.enter_context(Bar())
-        summary = image_jobs.run(
+        summary = images.run(
             samples,
-            image_jobs.RegionOptions(field, prompt, overwrite),
+            RegionOptions(field, prompt, overwrite),
             _load(CAPTIONERS, captioner, load, reasons),
             segmenter=(
                 None

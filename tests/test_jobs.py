@@ -8,9 +8,9 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from fiftyone_regioncap import checkpoints, datasets, jobs, sdk
+from fiftyone_regioncap import checkpoints, datasets, sdk
 from fiftyone_regioncap.errors import Cancelled, FieldError
-from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
+from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions, propagating
 from fiftyone_regioncap.progress import Event
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from fiftyone_regioncap.regions import Prompt
@@ -109,7 +109,7 @@ def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
             "tracks_error",
         ]
     )
-    monkeypatch.setattr(jobs, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", seconds)
     cancel = threading.Event()
     with pytest.raises(Cancelled):
         both(dataset, progress=cancel_after(cancel, frames), cancel=cancel)
@@ -122,7 +122,7 @@ def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
 
 
 def test_a_checkpoint_of_other_prompts_is_not_used(dataset, monkeypatch):
-    monkeypatch.setattr(jobs, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", 0.0)
     cancel = threading.Event()
     with pytest.raises(Cancelled):
         both(dataset, progress=cancel_after(cancel, 9), cancel=cancel)
@@ -260,7 +260,7 @@ def test_a_full_disk_is_recorded_and_the_old_checkpoint_stays(
         mark.save({"x": np.arange(4)})
     assert np.array_equal(mark.load()["x"], np.arange(3))
     assert list(tmp_path.glob("*.part")) == []
-    monkeypatch.setattr(jobs, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", 0.0)
     summary = sdk.propagate(dataset, propagator=FlowPropagator(), progress=False)
     assert all("No space left" in failure.error for failure in summary.failures)
     assert len(summary.failures) == 2

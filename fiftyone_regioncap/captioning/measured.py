@@ -80,7 +80,7 @@ def _caption(clip: RegionClip) -> Caption:
     sizes = {image.shape[:2] for image in (*clip.frames, *clip.masks)}
     if len(sizes) > 1 or len(clip.frames) != len(clip.masks):
         return Caption(error="masks and frames differ in number or size")
-    facts = measure(clip)
+    facts = clip.facts or measure(clip)
     if facts.dominant_color is None:
         return Caption(error="the mask is empty on every frame")
     return Caption(

@@ -1,8 +1,7 @@
-"""The pipeline for images: regions that are labelled already get captions."""
+"""Jobs on images: regions that are labelled already get captions."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -19,7 +18,8 @@ from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.clips import box_mask
 from fiftyone_regioncap.errors import RegionCapError
-from fiftyone_regioncap.jobs import Failure, Summary
+from fiftyone_regioncap.jobs.ledger import Ledger, Summary
+from fiftyone_regioncap.jobs.options import RegionOptions
 from fiftyone_regioncap.labels import fields, runs, schema, status
 from fiftyone_regioncap.labels.regions import (
     ImageRegion,
@@ -31,23 +31,6 @@ from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.regions import Caption, Frame, Mask, Prompt, RegionClip
 from fiftyone_regioncap.targets import image_targets, name_of
 from fiftyone_regioncap.video import decode_ahead
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RegionOptions:
-    """How to caption the regions of images.
-
-    Attributes:
-        field: of Detections, Polylines or Keypoints.
-        prompt: name of one of the captioner's prompts or a text; None for its default.
-        overwrite: whether to caption regions again that have a caption.
-    """
-
-    field: str
-    prompt: str | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +102,7 @@ def run(
     schema.declare_regions(targets.dataset, options.field)
     summary = Summary(samples=len(targets))
     meter = Meter(["caption"], len(targets), listener, cancel)
+    ledger = Ledger(summary, meter)
     began = time.monotonic()
     waiting: deque[_Waiting] = deque()
 
@@ -138,19 +122,14 @@ def run(
             )
         made.clear()
         if item.error is not None:
-            logger.warning("%s: %s", item.sample.filepath, item.error)
-            message = f"{type(item.error).__name__}: {item.error}"
-            summary.failures.append(
-                Failure(item.sample.id, item.sample.filepath, "caption", message)
-            )
-            status.write_status(item.sample, options.field, "failed", error=message)
+            ledger.failed("caption", item.sample, options.field, item.error)
         elif item.skipped:
             summary.skipped += 1
         else:
             status.write_status(item.sample, options.field, "complete")
         meter.finish("caption", name_of(item.sample))
 
-    ahead = decode_ahead(clips(), depth=2 * captioner.info.batch_size)
+    ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
     with closing(ahead):
         for caption in caption_stream(captioner, ahead, prompt=options.prompt):
             while waiting[0].region is None:
@@ -158,9 +137,7 @@ def run(
             item = waiting.popleft()
             assert item.region is not None  # ends were taken off above
             made[item.region.id] = caption
-            summary.captions += 1
-            summary.caption_errors += caption.error is not None
-            meter.count(captions=1)
+            ledger.captioned(caption)
             meter.check()
     for item in waiting:
         end(item)

@@ -1,0 +1,119 @@
+"""What a job has done so far, and what went wrong on the way."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fiftyone_regioncap.labels import status
+from fiftyone_regioncap.progress import Meter, Stage
+from fiftyone_regioncap.regions import Caption
+from fiftyone_regioncap.targets import Sample
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be done.
+
+    Attributes:
+        sample_id: in its dataset.
+        filepath: of the media.
+        stage: where it failed.
+        error: what is wrong and what to do.
+    """
+
+    sample_id: str
+    filepath: str
+    stage: Stage
+    error: str
+
+
+@dataclass
+class Summary:
+    """What a job did.
+
+    Attributes:
+        samples: how many it was given.
+        frames: how many it propagated.
+        tracks: how many it wrote.
+        captions: how many it wrote, those with an error included.
+        caption_errors: how many of these have an error.
+        skipped: samples passed over because they were complete, once per stage.
+        failures: samples that could not be done.
+        seconds: how long it took.
+        run: key of the dataset's custom run that records it.
+        backends: name and reason of each backend used.
+    """
+
+    samples: int = 0
+    frames: int = 0
+    tracks: int = 0
+    captions: int = 0
+    caption_errors: int = 0
+    skipped: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+    run: str | None = None
+    backends: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every sample is done."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"**{self.samples}** samples, **{self.frames}** frames propagated, "
+            f"**{self.tracks}** tracks and **{self.captions}** captions written "
+            f"in {self.seconds:.1f} s"
+        ]
+        if self.skipped:
+            lines.append(f"- {self.skipped} skipped: complete already")
+        if self.caption_errors:
+            lines.append(f"- {self.caption_errors} captions failed; see their `error`")
+        lines += [f"- {line}" for line in self.backends]
+        lines += [
+            f"- FAILED {failure.filepath}: {failure.error}"
+            for failure in self.failures[:10]
+        ]
+        if len(self.failures) > 10:
+            lines.append(f"- and {len(self.failures) - 10} more")
+        return "\n".join(lines)
+
+
+@dataclass
+class Ledger:
+    """Where the stages of a job write down what they do.
+
+    Attributes:
+        summary: of the whole job.
+        meter: tells the listener.
+    """
+
+    summary: Summary
+    meter: Meter
+
+    def captioned(self, caption: Caption) -> None:
+        """Counts a caption."""
+        self.summary.captions += 1
+        self.summary.caption_errors += caption.error is not None
+        self.meter.count(captions=1)
+
+    def failed(
+        self, stage: Stage, sample: Sample, output: str, error: Exception
+    ) -> None:
+        """Records what went wrong on the sample and in the summary."""
+        logger.warning("%s: %s", sample.filepath, error, exc_info=error)
+        message = f"{type(error).__name__}: {error}"
+        self.summary.failures.append(
+            Failure(sample.id, sample.filepath, stage, message)
+        )
+        status.write_status(sample, output, "failed", error=message)

@@ -1,0 +1,226 @@
+"""The stage that carries prompts through videos and writes tracks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, replace
+
+from fiftyone.core.sample import SampleView
+
+from fiftyone_regioncap import assets
+from fiftyone_regioncap.__about__ import __version__
+from fiftyone_regioncap.checkpoints import CheckpointFile, signature
+from fiftyone_regioncap.errors import Cancelled, PromptError
+from fiftyone_regioncap.jobs.ledger import Ledger
+from fiftyone_regioncap.jobs.options import PropagateOptions
+from fiftyone_regioncap.labels import status
+from fiftyone_regioncap.labels.metadata import video_metadata
+from fiftyone_regioncap.labels.prompts import PromptSet, read_prompts
+from fiftyone_regioncap.labels.tracks import TrackWriter, read_tracks
+from fiftyone_regioncap.propagation.base import (
+    Checkpoint,
+    Direction,
+    Propagation,
+    Propagator,
+    PropagatorInfo,
+)
+from fiftyone_regioncap.propagation.policy import PolicyPropagator
+from fiftyone_regioncap.regions import FrameMasks, Prompt
+from fiftyone_regioncap.targets import Sample, Target, name_of
+from fiftyone_regioncap.video import VideoReader, decode_ahead
+
+CHECKPOINT_SECONDS = 20.0
+"""How much work a killed job repeats at most; saving takes well under a second."""
+
+
+class Propagating:
+    """Propagates sample after sample.
+
+    Args:
+        options: how.
+        propagator: with what.
+        ledger: where it is written down.
+    """
+
+    def __init__(
+        self, options: PropagateOptions, propagator: Propagator, ledger: Ledger
+    ) -> None:
+        self._options = options
+        self._propagator = propagator
+        self._ledger = ledger
+
+    def run(
+        self, samples: Iterable[tuple[Target, Sample]]
+    ) -> Iterator[tuple[Target, Sample]]:
+        """Propagates sample after sample and passes on those that have tracks."""
+        for target, sample in samples:
+            try:
+                self._sample(target, sample)
+            except Cancelled:
+                raise
+            except Exception as error:
+                self._ledger.failed("propagate", sample, self._options.output, error)
+                self._ledger.meter.drop(name_of(sample))
+            else:
+                self._ledger.meter.finish("propagate", name_of(sample))
+                yield target, sample
+
+    def _sample(self, target: Target, sample: Sample) -> None:
+        """Propagates one sample, clip by clip."""
+        options = self._options
+        with VideoReader(sample.filepath) as reader:
+            if sample.metadata is None:
+                # Without it, every look at the tracks would open the video.
+                sample["metadata"] = video_metadata(sample)
+                sample.save()
+            found = read_prompts(
+                sample,
+                options.prompts,
+                height=reader.height,
+                width=reader.width,
+                frame_count=len(reader),
+            )
+            if not found.prompts:
+                raise PromptError(
+                    f"{options.prompts} is empty; mark an object on some frame"
+                )
+            ranges = _to_do(target, sample, found, options)
+            if not ranges:
+                self._ledger.summary.skipped += 1
+                return
+            status.write_status(sample, options.output, "partial")
+            for (start, stop), objects in ranges.items():
+                there = replace(options, start=start, stop=stop)
+                self._range(sample, reader, found, there, objects)
+        status.write_status(sample, options.output, "complete")
+
+    def _range(
+        self,
+        sample: Sample,
+        reader: VideoReader,
+        found: PromptSet,
+        options: PropagateOptions,
+        objects: frozenset[int] | None,
+    ) -> None:
+        """Propagates the prompts inside a range, from its checkpoint if it has one."""
+        start = options.start
+        stop = min(options.stop or len(reader), len(reader))
+        prompts = [
+            prompt
+            for prompt in found.prompts
+            if start <= prompt.frame < stop
+            and (objects is None or prompt.object_id in objects)
+        ]
+        if not prompts:
+            raise PromptError(
+                f"{options.prompts} has nothing on frames {start + 1} to {stop}"
+            )
+        mark = _mark(sample, reader, prompts, options, self._propagator.info)
+        state = mark.load()
+        propagation = PolicyPropagator(self._propagator, options.policy).propagate(
+            reader,
+            prompts,
+            direction=options.direction,
+            start=start,
+            stop=stop,
+            overlap=options.overlap,
+            checkpoint=state,
+        )
+        meter = self._ledger.meter
+        total = _frames_to_come(prompts, options.direction, start, stop)
+        done = 0
+        seen: set[int] = set()
+        with TrackWriter(
+            sample,
+            options.output,
+            labels=found.labels,
+            instances=found.instances,
+            mask_storage=options.mask_storage,
+            output_dir=options.output_dir,
+        ) as writer:
+            if state is None:
+                writer.clear_range((start, stop - 1), objects)
+            steps = decode_ahead(_with_checkpoints(propagation), depth=4)
+            with closing(steps):
+                for masks, checkpoint in steps:
+                    writer.write(masks)
+                    if checkpoint is not None:
+                        writer.flush()
+                        mark.save(checkpoint)
+                    seen |= masks.objects.keys()
+                    done += 1
+                    meter.count(frames=1)
+                    meter.step("propagate", name_of(sample), done, total)
+        mark.remove()
+        self._ledger.summary.frames += done
+        self._ledger.summary.tracks += len(seen)
+
+
+def _to_do(
+    target: Target, sample: Sample, found: PromptSet, options: PropagateOptions
+) -> dict[tuple[int, int | None], frozenset[int] | None]:
+    """What is not done of a sample: object ids by range, None for all objects.
+
+    A sample that is not complete is done whole (or gone on with from its checkpoint);
+    of a complete one, only the objects that have no track yet.
+    """
+    ranges = target.ranges or ((options.start, options.stop),)
+    prompted = frozenset(prompt.object_id for prompt in found.prompts)
+    # Objects that the view hides keep what they have.
+    everything = prompted if isinstance(sample, SampleView) else None
+    complete = status.read_status(sample, options.output).state == "complete"
+    if options.overwrite or (not complete and target.ranges is None):
+        return dict.fromkeys(ranges, everything)
+    todo: dict[tuple[int, int | None], frozenset[int] | None] = {}
+    for start, stop in ranges:
+        support = None if stop is None else (start, stop - 1)
+        tracks = read_tracks(sample, options.output, support=support)
+        missing = prompted - {track.object_id for track in tracks}
+        if missing:
+            todo[start, stop] = everything if missing == prompted else missing
+    return todo
+
+
+def _mark(
+    sample: Sample,
+    reader: VideoReader,
+    prompts: list[Prompt],
+    options: PropagateOptions,
+    info: PropagatorInfo,
+) -> CheckpointFile:
+    """Where the checkpoint of a range is kept, and what it depends on."""
+    facts = {
+        "version": __version__,
+        "propagator": asdict(info),
+        "options": asdict(replace(options, overwrite=False)),
+        "video": asdict(reader.metadata),
+        "prompts": [asdict(prompt) for prompt in prompts],
+    }
+    name = f"{sample.id}-{options.output}-{options.start}.safetensors"
+    return CheckpointFile(assets.cache_dir() / "jobs" / name, signature(facts))
+
+
+def _with_checkpoints(
+    propagation: Propagation,
+) -> Iterator[tuple[FrameMasks, Checkpoint | None]]:
+    """Adds a checkpoint to a frame now and then."""
+    last = time.monotonic()
+    for masks in propagation:
+        checkpoint = None
+        if time.monotonic() - last >= CHECKPOINT_SECONDS:
+            checkpoint = propagation.checkpoint()
+            last = time.monotonic()
+        yield masks, checkpoint
+
+
+def _frames_to_come(
+    prompts: list[Prompt], direction: Direction, start: int, stop: int
+) -> int:
+    """How many frames a propagation gives out, for the progress bar."""
+    first = min(prompt.frame for prompt in prompts)
+    last = max(prompt.frame for prompt in prompts)
+    forward = stop - first if direction != "backward" else 0
+    backward = last - start if direction != "forward" else 0
+    return max(forward + backward, 1)
