@@ -52,6 +52,28 @@ class Video:
         return np.ascontiguousarray(self._strip[:, left : left + self.width])
 
 
+class Prepared:
+    """Frames as the session wants them: prepared when asked for, and then kept.
+
+    Preparing all of them first, as its processor does, would leave that work out of the
+    time a frame; keeping them is what it does.
+    """
+
+    def __init__(self, video: Video, image_size: int) -> None:
+        self._video, self._image_size = video, image_size
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._video)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index not in self._kept:
+            pixels = torch.from_numpy(self._video[index]).permute(2, 0, 1)
+            small = shrink(pixels, self._image_size)
+            self._kept[index] = normalise(small, torch.device("cpu"))[0]
+        return self._kept[index]
+
+
 def small_model() -> Any:
     """A random model of 1.3 million parameters at 128 pixels."""
     hidden, size = 128, 128
@@ -119,17 +141,7 @@ def run_session(
 ) -> Iterator[object]:
     """The session's masks, resized to the video as its processor does."""
     size = model.image_size
-    pixels = torch.stack(
-        [
-            normalise(
-                shrink(torch.from_numpy(video[i]).permute(2, 0, 1), size),
-                torch.device("cpu"),
-            )[0]
-            for i in range(len(video))
-        ]
-    )
     session = Sam2VideoInferenceSession(
-        video=pixels,
         video_height=video.height,
         video_width=video.width,
         inference_device=device,
@@ -137,7 +149,7 @@ def run_session(
         video_storage_device=device,
         dtype=torch.float32,
     )
-    del pixels
+    session.processed_frames = Prepared(video, size)
     scale = torch.tensor([size / video.width, size / video.height])
     for prompt in boxes(objects):
         index = session.obj_id_to_idx(prompt.object_id)

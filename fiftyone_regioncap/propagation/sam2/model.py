@@ -8,9 +8,10 @@ Videos", 2024).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,18 @@ class TrackerModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.no_memory_embedding.device
+
+    @contextlib.contextmanager
+    def arithmetic(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inference in a dtype: float32, or a smaller one through autocast."""
+        small = dtype != torch.float32
+        with (
+            torch.inference_mode(),
+            torch.autocast(
+                self.device.type, dtype=dtype if small else None, enabled=small
+            ),
+        ):
+            yield
 
     def _levels(self, output: Any) -> tuple[list[Tensor], Tensor]:
         """The encoder's levels, fine to coarse, and the last one's positions."""
@@ -335,7 +348,7 @@ class TrackerModel:
         maps, positions = self._memory_maps(features, decoded, prompted=prompted)
         tokens = maps.flatten(2).transpose(1, 2)
         if self.memory_dtype is not None:
-            tokens = tokens.to(self.memory_dtype)
+            tokens = tokens.to(self.memory_dtype).contiguous()
         space = positions[0].to(decoded.large.dtype).flatten(1).transpose(0, 1)
         return tokens, space
 

@@ -25,6 +25,7 @@ from fiftyone_regioncap.propagation.sam2.prompts import (
     fingerprint,
     merge_prompts,
 )
+from fiftyone_regioncap.propagation.sam2.segmenter import FrameSegmenter
 from fiftyone_regioncap.propagation.sam2.stream import (
     Compute,
     FrameLogits,
@@ -235,6 +236,10 @@ class StreamingPropagator:
             an iterator over :class:`FrameLogits`.
         """
         return self._start(frames, prompts, direction, start, stop, None)[0]
+
+    def segmenter(self) -> FrameSegmenter:
+        """The image part of the model, for :func:`propagation.proposals.propose`."""
+        return FrameSegmenter(self._model, self._compute.dtype)
 
     def _start(
         self,

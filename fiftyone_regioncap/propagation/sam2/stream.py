@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -173,7 +172,7 @@ class LogitsStream:
             if self.done_in_pass < len(current.frames):
                 frame = current.frames[self.done_in_pass]
                 try:
-                    with self._arithmetic():
+                    with self._model.arithmetic(self._compute.dtype):
                         return self._visit(frame, current.step)
                 except BaseException:
                     self.close()
@@ -187,16 +186,6 @@ class LogitsStream:
         if self._feed is not None:
             self._feed.close()
             self._feed = None
-
-    @contextlib.contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        device, dtype = self._model.device.type, self._compute.dtype
-        small = dtype != torch.float32
-        with (
-            torch.inference_mode(),
-            torch.autocast(device, dtype=dtype if small else None, enabled=small),
-        ):
-            yield
 
     def _turn(self) -> None:
         """Goes on to the next pass."""

@@ -1,0 +1,218 @@
+"""Prompts for videos that have none: everything a segmenter finds on key frames.
+
+A grid of points on each key frame, masks kept when the model is sure of them and they
+are stable under its threshold (automatic mask generation, Kirillov et al., "Segment
+Anything", 2023), each object prompted once, on the key frame where it is seen first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.propagation.base import Frames
+from fiftyone_regioncap.regions import Frame, Mask, Prompt, box_of_mask
+
+POINTS_AT_ONCE = 32
+
+
+class Segmenter(Protocol):
+    """Masks for points on a frame."""
+
+    def encode(self, frame: Frame) -> Any:
+        """What :meth:`decode` needs of a frame, uint8 (H, W, 3) RGB."""
+
+    def decode(
+        self, encoded: Any, points: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Segments what is under each point.
+
+        Args:
+            encoded: of the frame.
+            points: (N, 2) of x, y in pixels of the frame.
+
+        Returns:
+            logits (N, h, w) over the whole frame at any resolution, above 0 is object;
+            and their predicted IoU (N,) in [0, 1].
+        """
+
+
+@dataclass(frozen=True)
+class ProposalOptions:
+    """What counts as an object.
+
+    Attributes:
+        every: distance of key frames.
+        grid: points a side of the grid.
+        min_iou: the segmenter's own confidence, at least.
+        min_stability: IoU of the masks at logits -1 and 1, at least.
+        min_area: of the frame, at least.
+        max_area: of the frame, at most; larger masks are background.
+        same_frame_iou: masks of one frame that overlap more are one object.
+        same_object_iou: masks of key frames in a row that overlap more are one object.
+        max_objects: how many, the surest first on each key frame.
+    """
+
+    every: int = 30
+    grid: int = 16
+    min_iou: float = 0.8
+    min_stability: float = 0.9
+    min_area: float = 0.001
+    max_area: float = 0.5
+    same_frame_iou: float = 0.7
+    same_object_iou: float = 0.4
+    max_objects: int = 32
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.grid < 1 or self.max_objects < 1:
+            raise ValueError("every, grid and max_objects must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mask that may be an object.
+
+    Attributes:
+        mask: bool (H, W).
+        score: predicted IoU in [0, 1].
+        colors: float32 (n,), histogram inside the mask; its sum is 1.
+    """
+
+    mask: Mask
+    score: float
+    colors: NDArray[np.float32]
+
+
+def propose(
+    frames: Frames,
+    segmenter: Segmenter,
+    options: ProposalOptions | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> list[Prompt]:
+    """Finds the objects of a video.
+
+    Args:
+        frames: the video.
+        segmenter: what finds masks.
+        options: what counts as an object.
+        start: first frame of interest.
+        stop: one past the last; None means the end.
+
+    Returns:
+        one mask prompt an object, ids from 1.
+    """
+    options = options or ProposalOptions()
+    prompts: list[Prompt] = []
+    last: list[Proposal] = []
+    stop = len(frames) if stop is None else stop
+    for index in range(start, stop, options.every):
+        found = proposals(frames[index], segmenter, options)
+        for proposal in found:
+            if len(prompts) == options.max_objects:
+                return prompts
+            if not any(_same_object(proposal, other, options) for other in last):
+                prompts.append(Prompt(len(prompts) + 1, index, mask=proposal.mask))
+        # Objects hidden on this key frame may be back on the next.
+        unseen = [
+            other
+            for other in last
+            if not any(_same_object(proposal, other, options) for proposal in found)
+        ]
+        last = found + unseen
+    return prompts
+
+
+def proposals(
+    frame: Frame, segmenter: Segmenter, options: ProposalOptions
+) -> list[Proposal]:
+    """The objects of one frame, the surest first."""
+    candidates = sorted(
+        _candidates(frame, segmenter, options), key=lambda c: c.score, reverse=True
+    )
+    kept: list[Proposal] = []
+    for candidate in candidates:
+        if all(
+            mask_iou(candidate.mask, other.mask) <= options.same_frame_iou
+            for other in kept
+        ):
+            kept.append(candidate)
+    return kept
+
+
+def _candidates(
+    frame: Frame, segmenter: Segmenter, options: ProposalOptions
+) -> Iterator[Proposal]:
+    height, width = frame.shape[:2]
+    encoded = segmenter.encode(frame)
+    points = grid_points(options.grid, height, width)
+    for first in range(0, len(points), POINTS_AT_ONCE):
+        batch = points[first : first + POINTS_AT_ONCE]
+        logits, ious = segmenter.decode(encoded, batch)
+        for field, iou in zip(logits, ious, strict=True):
+            share = float((field > 0).mean())
+            if iou < options.min_iou or stability(field) < options.min_stability:
+                continue
+            if not options.min_area <= share <= options.max_area:
+                continue
+            mask = cv2.resize(field, (width, height)) > 0
+            if mask.any():
+                yield Proposal(mask, float(iou), _colors(frame, mask))
+
+
+def grid_points(side: int, height: int, width: int) -> NDArray[np.float64]:
+    """Centres of a grid of side x side cells, (side * side, 2) of x, y in pixels."""
+    steps = (np.arange(side) + 0.5) / side
+    x, y = np.meshgrid(steps * width, steps * height)
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def stability(logits: NDArray[np.float32], offset: float = 1.0) -> float:
+    """IoU of the masks at a higher and a lower threshold, in [0, 1]."""
+    outer = int((logits > -offset).sum())
+    return int((logits > offset).sum()) / outer if outer else 0.0
+
+
+def mask_iou(one: Mask, other: Mask) -> float:
+    """Intersection over union of two masks of one size; 0 when both are empty."""
+    union = int((one | other).sum())
+    return int((one & other).sum()) / union if union else 0.0
+
+
+def _same_object(one: Proposal, other: Proposal, options: ProposalOptions) -> bool:
+    """By place; or, for what has moved, by colours, size and nearness."""
+    if mask_iou(one.mask, other.mask) >= options.same_object_iou:
+        return True
+    areas = sorted((int(one.mask.sum()), int(other.mask.sum())))
+    if areas[1] > 2 * areas[0]:
+        return False
+    overlap = float(np.minimum(one.colors, other.colors).sum())
+    return overlap >= 0.75 and _distance(one.mask, other.mask) <= 0.3
+
+
+def _distance(one: Mask, other: Mask) -> float:
+    """Between the centres of two masks' boxes, in diagonals of the frame."""
+    centres = []
+    for mask in (one, other):
+        box = box_of_mask(mask)
+        assert box is not None, "proposals are never empty"
+        centres.append(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+    return float(np.hypot(*np.subtract(centres[0], centres[1])) / np.hypot(*one.shape))
+
+
+def _colors(frame: Frame, mask: Mask) -> NDArray[np.float32]:
+    hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV)
+    counts = cv2.calcHist(
+        [hsv],
+        [0, 1, 2],
+        mask.astype(np.uint8),
+        [12, 4, 4],
+        [0, 180, 0, 256, 0, 256],
+    ).ravel()
+    return counts / counts.sum()
