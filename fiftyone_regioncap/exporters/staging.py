@@ -43,6 +43,7 @@ class Part:
 
     Attributes:
         folder: for the video's own files, at their paths in the export.
+        scratch: for files that the merge packs into others.
         counts: how many of what there are, for the manifest.
         labels: names of the video's objects.
         models: (model, revision) of its captions.
@@ -50,6 +51,7 @@ class Part:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "tree"
+        self.scratch = folder / "scratch"
         self.counts: Counter[str] = Counter()
         self.labels: set[str] = set()
         self.models: set[tuple[str, str]] = set()
@@ -144,6 +146,10 @@ class Merge:
                 for line in file:
                     *found, body = line.rstrip(b"\n").split(b"\t", references)
                     yield Item(number, tuple(map(json.loads, found)), body)
+
+    def scratch(self, part: int) -> Path:
+        """Where a part has left files to pack; they may not be changed."""
+        return self._folders[part] / "scratch"
 
     def bodies(self, stream: str) -> Iterator[bytes]:
         """The items of a stream without references."""

@@ -1,0 +1,193 @@
+"""DAM: WebDataset shards of images with described regions, and DLC-Bench's COCO."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fiftyone_regioncap.exporters.captions import caption_to_json
+from fiftyone_regioncap.exporters.files import (
+    coco_rle,
+    dumps,
+    write_mapping,
+    write_object,
+)
+from fiftyone_regioncap.exporters.gathering import NO_LABEL
+from fiftyone_regioncap.exporters.media import Media, jpeg, pictures
+from fiftyone_regioncap.exporters.osprey import on_frames
+from fiftyone_regioncap.exporters.records import VideoRecord
+from fiftyone_regioncap.exporters.staging import (
+    ExportError,
+    Merge,
+    Part,
+    with_values,
+)
+
+FILE = "annotations.json"
+
+
+@dataclass(frozen=True)
+class Dam:
+    """Writes ``shards/<number>.tar`` as WebDataset reads them.
+
+    A sample is an image, ``<key>.jpg``, and ``<key>.json``, a list of its regions with
+    the keys of DAM's data: ``mask_rle``, ``img_id``, ``image`` and ``caption``. JSON
+    takes the place of the pickle there, which nobody should load from outside. A
+    caption is shown on the frame where its object is largest.
+
+    Attributes:
+        name: as it is asked for.
+        shard_bytes: size of a shard at which the next one is begun.
+    """
+
+    name: str = "dam"
+    shard_bytes: int = 2**29
+
+    def write(self, video: VideoRecord, part: Part, media: Media) -> None:
+        """Writes a video's samples, each image a file until it is packed."""
+        if media.mode == "none":
+            raise ExportError("the shards of dam hold images; export with media")
+        regions = dict(on_frames(video))
+        for frame, picture in pictures(video, regions):
+            key = f"{video.name}-{frame:06d}"
+            items = [
+                {
+                    "img_id": key,
+                    "image": f"{key}.jpg",
+                    "height": video.height,
+                    "width": video.width,
+                    "mask_rle": coco_rle(item.best[1].rle),
+                    "label": item.label,
+                    "object_id": item.record.index,
+                    "caption": item.record.caption,
+                }
+                for item in regions[frame]
+            ]
+            # Names with dots would be taken for suffixes by WebDataset.
+            part.add("samples", {"key": key.replace(".", "_"), "regions": items})
+            part.scratch.mkdir(exist_ok=True)
+            (part.scratch / f"{key}.jpg").write_bytes(jpeg(picture))
+            part.counts.update(captions=len(items), masks=len(items), frames=1)
+
+    def finish(self, merge: Merge) -> None:
+        """Packs the shards."""
+        shards = _Shards(merge.folder / "shards", self.shard_bytes)
+        for item in merge.items("samples"):
+            sample = json.loads(item.body)
+            image = merge.scratch(item.part) / sample["regions"][0]["image"]
+            shards.add(sample["key"], image.read_bytes(), dumps(sample["regions"]))
+        shards.close()
+
+
+class _Shards:
+    """Tar files of about one size; the same samples give the same bytes."""
+
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
+        self._folder = folder
+        self._limit = shard_bytes
+        self._number = 0
+        self._tar: tarfile.TarFile | None = None
+
+    def add(self, key: str, image: bytes, regions: bytes) -> None:
+        if self._tar is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{self._number:06d}.tar"
+            self._tar = tarfile.open(path, "w")  # noqa: SIM115
+            self._number += 1
+        for suffix, data in (("jpg", image), ("json", regions)):
+            info = tarfile.TarInfo(f"{key}.{suffix}")
+            info.size = len(data)
+            self._tar.addfile(info, io.BytesIO(data))
+        if self._tar.offset >= self._limit:
+            self.close()
+
+    def close(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+
+
+@dataclass(frozen=True)
+class DlcBench:
+    """Writes ``annotations.json`` and ``images/`` as DLC-Bench has them.
+
+    One COCO annotation a caption, on the frame where its object is largest. A model's
+    predictions are ``{"<annotation id>": "<text>"}``; ``captions.json`` has the
+    captions in that form, so that they can be judged as they are.
+
+    Attributes:
+        name: as it is asked for.
+    """
+
+    name: str = "dlc-bench"
+
+    def write(self, video: VideoRecord, part: Part, media: Media) -> None:
+        """Writes a video's images."""
+        paths: dict[int, str] = {}
+        for frame, items in on_frames(video):
+            file_name = f"{video.name}-{frame:06d}.jpg"
+            paths[frame] = f"images/{file_name}"
+            image = {
+                "file_name": file_name,
+                "height": video.height,
+                "width": video.width,
+                "video": video.name,
+                "frame_id": frame,
+            }
+            part.add("images", image)
+            for item in items:
+                _, label = item.best
+                x1, y1, x2, y2 = label.box
+                annotation = {
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": label.area,
+                    "iscrowd": 0,
+                    "segmentation": coco_rle(label.rle),
+                    "caption": item.record.caption,
+                    "record": caption_to_json(item.record),
+                }
+                category = item.label or NO_LABEL
+                part.add("annotations", annotation, len(paths) - 1, category)
+                part.labels.add(category)
+            part.counts.update(captions=len(items), masks=len(items), frames=1)
+        media.frames(video, part.folder, paths.items())
+
+    def finish(self, merge: Merge) -> None:
+        """Writes ``annotations.json`` and ``captions.json``."""
+        categories = {label: number for number, label in enumerate(merge.labels, 1)}
+        write_object(
+            merge.folder / FILE,
+            {"info": {"description": "described regions"}},
+            images=merge.numbered("images"),
+            annotations=_annotations(merge, categories),
+            categories=(
+                dumps({"id": number, "name": label, "supercategory": "object"})
+                for label, number in categories.items()
+            ),
+        )
+        write_mapping(merge.folder / "captions.json", _captions(merge))
+
+
+def _annotations(merge: Merge, categories: dict[str, int]) -> Iterator[bytes]:
+    """Numbers images on past those of the videos before."""
+    part = images = most = 0
+    for number, item in enumerate(merge.items("annotations", references=2), 1):
+        if item.part != part:
+            images, part = most, item.part
+        image, category = item.references
+        most = max(most, images + image + 1)
+        yield with_values(
+            item.body,
+            id=number,
+            image_id=images + image + 1,
+            category_id=categories[category],
+        )
+
+
+def _captions(merge: Merge) -> Iterator[tuple[str, bytes]]:
+    for number, item in enumerate(merge.items("annotations", references=2), 1):
+        yield str(number), dumps(json.loads(item.body)["caption"])
