@@ -235,6 +235,7 @@ ASSETS: tuple[Asset, ...] = (
     _sam2("large", 857),
     _dam("DAM-3B"),
     _dam("DAM-3B-Video"),
+    _dam("DAM-3B-Self-Contained"),
 )
 """Everything that can be fetched."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 
 from fiftyone_regioncap.camera import camera_steps
 from fiftyone_regioncap.colors import color_shares
-from fiftyone_regioncap.regions import Box, Mask, RegionClip, Scored, box_of_mask
-
-Side: TypeAlias = Literal["left", "right", "top", "bottom"]
-"""An edge of the frame."""
+from fiftyone_regioncap.measurements import Measurements, Side
+from fiftyone_regioncap.regions import Box, Mask, RegionClip, box_of_mask
 
 STILL_FRAME = 0.02
 """Own motion below this share of the frame's width is none ..."""
@@ -33,9 +31,6 @@ STILL_OBJECT = 0.15
 
 GROWTH = 1.3
 """Factor of size from which an object comes closer or goes away."""
-
-SECONDARY_SHARE = 0.2
-"""Share of the region from which a second colour is named."""
 
 _TURN = np.deg2rad(90)
 _TOUCH = 0.004  # of the frame's size; nearer to its edge than this is at it
@@ -54,67 +49,6 @@ _DIRECTIONS = (
     "up",
     "up and right",
 )
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What was measured of one object; None where it can't be told.
-
-    Attributes:
-        first_frame: where it is first visible, 0-based.
-        last_frame: where it is last visible.
-        visible_fraction: share of the support's frames on which it is visible.
-        visible_spans: (first, last) of each run of frames on which it is visible,
-            inclusive. Without a track, it is taken as visible from its first sampled
-            frame to its last.
-        mean_area: share of the frame that its mask covers, over the sampled frames.
-        colors: (name, share of its pixels), the largest share first.
-        first_place: where in the frame it is first, such as ``"upper left"``.
-        last_place: where it is last.
-        speed: along its own path, camera motion taken out, in frame widths a second.
-        direction: of its own motion: left, right, up, down, two of them joined by
-            "and", "back and forth" for a path that returns, towards or away for a
-            change of size alone, or still.
-        depth: towards or away where its size changes steadily; else None.
-        turns: changes of direction by more than a right angle in its path over the
-            sampled frames.
-        camera_shift: how far the background under the middle of the view moved from
-            the first sampled frame to the last, in frame widths.
-        enters: the edge of the frame over which it comes into the picture.
-        leaves: the edge of the frame over which it goes out of it.
-    """
-
-    first_frame: int | None = None
-    last_frame: int | None = None
-    visible_fraction: float = 0.0
-    visible_spans: tuple[tuple[int, int], ...] = ()
-    mean_area: float | None = None
-    colors: tuple[Scored, ...] = ()
-    first_place: str | None = None
-    last_place: str | None = None
-    speed: float | None = None
-    direction: str | None = None
-    depth: Literal["towards", "away"] | None = None
-    turns: int | None = None
-    camera_shift: float | None = None
-    enters: Side | None = None
-    leaves: Side | None = None
-
-    @property
-    def main_colors(self) -> tuple[Scored, ...]:
-        """The colour with the largest share, and the second if it is strong."""
-        strong = len(self.colors) > 1 and self.colors[1][1] >= SECONDARY_SHARE
-        return self.colors[: 2 if strong else 1]
-
-    @property
-    def dominant_color(self) -> str | None:
-        """The name of the colour with the largest share."""
-        return self.colors[0][0] if self.colors else None
-
-    @property
-    def secondary_color(self) -> str | None:
-        """The name of the second colour, if it is strong."""
-        return self.main_colors[1][0] if len(self.main_colors) > 1 else None
 
 
 def measure(clip: RegionClip) -> Measurements:

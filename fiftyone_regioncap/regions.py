@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap.errors import PromptError
-
-if TYPE_CHECKING:
-    from fiftyone_regioncap.measuring import Measurements
+from fiftyone_regioncap.measurements import Measurements
 
 Frame: TypeAlias = NDArray[np.uint8]
 """An RGB image: uint8 (H, W, 3)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -24,8 +24,8 @@ class StreamingCaptioner(Protocol):
 
 def caption_stream(
     captioner: Captioner, clips: Iterable[RegionClip], *, prompt: str | None = None
-) -> Iterator[Caption]:
-    """Describes each clip of a stream, in order.
+) -> Generator[Caption, None, None]:
+    """Describes each clip of a stream, in order; closing it stops the captioner.
 
     Args:
         captioner: used in batches of the size it likes, or by its own stream if it has

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
@@ -13,6 +14,9 @@ import click
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True)
 @click.option("--rows", type=int, default=16, show_default=True, help="At once.")
+@click.option("--temperature", type=float, default=0.2, show_default=True)
+@click.option("--top-p", type=float, default=0.9, show_default=True)
+@click.option("--max-new-tokens", type=int, default=512, show_default=True)
 @click.option("--device", help="Such as cuda or cpu.")
 @click.option("--accept-license", is_flag=True, help="Accept the weights' licence.")
 def serve(
@@ -21,19 +25,24 @@ def serve(
     host: str,
     port: int,
     rows: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
     device: str | None,
     accept_license: bool,
 ) -> None:
     """Serves Describe Anything in its authors' dialect and in OpenAI's (/v1).
 
-    Beyond loopback clients must send the token in $REGIONCAP_TOKEN.
+    Sampling and length are for requests that say nothing of them. Beyond loopback
+    clients must send the token in $REGIONCAP_TOKEN.
     """
     import torch
 
     from fiftyone_regioncap import assets
     from fiftyone_regioncap.backends import best_device
     from fiftyone_regioncap.captioning.dam import DAM
-    from fiftyone_regioncap.serving.app import ServerSettings
+    from fiftyone_regioncap.captioning.decoding import Sampling
+    from fiftyone_regioncap.serving.app import Limits, ServerSettings
     from fiftyone_regioncap.serving.server import serve as run
 
     if accept_license:
@@ -41,7 +50,12 @@ def serve(
     device = device or best_device()
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     settings = ServerSettings(
-        video=video, token=os.environ.get("REGIONCAP_TOKEN") or None, rows=rows
+        model=Path(weights).name,
+        video=video,
+        token=os.environ.get("REGIONCAP_TOKEN") or None,
+        sampling=Sampling(temperature, 50, top_p),
+        limits=Limits(max_new_tokens=max_new_tokens),
+        rows=rows,
     )
     run(
         DAM.from_pretrained(weights, device, dtype),

@@ -84,8 +84,10 @@ class Captioning:
         made: list[CaptionRecord] = []
         prompt = self._options.prompt
         ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
-        with closing(ahead):
-            for caption in caption_stream(captioner, ahead, prompt=prompt):
+        captions = caption_stream(captioner, ahead, prompt=self._options.prompt)
+        # The captions first: a captioner may be reading clips in a thread of its own.
+        with closing(ahead), closing(captions):
+            for caption in captions:
                 while waiting[0].plan is None:
                     self._end(waiting.popleft(), made)
                 item = waiting.popleft()

@@ -130,8 +130,9 @@ def run(
         meter.finish("caption", name_of(item.sample))
 
     ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
-    with closing(ahead):
-        for caption in caption_stream(captioner, ahead, prompt=options.prompt):
+    captions = caption_stream(captioner, ahead, prompt=options.prompt)
+    with closing(ahead), closing(captions):
+        for caption in captions:
             while waiting[0].region is None:
                 end(waiting.popleft())
             item = waiting.popleft()
