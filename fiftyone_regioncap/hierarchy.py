@@ -18,7 +18,7 @@ from bson import ObjectId
 from pymongo import UpdateOne
 
 from fiftyone_regioncap.errors import FieldError
-from fiftyone_regioncap.image_jobs import read_image
+from fiftyone_regioncap.jobs.images import read_image
 from fiftyone_regioncap.labels.fields import require_regions, require_tracks
 from fiftyone_regioncap.labels.regions import read_regions
 from fiftyone_regioncap.labels.store import Store, frame_path, now

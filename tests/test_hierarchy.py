@@ -184,7 +184,9 @@ def test_regions_of_images_get_the_label_they_are_in(
         part, whole, boxed = dataset.first().things.detections
         assert (part.parent, part.level) == (whole.id, 1)
         assert not whole.has_field("parent") and whole.level == 0
-        assert not boxed.has_field("parent"), "a box alone says little of what is inside it"
+        assert not boxed.has_field("parent"), (
+            "a box alone says little of what is inside it"
+        )
     finally:
         dataset.delete()
 

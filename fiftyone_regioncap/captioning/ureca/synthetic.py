@@ -67,8 +67,8 @@ class ByteVocabulary:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of bytes."""
-        return bytes(ids).decode("utf-8", errors="replace")
+        """A letter a byte."""
+        return bytes(ids).decode("latin-1")  # so that no two ids look the same
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """A letter a byte."""
