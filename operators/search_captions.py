@@ -8,8 +8,8 @@ from typing import Any
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
+from fiftyone_regioncap.caption_fields import caption_fields
 from fiftyone_regioncap.search import Query, QueryError, embedding, search
-from fiftyone_regioncap.search.source import caption_fields
 
 from . import _forms
 

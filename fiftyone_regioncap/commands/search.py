@@ -72,7 +72,7 @@ def command(
 
 
 def _show(results: SearchResults) -> None:
-    paths = dict(zip(*results.source.dataset.values(["id", "filepath"]), strict=True))
+    paths = dict(zip(*results.captions.dataset.values(["id", "filepath"]), strict=True))
     for rank, hit in enumerate(results.hits, start=1):
         click.echo(f"{rank:3}. {hit.score:.3f}  {paths.get(hit.sample_id, '')}")
         click.echo(textwrap.indent(textwrap.fill(hit.caption, 80), " " * 12))

@@ -17,7 +17,7 @@ import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.search.source import CaptionSource, CaptionText
+from fiftyone_regioncap.search.source import CaptionText, Source
 from fiftyone_regioncap.search.text_index import Text, TextIndex, TextWriter
 
 _SCHEMA = """
@@ -78,7 +78,7 @@ class Catalog:
     def __len__(self) -> int:
         return self._db.execute("select count(*) from captions").fetchone()[0]
 
-    def update(self, source: CaptionSource, index: TextIndex) -> int:
+    def update(self, source: Source, index: TextIndex) -> int:
         """Reads what changed, and brings the text index up to date too.
 
         When this is interrupted, the next update does the same again.
@@ -136,11 +136,11 @@ class Catalog:
                 "insert or replace into captions values (?, ?, ?, ?, ?)",
                 (row, label, key, text.hash, text.caption),
             )
-            writer.add(Text(row, text.caption, text.label, "\n".join(text.tags)))
+            writer.add(Text(row, (text.caption, text.label, *text.tags)))
             changes += 1
         return changes + self._remove([row for row, _ in old.values()], writer)
 
-    def _remove_deleted(self, source: CaptionSource, writer: TextWriter) -> int:
+    def _remove_deleted(self, source: Source, writer: TextWriter) -> int:
         """Removes the captions of samples that are no more."""
         known = self._db.execute("select count(*) from samples").fetchone()[0]
         if known == source.count_samples():

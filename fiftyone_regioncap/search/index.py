@@ -19,7 +19,7 @@ from fiftyone_regioncap import assets
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
 from fiftyone_regioncap.search.query import Query
-from fiftyone_regioncap.search.source import CaptionSource
+from fiftyone_regioncap.search.source import Source
 from fiftyone_regioncap.search.text_index import TextIndex
 from fiftyone_regioncap.search.vectors import VectorStore
 
@@ -82,7 +82,7 @@ class CaptionIndex:
         """Closes the files."""
         self.catalog.close()
 
-    def update(self, source: CaptionSource) -> int:
+    def update(self, source: Source) -> int:
         """Reads captions that changed since the last time.
 
         Args:

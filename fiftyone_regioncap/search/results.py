@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import fiftyone as fo
-import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
-import fiftyone.core.media as fom
-import fiftyone.core.patches as fop
 import fiftyone.core.view as fov
-from bson import ObjectId
-from fiftyone import ViewField as F
 
-from fiftyone_regioncap.errors import FieldError
-from fiftyone_regioncap.labels.fields import require_output
+from fiftyone_regioncap.caption_fields import CaptionField
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 from fiftyone_regioncap.search.index import CaptionIndex, Hit, Mode, index_folder
-from fiftyone_regioncap.search.source import CaptionSource
+from fiftyone_regioncap.search.source import FieldSource
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +31,14 @@ class SearchResults:
     Attributes:
         query: what was looked for.
         mode: how.
-        source: whose captions these are.
+        captions: the field that they are in.
         hits: the captions.
         note: what wasn't possible, and how to make it so; None when all was.
     """
 
     query: str
     mode: Mode
-    source: CaptionSource
+    captions: CaptionField
     hits: tuple[Hit, ...]
     note: str | None = None
 
@@ -63,20 +56,16 @@ class SearchResults:
             FieldError: when the attribute's name is none.
         """
         if score_field is not None:
-            write_attribute(
-                self.source,
-                require_output(score_field),
-                {hit.id: hit.score for hit in self.hits},
-                fo.FloatField,
-            )
-        return labels_view(self.source, [hit.id for hit in self.hits])
+            scores = {hit.id: hit.score for hit in self.hits}
+            self.captions.write(score_field, scores, fo.FloatField)
+        return self.captions.view([hit.id for hit in self.hits])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
             "query": self.query,
             "mode": self.mode,
-            "field": self.source.field,
+            "field": self.captions.name,
             "note": self.note,
             "hits": [asdict(hit) for hit in self.hits],
         }
@@ -118,7 +107,7 @@ def search(
         BackendError: when search by meaning is asked for and the model can't be
             loaded.
     """
-    source = CaptionSource.of(samples._root_dataset, field)
+    captions = CaptionField.of(samples, field)
     note = None
     if mode == "auto":
         note = embedding.missing(model) if isinstance(model, str) else None
@@ -128,88 +117,21 @@ def search(
     embedder = None
     if chosen != "text":
         embedder = embedding.load(model, device) if isinstance(model, str) else model
-    index = open_index(source)
-    index.update(source)
+    index = open_index(captions)
+    index.update(FieldSource(captions))
     if embedder is not None:
         index.embed(embedder, progress=progress)
     hits = index.search(
-        query, k, mode=chosen, embedder=embedder, ids=_labels_in(samples, source)
+        query, k, mode=chosen, embedder=embedder, ids=captions.ids_in(samples)
     )
-    return SearchResults(query, chosen, source, tuple(hits), note)
+    return SearchResults(query, chosen, captions, tuple(hits), note)
 
 
-def open_index(source: CaptionSource) -> CaptionIndex:
+def open_index(captions: CaptionField) -> CaptionIndex:
     """The index of a field, opened once in a process."""
-    return _opened(index_folder(source.dataset, source.field))
+    return _opened(index_folder(captions.dataset, captions.name))
 
 
 @lru_cache(maxsize=32)
 def _opened(folder: Path) -> CaptionIndex:
     return CaptionIndex(folder)
-
-
-def _labels_in(
-    samples: foco.SampleCollection, source: CaptionSource
-) -> Collection[str] | None:
-    """Ids of the captions in a view; None for those of the whole dataset."""
-    if isinstance(samples, fo.Dataset):
-        return None
-    if isinstance(samples, foc.ClipsView | fop.PatchesView):
-        if samples.has_field(source.field):
-            return samples.values("id")
-        samples = source.dataset.select(samples.values("sample_id"))
-    if not samples._all_stages:
-        return None
-    ids = samples.values(f"{source.labels}.id", unwind=True)
-    return [label_id for label_id in ids if label_id is not None]
-
-
-def labels_view(
-    source: CaptionSource, ids: list[str], *, ordered: bool = True
-) -> fov.DatasetView:
-    """Labels as clips of their videos or patches of their images.
-
-    Args:
-        source: whose labels they are.
-        ids: of the labels.
-        ordered: whether they are in this order, or in that of the dataset.
-    """
-    dataset = source.dataset
-    wanted = F("_id").is_in([ObjectId(label_id) for label_id in ids])
-    found = dataset.filter_labels(source.field, wanted)
-    if dataset.media_type == fom.IMAGE:
-        view = found.to_patches(source.field)
-    else:
-        view = found.to_clips(source.field)
-    return view.select(ids, ordered=True) if ordered else view
-
-
-def write_attribute(
-    source: CaptionSource,
-    name: str,
-    values: Mapping[str, Any],
-    kind: type,
-    subfield: type | None = None,
-) -> None:
-    """Writes an attribute of labels and declares it.
-
-    Args:
-        source: whose labels they are.
-        name: of the attribute.
-        values: by label id; those of other labels are left as they are.
-        kind: type of the attribute's field.
-        subfield: type of what is in a list.
-
-    Raises:
-        FieldError: when the attribute exists with another type.
-    """
-    path = f"{source.labels}.{name}"
-    options = {} if subfield is None else {"subfield": subfield}
-    try:
-        source.dataset.add_sample_field(path, kind, **options)
-    except ValueError as error:
-        raise FieldError(
-            f"{path} exists with another type; choose another name ({error})"
-        ) from error
-    if values:
-        source.dataset.set_label_values(path, dict(values))

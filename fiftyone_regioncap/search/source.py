@@ -1,33 +1,20 @@
-"""The captions of a dataset, as they lie in the database."""
+"""What can be searched of a caption, and where captions come from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
+from typing import Protocol
 
-import fiftyone as fo
-import fiftyone.core.media as fom
 from bson import ObjectId
 
-from fiftyone_regioncap.labels import fields
-from fiftyone_regioncap.labels.geometry import labels_of
+from fiftyone_regioncap.caption_fields import CaptionField
 from fiftyone_regioncap.labels.store import Document
 
 _LISTS = ("tags", "attributes")
 _WORDS = ("caption", "label", "category")
-_SAMPLES_AT_ONCE = 1000
-
-
-def caption_fields(dataset: fo.Dataset) -> list[str]:
-    """Fields that can have captions: those of tracks, or regions that have some."""
-    if dataset.media_type != fom.IMAGE:
-        return fields.caption_fields(dataset)
-    sources = [
-        CaptionSource.of(dataset, name) for name in fields.region_fields(dataset)
-    ]
-    return [s.field for s in sources if dataset.has_field(f"{s.labels}.caption")]
 
 
 @dataclass(frozen=True)
@@ -36,7 +23,7 @@ class CaptionText:
 
     Attributes:
         id: of its label.
-        caption: the full text; empty when there is none.
+        caption: the full text.
         label: the short name; empty when there is none.
         tags: tags, attributes and the category.
     """
@@ -61,11 +48,6 @@ class CaptionText:
         )
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing was said; the name of an object alone is no caption."""
-        return not self.caption
-
-    @property
     def hash(self) -> int:
         """Of all that is searched, as a signed number of 64 bits that is not 0."""
         parts = "\x1f".join((self.caption, self.label, *self.tags))
@@ -73,73 +55,56 @@ class CaptionText:
         return int.from_bytes(digest.digest(), "big", signed=True) or 1
 
 
-@dataclass(frozen=True)
-class CaptionSource:
-    """The captions of one field.
-
-    Attributes:
-        dataset: that has them.
-        field: of TemporalDetections on videos, of regions on images.
-        labels: path of the labels in the sample's document.
-    """
-
-    dataset: fo.Dataset
-    field: str
-    labels: str
-
-    @classmethod
-    def of(cls, dataset: fo.Dataset, field: str) -> CaptionSource:
-        """Finds out what kind of field it is.
-
-        Raises:
-            FieldError: when there is no such field, or it can't have captions.
-        """
-        image = dataset.media_type == fom.IMAGE
-        (fields.require_regions if image else fields.require_captions)(dataset, field)
-        kind = dataset.get_field(field).document_type
-        inner = getattr(kind, "_LABEL_LIST_FIELD", None)
-        return cls(dataset, field, f"{field}.{inner}" if inner else field)
+class Source(Protocol):
+    """Captions that know when they changed."""
 
     def read(
-        self, since: datetime | None = None, samples: Sequence[ObjectId] | None = None
+        self, since: datetime | None
     ) -> Iterator[tuple[ObjectId, datetime | None, list[CaptionText]]]:
         """Captions sample by sample.
 
         Args:
-            since: only samples that changed then or later.
-            samples: only these.
+            since: only samples that changed then or later; None for all.
 
         Yields:
-            the sample's id, when it last changed, and its captions.
+            the sample's id, when it last changed, and its captions that have a text.
         """
-        query: Document = {}
-        if since is not None:
-            query["last_modified_at"] = {"$gte": since}
-        if samples is not None:
-            query["_id"] = {"$in": list(samples)}
-        paths = [f"{self.labels}.{key}" for key in ("_id", *_WORDS, *_LISTS)]
-        projection = {"last_modified_at": 1, **dict.fromkeys(paths, 1)}
-        found = self.dataset._sample_collection.find(
-            query, projection, batch_size=_SAMPLES_AT_ONCE
-        )
-        for document in found:
-            texts = [
-                CaptionText.of(label) for label in labels_of(document.get(self.field))
-            ]
-            yield (
-                document["_id"],
-                document.get("last_modified_at"),
-                [text for text in texts if not text.is_empty],
-            )
 
     def sample_ids(self) -> Iterator[ObjectId]:
         """Of all samples."""
-        for document in self.dataset._sample_collection.find({}, {"_id": 1}):
-            yield document["_id"]
 
     def count_samples(self) -> int:
         """How many samples there are."""
-        return self.dataset._sample_collection.count_documents({})
+
+
+@dataclass(frozen=True)
+class FieldSource:
+    """The captions of a field; see :class:`Source`.
+
+    Attributes:
+        field: that they are in.
+    """
+
+    field: CaptionField
+
+    def read(
+        self, since: datetime | None
+    ) -> Iterator[tuple[ObjectId, datetime | None, list[CaptionText]]]:
+        """Captions sample by sample; see :meth:`Source.read`."""
+        query = self.field.changed_since(since)
+        for sample, labels in self.field.documents(
+            (*_WORDS, *_LISTS), query=query, paths=("last_modified_at",)
+        ):
+            texts = [CaptionText.of(label) for label in labels if label.get("caption")]
+            yield sample["_id"], sample.get("last_modified_at"), texts
+
+    def sample_ids(self) -> Iterator[ObjectId]:
+        """Of all samples."""
+        return self.field.sample_ids()
+
+    def count_samples(self) -> int:
+        """How many samples there are."""
+        return self.field.count_samples()
 
 
 def _clean(text: object) -> str:

@@ -7,7 +7,7 @@ word, its first hundred take it 0.3 ms and FTS5 200 ms.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,10 @@ from tantivy import Filter, Occur, TextAnalyzerBuilder, Tokenizer
 from fiftyone_regioncap.errors import RegionCapError
 from fiftyone_regioncap.search.query import Query
 
-_WEIGHTS = {"caption": 1.0, "label": 1.0, "tags": 0.5}
+# One field for all: a union over fields for each word would keep the engine from
+# skipping what can't be among the best. Values of a field are apart from each other,
+# so that no phrase reaches from one into the next.
+_FIELD = "text"
 _HEAP = 64 * 2**20  # bytes that the writer fills before it writes a segment
 _ANALYZER_NAME = "caption"
 _LONGEST_WORD = 80
@@ -33,15 +36,11 @@ class Text:
 
     Attributes:
         row: its number, from 0.
-        caption: the full text.
-        label: the short name.
-        tags: tags, attributes and the category, joined by lines.
+        values: the caption, the label, each tag.
     """
 
     row: int
-    caption: str
-    label: str
-    tags: str
+    values: Sequence[str]
 
 
 def _analyzer() -> tantivy.TextAnalyzer:
@@ -72,9 +71,8 @@ class TextWriter:
         """Writes a text of a row that has none."""
         document = tantivy.Document()
         document.add_unsigned("row", text.row)
-        for name in _WEIGHTS:
-            if value := getattr(text, name):
-                document.add_text(name, value)
+        for value in text.values:
+            document.add_text(_FIELD, value)
         self._writer.add_document(document)
 
     def remove(self, row: int) -> None:
@@ -117,8 +115,7 @@ class TextIndex:
     def _make_schema() -> tantivy.Schema:
         builder = tantivy.SchemaBuilder()
         builder.add_unsigned_field("row", indexed=True, fast=True)
-        for name in _WEIGHTS:
-            builder.add_text_field(name, tokenizer_name=_ANALYZER_NAME)
+        builder.add_text_field(_FIELD, tokenizer_name=_ANALYZER_NAME)
         return builder.build()
 
     @contextmanager
@@ -187,7 +184,7 @@ class TextIndex:
         words = [
             (occur, part)
             for word in query.words
-            if (part := self._anywhere(word)) is not None
+            if (part := self._part(word)) is not None
         ]
         return tantivy.Query.boolean_query([*words, *self._demands(query)])
 
@@ -199,23 +196,17 @@ class TextIndex:
                 (Occur.MustNot, query.excluded),
             )
             for text in texts
-            if (part := self._anywhere(text)) is not None
+            if (part := self._part(text)) is not None
         ]
 
-    def _anywhere(self, text: str) -> tantivy.Query | None:
-        """A word or phrase in any field; None where there is no word in it.
+    def _part(self, text: str) -> tantivy.Query | None:
+        """A word or phrase; None where there is no word in it.
 
         What people separate by blanks may still be several words, as "t-shirt" is.
         """
         words = self._words.analyze(text)
         if not words:
             return None
-        fields = []
-        for name, weight in _WEIGHTS.items():
-            field = (
-                tantivy.Query.term_query(self._schema, name, words[0])
-                if len(words) == 1
-                else tantivy.Query.phrase_query(self._schema, name, [*words])
-            )
-            fields.append((Occur.Should, tantivy.Query.boost_query(field, weight)))
-        return tantivy.Query.boolean_query(fields)
+        if len(words) == 1:
+            return tantivy.Query.term_query(self._schema, _FIELD, words[0])
+        return tantivy.Query.phrase_query(self._schema, _FIELD, [*words])

@@ -194,3 +194,9 @@ def test_without_the_model_words_still_work_and_it_says_what_to_install(
 def test_a_wrong_field_is_an_error_that_names_the_right_ones(described):
     with pytest.raises(FieldError, match="captions"):
         find(described(*VIDEOS), "red", field="nope")
+
+
+def test_no_phrase_reaches_from_a_caption_into_its_label(described):
+    record = CaptionRecord(1, (0, 9), label="car", caption="It is red")
+    assert not find(described([record]), '"red car"')
+    assert find(described([record]), "red car")
