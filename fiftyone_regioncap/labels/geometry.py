@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tempfile
 import zlib
@@ -67,10 +68,19 @@ def relative_box(box: Box, height: int, width: int) -> list[float]:
 def pixel_box(relative: list[float], height: int, width: int) -> Box:
     """The inverse of :func:`relative_box`; whole pixels come back as such."""
     x, y, w, h = relative
-    edges = np.array([x * width, y * height, (x + w) * width, (y + h) * height])
-    whole = np.round(edges)
-    edges = np.where(np.abs(edges - whole) < _SNAP, whole, edges)
-    return (float(edges[0]), float(edges[1]), float(edges[2]), float(edges[3]))
+    return (
+        _snapped(x * width),
+        _snapped(y * height),
+        _snapped((x + w) * width),
+        _snapped((y + h) * height),
+    )
+
+
+def _snapped(edge: float) -> float:
+    if not math.isfinite(edge):
+        return edge
+    whole = round(edge)
+    return float(whole if abs(edge - whole) < _SNAP else edge)
 
 
 def shape_of(label: Document, height: int, width: int) -> Shape | None:
