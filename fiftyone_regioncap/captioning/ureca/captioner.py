@@ -158,7 +158,15 @@ class UrecaCaptioner:
         for name in ("max_tiles", "max_new_tokens", "frames", "regions_at_once"):
             if getattr(self.settings, name) < 1:
                 raise BackendError(f"{name} is {getattr(self.settings, name)}; give 1+")
-        self._info = info or CaptionerInfo("ureca", "ureca", "unknown", "unknown")
+        self._info = info or CaptionerInfo(
+            "ureca",
+            model="ureca",
+            revision="unknown",
+            license="unknown",
+            frames=self.settings.frames,
+            batch_size=self.settings.regions_at_once,
+            prompts=PROMPTS,
+        )
         self._seen: OrderedDict[tuple[int, str], _Seen] = OrderedDict()
         self._busy = threading.Lock()
         self._ids = lru_cache(maxsize=16)(self._conversation_ids)
