@@ -334,10 +334,13 @@ class LogitsStream:
         model = self._model
         assert self.space is not None, "a prompt has been encoded before any tracking"
         offsets, dtype = chunk[0].offsets, features.tokens.dtype
-        memory = torch.stack([torch.cat(item.tokens) for item in chunk])
+        memory = torch.cat([tokens for item in chunk for tokens in item.tokens])
+        memory = memory.unflatten(0, (len(chunk), -1))
         positions = model.time_positions(offsets, self.space)
         pointers, pointer_positions = model.pointer_tokens(
-            torch.stack([torch.stack(item.pointers) for item in chunk]),
+            torch.stack([p for item in chunk for p in item.pointers]).unflatten(
+                0, (len(chunk), -1)
+            ),
             torch.tensor(
                 [item.pointer_offsets for item in chunk],
                 dtype=torch.float32,
