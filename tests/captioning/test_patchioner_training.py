@@ -49,7 +49,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     letters = [letter.removeprefix(SPACE) for letter in letters]
     tokens = {f"{letter}{end}": 0 for end in ("", "</w>") for letter in letters}
     merges: dict[tuple[str, str], None] = {}
-    for word in {word for caption in CAPTIONS for word in caption.split()}:
+    for word in sorted({word for caption in CAPTIONS for word in caption.split()}):
         parts = [*word[:-1], f"{word[-1]}</w>"]
         whole = parts[0]
         for part in parts[1:]:
