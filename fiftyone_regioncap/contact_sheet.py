@@ -120,6 +120,33 @@ def contact_sheet(
     return np.asarray(_stack(bands))
 
 
+def film_strip(clip: RegionClip, *, columns: int = 4) -> NDArray[np.uint8]:
+    """Draws a track's frames alone, cut around the object as on a contact sheet.
+
+    Args:
+        clip: frames and masks of the track; some are shown, evenly chosen.
+        columns: the most frames.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+    """
+    row = SheetRow(0, clip, "", "")
+    cells = _draw_clip(row, _cell_size(clip.frames[0]), {0: 0}, columns)
+    strip = Image.new(
+        "RGB",
+        (
+            sum(cell.width + _GAP for cell in cells) - _GAP,
+            max(cell.height for cell in cells),
+        ),
+        _PAPER,
+    )
+    x = 0
+    for cell in cells:
+        strip.paste(cell, (x, 0))
+        x += cell.width + _GAP
+    return np.asarray(strip)
+
+
 def save_contact_sheet(path: Path, sheet: NDArray[np.uint8]) -> None:
     """Writes a sheet as PNG.
 
