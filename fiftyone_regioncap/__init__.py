@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         caption_regions,
         propagate,
         propagate_and_caption,
+        propose,
     )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "caption_regions",
     "propagate",
     "propagate_and_caption",
+    "propose",
 ]
 
 

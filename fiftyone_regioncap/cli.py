@@ -241,6 +241,7 @@ def _common_options(command: F) -> F:
 @click.option("--box", "boxes", type=BOX, multiple=True, help="In pixels.")
 @click.option("--point", "points", type=POINT, multiple=True, help="On the object.")
 @click.option("--not-point", "off", type=POINT, multiple=True, help="Off the object.")
+@click.option("--everything", is_flag=True, help="Find the objects first.")
 @click.option("--label", "names", multiple=True, help="What the object is.")
 @click.option("--at", "frames", type=int, multiple=True, help="Frame, from 0.")
 @click.option("--dataset", "name", help="Dataset to write to [default: the video's].")
@@ -253,6 +254,7 @@ def run(
     boxes: Sequence[tuple[float, ...]],
     points: Sequence[tuple[float, ...]],
     off: Sequence[tuple[float, ...]],
+    everything: bool,
     names: Sequence[str],
     frames: Sequence[int],
     name: str | None,
@@ -262,17 +264,42 @@ def run(
     """Masks and describes the marked objects of VIDEO, or of a folder's videos.
 
     Each --box is an object of its own; the n-th --label and --at belong to the n-th
-    box, and a single one belongs to all. All --point together mark one object.
+    box, and a single one belongs to all. All --point together mark one object. With
+    --everything, the objects are found by the propagator's model.
     """
-    prompts = _prompts(boxes, points, off, names, frames)
+    if everything and (boxes or points):
+        raise click.UsageError("--everything finds the objects; give no box or point")
+    prompts = [] if everything else _prompts(boxes, points, off, names, frames)
     _ensure_database()
     from fiftyone_regioncap import datasets
 
     videos = datasets.find_videos(video)
-    dataset, ids, field = datasets.add_videos(
-        name or f"regioncap-{video.stem}", videos, prompts
-    )
+    name = name or f"regioncap-{video.stem}"
+    if not everything and datasets.has_others(name, videos, prompts):
+        # What was made from the old prompts is of no use beside the new ones.
+        options["overwrite"] = True
+    if everything:
+        dataset, ids = datasets.open_videos(name, videos)
+        field = f"frames.{datasets.PROMPTS}"
+        _propose(dataset.select(ids), field, options)
+    else:
+        dataset, ids, field = datasets.add_videos(name, videos, prompts)
     _run(dataset.select(ids), prompts=field, sheet=sheet, **options)
+
+
+def _propose(samples: fo.DatasetView, field: str, options: dict[str, Any]) -> None:
+    from fiftyone_regioncap import sdk
+
+    weights, _ = _weights_of(options)
+    sdk.propose(
+        samples,
+        output=field,
+        propagator=options["propagator"] or "auto",
+        weights=weights,
+        device=options["device"],
+        overwrite=options["overwrite"],
+        progress=sys.stderr.isatty() or not options["as_json"],
+    )
 
 
 def _prompts(
@@ -284,7 +311,9 @@ def _prompts(
 ) -> list[Prompt]:
     """The prompts that the options describe."""
     if bool(boxes) == bool(points):
-        raise click.UsageError("mark the objects with --box, or one with --point")
+        raise click.UsageError(
+            "mark the objects with --box, or one with --point, or take --everything"
+        )
     count = len(boxes) or 1
 
     def spread(values: Sequence[Any], default: Any, option: str) -> Sequence[Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import fiftyone as fo
-import numpy as np
 
 from fiftyone_regioncap.errors import RegionCapError
-from fiftyone_regioncap.labels.metadata import video_metadata
-from fiftyone_regioncap.regions import Prompt, crop_mask
+from fiftyone_regioncap.labels.prompts import same_prompts, write_prompts
+from fiftyone_regioncap.regions import Prompt
+from fiftyone_regioncap.video import read_metadata
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"}
@@ -59,13 +60,39 @@ def open_dataset(name: str) -> fo.Dataset:
     return fo.load_dataset(name)
 
 
+def has_others(name: str, videos: Sequence[Path], prompts: Sequence[Prompt]) -> bool:
+    """Whether one of the videos is in a dataset already, with other prompts.
+
+    Args:
+        name: of the dataset, which need not exist.
+        videos: absolute paths.
+        prompts: for each of the videos.
+
+    Raises:
+        PromptError: when a prompt doesn't fit a video.
+        RegionCapError: when points are mixed with boxes.
+    """
+    if not fo.dataset_exists(name):
+        return False
+    dataset, field = fo.load_dataset(name), _field_of(prompts)
+    known = dataset.match(fo.ViewField("filepath").is_in([str(v) for v in videos]))
+    return any(not same_prompts(sample, field, prompts) for sample in known)
+
+
+def _field_of(prompts: Sequence[Prompt]) -> str:
+    pointed = {prompt.points is not None for prompt in prompts}
+    if len(pointed) > 1:
+        raise RegionCapError("give all prompts as boxes, or all as points")
+    return POINTS if pointed == {True} else PROMPTS
+
+
 def add_videos(
     name: str, videos: Sequence[Path], prompts: Sequence[Prompt]
 ) -> tuple[fo.Dataset, list[str], str]:
     """Puts videos with the same prompts into a dataset that stays.
 
-    A video that is there already keeps its sample; its prompts are replaced, and what
-    was made from other prompts is marked as not complete.
+    A video that is there already keeps its sample; its prompts are replaced. What was
+    made from the old ones stays until a job overwrites it: see :func:`has_others`.
 
     Args:
         name: of the dataset; made when it doesn't exist.
@@ -80,66 +107,42 @@ def add_videos(
         PromptError: when a prompt doesn't fit a video.
         RegionCapError: when points are mixed with boxes.
     """
-    pointed = {prompt.points is not None for prompt in prompts}
-    if len(pointed) > 1:
-        raise RegionCapError("give all prompts as boxes, or all as points")
-    field = POINTS if pointed == {True} else PROMPTS
+    field = _field_of(prompts)
+    dataset, ids = open_videos(name, videos)
+    for sample_id in ids:
+        sample = dataset[sample_id]
+        write_prompts(sample, field, prompts)
+        sample.save()
+    return dataset, ids, f"frames.{field}"
+
+
+def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str]]:
+    """Puts videos into a dataset that stays.
+
+    Args:
+        name: of the dataset; made when it doesn't exist.
+        videos: absolute paths; those that are there already keep their samples.
+
+    Returns:
+        the dataset and the ids of the videos' samples.
+
+    Raises:
+        VideoError: when a video can't be read; then no dataset is made.
+    """
+    measured = [read_metadata(video) for video in videos]
     dataset = (
         fo.load_dataset(name)
         if fo.dataset_exists(name)
         else fo.Dataset(name, persistent=True)
     )
     ids = []
-    for video in videos:
+    for video, metadata in zip(videos, measured, strict=True):
         known = dataset.match(fo.ViewField("filepath") == str(video)).values("id")
         sample = dataset[known[0]] if known else fo.Sample(filepath=str(video))
-        sample.metadata = video_metadata(sample)
-        _write_prompts(sample, field, prompts)
+        sample.metadata = fo.VideoMetadata(**asdict(metadata))
         if known:
             sample.save()
         else:
             dataset.add_sample(sample)
         ids.append(sample.id)
-    return dataset, ids, f"frames.{field}"
-
-
-def _write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> None:
-    metadata = sample.metadata
-    height, width = metadata.frame_height, metadata.frame_width
-    by_frame: dict[int, list[fo.Label]] = {}
-    for prompt in prompts:
-        prompt.check(height, width, metadata.total_frame_count)
-        label = _label_of(prompt, height, width)
-        by_frame.setdefault(prompt.frame + 1, []).append(label)
-    for number, frame in sample.frames.items():
-        if number not in by_frame and frame.has_field(field):
-            frame[field] = None
-    for number, labels in by_frame.items():
-        if field == POINTS:
-            sample.frames[number][field] = fo.Keypoints(keypoints=labels)
-        else:
-            sample.frames[number][field] = fo.Detections(detections=labels)
-
-
-def _label_of(prompt: Prompt, height: int, width: int) -> fo.Label:
-    if prompt.points is not None:
-        signs = True if prompt.point_signs is None else prompt.point_signs
-        return fo.Keypoint(
-            label=prompt.label,
-            index=prompt.object_id,
-            points=(prompt.points / [width, height]).tolist(),
-            sam_labels=np.broadcast_to(signs, len(prompt.points)).astype(int).tolist(),
-        )
-    box, mask = prompt.box, None
-    if prompt.mask is not None:
-        cropped = crop_mask(prompt.mask)
-        if cropped is not None:
-            box, mask = cropped
-    assert box is not None  # a prompt that passed its check has one
-    x1, y1, x2, y2 = np.clip(box, 0, [width, height, width, height]).tolist()
-    return fo.Detection(
-        label=prompt.label,
-        index=prompt.object_id,
-        bounding_box=[x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
-        mask=mask,
-    )
+    return dataset, ids

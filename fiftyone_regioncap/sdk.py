@@ -19,12 +19,14 @@ from fiftyone_regioncap.jobs import (
     RegionOptions,
     Summary,
     images,
+    proposing,
     videos,
 )
 from fiftyone_regioncap.labels.tracks import MaskStorage
 from fiftyone_regioncap.progress import Bar, Listener
 from fiftyone_regioncap.propagation.base import Direction, Propagator
 from fiftyone_regioncap.propagation.policy import Policy
+from fiftyone_regioncap.propagation.proposals import ProposalOptions
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 
@@ -286,6 +288,57 @@ def caption_regions(
                 if segmenter is None
                 else _load(PROPAGATORS, segmenter, LoadOptions(device=device), reasons)
             ),
+            listener=listener,
+            cancel=cancel,
+        )
+    summary.backends = reasons
+    return summary
+
+
+def propose(
+    samples: foco.SampleCollection,
+    *,
+    output: str = "frames.prompts",
+    propagator: str | Propagator = "auto",
+    weights: str | None = None,
+    device: str | None = None,
+    options: ProposalOptions = ProposalOptions(),  # noqa: B008
+    overwrite: bool = False,
+    progress: bool | Listener = True,
+    cancel: threading.Event | None = None,
+) -> Summary:
+    """Finds the objects of videos that have no prompts, and writes a prompt for each.
+
+    Args:
+        samples: videos: a dataset, a view, or a clips view.
+        output: frame-level field for the prompts.
+        propagator: whose model finds masks: a name, ``"auto"``, or one of your own.
+        weights: a folder, a file or a hub id; None for the backend's default.
+        device: such as ``"cuda"``; None for the best there is.
+        options: what counts as an object.
+        overwrite: whether to do samples again that are complete.
+        progress: whether to draw a bar, or who is told of progress.
+        cancel: set it to stop.
+
+    Returns:
+        what was done, failures included.
+
+    Raises:
+        BackendError: when the propagator's model doesn't segment single frames.
+        Cancelled: when ``cancel`` was set.
+    """
+    database.ensure()
+    reasons: list[str] = []
+    with ExitStack() as stack:
+        listener = progress if callable(progress) else None
+        if progress is True:
+            listener = stack.enter_context(Bar())
+        summary = proposing.run(
+            samples,
+            output,
+            _load(PROPAGATORS, propagator, LoadOptions(weights, device), reasons),
+            options,
+            overwrite=overwrite,
             listener=listener,
             cancel=cancel,
         )

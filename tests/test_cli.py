@@ -196,3 +196,16 @@ def strip_ids(value):
         kept = {k: v for k, v in value.items() if k not in ("_id", "instance")}
         return {k: strip_ids(v) for k, v in kept.items()}
     return [strip_ids(v) for v in value] if isinstance(value, list) else value
+
+
+def test_other_prompts_on_the_same_video_replace_what_was_made(videos, name):
+    common = ["--dataset", name, "--propagator", "flow", "--captioner", "measured"]
+    first = run("run", str(videos[0]), "--box", BOX, "--label", "disc", *common)
+    assert first.exit_code == 0, first.output
+    again = run("run", str(videos[0]), "--box", BOX, "--label", "disc", *common)
+    assert "2 skipped" in again.output
+    other = run("run", str(videos[0]), "--box", "58,38,78,58", "--label", "b", *common)
+    assert other.exit_code == 0, other.output
+    sample = fo.load_dataset(name).first()
+    (caption,) = sample["captions"].detections
+    assert caption.label == "b" and caption.dominant_color == "blue"

@@ -179,19 +179,17 @@ def encode_crop(
     left, top = max(left, 0), max(top, 0)
     h, w = crop.shape
     # A row of nothing below keeps the runs of neighbouring columns apart, which in the
-    # frame they are unless the crop is as high.
+    # frame they are unless the crop is as high. A zero before and after makes every
+    # run begin and end.
     rows = h + (h < height)
-    columns = np.zeros((w, rows), dtype=bool)
-    columns[:, :h] = crop.T
-    flat = columns.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat.size and flat[0]:
-        edges = np.concatenate([[0], edges])
-    if len(edges) % 2:  # set up to the last pixel
-        edges = np.append(edges, flat.size)
-    column, row = np.divmod(edges, rows)
-    places = (column + left) * height + row + top
-    counts = np.diff(places, prepend=0, append=height * width)
+    flat = np.zeros(w * rows + 2, dtype=bool)
+    flat[1:-1].reshape(w, rows)[:, :h] = crop.T
+    edges = np.flatnonzero(flat[1:] ^ flat[:-1])
+    columns = edges // rows if rows else edges
+    places = edges + columns * (height - rows) + (left * height + top)
+    bounds = np.empty(len(places) + 2, dtype=np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = 0, places, height * width
+    counts = bounds[1:] - bounds[:-1]
     area = int(counts[1::2].sum())
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]

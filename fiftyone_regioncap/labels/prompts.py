@@ -1,16 +1,22 @@
-"""Reads from a sample where its objects are."""
+"""Reads from a sample where its objects are, and writes it there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import fiftyone as fo
 import numpy as np
 
 from fiftyone_regioncap.errors import PromptError
 from fiftyone_regioncap.labels.fields import require_prompts
-from fiftyone_regioncap.labels.geometry import Shape, labels_of, shape_of
+from fiftyone_regioncap.labels.geometry import (
+    Shape,
+    labels_of,
+    relative_box,
+    shape_of,
+)
 from fiftyone_regioncap.labels.objects import ObjectIds, identity
 from fiftyone_regioncap.labels.store import (
     FRAMES_PREFIX,
@@ -18,7 +24,7 @@ from fiftyone_regioncap.labels.store import (
     Store,
     frame_path,
 )
-from fiftyone_regioncap.regions import Prompt
+from fiftyone_regioncap.regions import Prompt, crop_mask
 
 
 @dataclass(frozen=True)
@@ -147,4 +153,89 @@ def _joined(one: Prompt, other: Prompt) -> Prompt:
         points=np.concatenate([one.points, other.points]),
         point_signs=np.concatenate([one.point_signs, other.point_signs]),
         label=one.label or other.label,
+    )
+
+
+def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> None:
+    """Puts prompts into a frame field in memory, in place of those that are there.
+
+    Args:
+        sample: a video with metadata; save or add it afterwards.
+        field: name on the frames.
+        prompts: all with points (written as Keypoints), or all with boxes or masks
+            (written as Detections).
+
+    Raises:
+        PromptError: when a prompt doesn't fit the video.
+    """
+    by_frame = _labels_by_frame(sample, prompts)
+    for number, frame in sample.frames.items():
+        if number not in by_frame and frame.has_field(field):
+            frame[field] = None
+    for number, labels in by_frame.items():
+        sample.frames[number][field] = labels
+
+
+def same_prompts(
+    sample: fo.Sample | fo.SampleView, field: str, prompts: Sequence[Prompt]
+) -> bool:
+    """Whether a frame field holds just these prompts.
+
+    Raises:
+        PromptError: when a prompt doesn't fit the video.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items() if k != "_id"}
+        return [plain(v) for v in value] if isinstance(value, list) else value
+
+    there = {
+        number: plain(frame[field].to_dict())
+        for number, frame in sample.frames.items()
+        if frame.has_field(field) and frame[field] is not None
+    }
+    wanted = _labels_by_frame(sample, prompts)
+    return there == {n: plain(labels.to_dict()) for n, labels in wanted.items()}
+
+
+def _labels_by_frame(
+    sample: fo.Sample | fo.SampleView, prompts: Sequence[Prompt]
+) -> dict[int, fo.Detections | fo.Keypoints]:
+    metadata = sample.metadata
+    height, width = metadata.frame_height, metadata.frame_width
+    by_frame: dict[int, list[fo.Label]] = {}
+    for prompt in prompts:
+        prompt.check(height, width, metadata.total_frame_count)
+        label = _label_of(prompt, height, width)
+        by_frame.setdefault(prompt.frame + 1, []).append(label)
+    return {
+        number: fo.Keypoints(keypoints=labels)
+        if isinstance(labels[0], fo.Keypoint)
+        else fo.Detections(detections=labels)
+        for number, labels in by_frame.items()
+    }
+
+
+def _label_of(prompt: Prompt, height: int, width: int) -> fo.Label:
+    if prompt.points is not None:
+        signs = True if prompt.point_signs is None else prompt.point_signs
+        return fo.Keypoint(
+            label=prompt.label,
+            index=prompt.object_id,
+            points=(prompt.points / [width, height]).tolist(),
+            sam_labels=np.broadcast_to(signs, len(prompt.points)).astype(int).tolist(),
+        )
+    box, mask = prompt.box, None
+    if prompt.mask is not None:
+        cropped = crop_mask(prompt.mask)
+        if cropped is not None:
+            box, mask = cropped
+    assert box is not None  # a prompt that passed its check has one
+    x1, y1, x2, y2 = np.clip(box, 0, [width, height, width, height]).tolist()
+    return fo.Detection(
+        label=prompt.label,
+        index=prompt.object_id,
+        bounding_box=relative_box((x1, y1, x2, y2), height, width),
+        mask=mask,
     )

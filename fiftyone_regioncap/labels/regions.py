@@ -74,8 +74,8 @@ def write_region_captions(
     """Writes captions onto regions and saves the sample.
 
     A region gets ``caption``, ``caption_confidence``, ``caption_model``,
-    ``caption_error``, ``caption_attributes`` and ``caption_category`` with their scores;
-    its tags are added to the ``tags`` it has, with scores in ``caption_tag_scores``.
+    ``caption_error``, ``caption_attributes`` and ``caption_category`` with scores; its
+    tags are added to the ``tags`` it has, with scores in ``caption_tag_scores``.
 
     Args:
         sample: an image in a dataset.

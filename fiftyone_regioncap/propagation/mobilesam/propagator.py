@@ -15,6 +15,7 @@ from fiftyone_regioncap.propagation.base import (
     Frames,
     PropagatorInfo,
 )
+from fiftyone_regioncap.propagation.mobilesam.pointing import PointSegmenter
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
 from fiftyone_regioncap.propagation.mobilesam.tracker import MobileSamTracker, Settings
 from fiftyone_regioncap.propagation.stream import (
@@ -70,6 +71,11 @@ class MobileSamPropagator:
         """
         model = MobileSam.from_pretrained(path, device)
         return cls(model, replace(Settings(), **settings))
+
+    @property
+    def segmenter(self) -> PointSegmenter:
+        """The model on single frames, for proposals."""
+        return PointSegmenter(self._model, self._settings.side)
 
     def propagate(
         self,
