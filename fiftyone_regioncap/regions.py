@@ -300,7 +300,8 @@ class Prompt:
                 f"{who}: point {points[~inside][0].tolist()} lies outside the "
                 f"{width}x{height} frame; points are x, y in pixels"
             )
-        if self.point_signs is not None and not self.point_signs.any():
+        alone = self.box is None and self.mask is None
+        if alone and self.point_signs is not None and not self.point_signs.any():
             raise PromptError(f"{who}: all points are off the object; give one on it")
 
 

@@ -112,6 +112,14 @@ def test_bad_prompts_are_named(prompt, says):
         Prompt(1, 4, box=(-3, -3, 2, 2)),
         Prompt(1, 0, points=np.array([[0.0, 0.0], [9.9, 7.9]])),
         Prompt(1, 0, mask=np.eye(8, 10, dtype=bool)),
+        # Points off the object refine a box.
+        Prompt(
+            1,
+            0,
+            box=(0, 0, 5, 5),
+            points=np.ones((1, 2)),
+            point_signs=np.array([False]),
+        ),
     ],
 )
 def test_good_prompts_pass(prompt):

@@ -6,9 +6,8 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
-from fiftyone_regioncap.captioning.batching import caption_batch
-
 from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.regions import Caption, RegionClip
 
 
