@@ -30,7 +30,6 @@ from fiftyone_regioncap.video import VideoReader
 class Segmenting(Protocol):
     """A propagator whose model also segments single frames."""
 
-    @property
     def segmenter(self) -> Segmenter:
         """The model on single frames."""
 
@@ -84,7 +83,7 @@ def run(
             with VideoReader(sample.filepath) as reader:
                 start, stop = (target.ranges or ((0, len(reader)),))[0]
                 prompts = propose(
-                    reader, propagator.segmenter, options, start=start, stop=stop
+                    reader, propagator.segmenter(), options, start=start, stop=stop
                 )
             sample.metadata = sample.metadata or video_metadata(sample)
             write_prompts(sample, frame_path(output), prompts)

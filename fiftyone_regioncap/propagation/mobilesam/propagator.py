@@ -72,7 +72,6 @@ class MobileSamPropagator:
         model = MobileSam.from_pretrained(path, device)
         return cls(model, replace(Settings(), **settings))
 
-    @property
     def segmenter(self) -> PointSegmenter:
         """The model on single frames, for proposals."""
         return PointSegmenter(self._model, self._settings.side)
