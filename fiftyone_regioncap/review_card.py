@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fiftyone_regioncap.clips import assemble, plan_clip
 from fiftyone_regioncap.contact_sheet import film_strip
-# differences.py is taken by unique.py (another helper): put these into wording.py.
 from fiftyone_regioncap.wording import Piece, differences
 from fiftyone_regioncap.errors import RegionCapError
 from fiftyone_regioncap.labels.captions import CaptionRecord, Review, read_captions
