@@ -47,7 +47,8 @@ def _dam_video(load: LoadOptions) -> Captioner:
 def _openai(load: LoadOptions) -> Captioner:
     from fiftyone_regioncap.captioning.openai import OpenAICaptioner
 
-    return OpenAICaptioner(**load.options)
+    # Its weights are wherever the endpoint is.
+    return OpenAICaptioner(**{"base_url": load.weights, **load.options})
 
 
 def _patchioner(load: LoadOptions) -> Captioner:
@@ -91,7 +92,7 @@ def _not_cached(repository: str, file: str) -> str | None:
 def _openai_missing() -> str | None:
     if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
         return None
-    return "set OPENAI_API_KEY or OPENAI_BASE_URL, or give base_url"
+    return "name an endpoint with weights=http://..., or set OPENAI_BASE_URL"
 
 
 CAPTIONERS: Registry[Captioner] = Registry(
@@ -139,7 +140,7 @@ CAPTIONERS: Registry[Captioner] = Registry(
                 name="patchioner",
                 summary="Patch-ioner: every region of a frame from one backbone pass",
                 weights=PATCHIONER,
-                license="see docs/captioners.md",
+                license="not stated by its authors",
                 commercial=False,
                 load=_patchioner,
                 missing=lambda: _not_cached(PATCHIONER, "config.yaml"),
@@ -148,7 +149,7 @@ CAPTIONERS: Registry[Captioner] = Registry(
                 name="dynrefer",
                 summary="DynRefer: captions, tags, attributes and categories",
                 weights=None,
-                license="see docs/captioners.md",
+                license="not stated by its authors",
                 commercial=False,
                 load=_dynrefer,
                 missing=lambda: "name a folder with weights=",
@@ -157,7 +158,7 @@ CAPTIONERS: Registry[Captioner] = Registry(
                 name="ureca",
                 summary="URECA: captions that fit no other region",
                 weights=None,
-                license="see docs/captioners.md",
+                license="not stated by its authors",
                 commercial=False,
                 load=_ureca,
                 missing=lambda: "name a folder with weights=",
