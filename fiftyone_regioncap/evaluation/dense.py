@@ -1,0 +1,157 @@
+"""Dense captioning mAP: is it in the right place, and is the right thing said of it?
+
+After DenseCap (Johnson, Karpathy and Fei-Fei, CVPR 2016): each caption, the most
+confident first, belongs to the reference that it overlaps most; it is right when no
+other has taken that reference before, the overlap reaches a threshold and METEOR is
+over another. Average precision is interpolated at 101 recalls and averaged over all
+pairs of thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
+METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
+
+
+@dataclass(frozen=True)
+class Match:
+    """One caption, and the reference that it overlaps most.
+
+    Attributes:
+        caption: its id.
+        reference: id of the reference; None when it overlaps none.
+        iou: how far they overlap, in [0, 1].
+        first: whether no more confident caption has taken the reference.
+        confidence: what captions are ordered by.
+    """
+
+    caption: str
+    reference: str | None
+    iou: float
+    first: bool
+    confidence: float
+
+
+def match(
+    captions: Sequence[str],
+    references: Sequence[str],
+    confidences: Sequence[float],
+    ious: NDArray[np.float64],
+) -> list[Match]:
+    """Gives each caption of one video or image the reference that it overlaps most.
+
+    Args:
+        captions: ids.
+        references: ids.
+        confidences: of the captions.
+        ious: (captions, references), in [0, 1].
+
+    Returns:
+        one for each caption, the most confident first.
+    """
+    taken: set[int] = set()
+    matches = []
+    for place in sorted(range(len(captions)), key=lambda i: -confidences[i]):
+        best = int(np.argmax(ious[place])) if len(references) else -1
+        iou = float(ious[place, best]) if best >= 0 else 0.0
+        if iou <= 0:
+            found = Match(captions[place], None, 0.0, False, confidences[place])
+        else:
+            found = Match(
+                captions[place],
+                references[best],
+                iou,
+                best not in taken,
+                confidences[place],
+            )
+            taken.add(best)
+        matches.append(found)
+    return matches
+
+
+@dataclass(frozen=True)
+class DenseResult:
+    """Average precisions.
+
+    Attributes:
+        mean: over all pairs of thresholds, in [0, 1].
+        by_threshold: by (IoU, METEOR).
+    """
+
+    mean: float
+    by_threshold: dict[tuple[float, float], float]
+
+
+def dense_map(
+    matches: Iterable[Match],
+    meteors: Sequence[float],
+    references: int,
+    *,
+    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    meteor_thresholds: Sequence[float] = METEOR_THRESHOLDS,
+) -> DenseResult:
+    """Mean average precision over overlaps and METEOR.
+
+    Args:
+        matches: of all videos or images, in any order.
+        meteors: of the matches' captions against their references; anything where
+            there is no reference.
+        references: how many there are, the missed ones included.
+        iou_thresholds: that overlaps have to reach.
+        meteor_thresholds: that METEOR has to be over.
+    """
+    found = list(matches)
+    order = sorted(range(len(found)), key=lambda i: -found[i].confidence)
+    first = np.array([found[i].first for i in order], bool)
+    iou = np.array([found[i].iou for i in order], float)
+    meteor = np.array([meteors[i] for i in order], float)
+    table = {
+        (least, score): _average_precision(
+            first & (iou >= least) & (meteor > score), references
+        )
+        for least, score in product(iou_thresholds, meteor_thresholds)
+    }
+    return DenseResult(float(np.mean(list(table.values()))), table)
+
+
+def _average_precision(right: NDArray[np.bool_], references: int) -> float:
+    """Area under the curve of the best precision at 101 recalls.
+
+    Args:
+        right: which captions are, the most confident first.
+        references: how many could have been found.
+    """
+    if not references or not len(right):
+        return 0.0
+    hits = np.cumsum(right)
+    recall = hits / references
+    precision = hits / np.arange(1, len(right) + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    places = np.searchsorted(recall, np.linspace(0, 1, 101) - 1e-12)
+    return float(np.mean(np.append(best, 0.0)[places]))
+
+
+def support_iou(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """How far two spans of frames overlap, first and last frame included."""
+    shared = min(one[1], other[1]) - max(one[0], other[0]) + 1
+    if shared <= 0:
+        return 0.0
+    lengths = one[1] - one[0] + other[1] - other[0] + 2
+    return shared / (lengths - shared)
+
+
+def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """How far two boxes overlap, each as [left, top, width, height]."""
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (one[2] * one[3] + other[2] * other[3] - shared)

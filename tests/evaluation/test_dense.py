@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fiftyone_regioncap.evaluation.dense import (
+    Match,
+    box_iou,
+    dense_map,
+    match,
+    support_iou,
+)
+
+
+def test_each_caption_belongs_to_the_reference_it_overlaps_most():
+    ious = np.array([[0.6, 0.2], [0.7, 0.1], [0.0, 0.0]])
+    found = match(["a", "b", "c"], ["r", "s"], [0.5, 0.9, 0.7], ious)
+    assert found == [
+        Match("b", "r", 0.7, True, 0.9),
+        Match("c", None, 0.0, False, 0.7),
+        Match("a", "r", 0.6, False, 0.5),  # b, more confident, has taken r
+    ]
+    assert match(["a"], [], [0.5], np.zeros((1, 0)))[0].reference is None
+
+
+def test_map_by_hand():
+    """Three captions of four references: right, wrong, right.
+
+    Precision is 1 up to a recall of 1/4 and 2/3 up to 1/2, then 0: of the 101 recalls
+    0, 0.01, ... 1, the first 26 have 1, and the next 25 have 2/3.
+    """
+    matches = [
+        Match("second", "s", 0.2, True, 0.8),
+        Match("third", "t", 0.9, True, 0.7),
+        Match("first", "r", 0.5, True, 0.9),
+    ]
+    meteors = [0.9, 0.12, 0.3]
+    result = dense_map(
+        matches, meteors, 4, iou_thresholds=(0.3, 0.6), meteor_thresholds=(0.0, 0.2)
+    )
+    both = (26 + 25 * 2 / 3) / 101
+    only_first = 26 / 101
+    only_third = 26 * (1 / 3) / 101
+    assert result.by_threshold == pytest.approx(
+        {
+            (0.3, 0.0): both,
+            (0.3, 0.2): only_first,
+            (0.6, 0.0): only_third,
+            (0.6, 0.2): 0.0,
+        }
+    )
+    assert result.mean == pytest.approx((both + only_first + only_third) / 4)
+
+
+@pytest.mark.parametrize("references", [0, 3])
+def test_nothing_said_finds_nothing(references):
+    assert dense_map([], [], references).mean == 0
+
+
+def test_all_right_is_one():
+    matches = [Match(str(i), str(i), 1.0, True, i / 10) for i in range(7)]
+    assert dense_map(matches, [1.0] * 7, 7).mean == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "iou"),
+    [
+        ((0, 9), (0, 9), 1),
+        ((0, 9), (5, 14), 1 / 3),
+        ((0, 4), (5, 9), 0),
+        ((3, 3), (0, 9), 0.1),
+    ],
+)
+def test_overlap_of_supports(one, other, iou):
+    assert support_iou(one, other) == support_iou(other, one) == pytest.approx(iou)
+
+
+spans = st.floats(0, 1, allow_subnormal=False)
+sides = st.floats(0.01, 1)
+boxes = st.tuples(spans, spans, sides, sides)
+
+
+@given(boxes, boxes)
+def test_overlap_of_boxes_is_symmetric_and_a_share(one, other):
+    assert box_iou(one, other) == pytest.approx(box_iou(other, one))
+    assert 0 <= box_iou(one, other) <= 1 + 1e-9
+    assert box_iou(one, one) == pytest.approx(1)
