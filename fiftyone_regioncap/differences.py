@@ -177,7 +177,8 @@ def tell_apart(
                 alone.add(number)
                 beginning = f"Like {objects - 1} others described alike, this one"
             if said:
-                captions[number] += f" {beginning} {_listed(said)}."
+                end = "" if captions[number].endswith((".", "!", "?")) else "."
+                captions[number] += f"{end} {beginning} {_listed(said)}."
     return captions, alone
 
 

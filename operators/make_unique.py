@@ -9,6 +9,7 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.differences import ALIKE
 from fiftyone_regioncap.labels import fields
 from fiftyone_regioncap.progress import Listener
 from fiftyone_regioncap.unique import UniqueReport, make_unique
@@ -16,7 +17,7 @@ from fiftyone_regioncap.unique import UniqueReport, make_unique
 from . import _forms, _parts
 from ._operator import JobOperator
 
-MEASURED = "measured facts"
+MEASURED = "measured"
 
 
 class MakeUnique(JobOperator):
@@ -52,21 +53,22 @@ class MakeUnique(JobOperator):
                 description="Where the objects are: for places and times",
             )
         choices = types.DropdownView()
-        choices.add_choice(
-            "", label=MEASURED, description="Colour, place, size, motion; no model"
-        )
         for backend in CAPTIONERS.backends.values():
-            if backend.name != "measured":
-                missing = backend.missing()
-                choices.add_choice(
-                    backend.name,
-                    label=f"ask {backend.name} first",
-                    description="ready" if missing is None else missing,
-                )
+            missing = backend.missing()
+            choices.add_choice(
+                backend.name,
+                label=(
+                    "what was measured"
+                    if backend.name == MEASURED
+                    else f"{backend.name}, then what was measured"
+                ),
+                description="ready" if missing is None else missing,
+            )
         inputs.enum(
             "captioner",
             choices.values(),
-            default="",
+            default=MEASURED,
+            required=True,
             label="Differences from",
             view=choices,
         )
@@ -78,7 +80,7 @@ class MakeUnique(JobOperator):
         )
         inputs.float(
             "threshold",
-            default=0.8,
+            default=ALIKE,
             min=0.05,
             max=1,
             label="Alike from",
@@ -94,12 +96,13 @@ class MakeUnique(JobOperator):
         cancel: threading.Event | None,
     ) -> UniqueReport:
         """Compares, and writes."""
+        tracks = params.get("tracks") or next(iter(fields.track_fields(samples)), None)
         return make_unique(
             samples,
             params.get("captions") or "captions",
-            tracks_field=params.get("tracks"),
-            threshold=float(params.get("threshold") or 0.8),
-            captioner=params.get("captioner") or None,
+            tracks_field=tracks,
+            threshold=float(params.get("threshold") or ALIKE),
+            captioner=params.get("captioner") or MEASURED,
             captioner_load=_parts.load_options(params, "captioner"),
             progress=listener,
             cancel=cancel,

@@ -197,6 +197,16 @@ def test_captions_that_were_told_apart_are_so_again() -> None:
     assert after.similarity is not None and after.similarity < 1
 
 
+def test_a_caption_without_an_end_gets_one() -> None:
+    subjects = [subject(n, "a dog", area=n / 10) for n in (1, 2)]
+    captions, _ = tell_apart(subjects)
+    assert captions[0].startswith("a dog. Among the 2 objects")
+    again, _ = tell_apart(
+        [subject(n, text, area=n / 10) for n, text in enumerate(captions, start=1)]
+    )
+    assert again == captions
+
+
 def test_uniqueness_of_nothing() -> None:
     assert uniqueness([]).similarity is None
     assert uniqueness([[subject(1)], [subject(2)]]).same == 0, "of different videos"
