@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import fiftyone.core.collections as foco
+import fiftyone.core.sample as fos
 import numpy as np
 
 from fiftyone_regioncap.labels.captions import CaptionRecord, Review, read_captions
@@ -214,7 +215,6 @@ class VideoRecord:
         fps: frames a second.
         frame_count: of the video, or of the clip.
         captions: those that were selected, by object id, in the order of time.
-        provenance: (model, revision) of all captions.
     """
 
     job: Job
@@ -247,13 +247,10 @@ class VideoRecord:
             start, stop = job.ranges[0]
             stop = min(stop, metadata.total_frame_count)
         captions: dict[int, list[CaptionRecord]] = {}
-        if source.captions is not None:
-            for record in read_captions(sample, source.captions):
-                if source.selection.takes(record) and _inside(record, job.ranges):
-                    captions.setdefault(record.index, []).append(
-                        shifted(record, -start)
-                    )
-        return cls(
+        for record in _visible(sample, source.captions):
+            if source.selection.takes(record) and _inside(record, job.ranges):
+                captions.setdefault(record.index, []).append(shifted(record, -start))
+        video = cls(
             job=job,
             path=Path(sample.filepath),
             height=metadata.frame_height,
@@ -264,6 +261,12 @@ class VideoRecord:
             _sample=sample,
             _source=source,
         )
+        if source.selection.min_frames > 1:
+            long = {track.object_id for track in video.tracks}
+            video = replace(
+                video, captions={i: c for i, c in video.captions.items() if i in long}
+            )
+        return video
 
     @property
     def name(self) -> str:

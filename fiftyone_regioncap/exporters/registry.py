@@ -77,14 +77,28 @@ def make_format(name: str, options: Mapping[str, Any] | None = None) -> Format:
             needs is not installed.
     """
     kind = _find(FORMATS, name, "written")
-    given = dict(options or {})
-    known = {field.name for field in fields(kind)} - {"name"}
-    if unknown := sorted(given.keys() - known):
-        raise ExportError(
-            f"{name} has no option {unknown[0]!r}; it has "
-            + (", ".join(sorted(known)) or "none")
-        )
+    known = {field.name: field for field in fields(kind) if field.name != "name"}
+    given = {}
+    for key, value in (options or {}).items():
+        if key not in known:
+            raise ExportError(
+                f"{name} has no option {key!r}; it has "
+                + (", ".join(sorted(known)) or "none")
+            )
+        given[key] = _fitting(f"{name}'s {key}", value, known[key].default)
     return kind(**given)
+
+
+def _fitting(what: str, value: Any, default: Any) -> Any:
+    """An option's value as its kind; the kind is that of its default."""
+    if isinstance(default, tuple):
+        value = (value,) if isinstance(value, str) else tuple(value)
+        if all(isinstance(item, str) for item in value):
+            return value
+        raise ExportError(f"{what} is a list of texts, not {value!r}")
+    if type(value) is type(default) or (value is None and what.endswith("frames")):
+        return value
+    raise ExportError(f"{what} is such as {default!r}, not {value!r}")
 
 
 def find_importer(name: str) -> Importer:

@@ -74,7 +74,7 @@ class Part:
         if stream not in self._files:
             path = self._folder / f"{stream}.jsonl"
             self._files[stream] = self._stack.enter_context(path.open("wb"))
-        line = b"\t".join([*map(dumps, references), item])
+        line = b"\t".join([*map(_json, references), item])
         self._files[stream].write(line + b"\n")
 
     def close(self, facts: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ class Merge:
             with path.open("rb") as file:
                 for line in file:
                     *found, body = line.rstrip(b"\n").split(b"\t", references)
-                    yield Item(number, tuple(map(json.loads, found)), body)
+                    yield Item(number, tuple(map(_value, found)), body)
 
     def scratch(self, part: int) -> Path:
         """Where a part has left files to pack; they may not be changed."""
@@ -163,8 +163,16 @@ class Merge:
 
 def with_values(body: bytes, **values: int | str) -> bytes:
     """An encoded object, which isn't empty, with more values in front."""
-    front = b"".join(dumps(key) + b":" + dumps(v) + b"," for key, v in values.items())
+    front = b"".join(b'"%b":%b,' % (k.encode(), _json(v)) for k, v in values.items())
     return b"{" + front + body[1:]
+
+
+def _json(value: int | str) -> bytes:
+    return b"%d" % value if isinstance(value, int) else dumps(value)
+
+
+def _value(encoded: bytes) -> int | str:
+    return int(encoded) if encoded.isdigit() else json.loads(encoded)
 
 
 class Staging:
