@@ -350,6 +350,25 @@ class VideoRecord:
         return [(start, stop - 1) for start, stop in self.job.ranges]
 
 
+def _visible(sample: Sample, field: str | None) -> Iterator[CaptionRecord]:
+    """The captions of a sample that its view shows."""
+    if field is None:
+        return
+    records = read_captions(sample, field)
+    if isinstance(sample, fos.SampleView):
+        value = sample[field]
+        shown = {
+            (-1 if label.index is None else label.index, tuple(label.support))
+            for label in (value.detections if value else ())
+        }
+        records = [
+            record
+            for record in records
+            if (record.index, (record.support[0] + 1, record.support[1] + 1)) in shown
+        ]
+    yield from records
+
+
 def _inside(record: CaptionRecord, ranges: tuple[tuple[int, int], ...] | None) -> bool:
     """Whether a caption lies inside one of the ranges; None stands for everything."""
     first, last = record.support
