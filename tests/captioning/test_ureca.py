@@ -144,6 +144,36 @@ def test_answers_end_with_the_end_token(captioner: UrecaCaptioner) -> None:
     assert ended.probabilities == pytest.approx(free.probabilities[: len(ended.ids)])
 
 
+@pytest.mark.parametrize("size", ["tiny", "internlm2"])
+@torch.inference_mode()
+def test_ids_are_those_of_transformers(config: UrecaConfig, size: str) -> None:
+    if size == "internlm2":
+        uneven = replace(SIZES["tiny"], family=size, heads=6, hidden=48)
+        config = config_of(uneven, mask_channels=2, tile=56)
+    captioner = random_captioner(config, settings=Settings(max_new_tokens=8))
+    llm = captioner.model.llm
+    shared, *rests = (torch.randn(n, llm.config.hidden_size) for n in (40, 9, 5, 9))
+    prefix = read_prefix(llm, shared)
+    ours = captioner.answer([Region(prefix, rest) for rest in rests])
+    for rest, answer in zip(rests, ours, strict=True):
+        whole = torch.cat([shared, rest])
+        for token, chance in zip(answer.ids, answer.probabilities, strict=True):
+            logits = llm(inputs_embeds=whole[None]).logits[0, -1]
+            assert int(logits.argmax()) == token
+            assert float(logits.softmax(-1).max()) == pytest.approx(chance, rel=1e-3)
+            new = llm.model.embed_tokens(torch.tensor([token]))
+            whole = torch.cat([whole, new])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(config: UrecaConfig, dtype: torch.dtype) -> None:
+    captioner = random_captioner(
+        config, settings=Settings(max_new_tokens=4), dtype=dtype
+    )
+    captions = captioner.caption(regions(3, frame(0)))
+    assert all(caption.text and not caption.error for caption in captions)
+
+
 def test_the_frame_that_shows_the_object_best(captioner: UrecaCaptioner) -> None:
     mask, speck = disc(60, 40, 25), disc(60, 40, 3)
     gray = np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)

@@ -390,8 +390,10 @@ class UrecaCaptioner:
         return captions
 
     def _region(self, look: _Look, tiles: NDArray[np.uint8], asked: str) -> Region:
-        whole = tiles[: max(len(tiles) - 1, 1)]
-        if not whole.any():
+        # The thumbnail blurs masks, so that specks leave a trace there.
+        several = self.settings.dynamic_mask and len(tiles) > 1
+        sharp = tiles[:-1] if several and self.model.config.thumbnail else tiles
+        if not sharp.any():
             raise PromptError(
                 f"the mask ({np.count_nonzero(look.mask)} pixels) is so small that "
                 "nothing of it is left at the model's resolution; crop the image around"
