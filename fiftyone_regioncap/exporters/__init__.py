@@ -15,7 +15,7 @@ from fiftyone_regioncap import database
 from fiftyone_regioncap.exporters import importing, job
 from fiftyone_regioncap.exporters.base import Format, Importer
 from fiftyone_regioncap.exporters.importing import ImportOptions
-from fiftyone_regioncap.exporters.job import ExportSummary, VideoFailure
+from fiftyone_regioncap.exporters.job import ExportSummary
 from fiftyone_regioncap.exporters.media import Media, Mode
 from fiftyone_regioncap.exporters.records import REVIEWS, Selection, Source
 from fiftyone_regioncap.exporters.registry import (
@@ -25,6 +25,7 @@ from fiftyone_regioncap.exporters.registry import (
     make_format,
 )
 from fiftyone_regioncap.exporters.staging import ExportError
+from fiftyone_regioncap.exporters.tasks import VideoFailure
 from fiftyone_regioncap.labels.captions import Review
 from fiftyone_regioncap.labels.tracks import MaskStorage
 from fiftyone_regioncap.progress import Bar, Listener
@@ -60,6 +61,7 @@ def export(
     val: float = 0.0,
     seed: int = 0,
     overwrite: bool = False,
+    workers: int = 1,
     progress: bool | Listener = True,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
@@ -89,6 +91,8 @@ def export(
             no splits.
         seed: which videos these are.
         overwrite: whether to replace a folder that exists.
+        workers: processes to use; more than one pays for more than about a hundred
+            videos.
         progress: whether to draw a bar, or who is told of progress.
         cancel: set it to stop.
 
@@ -125,6 +129,7 @@ def export(
             source=source,
             media=Media(media),
             overwrite=overwrite,
+            workers=workers,
             listener=_listener(progress, stack),
             cancel=cancel,
         )

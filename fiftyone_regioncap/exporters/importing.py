@@ -13,15 +13,11 @@ from typing import Any
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo, Importer
-from fiftyone_regioncap.exporters.job import (
-    MANIFEST,
-    STAGE,
-    ExportSummary,
-    VideoFailure,
-)
+from fiftyone_regioncap.exporters.job import MANIFEST, STAGE, ExportSummary
 from fiftyone_regioncap.exporters.reading import read_json
 from fiftyone_regioncap.exporters.records import safe_name
 from fiftyone_regioncap.exporters.staging import ExportError
+from fiftyone_regioncap.exporters.tasks import VideoFailure
 from fiftyone_regioncap.labels import fields, schema, status
 from fiftyone_regioncap.labels.captions import write_captions
 from fiftyone_regioncap.labels.metadata import video_metadata

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,39 +17,24 @@ import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.checkpoints import signature
-from fiftyone_regioncap.errors import Cancelled
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.files import dumps, sha256_of, write_object
 from fiftyone_regioncap.exporters.media import Media
-from fiftyone_regioncap.exporters.records import Job, Source, VideoRecord, plan
-from fiftyone_regioncap.exporters.staging import (
-    ExportError,
-    Merge,
-    Staging,
-    is_target_error,
+from fiftyone_regioncap.exporters.records import Job, Source, plan
+from fiftyone_regioncap.exporters.staging import ExportError, Merge, Staging
+from fiftyone_regioncap.exporters.tasks import (
+    Outcome,
+    Task,
+    VideoFailure,
+    in_processes,
 )
 from fiftyone_regioncap.labels import fields
 from fiftyone_regioncap.progress import Listener, Meter, Stage
-from fiftyone_regioncap.targets import Targets, name_of, video_targets
-
-logger = logging.getLogger(__name__)
+from fiftyone_regioncap.targets import Targets, video_targets
 
 MANIFEST = "manifest.json"
 
 STAGE = cast(Stage, "export")
-
-
-@dataclass(frozen=True)
-class VideoFailure:
-    """A video that could not be exported or imported.
-
-    Attributes:
-        name: of its file.
-        error: what is wrong and what to do.
-    """
-
-    name: str
-    error: str
 
 
 @dataclass
@@ -107,6 +92,7 @@ def run(
     source: Source,
     media: Media,
     overwrite: bool = False,
+    workers: int = 1,
     listener: Listener | None = None,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
@@ -118,6 +104,8 @@ def run(
         fields.require_captions(targets.dataset, source.captions)
     if not 0 <= source.val <= 1:
         raise ExportError(f"val is {source.val}; give a share between 0 and 1")
+    if workers < 1:
+        raise ExportError(f"workers is {workers}; give at least 1")
     jobs = plan(targets, source)
     if not jobs:
         raise ExportError("there is nothing to export: the view holds no videos")
@@ -134,10 +122,17 @@ def run(
     with Staging(path, signature(facts), overwrite=overwrite) as staging:
         try:
             meter = Meter([STAGE], len(jobs), listener, cancel)
-            for job, sample in _samples(targets, jobs):
-                meter.check()
-                _export_one(job, sample, format, source, media, staging, summary)
-                meter.finish(STAGE, job.name)
+            task = Task(format, source, media, staging.parts)
+            outcomes = (
+                _in_order(targets, jobs, task)
+                if workers == 1
+                else in_processes(targets, jobs, task, workers)
+            )
+            with closing(outcomes):
+                for outcome in outcomes:
+                    _count(outcome, summary)
+                    meter.finish(STAGE, outcome.name)
+                    meter.check()
             if not summary.videos:
                 raise ExportError(_nothing(summary))
             merges = _finish(format, jobs, staging)
@@ -169,62 +164,24 @@ def _stages(targets: Targets) -> list[Any]:
     return [str(stage) for stage in targets.view._stages]
 
 
-def _samples(targets: Targets, jobs: list[Job]) -> Iterator[tuple[Job, Any]]:
-    """Each job with its sample; the clips of one video share it."""
+def _in_order(
+    targets: Targets, jobs: list[Job], task: Task
+) -> Generator[Outcome, None, None]:
+    """Exports one video after the other; the clips of one share their sample."""
     waiting = iter(jobs)
     job = next(waiting, None)
     for target, sample in targets.samples():
         while job is not None and job.sample_id == target.sample_id:
-            yield job, sample
+            yield task.run(job, sample)
             job = next(waiting, None)
 
 
-def _export_one(
-    job: Job,
-    sample: Any,
-    format: Format,
-    source: Source,
-    media: Media,
-    staging: Staging,
-    summary: ExportSummary,
-) -> None:
-    """Exports one video, unless that was done; what is wrong with it is recorded."""
-    facts = {
-        "sample_id": job.sample_id,
-        "name": job.name,
-        "filepath": sample.filepath,
-        "ranges": [list(span) for span in job.ranges or ()],
-        "modified": str(sample.last_modified_at),
-    }
-    if staging.has(job.number, facts):
-        summary.videos += 1
-        summary.resumed += 1
-        return
-    part = staging.part(job.number)
-    try:
-        video = VideoRecord.load(sample, job, source)
-        format.write(video, part, media)
-        part.models.update(
-            (record.model or "", record.revision or "")
-            for records in video.captions.values()
-            for record in records
-        )
-        entry = {**facts, "split": job.split}
-        part.add("manifest", {"name": job.name, **entry})
-        part.close(facts)
-    except Cancelled:
-        part.abandon()
-        raise
-    except Exception as error:
-        part.abandon()
-        if is_target_error(error):
-            raise
-        staging.drop(job.number)
-        logger.warning("%s: %s", sample.filepath, error, exc_info=True)
-        message = f"{type(error).__name__}: {error}"
-        summary.failures.append(VideoFailure(name_of(sample), message))
+def _count(outcome: Outcome, summary: ExportSummary) -> None:
+    if outcome.failure is not None:
+        summary.failures.append(outcome.failure)
     else:
         summary.videos += 1
+        summary.resumed += outcome.resumed
 
 
 def _nothing(summary: ExportSummary) -> str:

@@ -175,6 +175,40 @@ def _value(encoded: bytes) -> int | str:
     return int(encoded) if encoded.isdigit() else json.loads(encoded)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The parts of an export; other processes may write some of them.
+
+    Attributes:
+        root: folder that holds them.
+    """
+
+    root: Path
+
+    def folder(self, number: int) -> Path:
+        """Where a part is kept."""
+        return self.root / f"{number:06d}"
+
+    def has(self, number: int, facts: dict[str, Any]) -> bool:
+        """Whether a video is finished, and still what it was."""
+        path = self.folder(number) / "part.json"
+        if not path.exists():
+            return False
+        summary = json.loads(path.read_bytes())
+        return all(summary.get(key) == value for key, value in facts.items())
+
+    def part(self, number: int) -> Part:
+        """Begins a video, from nothing."""
+        self.drop(number)
+        folder = self.folder(number)
+        folder.mkdir(parents=True)
+        return Part(folder)
+
+    def drop(self, number: int) -> None:
+        """Forgets a video."""
+        shutil.rmtree(self.folder(number), ignore_errors=True)
+
+
 class Staging:
     """The hidden folder of one export; a context manager that holds its lock."""
 
@@ -198,6 +232,11 @@ class Staging:
     def tree(self) -> Path:
         """What becomes the target."""
         return self._root / "tree"
+
+    @property
+    def parts(self) -> Parts:
+        """The videos."""
+        return Parts(self._root / "parts")
 
     def __enter__(self) -> Staging:
         try:
@@ -242,29 +281,10 @@ class Staging:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not any((self._root / "parts").glob("*/part.json")):
+        if not any(self.parts.root.glob("*/part.json")):
             shutil.rmtree(self._root, ignore_errors=True)  # nothing to go on from
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
-
-    def has(self, number: int, facts: dict[str, Any]) -> bool:
-        """Whether a video is finished, and still what it was."""
-        path = self._part(number) / "part.json"
-        if not path.exists():
-            return False
-        summary = json.loads(path.read_bytes())
-        return all(summary.get(key) == value for key, value in facts.items())
-
-    def part(self, number: int) -> Part:
-        """Begins a video, from nothing."""
-        self.drop(number)
-        folder = self._part(number)
-        folder.mkdir(parents=True)
-        return Part(folder)
-
-    def drop(self, number: int) -> None:
-        """Forgets a video."""
-        shutil.rmtree(self._part(number), ignore_errors=True)
 
     def merge(self, split: str | None, numbers: Iterable[int]) -> Merge:
         """Moves the finished videos of a split into the tree.
@@ -279,7 +299,7 @@ class Staging:
         labels: set[str] = set()
         models: set[tuple[str, str]] = set()
         folders = []
-        for folder in map(self._part, numbers):
+        for folder in map(self.parts.folder, numbers):
             if not (folder / "part.json").exists():
                 continue
             summary = json.loads((folder / "part.json").read_bytes())
@@ -301,9 +321,6 @@ class Staging:
     def _old(self) -> Path:
         """Where an export that is overwritten waits until the new one is in place."""
         return self._root / "old"
-
-    def _part(self, number: int) -> Path:
-        return self._root / "parts" / f"{number:06d}"
 
 
 def _move_files(source: Path, tree: Path) -> None:

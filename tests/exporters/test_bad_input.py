@@ -77,6 +77,18 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_goes_on_later(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
 
 
+def test_several_processes_write_what_one_does(dataset, tmp_path):
+    view = dataset.filter_labels("captions", fo.ViewField("index") == 7)
+    for workers in (1, 2):
+        done = export(view, tmp_path / str(workers), media="none", workers=workers)
+        assert done.ok and done.videos == 2
+    one, two = (
+        (tmp_path / str(workers) / "annotations.json").read_bytes()
+        for workers in (1, 2)
+    )
+    assert one == two
+
+
 def test_what_changed_since_is_not_taken_from_an_interrupted_export(
     dataset, tmp_path, monkeypatch
 ):

@@ -1,0 +1,158 @@
+"""Exports one video; in this process or in several, which share nothing but files."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from fiftyone_regioncap.errors import Cancelled
+from fiftyone_regioncap.exporters.base import Format
+from fiftyone_regioncap.exporters.media import Media
+from fiftyone_regioncap.exporters.records import Job, Source, VideoRecord
+from fiftyone_regioncap.exporters.staging import Parts, is_target_error
+from fiftyone_regioncap.targets import Sample, Targets, name_of
+
+logger = logging.getLogger(__name__)
+
+_AHEAD = 4  # videos that wait for each process
+
+
+@dataclass(frozen=True)
+class VideoFailure:
+    """A video that could not be exported or imported.
+
+    Attributes:
+        name: of its file.
+        error: what is wrong and what to do.
+    """
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the export of one video ended.
+
+    Attributes:
+        name: of the video.
+        resumed: whether an earlier run had done it.
+        failure: why it is left out; None when it isn't.
+    """
+
+    name: str
+    resumed: bool = False
+    failure: VideoFailure | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done to every video.
+
+    Attributes:
+        format: that is written.
+        source: what of the dataset.
+        media: how media are put in.
+        parts: where the videos go.
+    """
+
+    format: Format
+    source: Source
+    media: Media
+    parts: Parts
+
+    def run(self, job: Job, sample: Sample) -> Outcome:
+        """Exports one video, unless that was done.
+
+        Raises:
+            OSError: when the target can't be written any more.
+        """
+        facts = {
+            "sample_id": job.sample_id,
+            "name": job.name,
+            "filepath": sample.filepath,
+            "ranges": [list(span) for span in job.ranges or ()],
+            "modified": str(sample.last_modified_at),
+        }
+        if self.parts.has(job.number, facts):
+            return Outcome(job.name, resumed=True)
+        part = self.parts.part(job.number)
+        try:
+            video = VideoRecord.load(sample, job, self.source)
+            self.format.write(video, part, self.media)
+            part.models.update(
+                (record.model or "", record.revision or "")
+                for records in video.captions.values()
+                for record in records
+            )
+            part.add("manifest", {**facts, "split": job.split})
+            part.close(facts)
+        except Cancelled:
+            part.abandon()
+            raise
+        except Exception as error:
+            part.abandon()
+            if is_target_error(error):
+                raise
+            self.parts.drop(job.number)
+            logger.warning("%s: %s", sample.filepath, error, exc_info=True)
+            message = f"{type(error).__name__}: {error}"
+            return Outcome(job.name, failure=VideoFailure(name_of(sample), message))
+        return Outcome(job.name)
+
+
+def in_processes(
+    targets: Targets, jobs: list[Job], task: Task, workers: int
+) -> Generator[Outcome, None, None]:
+    """Exports videos in several processes, a few seconds after their start.
+
+    Args:
+        targets: whose dataset and view the processes open for themselves.
+        jobs: the videos.
+        task: what is done to each.
+        workers: how many processes.
+    """
+    stages = None if targets.view is None else targets.view._serialize()
+    executor = ProcessPoolExecutor(
+        workers,
+        # A fork would share the connections to the database.
+        mp_context=get_context("spawn"),
+        initializer=_open,
+        initargs=(targets.dataset.name, stages, task),
+    )
+    waiting: deque[Future[Outcome]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(executor.submit(_run, job))
+            if len(waiting) >= _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+_opened: tuple[Any, Task]  # of a process: its samples, and what is done to each
+
+
+def _open(dataset: str, stages: list[dict[str, Any]] | None, task: Task) -> None:
+    global _opened
+    from fiftyone_regioncap import database
+
+    database.ensure()
+    import fiftyone as fo
+
+    samples = fo.load_dataset(dataset)
+    if stages is not None:
+        samples = fo.DatasetView._build(samples, stages)
+    _opened = samples, task
+
+
+def _run(job: Job) -> Outcome:
+    samples, task = _opened
+    return task.run(job, samples[job.sample_id])
