@@ -130,9 +130,11 @@ def test_answers_end_with_the_end_token(captioner: UrecaCaptioner) -> None:
         torch.from_numpy(captioner.tiles(one.frames[0]))
     )
     masks = torch.from_numpy(captioner.mask_tiles(one.masks[0]))
-    ids = captioner.prompt_ids("<image>\n<mask>\nWhat?", len(image), len(masks))
-    prefix, rest = captioner.region(ids, image, captioner.model.mask_tokens(masks))
-    region = Region(read_prefix(captioner.model.llm, prefix), rest)
+    shared, own = captioner.prompt_ids("<image>\n<mask>\nWhat?", len(image), len(masks))
+    region = Region(
+        read_prefix(captioner.model.llm, captioner.embed(shared, image=image)),
+        captioner.embed(own, mask=captioner.model.mask_tokens(masks)),
+    )
     (free,) = captioner.answer([region])
     assert len(free.ids) == captioner.settings.max_new_tokens and not free.ended
     special = {**captioner.tokenizer.special, "<|im_end|>": free.ids[2]}

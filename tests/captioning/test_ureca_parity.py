@@ -263,8 +263,10 @@ def every_run(
         )
         masks = torch.from_numpy(captioner.mask_tiles(mask))
         question = "<image>\n<mask>\nDescribe this region in the image."
-        ids = captioner.prompt_ids(question, len(image), len(masks))
-        prefix, rest = captioner.region(ids, image, captioner.model.mask_tokens(masks))
+        shared, own = captioner.prompt_ids(question, len(image), len(masks))
+        prefix = captioner.embed(shared, image=image)
+        rest = captioner.embed(own, mask=captioner.model.mask_tokens(masks))
+        ids = [*shared, *own]
         made.append(Run(case, numbers, captioner, image, masks, ids, prefix, rest))
     return made
 

@@ -320,31 +320,45 @@ class UrecaCaptioner:
             thumbnail=config.thumbnail,
         )
 
-    def prompt_ids(self, asked: str, image_tiles: int, mask_tiles: int) -> list[int]:
+    def prompt_ids(
+        self, asked: str, image_tiles: int, mask_tiles: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of the whole prompt.
 
         Args:
             asked: with places for image and mask.
             image_tiles: tiles of the image.
             mask_tiles: tiles of the mask.
-        """
-        return list(self._ids(asked, image_tiles, mask_tiles))
-
-    def region(
-        self, ids: Sequence[int], image: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The language model's input: what the regions of an image share, and the rest.
-
-        Args:
-            ids: of the whole prompt.
-            image: (T, M, D) tokens.
-            mask: (T, N, D) tokens.
 
         Returns:
-            (P, D) up to the first token of the mask, and (S, D) from there on.
+            what all regions of an image share, and the rest: from the first token of
+            the mask on.
         """
-        cut = self._cut(ids)
-        return self._embed(ids[:cut], image, None), self._embed(ids[cut:], None, mask)
+        return self._ids(asked, image_tiles, mask_tiles)
+
+    def embed(
+        self,
+        ids: Sequence[int],
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The language model's input for a part of a prompt, (length, D).
+
+        Args:
+            ids: of that part.
+            image: (T, M, D) tokens, where the part has places for them.
+            mask: (T, N, D) tokens, likewise.
+
+        Raises:
+            PromptError: when places and tokens are not equally many.
+        """
+        special = self.tokenizer.special
+        places = [
+            (special[token], features)
+            for token, features in ((IMAGE_TOKEN, image), (MASK_TOKEN, mask))
+            if features is not None
+        ]
+        return self.model.embed(ids, places)
 
     def answer(
         self, regions: Sequence[Region], max_new_tokens: int | None = None
@@ -400,21 +414,19 @@ class UrecaCaptioner:
                 " the region, or leave it out"
             )
         seen = self._frame(look.frame, asked, len(tiles))
-        ids = self._ids(asked, seen.tiles, len(tiles))
-        rest = ids[self._cut(ids) :]
+        _, rest = self.prompt_ids(asked, seen.tiles, len(tiles))
         mask = self.model.mask_tokens(torch.from_numpy(tiles))
-        return Region(seen.prefix, self._embed(rest, None, mask))
+        return Region(seen.prefix, self.embed(rest, mask=mask))
 
     def _frame(self, frame: Frame, asked: str, mask_tiles: int) -> _Seen:
         """What the prompts about a frame begin with; computed once."""
         key = id(frame), asked
         if key not in self._seen:
             tiles = self.tiles(frame)
-            ids = self._ids(asked, len(tiles), mask_tiles)
-            self._check_length(frame, len(tiles), len(ids))
+            shared, own = self.prompt_ids(asked, len(tiles), mask_tiles)
+            self._check_length(frame, len(tiles), len(shared) + len(own))
             image = self.model.image_tokens(torch.from_numpy(tiles))
-            begin = self._embed(ids[: self._cut(ids)], image, None)
-            prefix = read_prefix(self.model.llm, begin)
+            prefix = read_prefix(self.model.llm, self.embed(shared, image=image))
             self._seen[key] = _Seen(frame, len(tiles), prefix)
             if len(self._seen) > FRAMES_KEPT:
                 self._seen.popitem(last=False)
@@ -434,7 +446,7 @@ class UrecaCaptioner:
 
     def _conversation_ids(
         self, asked: str, image_tiles: int, mask_tiles: int
-    ) -> tuple[int, ...]:
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         config = self.model.config
         assert config.mask_channels is not None
         text = conversation(
@@ -442,23 +454,9 @@ class UrecaCaptioner:
             image_tiles * config.tokens_per_tile,
             mask_tiles * config.mask_channels,
         )
-        return tuple(self.tokenizer.encode(text))
-
-    def _cut(self, ids: Sequence[int]) -> int:
-        """Where the part of a prompt ends that all regions of a frame share."""
-        mask = self.tokenizer.special[MASK_TOKEN]
-        return ids.index(mask) if mask in ids else len(ids) - 1
-
-    def _embed(
-        self, ids: Sequence[int], image: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        special = self.tokenizer.special
-        places = [
-            (special[token], features)
-            for token, features in ((IMAGE_TOKEN, image), (MASK_TOKEN, mask))
-            if features is not None
-        ]
-        return self.model.embed(ids, places)
+        ids = tuple(self.tokenizer.encode(text))
+        cut = ids.index(self.tokenizer.special[MASK_TOKEN])
+        return ids[:cut], ids[cut:]
 
     def _caption(self, answer: Answer, label: str | None) -> Caption:
         text = self.text(answer.ids)

@@ -20,6 +20,9 @@ from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer
 
 BYTES = 256
 
+SHARPER = 8
+"""What the weights of the language model's attention are multiplied with."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -141,8 +144,11 @@ def random_captioner(
     torch.manual_seed(seed)
     with torch.device(device):
         model = UrecaModel(config)
-    # Masks are of values up to 255: without this, all regions would say the same.
-    torch.nn.init.normal_(model.mask_linear.weight, std=1e-4)
+    # Random attention is nearly even, and a mask is few tokens among many: without this
+    # all regions would say the same.
+    for layer in model.llm.model.layers:
+        for part in layer.self_attn.children():
+            part.weight.mul_(SHARPER)
     tokens = {token: BYTES + number for number, token in enumerate(TOKENS)}
     return UrecaCaptioner(
         model.to(dtype), Tokenizer(ByteVocabulary(), tokens), settings=settings
