@@ -19,6 +19,7 @@ from fiftyone_regioncap.caption_fields import CaptionField
 from fiftyone_regioncap.vocabulary import (
     ATTRIBUTES,
     COLORS,
+    DETERMINERS,
     IRREGULAR_PLURALS,
     NOUNS,
     STOPWORDS,
@@ -34,10 +35,6 @@ LOW_CONFIDENCE = 0.5
 LONG_TRACK_FRAMES = 150
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*|[.,;:!?()]")
-_DETERMINERS = frozenset(
-    ("a", "an", "the", "this", "that", "another", "one", "two", "three", "four")
-    + ("several", "some", "his", "her", "its", "their")
-)
 _KINDS = {word: kind for kind, words in ATTRIBUTES.items() for word in words}
 
 
@@ -120,17 +117,12 @@ def _noun_at(words: list[str], place: int) -> str | None:
         return singular(word)
     # A word that isn't known is a noun where it stands alone between a determiner,
     # with attributes in between, and the end of the phrase: "a shiny red gizmo on".
-    if (
-        not word.isalpha()
-        or word in STOPWORDS
-        or word in _KINDS
-        or word in _DETERMINERS
-    ):
+    if not word.isalpha() or word in STOPWORDS or word in _KINDS or word in DETERMINERS:
         return None
     before = place - 1
     while before >= 0 and (words[before] in COLORS or words[before] in _KINDS):
         before -= 1
-    if before < 0 or words[before] not in _DETERMINERS:
+    if before < 0 or words[before] not in DETERMINERS:
         return None
     after = words[place + 1] if place + 1 < len(words) else "."
     ends = after in STOPWORDS or not after[0].isalpha() or after.endswith(("ing", "ed"))
@@ -139,7 +131,7 @@ def _noun_at(words: list[str], place: int) -> str | None:
 
 def _names_fruit(words: list[str], place: int) -> bool:
     """Whether "orange" is a thing here: after a determiner, before no noun."""
-    if words[place] != "orange" or not place or words[place - 1] not in _DETERMINERS:
+    if words[place] != "orange" or not place or words[place - 1] not in DETERMINERS:
         return False
     after = words[place + 1] if place + 1 < len(words) else "."
     return after in STOPWORDS or not after[0].isalpha()

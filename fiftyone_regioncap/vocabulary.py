@@ -132,3 +132,14 @@ STOPWORDS = _words(
     "without would you your appears appear looks seems visible likely"
 )
 """Words that don't tell one caption from another."""
+
+DETERMINERS = _words(
+    "a an the this that another one two three four several some his her its their"
+)
+"""Words that a noun follows."""
+
+DANGLING = _words(
+    "a an the and or but with of in on at to from by for as is are was were its his "
+    "her their this that which who while near over under into"
+)
+"""Words that no sentence ends with."""

@@ -63,5 +63,5 @@ class ExtractFacets(foo.Operator):
         return types.Property(shown, view=types.View(label="Extract facets"))
 
     def __call__(self, sample_collection: Any, field: str = "captions") -> FacetSummary:
-        """Extracts from Python; see :func:`~fiftyone_regioncap.facets.extract_facets`."""
+        """Extracts from Python; see :func:`fiftyone_regioncap.facets`."""
         return extract_facets(sample_collection, field)

@@ -1,0 +1,26 @@
+"""``regioncap check``: finds captions that are probably bad."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.option("--dataset", "name", required=True, help="Whose captions.")
+@click.option("--field", default="captions", show_default=True, help="The captions.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str, field: str, as_json: bool) -> None:
+    """Finds captions that contradict measurements, each other, or themselves."""
+    from fiftyone_regioncap import database
+
+    database.ensure()
+    from fiftyone_regioncap import datasets
+    from fiftyone_regioncap.checks import check_captions
+
+    summary = check_captions(datasets.open_dataset(name), field)
+    if as_json:
+        click.echo(json.dumps(summary.to_dict(), indent=2))
+    else:
+        click.echo(summary.to_markdown().replace("**", "").replace("`", ""))
