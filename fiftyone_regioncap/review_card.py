@@ -16,13 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fiftyone_regioncap.clips import assemble, plan_clip
 from fiftyone_regioncap.contact_sheet import film_strip
-from fiftyone_regioncap.wording import Piece, differences
 from fiftyone_regioncap.errors import RegionCapError
 from fiftyone_regioncap.labels.captions import CaptionRecord, Review, read_captions
 from fiftyone_regioncap.labels.tracks import read_masks, read_tracks
 from fiftyone_regioncap.review import Ref
 from fiftyone_regioncap.targets import name_of
 from fiftyone_regioncap.video import VideoReader
+from fiftyone_regioncap.wording import Piece, differences
 
 STRIP_FRAMES = 4
 """Frames of the track that are shown."""

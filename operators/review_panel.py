@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from threading import Lock
 from typing import Any, Generic, Literal, TypeVar
 
@@ -41,6 +42,11 @@ BULK: dict[str, tuple[str, review.Action, tuple[Review, ...]]] = {
     "reject": ("Reject", review.reject, ("unreviewed",)),
     "reset": ("Reset", review.reset, ("accepted", "edited", "rejected")),
 }
+
+_SCOPE_EVENTS = {"on_change_dataset", "on_change_view", "on_change_current_sample"}
+
+NO_FIELD = "-"
+"""Instead of the name of a field; no field can be called this."""
 
 QUEUES = 4
 """Views whose captions stay known, such as the grid's and an open sample's."""
@@ -91,15 +97,15 @@ class _Settings:
 
     Attributes:
         captions: field of the captions.
-        compare: another such field; empty for none.
-        tracks: field of the tracks; empty for none.
+        compare: another such field, or ``NO_FIELD``.
+        tracks: field of the tracks, or ``NO_FIELD``.
         show: a key of ``SHOW``.
         order: a key of ``ORDER``.
     """
 
-    captions: str = ""
-    compare: str = ""
-    tracks: str = ""
+    captions: str = NO_FIELD
+    compare: str = NO_FIELD
+    tracks: str = NO_FIELD
     show: str = "unreviewed"
     order: review.Order = "view"
 
@@ -128,7 +134,7 @@ class _Settings:
         return replace(
             self,
             captions=captions,
-            compare=self.compare if self.compare in others else "",
+            compare=self.compare if self.compare in others else NO_FIELD,
             tracks=_pick(self.tracks, "frames.tracks", fields.track_fields(dataset)),
         )
 
@@ -158,6 +164,17 @@ class ReviewPanel(foo.Panel):
                 "**R** reject, **N** next, **P** previous, **U** undo."
             ),
         )
+
+    def execute(self, ctx: Any) -> Any:
+        """Runs an event, unless it says that nothing changed.
+
+        The App tells of a new view after every event of a panel. Laying the panel out
+        for that would undo what a person did meanwhile.
+        """
+        method = ctx.params.get("__method__")
+        if method in _SCOPE_EVENTS and ctx.panel.state.scope == _scope(ctx):
+            return None
+        return super().execute(ctx)
 
     def on_load(self, ctx: Any) -> None:
         """Opens the first field of captions that there is."""
@@ -275,7 +292,14 @@ class ReviewPanel(foo.Panel):
         except FieldError as error:
             ctx.panel.set_state("problem", str(error))
             return
-        ctx.panel.set_state({"problem": None, "bulk": None, "head": asdict(settings)})
+        ctx.panel.set_state(
+            {
+                "problem": None,
+                "bulk": None,
+                "head": asdict(settings),
+                "scope": _scope(ctx),
+            }
+        )
         queue = self._queue(ctx)
         position = queue.position(state.label or "")
         if position is None:
@@ -285,15 +309,7 @@ class ReviewPanel(foo.Panel):
     def _queue(self, ctx: Any) -> ReviewQueue:
         """The captions of the view, or of the sample that is open."""
         settings = _Settings.of(ctx)
-        request = ctx.request_params
-        view = [request.get(k) for k in ("view", "view_name", "filters", "extended")]
-        key = (
-            str(ctx.dataset._doc.id),
-            json.dumps(view, sort_keys=True, default=str),
-            ctx.current_sample,
-            settings.captions,
-            settings.order,
-        )
+        key = (_scope(ctx), settings.captions, settings.order)
         queue = _queues.get(key)
         if queue is None:
             samples = ctx.view
@@ -322,7 +338,7 @@ class ReviewPanel(foo.Panel):
                 settings.captions,
                 refs,
                 action,
-                tracks_field=settings.tracks or None,
+                tracks_field=_or_none(settings.tracks),
                 seen=seen,
             )
         except RegionCapError as error:
@@ -403,7 +419,7 @@ class ReviewPanel(foo.Panel):
         settings = _Settings.of(ctx)
         try:
             return review_card.load_card(
-                ctx.dataset, settings.captions, ref, compare=settings.compare or None
+                ctx.dataset, settings.captions, ref, compare=_or_none(settings.compare)
             )
         except RegionCapError as error:
             ctx.ops.notify(str(error), variant="error")
@@ -411,7 +427,7 @@ class ReviewPanel(foo.Panel):
 
     def _strip(self, ctx: Any, card: Card) -> tuple[str | None, str | None]:
         """The picture of the track, or why there is none."""
-        if not _Settings.of(ctx).tracks:
+        if _Settings.of(ctx).tracks == NO_FIELD:
             return None, "*This dataset has no field of tracks to show.*"
         try:
             return self._drawing(ctx, card).result(), None
@@ -431,7 +447,7 @@ class ReviewPanel(foo.Panel):
         """Draws what comes next while the person looks at this."""
         settings = _Settings.of(ctx)
         following = queue.find(position + 1, 1, settings.reviews)
-        if following is not None and settings.tracks:
+        if following is not None and settings.tracks != NO_FIELD:
             card = self._card(ctx, queue[following])
             if card is not None:
                 self._drawing(ctx, card)
@@ -449,7 +465,7 @@ class ReviewPanel(foo.Panel):
                 self._render_caption(panel, ctx)
             self._render_buttons(panel, state)
             self._render_bulk(panel, state)
-        layout = types.GridView(orientation="vertical", gap=1.5, padding=2)
+        layout = types.GridView(orientation="vertical", gap=1.5, px=2, py=1)
         return types.Property(panel, view=layout)
 
     def _render_head(self, panel: types.Object, ctx: Any) -> None:
@@ -459,7 +475,8 @@ class ReviewPanel(foo.Panel):
         self._choice(head, "captions", "Captions", {f: f for f in known})
         others = {f: f for f in known if f != settings.captions}
         if others:
-            self._choice(head, "compare", "Compare with", {"": "nothing", **others})
+            choices = {NO_FIELD: "nothing", **others}
+            self._choice(head, "compare", "Compare", choices)
         tracks = {f: f for f in fields.track_fields(ctx.dataset)}
         if len(tracks) > 1:
             self._choice(head, "tracks", "Tracks", tracks)
@@ -489,7 +506,7 @@ class ReviewPanel(foo.Panel):
                 label="The caption",
                 view=types.TextFieldView(multiline=True, rows=5),
             )
-        elif settings.compare:
+        elif settings.compare != NO_FIELD:
             sides = panel.h_stack("sides", gap=3)
             names = {"own": settings.captions, "other": settings.compare}
             for name, field in names.items():
@@ -556,7 +573,19 @@ def _pick(chosen: str, default: str, known: Sequence[str]) -> str:
     for field in (chosen, default, *known):
         if field in known:
             return field
-    return ""
+    return NO_FIELD
+
+
+def _scope(ctx: Any) -> str:
+    """What is being reviewed: the same for the same dataset, view and open sample."""
+    request = ctx.request_params
+    keys = ("dataset_name", "view", "view_name", "filters", "extended")
+    scope = [*(request.get(key) or None for key in keys), ctx.current_sample]
+    return sha256(json.dumps(scope, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _or_none(field: str) -> str | None:
+    return None if field == NO_FIELD else field
 
 
 def _mark(change: Change) -> None:
