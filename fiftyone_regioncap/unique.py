@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import permutations
 from typing import Any, Protocol
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
 import numpy as np
+from numpy.typing import NDArray
 
 from fiftyone_regioncap import database
 from fiftyone_regioncap.backends import LoadOptions
@@ -61,6 +63,16 @@ OTHERS_QUOTED = 5
 LETTERS_QUOTED = 200
 """Of each of these."""
 
+LOOK_ALIKE = 0.95
+"""Cosine of region embeddings from which two regions look the same."""
+
+
+class RegionEmbedder(Protocol):
+    """Tells how regions look."""
+
+    def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of clips, in order; rows of NaN for bad ones."""
+
 
 @dataclass
 class UniqueReport:
@@ -72,6 +84,8 @@ class UniqueReport:
         after: how far they do now.
         rewritten: captions that are others now.
         described_again: those of them that a captioner wrote anew.
+        look_alike: captions that no captioner was asked for differences of, because
+            the regions look the same.
         undistinguished: captions whose object nothing that was measured tells from
             another that is described alike.
         failures: samples that could not be done.
@@ -84,6 +98,7 @@ class UniqueReport:
     after: Uniqueness = field(default_factory=Uniqueness)
     rewritten: int = 0
     described_again: int = 0
+    look_alike: int = 0
     undistinguished: int = 0
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
@@ -109,6 +124,8 @@ class UniqueReport:
         ]
         if self.described_again:
             lines.append(f"- {self.described_again} described again by the captioner")
+        if self.look_alike:
+            lines.append(f"- {self.look_alike} not asked for: they look the same")
         if self.undistinguished:
             lines.append(
                 f"- {self.undistinguished} that nothing measured tells from another"
@@ -125,6 +142,7 @@ def make_unique(
     threshold: float = ALIKE,
     captioner: str | Captioner | None = None,
     captioner_load: LoadOptions = LoadOptions(),  # noqa: B008
+    embedder: RegionEmbedder | None = None,
     progress: bool | Listener = True,
     cancel: threading.Event | None = None,
 ) -> UniqueReport:
@@ -144,6 +162,9 @@ def make_unique(
         captioner: a name, or one of your own; None, or one that takes no prompts, to
             only state measured facts.
         captioner_load: how to load a captioner given by name.
+        embedder: says which regions really differ, such as a Patch-ioner: of regions
+            that look the same (:data:`LOOK_ALIKE`), a captioner asked for differences
+            could only invent some. None takes all for different.
         progress: whether to draw a bar, or who is told of progress.
         cancel: set it to stop.
 
@@ -180,13 +201,16 @@ def make_unique(
             listener = stack.enter_context(Bar())
         meter = Meter(["caption"], len(targets), listener, cancel)
         for _, sample in targets.samples():
+            meter.check()
             try:
                 scene: _Scene = (
                     _Image(sample, captions_field)
                     if images
                     else _Video(sample, captions_field, tracks_field)
                 )
-                old, new = _rewrite(scene, captioner, threshold, report, meter)
+                old, new = _rewrite(
+                    scene, captioner, embedder, threshold, report, meter
+                )
                 before.append(old)
                 after.append(new)
             except Cancelled:
@@ -246,6 +270,7 @@ class _Scene(Protocol):
 def _rewrite(
     scene: _Scene,
     captioner: Captioner | None,
+    embedder: RegionEmbedder | None,
     threshold: float,
     report: UniqueReport,
     meter: Meter,
@@ -256,20 +281,22 @@ def _rewrite(
     said: dict[int, _Said] = {}
     if captioner is not None:
         for group in groups(subjects, threshold):
+            same = _same_looks(scene, group, embedder)
             for number in group:
                 meter.check()
                 if scene.reviewed(number) or _tells(subjects[number]):
                     continue
-                clip = scene.clip(number, captioner.info.frames)
+                others = [
+                    base(subjects[other].caption)
+                    for other in group
+                    if subjects[other].object_id != subjects[number].object_id
+                    and (number, other) not in same
+                ]
+                report.look_alike += not others
+                clip = scene.clip(number, captioner.info.frames) if others else None
                 if clip is None:
                     continue
-                prompt = difference_prompt(
-                    [
-                        base(subjects[other].caption)
-                        for other in group
-                        if subjects[other].object_id != subjects[number].object_id
-                    ]
-                )
+                prompt = difference_prompt(others)
                 (caption,) = caption_batch(captioner, [clip], prompt=prompt)
                 if caption.error is None and caption.text:
                     said[number] = _Said(caption, captioner.info, prompt)
@@ -290,6 +317,24 @@ def _rewrite(
         for number, subject in enumerate(old)
     ]
     return old, new
+
+
+def _same_looks(
+    scene: _Scene, group: Sequence[int], embedder: RegionEmbedder | None
+) -> set[tuple[int, int]]:
+    """Pairs of subjects whose regions look the same, both ways round."""
+    if embedder is None:
+        return set()
+    looks = {}
+    for number in group:
+        clip = scene.clip(number, frames=1)
+        if clip is not None:
+            looks[number] = embedder.embed([clip])[0]
+    return {
+        pair
+        for pair in permutations(looks, 2)
+        if float(looks[pair[0]] @ looks[pair[1]]) >= LOOK_ALIKE
+    }
 
 
 def _tells(subject: Subject) -> bool:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap import sdk
@@ -25,7 +26,7 @@ from fiftyone_regioncap.errors import BackendError, FieldError
 from fiftyone_regioncap.jobs import CaptionOptions
 from fiftyone_regioncap.labels.captions import read_captions, write_captions
 from fiftyone_regioncap.labels.tracks import TrackWriter
-from fiftyone_regioncap.regions import FrameMasks, ObjectMask
+from fiftyone_regioncap.regions import FrameMasks, ObjectMask, RegionClip
 from fiftyone_regioncap.unique import difference_prompt, make_unique
 
 HEIGHT, WIDTH, FRAMES = 72, 96, 12
@@ -191,6 +192,38 @@ def test_a_captioner_is_asked_for_the_differences_first(
         assert record.model == ureca.info.model
         assert record.confidence is not None
         assert record.dominant_color is not None, "facts stay"
+
+
+class Colors:
+    """Regions look the same when they have the same mean colour."""
+
+    def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
+        means = [clip.frames[0][clip.masks[0]].mean(axis=0) - 120 for clip in clips]
+        return np.array([mean / np.linalg.norm(mean) for mean in means], np.float32)
+
+
+def test_a_captioner_is_not_asked_how_the_same_looks_differ(
+    described: fo.Dataset, ureca: UrecaCaptioner
+) -> None:
+    set_alike(described)
+    report = make_unique(described, captioner=ureca, embedder=Colors(), progress=False)
+    assert (report.look_alike, report.described_again) == (3, 0)
+    assert report.after.same == report.undistinguished == 0
+    assert all(text.startswith("A red disc on") for text in texts(described).values())
+
+
+def test_regions_that_differ_are_asked_for(
+    image: fo.Dataset, ureca: UrecaCaptioner
+) -> None:
+    sample = image.first()
+    picture = scene()
+    picture[disc(*CENTRES[3])] = (30, 30, 220)
+    Image.fromarray(picture).save(sample.filepath)
+    report = make_unique(
+        image, "things", captioner=ureca, embedder=Colors(), progress=False
+    )
+    # Each of the red ones differs from the blue one, and that from both.
+    assert (report.look_alike, report.described_again) == (0, 3)
 
 
 def test_what_a_captioner_is_asked() -> None:
