@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
+import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.__about__ import __version__
@@ -106,7 +107,7 @@ def run(
         raise ExportError(f"val is {source.val}; give a share between 0 and 1")
     if workers < 1:
         raise ExportError(f"workers is {workers}; give at least 1")
-    jobs = plan(targets, source)
+    jobs = plan(targets, source, exact=_made_of(samples, source.captions))
     if not jobs:
         raise ExportError("there is nothing to export: the view holds no videos")
     facts = {
@@ -151,6 +152,15 @@ def run(
             ) from error
     summary.seconds = time.monotonic() - began
     return summary
+
+
+def _made_of(samples: foco.SampleCollection, captions: str | None) -> bool:
+    """Whether the samples are the clips of the captions."""
+    return (
+        captions is not None
+        and isinstance(samples, foc.ClipsView)
+        and samples._clips_stage.field_or_expr == captions
+    )
 
 
 def _plain(source: Source) -> dict[str, Any]:

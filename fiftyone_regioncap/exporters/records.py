@@ -110,6 +110,7 @@ class Job:
         sample_id: of its sample.
         ranges: [start, stop) of 0-based frames to export; None for all.
         cut: whether the one range is a video of its own.
+        exact: whether captions have to be about the whole range, not a part of it.
         name: from the file's name; unique in the export, and safe as a file name.
         split: see :meth:`Source.split`.
     """
@@ -118,16 +119,18 @@ class Job:
     sample_id: str
     ranges: tuple[tuple[int, int], ...] | None
     cut: bool
+    exact: bool
     name: str
     split: str | None
 
 
-def plan(targets: Targets, source: Source) -> list[Job]:
+def plan(targets: Targets, source: Source, *, exact: bool = False) -> list[Job]:
     """The videos of an export, in the order of the collection.
 
     Args:
         targets: of the collection.
         source: how they are divided.
+        exact: whether clips that are cut were made of captions, and take only those.
     """
     ids = [target.sample_id for target in targets]
     paths = _paths(targets.dataset, ids)
@@ -147,6 +150,7 @@ def plan(targets: Targets, source: Source) -> list[Job]:
                     sample_id=target.sample_id,
                     ranges=piece,
                     cut=source.cut and piece is not None,
+                    exact=source.cut and exact,
                     name=names.unique(name),
                     split=source.split(path),
                 )
@@ -248,7 +252,7 @@ class VideoRecord:
             stop = min(stop, metadata.total_frame_count)
         captions: dict[int, list[CaptionRecord]] = {}
         for record in _visible(sample, source.captions):
-            if source.selection.takes(record) and _inside(record, job.ranges):
+            if source.selection.takes(record) and _inside(record, job):
                 captions.setdefault(record.index, []).append(shifted(record, -start))
         video = cls(
             job=job,
@@ -369,12 +373,14 @@ def _visible(sample: Sample, field: str | None) -> Iterator[CaptionRecord]:
     yield from records
 
 
-def _inside(record: CaptionRecord, ranges: tuple[tuple[int, int], ...] | None) -> bool:
-    """Whether a caption lies inside one of the ranges; None stands for everything."""
+def _inside(record: CaptionRecord, job: Job) -> bool:
+    """Whether a caption is about a range of the job; without ranges all are."""
+    if job.ranges is None:
+        return True
     first, last = record.support
-    return ranges is None or any(
-        start <= first and last < stop for start, stop in ranges
-    )
+    if job.exact:
+        return (first, last + 1) in job.ranges
+    return any(start <= first and last < stop for start, stop in job.ranges)
 
 
 def shifted(record: CaptionRecord, by: int) -> CaptionRecord:
