@@ -108,6 +108,9 @@ class Catalog:
         except BaseException:
             self._db.execute("rollback")
             raise
+        if changes:
+            # Else the log keeps a copy of all that was written.
+            self._db.execute("pragma wal_checkpoint(truncate)")
         return changes
 
     def _update_sample(

@@ -1,0 +1,90 @@
+"""A similarity run of FiftyOne that understands texts.
+
+FiftyOne's own runs take texts only with models of its zoo. This one embeds them with
+the model that the captions were embedded with, so that the App's search by text and
+``view.sort_by_similarity("red car", brain_key=...)`` find captions too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fiftyone.brain.internal.core.sklearn import (
+    SklearnSimilarity,
+    SklearnSimilarityConfig,
+    SklearnSimilarityIndex,
+)
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder, load
+
+
+class CaptionSimilarityConfig(SklearnSimilarityConfig):
+    """What the run is of.
+
+    Args:
+        text_model: name of the model that texts are embedded with; see
+            :func:`fiftyone_regioncap.search.embedding.load`.
+        **options: of FiftyOne's runs.
+    """
+
+    def __init__(self, text_model: str = DEFAULT_MODEL, **options: Any) -> None:
+        super().__init__(**{**options, "supports_prompts": True})
+        self.text_model = text_model
+
+    @property
+    def method(self) -> str:
+        """The backend's name."""
+        return "regioncap"
+
+
+class CaptionSimilarity(SklearnSimilarity):
+    """Makes the index; its name is that of the config without "Config"."""
+
+    def initialize(self, samples: Any, brain_key: str) -> CaptionSimilarityIndex:
+        """An empty index."""
+        return CaptionSimilarityIndex(samples, self.config, brain_key, backend=self)
+
+
+class CaptionSimilarityIndex(SklearnSimilarityIndex):
+    """Finds captions by their likeness to others, or to a text."""
+
+    _model: _Prompts | None
+
+    def get_model(self) -> _Prompts:
+        """The model as FiftyOne asks it."""
+        if self._model is None:
+            self._model = _Prompts(load(self.config.text_model))
+        return self._model
+
+    def use(self, embedder: TextEmbedder) -> None:
+        """Embeds texts with a model that is loaded already."""
+        self._model = _Prompts(embedder)
+        self._supports_prompts = True
+
+
+class _Prompts:
+    """An embedder with the names that FiftyOne's models have.
+
+    Args:
+        embedder: ours.
+    """
+
+    can_embed_prompts = True
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self._embedder = embedder
+
+    def __enter__(self) -> _Prompts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def embed_prompt(self, text: str) -> NDArray[np.float32]:
+        return self._embedder.embed([text])[0]
+
+    def embed_prompts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._embedder.embed(texts)

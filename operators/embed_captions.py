@@ -1,0 +1,102 @@
+"""The operator ``embed_captions``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+from fiftyone_regioncap.caption_fields import caption_fields
+from fiftyone_regioncap.maps import MapSummary, embed_captions
+from fiftyone_regioncap.search import embedding
+
+from . import _forms
+
+
+class EmbedCaptions(foo.Operator):
+    """Puts captions on a map."""
+
+    name = "embed_captions"
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """How the operator shows itself and may be run."""
+        return foo.OperatorConfig(
+            name=self.name,
+            label="Embed captions",
+            description="Put captions on a map; find duplicates, outliers and groups",
+            dynamic=True,
+            allow_immediate_execution=True,
+            allow_delegated_execution=True,
+        )
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        """The form."""
+        inputs = types.Object()
+        choices = caption_fields(ctx.dataset)
+        model = ctx.params.get("model") or embedding.DEFAULT_MODEL
+        problem = embedding.missing(model)
+        if not choices:
+            problem = "No field holds captions yet. Run caption_tracks first"
+        if problem is None:
+            _ask(inputs, ctx, choices)
+        else:
+            _forms.refuse(inputs, problem)
+        return types.Property(inputs, view=types.View(label="Embed captions"))
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        """Makes the map and shows it."""
+        summary = _embed(ctx.target_view(), ctx.params, progress=False)
+        if not ctx.delegated:
+            ctx.ops.reload_dataset()
+            ctx.ops.set_view(name=summary.view)
+            ctx.ops.open_panel("Embeddings", layout="horizontal")
+        return {**summary.to_dict(), "summary": summary.to_markdown()}
+
+    def resolve_output(self, ctx: Any) -> types.Property:
+        """What was found."""
+        shown = types.Object()
+        shown.str("summary", label="Map", view=types.MarkdownView())
+        return types.Property(shown, view=types.View(label="Embed captions"))
+
+    def __call__(self, sample_collection: Any, **params: Any) -> MapSummary:
+        """Makes a map from Python; see :func:`fiftyone_regioncap.maps.embed_captions`.
+
+        Args:
+            sample_collection: a dataset or a view.
+            **params: as in the form.
+        """
+        return _embed(sample_collection, params, progress=True)
+
+
+def _ask(inputs: types.Object, ctx: Any, choices: list[str]) -> None:
+    _forms.target(inputs, ctx, "Embed")
+    _forms.pick_field(
+        inputs, "field", choices, label="Captions", description="To put on the map"
+    )
+    layouts = types.RadioGroup()
+    layouts.add_choice("umap", label="UMAP", description="Keeps neighbours together")
+    layouts.add_choice("pca", label="PCA", description="Fast; keeps the main axes")
+    inputs.enum(
+        "layout", layouts.values(), default="umap", label="Layout", view=layouts
+    )
+    inputs.int("clusters", min=1, label="Groups", description="Empty to choose for me")
+    inputs.str(
+        "model",
+        label="Model",
+        description="Folder or hub id of a sentence-transformers model; empty for "
+        f"{embedding.DEFAULT_MODEL}",
+    )
+
+
+def _embed(samples: Any, params: Mapping[str, Any], *, progress: bool) -> MapSummary:
+    return embed_captions(
+        samples,
+        params.get("field") or "captions",
+        layout=params.get("layout") or "umap",
+        clusters=params.get("clusters"),
+        model=params.get("model") or embedding.DEFAULT_MODEL,
+        progress=progress,
+    )
