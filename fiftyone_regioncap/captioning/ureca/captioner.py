@@ -251,7 +251,11 @@ class UrecaCaptioner:
             ),
             info=CaptionerInfo(
                 name="ureca",
-                model=path.resolve().name if Path(folder).is_dir() else str(folder),
+                model=(
+                    path.resolve().name
+                    if Path(folder).expanduser().is_dir()
+                    else str(folder)
+                ),
                 revision=revision(path),
                 license="not stated (InternVL2.5, its base, is MIT)",
                 frames=frames,
