@@ -63,18 +63,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
                     raise ExportError(f"{path}:{number}: no JSON: {error}") from error
 
 
-def inside(root: Path, relative: str) -> Path:
-    """A path that a file names, kept inside the folder that it is relative to.
-
-    Raises:
-        ExportError: when it leads elsewhere.
-    """
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise ExportError(f"the path {relative!r} leads out of {root}")
-    return path
-
-
 def checked_rle(value: Any, size: tuple[int, int] | None = None) -> RLE:
     """A mask out of a file: COCO run lengths, compressed or not, or polygons.
 

@@ -17,12 +17,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from fiftyone_regioncap import assets
 from fiftyone_regioncap.errors import RegionCapError
 from fiftyone_regioncap.exporters.files import dumps, replace_file
 
@@ -226,7 +228,9 @@ class Staging:
         self._signature = signature
         self._overwrite = overwrite
         self._root = target.parent / f".{target.name}.partial"
-        self._lock = FileLock(target.parent / f".{target.name}.lock")
+        # A lock beside the target would be left behind, or raced for when removed.
+        name = f"export-{sha256(os.fsencode(target)).hexdigest()[:16]}.lock"
+        self._lock = FileLock(assets.cache_dir() / "locks" / name)
 
     @property
     def tree(self) -> Path:
@@ -255,6 +259,7 @@ class Staging:
                 "overwrite it"
             )
         self.target.parent.mkdir(parents=True, exist_ok=True)
+        Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -284,7 +289,6 @@ class Staging:
         if not any(self.parts.root.glob("*/part.json")):
             shutil.rmtree(self._root, ignore_errors=True)  # nothing to go on from
         self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def merge(self, split: str | None, numbers: Iterable[int]) -> Merge:
         """Moves the finished videos of a split into the tree.
