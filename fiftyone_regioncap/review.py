@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal, TypeAlias, get_args
 
 import fiftyone as fo
@@ -460,7 +460,7 @@ def _of_clips(clips: foc.ClipsView, field: str) -> Iterator[_Row]:
     spans: dict[str, list[tuple[int, int]]] = {}
     for sample_id, (first, last) in zip(sample_ids, supports, strict=True):
         spans.setdefault(sample_id, []).append((first, last))
-    of_labels = view.values(f"{field}.detections.support", unwind=True)
+    of_labels = chain(*filter(None, view.values(f"{field}.detections.support")))
     for row, (first, last) in zip(rows, of_labels, strict=True):
         if any(a <= last and first <= b for a, b in spans[row[0].sample_id]):
             yield row

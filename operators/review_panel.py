@@ -465,7 +465,7 @@ class ReviewPanel(foo.Panel):
                 self._render_caption(panel, ctx)
             self._render_buttons(panel, state)
             self._render_bulk(panel, state)
-        layout = types.GridView(orientation="vertical", gap=1.5, px=2, py=1)
+        layout = types.GridView(orientation="vertical", gap=1.5, py=1)
         return types.Property(panel, view=layout)
 
     def _render_head(self, panel: types.Object, ctx: Any) -> None:
