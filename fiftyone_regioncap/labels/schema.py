@@ -79,6 +79,13 @@ _REGION_ATTRIBUTES = (
     _Attribute("caption_category_score", fo.FloatField),
 )
 
+_DENSE_ATTRIBUTES = (
+    _Attribute("caption", fo.StringField),
+    _Attribute("caption_model", fo.StringField),
+    _Attribute("caption_error", fo.StringField),
+)
+_HEATMAP_ATTRIBUTES = (_Attribute("query", fo.StringField),)
+
 
 def declare_tracks(dataset: fo.Dataset, field: str) -> None:
     """Declares a frame field for tracks; does nothing where that was done.
@@ -144,6 +151,28 @@ def declare_regions(dataset: fo.Dataset, field: str) -> None:
         getattr(kind, "_LABEL_LIST_FIELD", None),
         _REGION_ATTRIBUTES,
     )
+
+
+def declare_dense(
+    dataset: fo.Dataset, field: str, heatmap: str | None, *, frames: bool
+) -> None:
+    """Declares fields for captioned parts of pictures and for similarity maps.
+
+    Args:
+        dataset: of images or videos.
+        field: for the parts, with or without ``frames.`` in front.
+        heatmap: for the maps, likewise; None for none.
+        frames: whether they are fields of frames.
+
+    Raises:
+        FieldError: when a field exists with another type.
+    """
+    add = dataset.add_frame_field if frames else dataset.add_sample_field
+    name = frame_path(field)
+    _declare(add, name, fo.Detections, "detections", _DENSE_ATTRIBUTES)
+    if heatmap is not None:
+        name = frame_path(heatmap)
+        _declare(add, name, fo.Heatmap, None, _HEATMAP_ATTRIBUTES)
 
 
 def declare_status(dataset: fo.Dataset, state: str, error: str) -> None:

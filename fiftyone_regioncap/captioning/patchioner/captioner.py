@@ -249,7 +249,7 @@ class PatchionerCaptioner:
             answers = self.model.language.describe(embeddings)
             described = dict(zip(places, answers, strict=True))
         return [
-            _caption(described[place], clip.label)
+            caption_of(described[place], clip.label)
             if place in described
             else Caption(error=means.errors[place])
             for place, clip in enumerate(clips)
@@ -393,7 +393,13 @@ def _scores(clip: RegionClip) -> dict[int, float]:
     return dict(zip(frames, clip.track.scores.tolist(), strict=True))
 
 
-def _caption(description: Description, label: str | None) -> Caption:
+def caption_of(description: Description, label: str | None) -> Caption:
+    """A description as other rooms read it.
+
+    Args:
+        description: of a region.
+        label: a short name for what is there, when known.
+    """
     if description.text is None:
         return Caption(
             error="the decoder wrote a token outside CLIP's vocabulary; "

@@ -150,6 +150,8 @@ def caption_everything(
     if proposals is None:
         parts = clusters(features, count, smallest)
         masks = [patch_mask(parts == n, features.grid) for n in range(parts.max() + 1)]
+        # On a frame of few pixels, some patches lie between their centres.
+        masks = [mask for mask in masks if mask.any()]
     regions: list[Region] = [MaskRegion(mask) for mask in masks]
     embeddings = embed_regions(features, regions, compat=model.compat)
     described = model.language.describe(embeddings)
