@@ -1,9 +1,10 @@
 """Turns videos into FiftyOne datasets of tracked, described objects.
 
-import fiftyone_regioncap as regioncap
+    import fiftyone_regioncap as regioncap
 
-regioncap.propagate(view, prompts="frames.prompts")
-regioncap.caption(view)
+    regioncap.propagate(view, prompts="frames.prompts")
+    regioncap.caption(view)
+    regioncap.search_captions(view, "red car turning left")
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import TYPE_CHECKING
 from fiftyone_regioncap.__about__ import __version__
 
 if TYPE_CHECKING:
+    from fiftyone_regioncap.exporters import export, import_captions
+    from fiftyone_regioncap.facets import extract_facets
+    from fiftyone_regioncap.hierarchy import write_hierarchy
+    from fiftyone_regioncap.maps import embed_captions
     from fiftyone_regioncap.sdk import (
         caption,
         caption_regions,
@@ -21,19 +26,44 @@ if TYPE_CHECKING:
         propagate_and_caption,
         propose,
     )
+    from fiftyone_regioncap.search import search as search_captions
+    from fiftyone_regioncap.unique import make_unique
+
+_WHERE = {
+    "caption": "sdk:caption",
+    "caption_regions": "sdk:caption_regions",
+    "embed_captions": "maps:embed_captions",
+    "export": "exporters:export",
+    "extract_facets": "facets:extract_facets",
+    "import_captions": "exporters:import_captions",
+    "make_unique": "unique:make_unique",
+    "propagate": "sdk:propagate",
+    "propagate_and_caption": "sdk:propagate_and_caption",
+    "propose": "sdk:propose",
+    "search_captions": "search:search",
+    "write_hierarchy": "hierarchy:write_hierarchy",
+}
 
 __all__ = [
     "__version__",
     "caption",
     "caption_regions",
+    "embed_captions",
+    "export",
+    "extract_facets",
+    "import_captions",
+    "make_unique",
     "propagate",
     "propagate_and_caption",
     "propose",
+    "search_captions",
+    "write_hierarchy",
 ]
 
 
 def __getattr__(name: str) -> object:
     """Imports FiftyOne and torch only once something is used."""
-    if name in __all__:
-        return getattr(importlib.import_module("fiftyone_regioncap.sdk"), name)
+    if name in _WHERE:
+        module, attribute = _WHERE[name].split(":")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,6 +34,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 LAZY: dict[str, str] = {
+    "caption-everything": "fiftyone_regioncap.commands.caption_everything:command",
+    "check": "fiftyone_regioncap.commands.check:command",
+    "export": "fiftyone_regioncap.commands.export:command",
+    "import": "fiftyone_regioncap.commands.import_:command",
+    "make-unique": "fiftyone_regioncap.commands.make_unique:command",
+    "search": "fiftyone_regioncap.commands.search:command",
     "evaluate": "fiftyone_regioncap.commands.evaluate:evaluate",
     "serve": "fiftyone_regioncap.commands.serve:serve",
     "train-decoder": "fiftyone_regioncap.commands.train_decoder:train_decoder",

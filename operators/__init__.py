@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from .caption_everything import CaptionEverything
 from .caption_regions import CaptionRegions
 from .caption_tracks import CaptionTracks
+from .check_captions import CheckCaptions
+from .embed_captions import EmbedCaptions
+from .evaluate_captions import EvaluateCaptions
+from .export_captions import ExportCaptions
+from .extract_facets import ExtractFacets
+from .import_captions import ImportCaptions
+from .make_unique import MakeUnique
 from .propagate_and_caption import PropagateAndCaption
 from .propagate_masks import PropagateMasks
+from .propose_objects import ProposeObjects
 from .review_panel import ReviewPanel
+from .search_captions import SearchCaptions
 
 OPERATORS = (
+    ProposeObjects,
     PropagateMasks,
     CaptionTracks,
     PropagateAndCaption,
     CaptionRegions,
+    CaptionEverything,
+    MakeUnique,
+    SearchCaptions,
+    EmbedCaptions,
+    ExtractFacets,
+    CheckCaptions,
+    EvaluateCaptions,
+    ExportCaptions,
+    ImportCaptions,
     ReviewPanel,
 )

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import click
 
+from fiftyone_regioncap.commands import evaluate_captions
+
 
 @click.group()
 def evaluate() -> None:
     """Scores captions."""
+
+
+evaluate.add_command(evaluate_captions.command, "captions")
 
 
 @evaluate.command("dlc-bench")
