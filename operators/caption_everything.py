@@ -32,7 +32,8 @@ class CaptionEverything(JobOperator):
     def ask(self, inputs: types.Object, ctx: Any) -> str | None:
         """Adds the fields, the text to look for, and what finds the parts."""
         defaults = EverythingOptions()
-        video = ctx.dataset.media_type == fom.VIDEO
+        # Of a dataset of groups, the view says which slices are meant.
+        video = ctx.view.media_type == fom.VIDEO
         schema = (
             ctx.dataset.get_frame_field_schema
             if video
