@@ -138,6 +138,7 @@ def run(
                 raise ExportError(_nothing(summary))
             merges = _finish(format, jobs, staging)
             if not any(m.counts["tracks"] or m.counts["captions"] for m in merges):
+                staging.discard()
                 raise ExportError(
                     "no track or caption was selected; export with fewer filters, or "
                     "with uncaptioned tracks"
@@ -243,7 +244,8 @@ def _write_manifest(
 def _files(tree: Path) -> Iterator[bytes]:
     for folder, folders, names in os.walk(tree):
         folders.sort()
-        for name in sorted(names):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in sorted([*names, *links]):
             path = Path(folder, name)
             entry: dict[str, Any] = {"path": path.relative_to(tree).as_posix()}
             if entry["path"] == MANIFEST:

@@ -69,14 +69,10 @@ class Part:
             item: JSON values.
             references: what the merge has to number anew, see :class:`Item`.
         """
-        self.add_bytes(stream, dumps(item), *references)
-
-    def add_bytes(self, stream: str, item: bytes, *references: int | str) -> None:
-        """Like :meth:`add`, of one encoded line."""
         if stream not in self._files:
             path = self._folder / f"{stream}.jsonl"
             self._files[stream] = self._stack.enter_context(path.open("wb"))
-        line = b"\t".join([*map(_json, references), item])
+        line = b"\t".join([*map(_json, references), dumps(item)])
         self._files[stream].write(line + b"\n")
 
     def close(self, facts: dict[str, Any]) -> None:
@@ -245,7 +241,11 @@ class Staging:
     def __enter__(self) -> Staging:
         try:
             self._open()
+        except ExportError:
+            self._lock.release()
+            raise
         except OSError as error:
+            self._lock.release()
             raise ExportError(
                 f"{self.target.parent} can't be written ({error.strerror or error}); "
                 "choose another folder"
@@ -253,11 +253,6 @@ class Staging:
         return self
 
     def _open(self) -> None:
-        if self._occupied() and not self._overwrite:
-            raise ExportError(
-                f"{self.target} exists and is not empty; choose another folder, or "
-                "overwrite it"
-            )
         self.target.parent.mkdir(parents=True, exist_ok=True)
         Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -269,11 +264,18 @@ class Staging:
             ) from error
         if self._old.exists() and not self.target.exists():
             os.rename(self._old, self.target)  # killed while it was replaced
+        if self._occupied() and not self._overwrite:
+            raise ExportError(
+                f"{self.target} exists and is not empty; choose another folder, or "
+                "overwrite it"
+            )
         job = self._root / "job.json"
-        if not job.exists() or json.loads(job.read_bytes()) != self._signature:
-            shutil.rmtree(self._root, ignore_errors=True)
-            self.tree.mkdir(parents=True)
+        # Without a tree it was killed after the rename, and its files are gone.
+        if not self.tree.is_dir() or json.loads(job.read_bytes()) != self._signature:
+            self.discard()
+            self._root.mkdir()
             replace_file(job, dumps(self._signature))
+            self.tree.mkdir()
 
     def _occupied(self) -> bool:
         if not self.target.is_dir():
@@ -287,7 +289,7 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         if not any(self.parts.root.glob("*/part.json")):
-            shutil.rmtree(self._root, ignore_errors=True)  # nothing to go on from
+            self.discard()  # there is nothing to go on from
         self._lock.release()
 
     def merge(self, split: str | None, numbers: Iterable[int]) -> Merge:
@@ -314,12 +316,16 @@ class Staging:
             folders.append(folder)
         return Merge(tree, split, counts, sorted(labels), sorted(models), folders)
 
+    def discard(self) -> None:
+        """Throws everything away but the target."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
     def publish(self) -> None:
         """Puts the whole export where it belongs, by one rename."""
         if self._occupied():
             os.rename(self.target, self._old)
         os.replace(self.tree, self.target)
-        shutil.rmtree(self._root, ignore_errors=True)
+        self.discard()
 
     @property
     def _old(self) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -75,6 +76,44 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_goes_on_later(
         tmp_path / "again/annotations.json"
     ).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_an_export_killed_around_its_rename_loses_nothing(
+    dataset, tmp_path, monkeypatch, moment
+):
+    class Killed(BaseException):
+        pass
+
+    real = os.rename, os.replace
+
+    def rename(source, target):
+        if moment == "before":
+            raise Killed
+        real[0](source, target)
+
+    def replace(source, target):
+        if Path(target) == out and moment == "between":
+            raise Killed
+        real[1](source, target)
+        if Path(target) == out and moment == "after":
+            raise Killed
+
+    out = tmp_path / "out"
+    export(dataset, out, "csv", media="none")
+    with monkeypatch.context() as patches, pytest.raises(Killed):
+        patches.setattr(os, "rename", rename)
+        patches.setattr(os, "replace", replace)
+        export(dataset, out, "videorefer", overwrite=True)
+    if moment != "between":
+        assert (out / "manifest.json").exists()
+    with pytest.raises(ExportError, match="exists"):
+        # An export without leave to overwrite gives back what was there.
+        export(dataset, out, "videorefer")
+    assert (out / "captions.csv").exists() == (moment != "after")
+    export(dataset, out, "videorefer", overwrite=True)
+    assert {p.name for p in (out / "videos").iterdir()} == {"one.mp4", "two.mp4"}
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_several_processes_write_what_one_does(dataset, tmp_path):
@@ -196,7 +235,7 @@ def test_filters_choose_captions(dataset, tmp_path):
         assert {json.loads(line)["index"] for line in lines} == expected, word
     with pytest.raises(ExportError, match="no track or caption"):
         export(dataset, out / "none", min_words=5000)
-    assert not (out / "none").exists()
+    assert {path.name for path in out.iterdir()} == cases.keys()
 
 
 def test_a_view_s_filters_hold(dataset, tmp_path):
