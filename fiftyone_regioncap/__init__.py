@@ -1,10 +1,10 @@
 """Turns videos into FiftyOne datasets of tracked, described objects.
 
-    import fiftyone_regioncap as regioncap
+import fiftyone_regioncap as regioncap
 
-    regioncap.propagate(view, prompts="frames.prompts")
-    regioncap.caption(view)
-    regioncap.search_captions(view, "red car turning left")
+regioncap.propagate(view, prompts="frames.prompts")
+regioncap.caption(view)
+regioncap.search_captions(view, "red car turning left")
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 from fiftyone_regioncap.__about__ import __version__
 
 if TYPE_CHECKING:
+    from fiftyone_regioncap.checks import check_captions
+    from fiftyone_regioncap.evaluation.caption_runs import evaluate_captions
+    from fiftyone_regioncap.everything import caption_everything
     from fiftyone_regioncap.exporters import export, import_captions
     from fiftyone_regioncap.facets import extract_facets
     from fiftyone_regioncap.hierarchy import write_hierarchy
@@ -31,8 +34,11 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "caption": "sdk:caption",
+    "caption_everything": "everything:caption_everything",
     "caption_regions": "sdk:caption_regions",
+    "check_captions": "checks:check_captions",
     "embed_captions": "maps:embed_captions",
+    "evaluate_captions": "evaluation.caption_runs:evaluate_captions",
     "export": "exporters:export",
     "extract_facets": "facets:extract_facets",
     "import_captions": "exporters:import_captions",
@@ -47,8 +53,11 @@ _WHERE = {
 __all__ = [
     "__version__",
     "caption",
+    "caption_everything",
     "caption_regions",
+    "check_captions",
     "embed_captions",
+    "evaluate_captions",
     "export",
     "extract_facets",
     "import_captions",
