@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
 
 try:
-    import datasets
+    datasets: Any = importlib.import_module("datasets")
 except ImportError as error:  # an optional extra
     raise ExportError(
         "the format hf-datasets needs the package datasets; run: "
