@@ -259,6 +259,33 @@ def test_parts_may_be_what_a_segmenter_finds(dataset, captioner):
         assert any(np.abs(box - expected).max() <= 3 for box in boxes), boxes
 
 
+def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights):
+    picture = np.full((60, 200, 3), 128, np.uint8)
+    picture[20:40, 5:25] = (250, 0, 0)  # left of the middle square
+    picture[20:40, 90:110] = (0, 0, 250)
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    dataset = fo.Dataset()
+    dataset.add_sample(fo.Sample(filepath=str(tmp_path / "wide.png")))
+    cropping = PatchionerCaptioner.from_pretrained(
+        weights, "cpu", config={"crop": True}
+    )
+    try:
+        summary = caption_everything(
+            dataset,
+            options=EverythingOptions(query="a brick"),
+            captioner=cropping,
+            propagator=ColourPropagator(),
+            progress=False,
+        )
+        assert summary.ok, summary.failures
+        (part,) = dataset.first().everything.detections
+        assert part.bounding_box == pytest.approx([0.45, 1 / 3, 0.1, 1 / 3])
+        shown = dataset.first().similarity.map != 0
+        assert shown[:, 70:130].all() and not shown[:, :69].any()
+    finally:
+        dataset.delete()
+
+
 @pytest.mark.parametrize(
     ("options", "arguments", "error", "says"),
     [

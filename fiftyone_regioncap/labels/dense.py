@@ -100,10 +100,11 @@ class DenseWriter:
     def mapped(self, query: str) -> set[int]:
         """0-based frames that have the map of a query; 0 stands for an image."""
         name = self._heatmap
+        assert name is not None, "the writer was made without a heat map"
         return {
             frame
             for frame, document in self._documents(f"{name}.query")
-            if name is not None and (document.get(name) or {}).get("query") == query
+            if (document.get(name) or {}).get("query") == query
         }
 
     def clear(self, supports: Sequence[Support] | None = None) -> None:
