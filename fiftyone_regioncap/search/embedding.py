@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -81,13 +82,15 @@ class SentenceEmbedder:
         """The package, the folder's absolute path, or the hub id."""
         return self._name
 
-    @property
+    @cached_property
     def dimension(self) -> int:
         """Length of the vectors."""
         return len(self.embed(["a"])[0])
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embeds texts; see :meth:`TextEmbedder.embed`."""
+        if not texts:
+            return np.zeros((0, self.dimension), np.float32)
         vectors = self._model.encode(
             list(texts),
             batch_size=_BATCH,
@@ -95,7 +98,7 @@ class SentenceEmbedder:
             convert_to_numpy=True,
             normalize_embeddings=True,
         )
-        return np.asarray(vectors, np.float32).reshape(len(texts), -1)
+        return np.asarray(vectors, np.float32)
 
 
 def missing(model: str | Path = DEFAULT_MODEL) -> str | None:

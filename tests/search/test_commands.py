@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
+
+VIDEOS = (["A red car turning left", "A blue truck into the"], ["Two red cars."])
+
+
+def run(name, *arguments):
+    command = importlib.import_module(f"fiftyone_regioncap.commands.{name}").command
+    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_search_prints_and_saves_what_it_finds(described):
+    dataset = described(*VIDEOS)
+    arguments = ("--dataset", dataset.name, "--mode", "text", "red cars")
+    shown = run("search", *arguments)
+    assert "Two red cars." in shown and "/nowhere/1.mp4" in shown
+    document = json.loads(run("search", *arguments, "--json", "--save", "found"))
+    assert {hit["caption"] for hit in document["hits"]} == {VIDEOS[0][0], VIDEOS[1][0]}
+    dataset.reload()
+    assert len(dataset.load_saved_view("found")) == 2
+    assert "nothing found" in run("search", *arguments[:4], "zebra")
+
+
+def test_check_counts_what_fails(described):
+    dataset = described(*VIDEOS)
+    assert "1 of 3 captions failed" in run("check", "--dataset", dataset.name)
+    document = json.loads(run("check", "--dataset", dataset.name, "--json"))
+    assert document["by_check"]["truncation"] == 1
+
+
+def test_evaluate_captions_writes_its_files(described, tmp_path):
+    pytest.importorskip("pycocoevalcap", reason="the extra is not installed")
+    dataset = described(*VIDEOS)
+    for sample in dataset:
+        truth = [CaptionRecord(1, (0, 9), caption="A red car.")]
+        write_captions(sample, "truth", truth)
+    shown = run(
+        "evaluate_captions",
+        *("--dataset", dataset.name, "--references", "truth", "--metrics", "rouge_l"),
+        *("--output", str(tmp_path)),
+    )
+    assert "2** captions compared" in shown
+    assert {path.suffix for path in tmp_path.glob("caption_eval.*")} == {
+        ".json",
+        ".md",
+        ".html",
+    }
