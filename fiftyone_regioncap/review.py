@@ -8,10 +8,10 @@ once. :func:`apply` changes captions, one or all of a view, and gives back what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import fiftyone as fo
 import fiftyone.core.clips as foc
@@ -196,7 +196,7 @@ def apply(
     if not dataset.has_field(f"{field}.detections.source_caption"):
         declare_captions(dataset, field)
     refs = list(refs)
-    states = {ref: found for ref, *found in _states(dataset, field, refs)}
+    states = {ref: (i, state) for ref, i, state in _states(dataset, field, refs)}
     if len(refs) == 1 and not states:
         raise RegionCapError("the caption is gone; refresh the review")
     edits = []
@@ -302,7 +302,7 @@ def _write(dataset: fo.Dataset, change: Change) -> None:
 def _update(field: str, sample_id: str, edits: Collection[Edit]) -> UpdateOne:
     """Sets what differs, on these labels alone."""
     values: Document = {"last_modified_at": now()}
-    filters: list[Document] = []
+    filters: list[Mapping[str, Any]] = []
     for number, change in enumerate(edits):
         for key in ("caption", "review", "source_caption", "error"):
             value = getattr(change.after, key)
@@ -430,19 +430,15 @@ def _code(review: str | None) -> int:
 
 def _labels(samples: foco.SampleCollection, field: str) -> Iterator[_Row]:
     labels = f"{field}.detections"
-    paths = [f"{labels}.id", f"{labels}.confidence"]
-    reviewed = samples.has_field(f"{labels}.review")
-    columns = samples.values(
-        ["id", *paths, *([f"{labels}.review"] if reviewed else [])]
-    )
-    for sample_id, ids, confidences, *reviews in zip(*columns, strict=True):
-        ids = ids or ()
-        rows = zip(ids, confidences or (), *(r or () for r in reviews), strict=True)
-        for label_id, confidence, *review in rows:
+    projection = {f"{labels}.{key}": 1 for key in ("_id", "review", "confidence")}
+    # FiftyOne's own values() takes a pass for each of these.
+    for document in samples._aggregate(post_pipeline=[{"$project": projection}]):
+        sample_id = str(document["_id"])
+        for label in (document.get(field) or {}).get("detections") or ():
             yield (
-                Ref(sample_id, label_id),
-                review[0] if review else None,
-                confidence,
+                Ref(sample_id, str(label["_id"])),
+                label.get("review"),
+                label.get("confidence"),
             )
 
 

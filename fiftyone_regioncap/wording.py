@@ -44,7 +44,7 @@ def differences(one: str, other: str) -> tuple[list[Piece], list[Piece]]:
         [_plain(side[i]) for i in own] for side, own in zip(pieces, places, strict=True)
     ]
     shared: tuple[set[int], set[int]] = set(), set()
-    for block in SequenceMatcher(None, *words).get_matching_blocks():
+    for block in SequenceMatcher(None, words[0], words[1]).get_matching_blocks():
         shared[0].update(places[0][block.a : block.a + block.size])
         shared[1].update(places[1][block.b : block.b + block.size])
 

@@ -301,10 +301,8 @@ class ReviewPanel(foo.Panel):
             }
         )
         queue = self._queue(ctx)
-        position = queue.position(state.label or "")
-        if position is None:
-            position = queue.find(0, 1, settings.reviews)
-        self._show(ctx, position)
+        start = queue.position(state.label or "") or 0
+        self._show(ctx, queue.find(start, 1, settings.reviews))
 
     def _queue(self, ctx: Any) -> ReviewQueue:
         """The captions of the view, or of the sample that is open."""
