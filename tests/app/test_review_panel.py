@@ -1,0 +1,140 @@
+"""A person reviews captions in the App's panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import numpy as np
+import pytest
+from PIL import Image
+
+import fiftyone_regioncap as frc
+from fiftyone_regioncap import datasets
+from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.regions import Prompt, box_of_mask
+
+pytestmark = pytest.mark.app
+
+HOSTILE = "A *silver* <b>SUV</b> {{label}} at [the](http://curb) — 🚙 سيارة"
+OTHER = "A *silver* <b>sedan</b> {{label}} at [the](http://curb)"
+
+
+@pytest.fixture
+def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
+    """A real street: a car, and a part of the pavement, captioned in two windows."""
+    clip = clips / "street-suv"
+    mask = np.asarray(Image.open(clip / "masks" / "00002.png")) == 1
+    made, _, _ = datasets.add_videos(
+        "app-review",
+        [clip / "clip.mp4"],
+        [
+            Prompt(3, 2, box=box_of_mask(mask), label="car"),
+            Prompt(8, 2, box=(20.0, 300.0, 160.0, 420.0), label="pavement"),
+        ],
+    )
+    frc.propagate(made, propagator="flow", progress=False)
+    frc.caption(made, captioner="measured", window=6, progress=False)
+    sample = made.first()
+    write_captions(
+        sample,
+        "other_captions",
+        [CaptionRecord(3, (0, 11), label="car", caption=OTHER, confidence=0.4)],
+    )
+    yield made
+    made.delete()
+
+
+def labels(dataset: fo.Dataset) -> list[fo.TemporalDetection]:
+    """The captions as they are in the database now."""
+    dataset.reload()
+    return dataset.first()["captions"].detections
+
+
+def press_access_key(page: Any, key: str) -> None:
+    """Alt and a letter; what Playwright's own keyboard sends is no access key."""
+    session = page.context.new_cdp_session(page)
+    for kind in ("keyDown", "keyUp"):
+        session.send(
+            "Input.dispatchKeyEvent",
+            {
+                "type": kind,
+                "modifiers": 1,
+                "key": key,
+                "code": f"Key{key.upper()}",
+                "windowsVirtualKeyCode": ord(key.upper()),
+                "text": key,
+                "unmodifiedText": key,
+            },
+        )
+
+
+def choose(page: Any, number: int, option: str) -> None:
+    """Takes an option of the panel's head; the view's own menu is number 0."""
+    page.get_by_role("combobox").nth(number).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_person_reviews_captions(
+    dataset: fo.Dataset, serve: Callable[[str], str], page: Any, artifacts: Path
+) -> None:
+    before = [label.caption for label in labels(dataset)]
+    assert len(before) == 4
+    page.goto(serve(dataset.name))
+    page.locator("[data-cy=looker]").first.wait_for()
+    page.get_by_role("button", name="Dismiss").click()
+    page.get_by_title("New panel").first.click()
+    page.get_by_text("Region captions", exact=True).first.click()
+    page.get_by_text("0 of 4").wait_for()
+    page.get_by_alt_text("The track").wait_for()
+
+    # Accept by a click, which goes on to the next one.
+    page.get_by_role("button", name="Accept", exact=True).click()
+    page.get_by_text("1 of 4").wait_for()
+    assert labels(dataset)[0].review == "accepted"
+    page.screenshot(path=artifacts / "review.png")
+
+    # Edit, by keys alone.
+    press_access_key(page, "e")
+    text = page.locator("textarea").first
+    text.wait_for()
+    assert text.input_value() == before[1]
+    text.fill(HOSTILE)
+    page.screenshot(path=artifacts / "review-edit.png")
+    press_access_key(page, "s")
+    page.get_by_text("2 of 4").wait_for()
+    edited = labels(dataset)[1]
+    assert (edited.review, edited.caption) == ("edited", HOSTILE)
+    assert edited.source_caption == before[1]
+    mirrored = {
+        label.caption
+        for number in range(edited.support[0], edited.support[1] + 1)
+        for label in dataset.first().frames[number]["tracks"].detections
+        if label.index == edited.index
+    }
+    assert mirrored == {HOSTILE}
+
+    # Reject and undo.
+    press_access_key(page, "r")
+    page.get_by_text("3 of 4").wait_for()
+    assert labels(dataset)[2].review == "rejected"
+    press_access_key(page, "u")
+    page.get_by_text("2 of 4").wait_for()
+    assert labels(dataset)[2].review == "unreviewed"
+
+    # Everything, beside the other captioner: what people wrote is shown as text.
+    choose(page, 4, "Edited")
+    page.get_by_text(HOSTILE).first.wait_for()
+    choose(page, 2, "other_captions")
+    page.get_by_text("the model said").wait_for()
+    page.locator("strong", has_text="sedan").first.wait_for()
+    page.screenshot(path=artifacts / "review-compare.png")
+
+    # The rest of the view at once.
+    page.get_by_role("button", name="Accept all unreviewed").click()
+    page.get_by_role("button", name="Yes", exact=True).click()
+    page.get_by_text("4 of 4").wait_for()
+    reviews = [label.review for label in labels(dataset)]
+    assert reviews == ["accepted", "edited", "accepted", "accepted"]
