@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import av
 import cv2
 
 from fiftyone_regioncap.errors import VideoError
 from fiftyone_regioncap.exporters.records import VideoRecord
+from fiftyone_regioncap.exporters.staging import ExportError
 from fiftyone_regioncap.regions import Frame
 from fiftyone_regioncap.video import VideoReader
 
@@ -34,6 +35,13 @@ class Media:
     """
 
     mode: Mode = "copy"
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ExportError(
+                f"media can't be {self.mode!r}; choose one of "
+                + ", ".join(get_args(Mode))
+            )
 
     def video(self, video: VideoRecord, folder: Path, where: str = "videos") -> str:
         """Puts a video, or its clip, into an export.

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 import fiftyone.core.collections as foco
 import fiftyone.core.sample as fos
 import numpy as np
 
+from fiftyone_regioncap.exporters.staging import ExportError
 from fiftyone_regioncap.labels.captions import CaptionRecord, Review, read_captions
 from fiftyone_regioncap.labels.encoded import EncodedLabel, read_encoded
 from fiftyone_regioncap.labels.metadata import video_metadata
@@ -46,6 +48,13 @@ class Selection:
     max_words: int | None = None
     min_frames: int = 1
     uncaptioned: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.reviews - set(get_args(Review))):
+            raise ExportError(
+                f"no state of review {unknown[0]!r}; there are "
+                + ", ".join(get_args(Review))
+            )
 
     def takes(self, record: CaptionRecord) -> bool:
         """Whether a caption is exported."""

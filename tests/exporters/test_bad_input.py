@@ -252,6 +252,9 @@ def test_a_view_s_filters_hold(dataset, tmp_path):
         ({"captions": "nothing"}, FieldError),
         ({"val": 2.0}, ExportError),
         ({"options": {"nothing": 1}}, ExportError),
+        ({"media": "move"}, ExportError),
+        ({"reviews": ["good"]}, ExportError),
+        ({"workers": 0}, ExportError),
     ],
 )
 def test_wrong_arguments_touch_nothing(dataset, tmp_path, options, error):
