@@ -1,7 +1,8 @@
 """Carrying soft masks from remembered frames to a new one by matching features.
 
 Space-time label propagation as in A. Jabri et al., "Space-Time Correspondence as a
-Contrastive Random Walk", NeurIPS 2020, over the embeddings of MobileSAM.
+Contrastive Random Walk", NeurIPS 2020, over the embeddings of MobileSAM and the colours
+of their cells.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiftyone_regioncap.propagation.mobilesam.segmenter import STRIDE, Grid
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid
+from fiftyone_regioncap.propagation.mobilesam.tinyvit import CHANNELS, STRIDE
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Memory:
     """A remembered frame.
 
     Attributes:
-        features: float (256, rows, columns), unit length in each cell.
+        features: float (301, rows, columns) of :func:`cell_features`.
         labels: by object id, float (rows, columns): the share of each cell that is the
             object's.
     """
@@ -30,17 +32,36 @@ class Memory:
     labels: Mapping[int, Tensor]
 
 
-def unit_features(embedding: Tensor, mean: Tensor) -> Tensor:
-    """Features whose dot product says how alike two cells are.
+def cell_features(embedding: Tensor, mean: Tensor, colours: Tensor) -> Tensor:
+    """What is remembered of each cell.
 
     Args:
         embedding: float (256, rows, columns).
         mean: float (256,), what all cells have in common.
+        colours: float (45, rows, columns), unit length in each cell.
 
     Returns:
-        float (256, rows, columns), unit length in each cell.
+        float (301, rows, columns): the embedding without the mean, of unit length in
+        each cell, and the colours.
     """
-    return F.normalize(embedding - mean[:, None, None], dim=0)
+    centred = F.normalize(embedding - mean[:, None, None], dim=0)
+    return torch.cat([centred, colours])
+
+
+def similarity(features: Tensor, remembered: Tensor, colour: float) -> Tensor:
+    """How alike the cells of two frames are.
+
+    Args:
+        features: float (301, rows, columns) of :func:`cell_features`.
+        remembered: the same of the other frame.
+        colour: how much the colours count, in [0, 1].
+
+    Returns:
+        float (cells, cells), the first frame's by the other's, in [-1, 1].
+    """
+    weights = features.new_full((len(features), 1, 1), colour)
+    weights[:CHANNELS] = 1 - colour
+    return (features * weights).flatten(1).T @ remembered.flatten(1)
 
 
 def cell_shares(masks: Tensor, grid: Grid) -> Tensor:

@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiftyone_regioncap.propagation.competition import compete, drop_fragments
+from fiftyone_regioncap.propagation.mobilesam.colour import (
+    cell_colours,
+    colour_agreement,
+)
 from fiftyone_regioncap.propagation.mobilesam.matching import (
     Memory,
     carry,
+    cell_features,
     cell_shares,
     likeness,
     offset_penalty,
-    unit_features,
+    similarity,
 )
 from fiftyone_regioncap.propagation.mobilesam.prompting import CERTAIN, prompted_logits
 from fiftyone_regioncap.propagation.mobilesam.segmenter import (
@@ -29,8 +34,14 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import (
     enlarge,
     half_is_fast,
 )
-from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE
+from fiftyone_regioncap.propagation.mobilesam.tinyvit import CHANNELS, STRIDE
 from fiftyone_regioncap.regions import Frame, ObjectMask, Prompt, box_of_mask
+
+# Bhattacharyya's coefficients of an object's colours on two frames that say that it is
+# another, or the same; and what is left of a score when they say it is another.
+_COLOURS_DIFFER = 0.7
+_COLOURS_AGREE = 0.95
+_COLOURLESS = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Settings:
             anywhere, so that objects come back wherever they do.
         neighbours: matches counted for each cell.
         temperature: of the softmax over them.
+        colour: how much of the likeness of two cells is that of their colours, in
+            [0, 1]; the rest is that of MobileSAM's embeddings.
         fragment: parts smaller than this share of the largest are dropped.
         agreement: least IoU of the decoder's mask with the carried one to be trusted.
         visible: least score of a mask that is given out.
@@ -68,6 +81,7 @@ class Settings:
     window: float = 12 / 64
     neighbours: int = 8
     temperature: float = 0.01
+    colour: float = 0.4
     fragment: float = 0.1
     agreement: float = 0.5
     visible: float = 0.1
@@ -115,13 +129,14 @@ class MobileSamTracker:
         embedding = self._model.encode(frame, side=self._grid.side, half=self._half)
         if self._mean is None:
             self._mean = embedding.mean(dim=(1, 2))
-        features = unit_features(embedding, self._mean)
+        colours = cell_colours(frame, self._grid, self._model.device)
+        features = cell_features(embedding, self._mean, colours)
         by_id: dict[int, list[Prompt]] = {}
         for prompt in prompts:
             by_id.setdefault(prompt.object_id, []).append(prompt)
         self._ids += [object_id for object_id in by_id if object_id not in self._ids]
         alike = {
-            known: features.flatten(1).T @ memory.features.flatten(1)
+            known: similarity(features, memory.features, self._settings.colour)
             for known, memory in self._memories.items()
         }
 
@@ -140,7 +155,7 @@ class MobileSamTracker:
         for object_id, mask, share in zip(self._ids, masks, shares, strict=True):
             score = 1.0
             if object_id not in by_id:
-                score = self._score(object_id, alike, share)
+                score = self._score(object_id, alike, colours, share)
             visible = bool(mask.any()) and score >= self._settings.visible
             results[object_id] = ObjectMask(mask if visible else None, score)
             labels[object_id] = share if visible else torch.zeros_like(share)
@@ -221,14 +236,33 @@ class MobileSamTracker:
         return dict(zip(soft, logits, strict=True))
 
     def _score(
-        self, object_id: int, alike: Mapping[int, Tensor], share: Tensor
+        self,
+        object_id: int,
+        alike: Mapping[int, Tensor],
+        colours: Tensor,
+        share: Tensor,
     ) -> float:
+        """How sure it is that a mask is the object's, in [0, 1]."""
         frames = self._prompted[object_id]
-        return likeness(
+        looks = likeness(
             [alike[frame] for frame in frames],
             [self._memories[frame].labels[object_id] for frame in frames],
             share,
         )
+        sure = [self._memories[k] for k in {*frames, *self._kept}]
+        agreement = colour_agreement(
+            colours,
+            share,
+            [
+                (memory.features[CHANNELS:], memory.labels[object_id])
+                for memory in sure
+                if object_id in memory.labels
+            ],
+        )
+        low, high = _COLOURS_DIFFER, _COLOURS_AGREE
+        certainty = min(max((agreement - low) / (high - low), 0.0), 1.0)
+        # Light changes colours too, so they alone don't make an object lost.
+        return looks * (_COLOURLESS + (1 - _COLOURLESS) * certainty)
 
     def _remember(
         self,
