@@ -90,7 +90,9 @@ def test_searching_writes_scores_and_gives_the_hits(dataset):
     found = execute(
         "search_captions",
         dataset,
+        field="captions",
         query="red cars",
+        k=25,
         mode="text",
         score_field="search_score",
     )
@@ -101,11 +103,20 @@ def test_searching_writes_scores_and_gives_the_hits(dataset):
 
 
 def test_facets_checks_and_scores_come_with_a_summary(dataset):
-    assert "2 captions" in execute("extract_facets", dataset)["summary"]
-    assert "**1** of 2" in execute("check_captions", dataset)["summary"]
+    assert (
+        "2 captions" in execute("extract_facets", dataset, field="captions")["summary"]
+    )
+    assert (
+        "**1** of 2" in execute("check_captions", dataset, field="captions")["summary"]
+    )
     pytest.importorskip("pycocoevalcap", reason="the extra is not installed")
     scores = execute(
-        "evaluate_captions", dataset, references="truth", metrics=["rouge_l"]
+        "evaluate_captions",
+        dataset,
+        captions="captions",
+        references="truth",
+        metrics=["rouge_l"],
+        key="caption_eval",
     )
     assert scores["count"] == 2 and "rouge_l" in scores["summary"]
 
