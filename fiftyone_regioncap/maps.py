@@ -137,7 +137,9 @@ def embed_captions(
         notes.append(f"laid out by PCA: {len(ids)} captions are too few for UMAP")
     elif layout == "umap" and importlib.util.find_spec("umap") is None:
         layout = "pca"
-        notes.append("laid out by PCA; for UMAP, run `pip install umap-learn`")
+        notes.append(
+            "laid out by PCA; for UMAP, run `pip install 'fiftyone-regioncap[maps]'`"
+        )
     near = list(_neighbors(vectors, min(NEIGHBORS, len(ids) - 1)))
     doubles = _duplicates(near, duplicate)
     groups = _clusters(vectors, clusters or _cluster_count(len(ids)))
@@ -341,7 +343,7 @@ def _points(vectors: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]
 
         points = PCA(2, random_state=0).fit_transform(vectors)
         return np.asarray(points, np.float32)
-    from umap import UMAP  # type: ignore[import-untyped]
+    from umap import UMAP
 
     mapper = UMAP(
         n_neighbors=min(15, len(vectors) - 1),

@@ -135,7 +135,7 @@ class CaptionEvaluation:
         Args:
             metric: to show; None for the best one there is.
         """
-        import plotly.graph_objects as go  # type: ignore[import-untyped]
+        import plotly.graph_objects as go
 
         metric = metric or next(name for name in _ORDER if name in self.each)
         scores = self.each[metric]

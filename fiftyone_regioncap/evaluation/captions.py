@@ -35,7 +35,7 @@ Texts: TypeAlias = dict[str, list[str]]
 """Tokenized texts by id, words separated by single blanks."""
 
 _PUNCTUATION = re.compile(r"[^\w\s']|(?<!\w)'|'(?!\w)")
-_INSTALL = "run `pip install 'fiftyone-regioncap[evaluation]'`"
+_INSTALL = "run `pip install 'fiftyone-regioncap[metrics]'`"
 
 
 @dataclass(frozen=True)
@@ -229,11 +229,17 @@ def _require_package() -> None:
         raise BackendError(f"these metrics need pycocoevalcap; {_INSTALL}")
 
 
+_SCORERS = {
+    "rouge_l": ("rouge.rouge", "Rouge"),
+    "cider": ("cider.cider", "Cider"),
+    "meteor": ("meteor.meteor", "Meteor"),
+}
+
+
 def _count(
     metric: str, references: Texts, candidates: Texts
 ) -> dict[str, tuple[float, list[float]]]:
     """Overall score and that of each caption, by name, from pycocoevalcap."""
-    scorer: Callable[[], Any]
     if metric == "bleu":
         from pycocoevalcap.bleu.bleu import Bleu
 
@@ -242,14 +248,10 @@ def _count(
             f"bleu_{n}": (float(total), [float(score) for score in scores])
             for n, (total, scores) in enumerate(zip(totals, lists, strict=True), 1)
         }
-    if metric == "rouge_l":
-        from pycocoevalcap.rouge.rouge import Rouge as scorer
-    elif metric == "cider":
-        from pycocoevalcap.cider.cider import Cider as scorer
-    elif metric == "meteor":
-        from pycocoevalcap.meteor.meteor import Meteor as scorer
-    else:
-        return {"spice": _spice(references, candidates)}
+    if metric == "spice":
+        return {metric: _spice(references, candidates)}
+    module, name = _SCORERS[metric]
+    scorer = getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)
     with _utf8_java():
         total, scores = scorer().compute_score(references, candidates)
     return {metric: (float(total), [float(score) for score in scores])}

@@ -14,7 +14,7 @@ from fiftyone_regioncap.evaluation import captions
 from fiftyone_regioncap.evaluation.caption_runs import _plain, evaluate_captions
 from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
 
-pytest.importorskip("pycocoevalcap", reason="the extra `evaluation` is not installed")
+pytest.importorskip("pycocoevalcap", reason="the extra `metrics` is not installed")
 
 QUICK = ("bleu", "rouge_l")
 

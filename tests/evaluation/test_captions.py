@@ -7,7 +7,7 @@ from fiftyone_regioncap.errors import BackendError, RegionCapError
 from fiftyone_regioncap.evaluation import captions
 from fiftyone_regioncap.evaluation.captions import score_captions, tokenize
 
-pytest.importorskip("pycocoevalcap", reason="the extra `evaluation` is not installed")
+pytest.importorskip("pycocoevalcap", reason="the extra `metrics` is not installed")
 
 with_java = pytest.mark.skipif(captions.java() is None, reason="Java is not installed")
 
@@ -134,5 +134,5 @@ def test_wrong_input_is_refused(candidates, references, metrics, message):
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BackendError, match=r"fiftyone-regioncap\[evaluation\]"):
+    with pytest.raises(BackendError, match=r"fiftyone-regioncap\[metrics\]"):
         score_captions({"x": "a"}, {"x": ["a"]}, ("bleu",))
