@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
