@@ -1,4 +1,4 @@
-"""``regioncap evaluate-captions``: compares captions with references."""
+"""``regioncap evaluate captions``: compares captions with references."""
 
 from __future__ import annotations
 
