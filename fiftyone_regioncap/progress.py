@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fiftyone_regioncap.errors import Cancelled
 
-Stage: TypeAlias = Literal["propose", "propagate", "caption"]
+Stage: TypeAlias = Literal["propose", "propagate", "caption", "export"]
 
 
 @dataclass(frozen=True)

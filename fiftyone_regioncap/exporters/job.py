@@ -35,7 +35,7 @@ from fiftyone_regioncap.targets import Targets, video_targets
 
 MANIFEST = "manifest.json"
 
-STAGE = cast(Stage, "export")
+STAGE: Stage = "export"
 
 
 @dataclass
