@@ -469,7 +469,9 @@ class ReviewPanel(foo.Panel):
     def _render_head(self, panel: types.Object, ctx: Any) -> None:
         settings = _Settings.of(ctx)
         known = fields.caption_fields(ctx.dataset)
-        head = panel.h_stack("head", gap=1.5)
+        # A narrow panel would otherwise be cut off at its right, pictures and all.
+        wrap = {"grid": {"sx": {"display": "flex", "flexWrap": "wrap"}}}
+        head = panel.h_stack("head", gap=1.5, componentsProps=wrap)
         self._choice(head, "captions", "Captions", {f: f for f in known})
         others = {f: f for f in known if f != settings.captions}
         if others:
@@ -486,7 +488,8 @@ class ReviewPanel(foo.Panel):
     def _choice(
         self, parent: types.Object, name: str, label: str, choices: dict[str, str]
     ) -> None:
-        view = types.DropdownView(label=label)
+        narrow = {"item": {"sx": {"width": "auto"}}}
+        view = types.DropdownView(label=label, componentsProps=narrow)
         for choice, text in choices.items():
             view.add_choice(choice, label=text)
         parent.enum(name, view.values(), view=view, on_change=self.on_setting)
