@@ -532,6 +532,8 @@ def demo(sheet: Path, **options: Any) -> None:
     _ensure_database()
     from fiftyone_regioncap import datasets
 
+    if datasets.has_others(demo_clip.DATASET, [video], demo_clip.PROMPTS):
+        options["overwrite"] = True  # made by another version of the demo
     dataset, ids, field = datasets.add_videos(
         demo_clip.DATASET, [video], demo_clip.PROMPTS
     )

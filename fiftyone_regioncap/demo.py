@@ -14,7 +14,7 @@ DATASET = "regioncap-demo"
 """Name of the dataset that the demo writes to."""
 
 PROMPTS = (
-    Prompt(1, 30, box=(145, 165, 655, 600), label="rabbit"),
+    Prompt(1, 110, box=(290, 44, 608, 628), label="rabbit"),
     Prompt(2, 0, box=(795, 268, 1180, 436), label="boulder"),
 )
-"""The rabbit once it is out of its den, so that the demo shows both directions."""
+"""The rabbit once it stands free, so that the demo shows both directions."""
