@@ -134,7 +134,8 @@ def _verbs(facts: Measurements) -> Iterator[str]:
         (first, _), (_, last) = facts.visible_spans[0], facts.visible_spans[-1]
         seen = sum(end - start + 1 for start, end in facts.visible_spans)
         share = _percent(1 - seen / (last - first + 1))
-        yield f"is out of sight {times} in between, {share} of the time"
+        # Whether it was hidden or only lost by the tracker, the masks do not tell.
+        yield f"is not found {times} in between, {share} of the time"
 
 
 def _motion(facts: Measurements) -> str:

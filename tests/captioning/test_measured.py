@@ -96,7 +96,7 @@ FACTS = Measurements(
                 "visible_spans": ((0, 9), (20, 39)),
             },
             "A red car, about 5% of the frame, stays nearly still in the lower right "
-            "of the frame and is out of sight once in between, about 25% of the time.",
+            "of the frame and is not found once in between, about 25% of the time.",
         ),
         (
             {"colors": (("red", 0.3), ("green", 0.15)), "mean_area": 0.002},
