@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import fiftyone.core.collections as foco
@@ -18,7 +17,7 @@ from fiftyone_regioncap.jobs import everything
 from fiftyone_regioncap.jobs.everything import EverythingOptions
 from fiftyone_regioncap.jobs.ledger import Summary
 from fiftyone_regioncap.jobs.proposing import Segmenting
-from fiftyone_regioncap.progress import Bar, Listener
+from fiftyone_regioncap.progress import Listener, listening
 from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.propagation.proposals import Segmenter
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
@@ -71,10 +70,7 @@ def caption_everything(
         segmenter = _segmenter(propagator, load, reasons)
     load = LoadOptions(weights, device, backend_options or {})
     describer = _captioner(captioner, load, reasons)
-    with ExitStack() as stack:
-        listener = progress if callable(progress) else None
-        if progress is True:
-            listener = stack.enter_context(Bar())
+    with listening(progress) as listener:
         summary = everything.run(
             samples,
             options,

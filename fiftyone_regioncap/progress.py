@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -151,3 +152,22 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+
+@contextmanager
+def listening(progress: bool | Listener) -> Iterator[Listener | None]:
+    """Who is told, as the ``progress`` of the functions for Python says.
+
+    Args:
+        progress: whether to draw a bar, or who is told instead.
+
+    Yields:
+        the listener; None for nobody.
+    """
+    if callable(progress):
+        yield progress
+    elif progress:
+        with Bar() as bar:
+            yield bar
+    else:
+        yield None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import fiftyone.core.collections as foco
@@ -23,7 +22,7 @@ from fiftyone_regioncap.jobs import (
     videos,
 )
 from fiftyone_regioncap.labels.tracks import MaskStorage
-from fiftyone_regioncap.progress import Bar, Listener
+from fiftyone_regioncap.progress import Listener, listening
 from fiftyone_regioncap.propagation.base import Direction, Propagator
 from fiftyone_regioncap.propagation.policy import Policy
 from fiftyone_regioncap.propagation.proposals import ProposalOptions
@@ -198,10 +197,7 @@ def propagate_and_caption(
     """
     database.ensure()
     reasons: list[str] = []
-    with ExitStack() as stack:
-        listener = progress if callable(progress) else None
-        if progress is True:
-            listener = stack.enter_context(Bar())
+    with listening(progress) as listener:
         summary = videos.run(
             samples,
             propagate=propagate,
@@ -275,10 +271,7 @@ def caption_regions(
     database.ensure()
     reasons: list[str] = []
     load = LoadOptions(weights, device, backend_options or {})
-    with ExitStack() as stack:
-        listener = progress if callable(progress) else None
-        if progress is True:
-            listener = stack.enter_context(Bar())
+    with listening(progress) as listener:
         summary = images.run(
             samples,
             RegionOptions(field, prompt, overwrite),
@@ -329,10 +322,7 @@ def propose(
     """
     database.ensure()
     reasons: list[str] = []
-    with ExitStack() as stack:
-        listener = progress if callable(progress) else None
-        if progress is True:
-            listener = stack.enter_context(Bar())
+    with listening(progress) as listener:
         summary = proposing.run(
             samples,
             output,

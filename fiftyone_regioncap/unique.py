@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import permutations
@@ -50,7 +49,7 @@ from fiftyone_regioncap.labels.regions import (
     write_region_captions,
 )
 from fiftyone_regioncap.labels.tracks import read_masks, read_tracks
-from fiftyone_regioncap.progress import Bar, Listener, Meter
+from fiftyone_regioncap.progress import Listener, Meter, listening
 from fiftyone_regioncap.regions import Caption, RegionClip, Track, box_of_mask
 from fiftyone_regioncap.targets import Sample, image_targets, name_of, video_targets
 from fiftyone_regioncap.video import VideoReader
@@ -195,10 +194,7 @@ def make_unique(
     before: list[list[Subject]] = []
     after: list[list[Subject]] = []
     began = time.monotonic()
-    with ExitStack() as stack:
-        listener = progress if callable(progress) else None
-        if progress is True:
-            listener = stack.enter_context(Bar())
+    with listening(progress) as listener:
         meter = Meter(["caption"], len(targets), listener, cancel)
         for _, sample in targets.samples():
             meter.check()

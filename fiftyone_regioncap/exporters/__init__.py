@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from fiftyone_regioncap.exporters.staging import ExportError
 from fiftyone_regioncap.exporters.tasks import VideoFailure
 from fiftyone_regioncap.labels.captions import Review
 from fiftyone_regioncap.labels.tracks import MaskStorage
-from fiftyone_regioncap.progress import Bar, Listener
+from fiftyone_regioncap.progress import Listener, listening
 
 __all__ = [
     "FORMATS",
@@ -121,7 +120,7 @@ def export(
         val=val,
         seed=seed,
     )
-    with ExitStack() as stack:
+    with listening(progress) as listener:
         return job.run(
             samples,
             make_format(format, options) if isinstance(format, str) else format,
@@ -130,7 +129,7 @@ def export(
             media=Media(media),
             overwrite=overwrite,
             workers=workers,
-            listener=_listener(progress, stack),
+            listener=listener,
             cancel=cancel,
         )
 
@@ -176,18 +175,12 @@ def import_captions(
         Cancelled: when ``cancel`` was set.
     """
     database.ensure()
-    with ExitStack() as stack:
+    with listening(progress) as listener:
         return importing.run(
             samples,
             find_importer(format) if isinstance(format, str) else format,
             Path(path),
             ImportOptions(tracks, captions, overwrite, mask_storage, output_dir),
-            listener=_listener(progress, stack),
+            listener=listener,
             cancel=cancel,
         )
-
-
-def _listener(progress: bool | Listener, stack: ExitStack) -> Listener | None:
-    if callable(progress):
-        return progress
-    return stack.enter_context(Bar()) if progress else None
