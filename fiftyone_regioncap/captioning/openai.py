@@ -29,12 +29,14 @@ from fiftyone_regioncap.captioning.dam.prompts import (
     VIDEO_PROMPTS,
 )
 from fiftyone_regioncap.captioning.feeding import Feeder
+from fiftyone_regioncap.captioning.views import nested_views
 from fiftyone_regioncap.endpoints import Endpoint
 from fiftyone_regioncap.errors import BackendError, PromptError
 from fiftyone_regioncap.regions import Caption, Frame, Mask, RegionClip
 
-Region: TypeAlias = Literal["alpha", "outline", "crop"]
-"""How the region is shown: mask as alpha, outlined in red, or cut out with context."""
+Region: TypeAlias = Literal["alpha", "outline", "crop", "views"]
+"""How the region is shown: mask as alpha, outlined in red, cut out with context, or as
+nested views, cut out several times with more and more context."""
 
 DEFAULT_URL = "https://api.openai.com/v1"
 DAM_MODEL = "describe_anything_model"
@@ -56,6 +58,14 @@ SHOWN_PROMPTS = {
             "shape, material, texture and state."
         ),
     },
+    "views": {
+        "detailed": "Describe the object that fills the first of them in detail.",
+        "short": "Describe the object that fills the first of them in one sentence.",
+        "attributes": (
+            "List the visible attributes of the object that fills the first of them: "
+            "its color, shape, material, texture and state."
+        ),
+    },
 }
 """For models that are shown pictures; several are the frames of a video."""
 
@@ -71,6 +81,7 @@ class OpenAICaptioner:
         region: how the region is shown; None for alpha where the model is DAM, else
             outlined.
         frames: how many frames of a clip are shown; 8 for DAM's video checkpoint.
+            Nested views are always of one frame, where the object is biggest.
         concurrency: requests at once.
         timeout: seconds to connect, and without a byte of the answer.
         retries: how often a request is sent again after time-outs, broken connections
@@ -190,19 +201,25 @@ class OpenAICaptioner:
         shown = [number for number, area in enumerate(areas) if area]
         if not shown:
             raise PromptError("the mask is empty on every frame; mark the object")
-        if self._frames == 1:
+        if self._frames == 1 or self._region == "views":
             shown = [max(shown, key=lambda number: areas[number])]
         elif len(shown) > 1 and (self._region == "alpha" or len(shown) > self._frames):
             # DAM's video prompt wants its number of frames, some twice if need be.
             steps = np.linspace(0, len(shown) - 1, self._frames)
             shown = [shown[int(step)] for step in steps]
-        return [picture(clip.frames[n], clip.masks[n], self._region) for n in shown]
+        return [
+            url
+            for number in shown
+            for url in pictures(clip.frames[number], clip.masks[number], self._region)
+        ]
 
     def _ask(self, images: list[str], text: str, label: str | None) -> Caption:
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": url}} for url in images
         ]
-        if len(images) > 1 and self._region != "alpha":
+        if self._region == "views":
+            text = f"These are {len(images)} cuts of one object, each wider. {text}"
+        elif len(images) > 1 and self._region != "alpha":
             text = f"These are {len(images)} frames of a video in order. {text}"
         content.append({"type": "text", "text": text})
         body = {
@@ -234,8 +251,23 @@ class OpenAICaptioner:
         )
 
 
+def pictures(frame: Frame, mask: Mask, region: Region) -> Iterator[str]:
+    """The region on its frame as data URLs: one, or one a nested view.
+
+    Args:
+        frame: uint8 (H, W, 3).
+        mask: bool (H, W), not empty.
+        region: how it is shown.
+    """
+    if region != "views":
+        yield picture(frame, mask, region)
+        return
+    for view in nested_views(frame, mask, contexts="image", size=None).pictures:
+        yield _data_url(Image.fromarray(view), "JPEG")
+
+
 def picture(frame: Frame, mask: Mask, region: Region) -> str:
-    """The region on its frame as a data URL.
+    """The region on its frame as a data URL, for all ways but nested views.
 
     Args:
         frame: uint8 (H, W, 3).

@@ -229,6 +229,24 @@ def test_pictures(region: str) -> None:
         assert image.shape[2] == 3 and image.shape <= (48, 64, 3)
 
 
+def test_nested_views_go_out_as_pictures_that_widen() -> None:
+    endpoint = Endpoint(GOOD)
+    with endpoint.running() as url:
+        captioner = OpenAICaptioner(
+            base_url=url, model="vision", region="views", frames=4
+        )
+        (caption,) = captioner.caption([clip(0, 9)], prompt="short")
+    assert caption.error is None
+    *images, text = endpoint.requests[0]["messages"][0]["content"]
+    assert text["text"].startswith("These are 3 cuts of one object, each wider.")
+    sizes = []
+    for image in images:
+        data = base64.b64decode(image["image_url"]["url"].split(",")[1])
+        width, height = Image.open(io.BytesIO(data)).size
+        sizes.append(width * height)
+    assert len(sizes) == 3 and sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
 @pytest.mark.parametrize(
     "options",
     [
