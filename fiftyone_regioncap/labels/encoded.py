@@ -22,9 +22,8 @@ from fiftyone_regioncap.errors import FieldError
 from fiftyone_regioncap.labels.fields import require_tracks
 from fiftyone_regioncap.labels.geometry import pixel_box, stored_mask
 from fiftyone_regioncap.labels.metadata import frame_size
-from fiftyone_regioncap.labels.objects import identity
+from fiftyone_regioncap.labels.objects import identity, object_ids
 from fiftyone_regioncap.labels.store import Document, Store, frame_path
-from fiftyone_regioncap.labels.tracks import _object_ids
 from fiftyone_regioncap.regions import RLE, Box, Mask, paste_mask
 
 _MAGIC = b"\x93NUMPY\x01\x00"
@@ -87,7 +86,7 @@ def read_encoded(
     require_tracks(sample._collection, field)
     name = frame_path(field)
     store = Store.of(sample)
-    ids = _object_ids(store, name)
+    ids = object_ids(store, name)
     height, width = frame_size(sample)
     documents = store.frames(
         [f"{name}.detections.{key}" for key in _KEYS],

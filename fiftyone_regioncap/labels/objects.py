@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from fiftyone_regioncap.labels.store import Document
+from fiftyone_regioncap.labels.store import Document, Store
 
 Identity: TypeAlias = tuple[int | None, str | None]
 """A label's ``index`` and the id of its ``instance``; None where it has none."""
@@ -67,3 +67,25 @@ class ObjectIds:
             self._next += 1
         self.taken.add(self._next)
         return self._next
+
+
+def object_ids(store: Store, name: str) -> ObjectIds:
+    """How to number the labels of a sample; looks at them only if some have no index.
+
+    Args:
+        store: of the sample.
+        name: of the frame-level Detections, without ``frames.``.
+    """
+    labels = f"{name}.detections"
+    query = store.frame_query()
+    query[labels] = {"$elemMatch": {"index": None, "instance": {"$ne": None}}}
+    if store.dataset._frame_collection.find_one(query, {"_id": 1}) is None:
+        return ObjectIds()
+
+    def identities() -> Iterator[Identity]:
+        paths = [f"{labels}.index", f"{labels}.instance._id"]
+        for document in store.frames(paths, unfiltered=True):
+            for label in (document.get(name) or {}).get("detections") or []:
+                yield identity(label)
+
+    return ObjectIds.scan(identities())

@@ -27,7 +27,7 @@ from fiftyone_regioncap.labels.geometry import (
     stored_mask,
 )
 from fiftyone_regioncap.labels.metadata import frame_size
-from fiftyone_regioncap.labels.objects import Identity, ObjectIds, identity
+from fiftyone_regioncap.labels.objects import identity, object_ids
 from fiftyone_regioncap.labels.schema import declare_tracks
 from fiftyone_regioncap.labels.store import Document, Store, frame_path, now, stable_id
 from fiftyone_regioncap.regions import FrameMasks, Mask, Track, crop_mask, paste_mask
@@ -325,7 +325,7 @@ def read_tracks(
     require_tracks(sample._collection, field)
     name = frame_path(field)
     store = Store.of(sample)
-    ids = _object_ids(store, name)
+    ids = object_ids(store, name)
     height, width = frame_size(sample)
     paths = [
         f"{name}.detections.{key}"
@@ -396,7 +396,7 @@ def read_masks(
     require_tracks(sample._collection, field)
     name = frame_path(field)
     store = Store.of(sample)
-    ids = _object_ids(store, name)
+    ids = object_ids(store, name)
     height, width = frame_size(sample)
     paths = [
         f"{name}.detections.{key}"
@@ -416,23 +416,6 @@ def read_masks(
                 masks[object_id] = paste_mask(mask, box, height, width)
         if masks:
             yield frame, masks
-
-
-def _object_ids(store: Store, name: str) -> ObjectIds:
-    """How to number labels without an index; looks at them only where there are any."""
-    labels = f"{name}.detections"
-    query = store.frame_query()
-    query[labels] = {"$elemMatch": {"index": None, "instance": {"$ne": None}}}
-    if store.dataset._frame_collection.find_one(query, {"_id": 1}) is None:
-        return ObjectIds()
-
-    def identities() -> Iterator[Identity]:
-        paths = [f"{labels}.index", f"{labels}.instance._id"]
-        for document in store.frames(paths, unfiltered=True):
-            for label in (document.get(name) or {}).get("detections") or []:
-                yield identity(label)
-
-    return ObjectIds.scan(identities())
 
 
 def _is_too_large(error: Exception) -> bool:
