@@ -400,6 +400,8 @@ class Caption:
         category: the best name out of the user's class list, with its score.
         tokens: the number of tokens generated.
         error: why there is no description; None when there is one.
+        embedding: float32 (D,) of length 1, where the captioner places the region among
+            others (see ``CaptionerInfo.space``); None where it doesn't.
     """
 
     text: str = ""
@@ -412,3 +414,6 @@ class Caption:
     category: Scored | None = None
     tokens: int = 0
     error: str | None = None
+    embedding: NDArray[np.float32] | None = field(
+        default=None, repr=False, compare=False
+    )

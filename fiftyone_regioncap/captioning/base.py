@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fiftyone_regioncap.regions import Caption, RegionClip
+
+
+@dataclass(frozen=True)
+class EmbeddingSpace:
+    """Where a captioner places regions; vectors of two spaces can't be compared.
+
+    Attributes:
+        captioner: its name in the registry.
+        model: the folder or hub id that it is loaded from.
+        fingerprint: of all that the vectors of regions depend on, so that other weights
+            under the same name are found out.
+        dimension: of the vectors.
+    """
+
+    captioner: str
+    model: str
+    fingerprint: str
+    dimension: int
 
 
 @dataclass(frozen=True)
@@ -23,6 +44,7 @@ class CaptionerInfo:
         batch_size: how many clips it likes to get at once on this device.
         prompts: text by name; empty where it takes no prompt.
         tasks: what it answers, out of caption, tags, attributes and category.
+        space: of the embeddings that come with its captions; None where none do.
     """
 
     name: str
@@ -33,6 +55,7 @@ class CaptionerInfo:
     batch_size: int = 1
     prompts: Mapping[str, str] = field(default_factory=dict)
     tasks: frozenset[str] = frozenset({"caption"})
+    space: EmbeddingSpace | None = None
 
 
 class Captioner(Protocol):
@@ -60,3 +83,41 @@ class Captioner(Protocol):
             torch.OutOfMemoryError: when the batch doesn't fit; the caller makes it
                 smaller (see :func:`fiftyone_regioncap.captioning.batching`).
         """
+
+
+class TextPlacer(Protocol):
+    """Places texts among a captioner's regions, for search and checks."""
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Of the regions."""
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of all that the vectors of texts depend on."""
+
+    def embed_text(
+        self, texts: Sequence[str], *, truncate: bool = False
+    ) -> NDArray[np.float32]:
+        """Unit vectors (N, dimension) of texts.
+
+        Args:
+            texts: any number.
+            truncate: whether to cut those that are too long for the model.
+
+        Raises:
+            PromptError: when a text is too long and may not be cut.
+            WeightsError: when what embeds texts is not there.
+        """
+
+
+@runtime_checkable
+class RegionEmbedder(Protocol):
+    """A captioner that can also only embed regions, for maps, search and checks."""
+
+    @property
+    def info(self) -> CaptionerInfo:
+        """Its ``space`` is that of the vectors."""
+
+    def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
+        """Unit vectors (N, dimension) of clips, in order; rows of NaN for bad ones."""

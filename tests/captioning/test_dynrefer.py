@@ -157,7 +157,7 @@ def test_all_views_of_a_frame_go_through_the_encoder_at_once(
     ("bad", "why"),
     [
         pytest.param(clip(1, 0, 0, 0, 0), "empty", id="empty mask"),
-        pytest.param(RegionClip(frames=[], masks=[]), "no frames", id="no frames"),
+        pytest.param(RegionClip(frames=[], masks=[]), "0 frames", id="no frames"),
         pytest.param(
             RegionClip(frames=[picture(1)], masks=[np.ones((9, 9), dtype=bool)]),
             "size",

@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
     BoxSet,
@@ -40,11 +41,7 @@ from fiftyone_regioncap.captioning.patchioner.random_weights import (
     CAPTIONS,
     write_random_checkpoint,
 )
-from fiftyone_regioncap.captioning.patchioner.tokenizer import (
-    ClipVocabulary,
-    load_gpt2_tokenizer,
-    tidy,
-)
+from fiftyone_regioncap.captioning.patchioner.tokenizer import load_gpt2_tokenizer, tidy
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     MappingNetwork,
     ViecapDecoder,
@@ -170,11 +167,11 @@ EMPTY = np.zeros((60, 90), dtype=bool)
     ("bad", "words"),
     [
         (clip(EMPTY, EMPTY), "empty on every frame"),
-        (clip(square(0, 0)[:-1]), "90x59"),
+        (clip(square(0, 0)[:-1]), "a mask is (59, 90)"),
         (RegionClip(FRAMES, [square(0, 0)]), "3 frames and 1 masks"),
         (RegionClip([FRAMES[0][..., 0]], [square(0, 0)]), "give uint8"),
         (RegionClip([FRAMES[0] / 255], [square(0, 0)]), "give uint8"),
-        (RegionClip([], []), "empty on every frame"),
+        (RegionClip([], []), "one or more frames"),
     ],
 )
 def test_bad_clips_leave_the_others_alone(

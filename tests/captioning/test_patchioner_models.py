@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner import memory as memory_module
 from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
@@ -32,7 +33,6 @@ from fiftyone_regioncap.captioning.patchioner.projection import (
     TextProjection,
 )
 from fiftyone_regioncap.captioning.patchioner.text import TextEncoder
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.vision import DinoTower, preprocess
 from fiftyone_regioncap.errors import PromptError, WeightsError
 

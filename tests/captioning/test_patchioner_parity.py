@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fiftyone_regioncap.captioning.clip_vocabulary import END, ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
     AttentionMap,
     Grid,
@@ -43,11 +44,7 @@ from fiftyone_regioncap.captioning.patchioner.reference import (
     Request,
     forward,
 )
-from fiftyone_regioncap.captioning.patchioner.tokenizer import (
-    END,
-    ClipVocabulary,
-    load_gpt2_tokenizer,
-)
+from fiftyone_regioncap.captioning.patchioner.tokenizer import load_gpt2_tokenizer
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     Prompting,
     ViecapDecoder,

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.confidence import SPACE
 from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
 from fiftyone_regioncap.captioning.patchioner.random_weights import (
     write_random_checkpoint,
 )
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.training import (
     Epoch,
     Recipe,

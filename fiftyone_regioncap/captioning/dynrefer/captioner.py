@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.confidence import content_minimum
 from fiftyone_regioncap.captioning.dynrefer.controls import (
     Controls,
@@ -309,7 +310,7 @@ class DynReferCaptioner:
         Raises:
             torch.OutOfMemoryError: when the batch doesn't fit.
         """
-        problems = [_problem(clip) for clip in clips]
+        problems = [clip_problem(clip) for clip in clips]
         good = [
             clip for clip, problem in zip(clips, problems, strict=True) if not problem
         ]
@@ -526,22 +527,3 @@ def _short_name(category: Scored | None, tags: Sequence[Scored]) -> str | None:
 def _merge(scores: Tensor, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """The mean score over the looks at each clip."""
     return [scores[list(looks)].mean(dim=0) for looks in rows]
-
-
-def _problem(clip: RegionClip) -> str | None:
-    """What is wrong with a clip, and what to do."""
-    if not clip.frames:
-        return "the clip has no frames; choose frames where the object is visible"
-    for frame, mask in zip(clip.frames, clip.masks, strict=False):
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            return f"a frame is {frame.dtype} {frame.shape}; give uint8 (H, W, 3) RGB"
-        if mask.shape != frame.shape[:2]:
-            return (
-                f"a mask is {mask.shape}, its frame {frame.shape[:2]}; give masks of "
-                "the frame's size, (height, width)"
-            )
-    if len(clip.masks) != len(clip.frames):
-        return f"{len(clip.frames)} frames but {len(clip.masks)} masks; give one each"
-    if not any(mask.any() for mask in clip.masks):
-        return "the mask is empty on every frame; mark the object on one"
-    return None

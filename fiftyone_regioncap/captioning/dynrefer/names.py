@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.dynrefer.texts import (
     Attribute,
     read_attributes,
@@ -13,7 +14,6 @@ from fiftyone_regioncap.captioning.dynrefer.texts import (
     read_lines,
 )
 from fiftyone_regioncap.captioning.dynrefer.weights import PUBLISHED, WHERE, Files
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 from fiftyone_regioncap.errors import PromptError, WeightsError
 
 PUBLISHED_TAGS = 4585

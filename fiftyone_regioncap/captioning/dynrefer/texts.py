@@ -14,7 +14,7 @@ import ftfy
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.errors import WeightsError
 
 TEXTS_AT_ONCE = 256

@@ -6,16 +6,17 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.base import CaptionerInfo, EmbeddingSpace
+from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
     MEAN,
     Compat,
@@ -29,7 +30,7 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
 )
 from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
-from fiftyone_regioncap.captioning.patchioner.text import TextEncoder
+from fiftyone_regioncap.captioning.patchioner.places import PatchionerTexts
 from fiftyone_regioncap.captioning.patchioner.tokenizer import tidy
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, FrameFeatures
 from fiftyone_regioncap.errors import BackendError, PromptError
@@ -37,16 +38,6 @@ from fiftyone_regioncap.regions import Caption, Frame, RegionClip
 
 LICENSE = "LicenseRef-Patchioner-unstated"
 """The authors state no licence of code or weights; see ``docs/patchioner.md``."""
-
-
-class RegionEmbedder(Protocol):
-    """Places regions and texts in one space, for maps and search."""
-
-    def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
-        """Unit vectors (N, D) of clips, in order; rows of NaN for bad ones."""
-
-    def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors (N, D) of texts."""
 
 
 class FeatureCache:
@@ -123,6 +114,13 @@ class _Means:
             self.sums[look.clip] = weighted
             self.totals[look.clip] = look.visibility
 
+    def directions(self) -> dict[int, NDArray[np.float32]]:
+        """The means at length 1, by clip."""
+        if not self.sums:
+            return {}
+        rows = torch.nn.functional.normalize(torch.stack([*self.sums.values()]), dim=1)
+        return dict(zip(self.sums, rows.float().cpu().numpy(), strict=True))
+
 
 class PatchionerCaptioner:
     """Describes tracks by the mean of their patches over frames.
@@ -142,6 +140,7 @@ class PatchionerCaptioner:
         rule: Literal["coverage", "index"] = "coverage",
         frames: int = 8,
         cached_frames: int = 32,
+        embeddings: bool = True,
     ) -> None:
         """Takes a loaded model; see :meth:`from_pretrained`.
 
@@ -154,6 +153,8 @@ class PatchionerCaptioner:
             rule: how masks weight patches, see :class:`~.aggregation.MaskRegion`.
             frames: of a clip that it likes to see.
             cached_frames: whose features are kept between batches.
+            embeddings: whether captions come with the embeddings of their regions; they
+                do only with a checkpoint, which says what space they are of.
         """
         self.model = model
         self._name = name
@@ -163,7 +164,11 @@ class PatchionerCaptioner:
         self._rule: Literal["coverage", "index"] = rule
         self._frames = frames
         self._features = FeatureCache(model.backbone, cached_frames)
-        self._text: TextEncoder | None = None
+        self._texts: PatchionerTexts | None = None
+        self._space: EmbeddingSpace | None = None
+        if checkpoint is not None:
+            self._texts = PatchionerTexts(checkpoint, model.backbone.device)
+            self._space = checkpoint.space if embeddings else None
 
     @classmethod
     def from_pretrained(
@@ -180,6 +185,7 @@ class PatchionerCaptioner:
         rule: Literal["coverage", "index"] = "coverage",
         frames: int = 8,
         cached_frames: int = 32,
+        embeddings: bool = True,
     ) -> PatchionerCaptioner:
         """Loads a checkpoint.
 
@@ -198,6 +204,7 @@ class PatchionerCaptioner:
             rule: how masks weight patches.
             frames: of a clip that it likes to see.
             cached_frames: whose features are kept between batches.
+            embeddings: whether captions come with the embeddings of their regions.
 
         Raises:
             WeightsError: when a file is missing, corrupt or of another model.
@@ -217,6 +224,7 @@ class PatchionerCaptioner:
             rule=rule,
             frames=frames,
             cached_frames=cached_frames,
+            embeddings=embeddings,
         )
 
     @property
@@ -229,7 +237,26 @@ class PatchionerCaptioner:
             license=LICENSE,
             frames=self._frames,
             batch_size=64,
+            space=self._space,
         )
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Where :meth:`embed` places regions.
+
+        Raises:
+            BackendError: when the captioner was made without a checkpoint.
+        """
+        return self._placer().space
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of the text tower and the projection.
+
+        Raises:
+            BackendError: when the captioner was made without a checkpoint.
+        """
+        return self._placer().text_fingerprint
 
     def caption(
         self, clips: Sequence[RegionClip], *, prompt: str | None = None
@@ -248,8 +275,11 @@ class PatchionerCaptioner:
             embeddings = torch.stack([means.sums[p] / means.totals[p] for p in places])
             answers = self.model.language.describe(embeddings)
             described = dict(zip(places, answers, strict=True))
+        looks = {} if self._space is None else means.directions()
         return [
-            caption_of(described[place], clip.label)
+            replace(
+                caption_of(described[place], clip.label), embedding=looks.get(place)
+            )
             if place in described
             else Caption(error=means.errors[place])
             for place, clip in enumerate(clips)
@@ -266,9 +296,8 @@ class PatchionerCaptioner:
         """
         means = self._means(clips)
         rows = np.full((len(clips), self.model.backbone.width), np.nan, np.float32)
-        for place, total in means.sums.items():
-            unit = torch.nn.functional.normalize(total, dim=0)
-            rows[place] = unit.cpu().numpy()
+        for place, direction in means.directions().items():
+            rows[place] = direction
         return rows
 
     def embed_text(
@@ -290,15 +319,14 @@ class PatchionerCaptioner:
             WeightsError: when the projection or the text tower is not there.
             BackendError: when the captioner was made without a checkpoint.
         """
-        if self._text is None:
-            if self._checkpoint is None:
-                raise BackendError(
-                    "this captioner has no text tower; load it by from_pretrained"
-                )
-            self._text = self._checkpoint.text_encoder(self.model.backbone.device)
-        vectors = self._text(texts, truncate=truncate)
-        unit = torch.nn.functional.normalize(vectors, dim=1)
-        return unit.cpu().numpy()
+        return self._placer().embed_text(texts, truncate=truncate)
+
+    def _placer(self) -> PatchionerTexts:
+        if self._texts is None:
+            raise BackendError(
+                "this captioner has no text tower; load it by from_pretrained"
+            )
+        return self._texts
 
     def features(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
         """The features of frames, from the cache where they are in it."""
@@ -347,35 +375,20 @@ class PatchionerCaptioner:
             PromptError: when a frame is no image, a mask is of another size, or no
                 mask has a pixel.
         """
-        if len(clip.frames) != len(clip.masks):
-            raise PromptError(
-                f"the clip has {len(clip.frames)} frames and {len(clip.masks)} masks; "
-                "give one mask per frame"
-            )
+        problem = clip_problem(clip)
+        if problem is not None:
+            raise PromptError(problem)
         scores = _scores(clip)
-        seen = False
         for index, (frame, mask) in enumerate(
             zip(clip.frames, clip.masks, strict=True)
         ):
-            if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-                raise PromptError(
-                    f"a frame is {frame.dtype} {frame.shape}; give uint8 (H, W, 3) RGB"
-                )
-            if mask.shape != frame.shape[:2]:
-                raise PromptError(
-                    f"a mask is {mask.shape[1]}x{mask.shape[0]}, its frame "
-                    f"{frame.shape[1]}x{frame.shape[0]}; give masks of the frame's size"
-                )
             area = int(np.count_nonzero(mask))
             if area == 0:
                 continue
-            seen = True
             # Small glimpses tell less of an object; lost tracks tell of something else.
             visibility = area / mask.size * scores.get(_frame_number(clip, index), 1.0)
             region = MaskRegion(mask, self._rule)
             yield frame, _Look(place, region, max(visibility, 1e-9))
-        if not seen:
-            raise PromptError("the mask is empty on every frame; mark the object on it")
 
 
 def _frame_number(clip: RegionClip, index: int) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import torch
 import yaml
 
 from fiftyone_regioncap import assets
+from fiftyone_regioncap.captioning.base import EmbeddingSpace
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
@@ -31,10 +36,7 @@ from fiftyone_regioncap.captioning.patchioner.memory import (
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
 from fiftyone_regioncap.captioning.patchioner.text import CLIP_REPOSITORY, TextEncoder
-from fiftyone_regioncap.captioning.patchioner.tokenizer import (
-    ClipVocabulary,
-    load_gpt2_tokenizer,
-)
+from fiftyone_regioncap.captioning.patchioner.tokenizer import load_gpt2_tokenizer
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     COCO_CATEGORIES,
     Prompting,
@@ -306,6 +308,39 @@ class Checkpoint:
         vocabulary = vocabulary or ClipVocabulary.load(config.vocabulary)
         return TextEncoder.load(self._part(config.clip), projection, vocabulary, device)
 
+    @cached_property
+    def space(self) -> EmbeddingSpace:
+        """Where the backbone places regions.
+
+        How patches are weighted, and everything behind them, is left out: regions that
+        differ in that alone can be compared.
+        """
+        path = self.folder.resolve()
+        facts = {
+            "backbone": _weights_of(self._part(self._backbone_source())),
+            "side": self.config.resize_dim,
+            "crop": self.config.crop,
+        }
+        return EmbeddingSpace(
+            captioner="patchioner",
+            model=str(path) if Path(self.name).expanduser().exists() else self.name,
+            fingerprint=_fingerprint(facts),
+            dimension=self.config.prefix_size,
+        )
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Of the text tower and the projection.
+
+        Raises:
+            WeightsError: when the projection is not there.
+        """
+        facts: dict[str, Any] = {"tower": _weights_of(self._part(self.config.clip))}
+        if self.config.dino_model not in _CLIP:
+            projection = self.find(self.config.talk2dino_weights)
+            facts["projection"] = assets.sha256(projection)
+        return _fingerprint(facts)
+
     def load(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Patchioner:
@@ -330,14 +365,8 @@ class Checkpoint:
     def _backbone(self, device: torch.device | str, dtype: torch.dtype) -> Backbone:
         config = self.config
         clip = config.dino_model in _CLIP
-        published = (_CLIP if clip else _DINO).get(config.dino_model)
-        if published is None and config.backbone is None:
-            raise BackendError(
-                f"the backbone {config.dino_model} is not supported; use one of "
-                f"{', '.join([*_DINO, *_CLIP])}, or name a folder as 'backbone'"
-            )
-        source = self._part(config.backbone or str(published))
-        name = published or str(source)
+        source = self._part(self._backbone_source())
+        name = (_CLIP if clip else _DINO).get(config.dino_model) or source
         side = config.resize_dim
         from transformers import CLIPVisionModelWithProjection, Dinov2WithRegistersModel
 
@@ -351,6 +380,18 @@ class Checkpoint:
         if clip:
             return ClipTower(model, name, side, config.crop)
         return DinoTower(model, name, side, config.crop)
+
+    def _backbone_source(self) -> str:
+        """The folder or repository of the image tower."""
+        config = self.config
+        published = {**_DINO, **_CLIP}.get(config.dino_model)
+        source = config.backbone or published
+        if source is None:
+            raise BackendError(
+                f"the backbone {config.dino_model} is not supported; use one of "
+                f"{', '.join([*_DINO, *_CLIP])}, or name a folder as 'backbone'"
+            )
+        return source
 
     def _language(self, device: torch.device | str, dtype: torch.dtype) -> Language:
         config = self.config
@@ -439,6 +480,21 @@ class Checkpoint:
         if name is None:
             return "unknown"
         return assets.sha256(self.find(name))
+
+
+def _weights_of(source: str) -> str:
+    """What tells weights from others: those of a folder by their bytes.
+
+    Repositories of the hub are known by their name; the published ones don't change.
+    """
+    folder = Path(source)
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return _fingerprint(sorted(map(assets.sha256, files))) if files else source
+
+
+def _fingerprint(facts: Any) -> str:
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _download(repository: str) -> Path:

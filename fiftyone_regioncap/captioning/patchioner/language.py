@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.confidence import SPACE, content_minimum
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.meacap import CAPTIONS, ConceptReader
 from fiftyone_regioncap.captioning.patchioner.memory import TextMemory
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     Prompting,
     ViecapDecoder,

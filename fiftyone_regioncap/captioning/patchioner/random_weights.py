@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     PatchionerConfig,
     save_checkpoint,
@@ -24,7 +25,6 @@ from fiftyone_regioncap.captioning.patchioner.memory import (
 )
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
 from fiftyone_regioncap.captioning.patchioner.text import TextEncoder
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 
 CAPTIONS = (
     "a brown dog runs on the grass .",
@@ -76,8 +76,8 @@ def write_random_checkpoint(
         sizes: of the parts; None is small enough for a CPU.
         captions: that the memory is built from.
         memory: False writes the noise-trained variant, without memory.
-        vocabulary: of the decoder and the text tower, see
-            :meth:`~.tokenizer.ClipVocabulary.load`; None is CLIP's.
+        vocabulary: of the decoder and the text tower as
+            :meth:`ClipVocabulary.load` finds it; None is CLIP's.
         seed: of the weights.
 
     Returns:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 from fiftyone_regioncap.errors import WeightsError
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch16"

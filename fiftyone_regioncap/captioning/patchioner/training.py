@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     Checkpoint,
     save_checkpoint,
@@ -28,7 +29,6 @@ from fiftyone_regioncap.captioning.patchioner.memory import (
     build_memory,
     memory_file_name,
 )
-from fiftyone_regioncap.captioning.patchioner.tokenizer import ClipVocabulary
 from fiftyone_regioncap.errors import WeightsError
 
 NOISE = 0.08

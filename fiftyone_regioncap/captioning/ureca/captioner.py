@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fiftyone_regioncap.backends import best_device
 from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.confidence import content_minimum, short_label
 from fiftyone_regioncap.captioning.dam.captioner import DTYPES
 from fiftyone_regioncap.captioning.dam.generation import Answer
@@ -501,22 +502,11 @@ def _checked(text: str) -> str:
 
 def _look(number: int, clip: RegionClip) -> _Look | str:
     """The frame to describe a clip from, or what is wrong with the clip."""
-    if not clip.frames or len(clip.frames) != len(clip.masks):
-        return (
-            f"{len(clip.frames)} frames and {len(clip.masks)} masks; give one mask for "
-            "each of one or more frames"
-        )
-    for frame, mask in zip(clip.frames, clip.masks, strict=True):
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            return f"a frame is {frame.dtype} {frame.shape}; give uint8 (H, W, 3) RGB"
-        if mask.shape != frame.shape[:2]:
-            return (
-                f"a mask is {mask.shape}, its frame {frame.shape[:2]}; give masks of "
-                "the frame's size, (height, width)"
-            )
+    problem = clip_problem(clip)
+    if problem is not None:
+        return problem
     best = best_look(clip)
-    if best is None:
-        return "the mask is empty on every frame; mark the object on one"
+    assert best is not None  # some mask has a pixel
     if np.count_nonzero(clip.masks[best]) < 2:
         return "the mask is a single pixel, which shows nothing; mark the whole object"
     return _Look(number, clip.frames[best], clip.masks[best])
