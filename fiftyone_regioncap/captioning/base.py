@@ -85,6 +85,7 @@ class Captioner(Protocol):
         """
 
 
+@runtime_checkable
 class TextPlacer(Protocol):
     """Places texts among a captioner's regions, for search and checks."""
 

@@ -14,7 +14,8 @@ _DEFAULTS = {
     if item.default_factory is not MISSING
     else item.default
     for item in fields(CaptionRecord)
-    if item.default is not MISSING or item.default_factory is not MISSING
+    if item.name != "embedding"  # belongs to a model, not into texts
+    and (item.default is not MISSING or item.default_factory is not MISSING)
 }
 
 
@@ -24,6 +25,7 @@ def caption_to_json(record: CaptionRecord) -> dict[str, Any]:
     ``first_frame`` and ``last_frame`` count from 0 and are inclusive.
     """
     values = asdict(record)
+    del values["embedding"]
     first, last = values.pop("support")
     known = {
         key: value

@@ -25,6 +25,7 @@ from fiftyone_regioncap.labels.captions import (
     read_captions,
     write_captions,
 )
+from fiftyone_regioncap.labels.embeddings import RegionEmbedding
 from fiftyone_regioncap.labels.tracks import read_masks, read_tracks
 from fiftyone_regioncap.measuring import Measurements, measure
 from fiftyone_regioncap.regions import Caption, RegionClip, Track
@@ -230,6 +231,7 @@ def _record_of(
         speed=facts.speed,
         direction=facts.direction,
         dominant_color=facts.dominant_color,
+        embedding=RegionEmbedding.of(caption.embedding, info.space),
     )
 
 
@@ -252,6 +254,7 @@ def _summaries(sample: Sample, options: CaptionOptions) -> list[CaptionRecord]:
                     prompt=SUMMARY,
                     confidence=None,
                     min_confidence=None,
+                    embedding=None,
                 )
             )
     return summaries

@@ -117,8 +117,9 @@ def run(
 
     def end(item: _Waiting) -> None:
         if made:
+            info = captioner.info
             write_region_captions(
-                item.sample, options.field, made, model=captioner.info.model
+                item.sample, options.field, made, model=info.model, space=info.space
             )
         made.clear()
         if item.error is not None:

@@ -112,6 +112,7 @@ def _record(
             "model": info.model,
             "revision": info.revision,
             "license": info.license,
+            "space": None if info.space is None else asdict(info.space),
         }
     key = runs.run_key("_and_".join(k for k in ("propagate", "caption") if k in config))
     runs.record_run(targets.dataset, key, config, {"summary": summary.to_dict()})

@@ -9,14 +9,28 @@ from typing import Any, Literal, TypeAlias, cast
 import fiftyone as fo
 from bson import ObjectId
 from pymongo import UpdateMany
+from pymongo.errors import DocumentTooLarge, OperationFailure
 
+from fiftyone_regioncap.errors import FieldError
+from fiftyone_regioncap.labels.embeddings import RegionEmbedding
 from fiftyone_regioncap.labels.fields import (
     require_captions,
     require_output,
     require_tracks,
 )
-from fiftyone_regioncap.labels.schema import declare_captions, declare_tracks
-from fiftyone_regioncap.labels.store import Document, Store, frame_path, now, stable_id
+from fiftyone_regioncap.labels.schema import (
+    declare_captions,
+    declare_embeddings,
+    declare_tracks,
+)
+from fiftyone_regioncap.labels.store import (
+    Document,
+    Store,
+    frame_path,
+    is_too_large,
+    now,
+    stable_id,
+)
 from fiftyone_regioncap.regions import Caption, Scored
 
 Review: TypeAlias = Literal["unreviewed", "accepted", "edited", "rejected"]
@@ -54,6 +68,7 @@ class CaptionRecord:
         review: what a person said of it.
         source_caption: the model's text, once a person has edited ``caption``.
         error: why there is no caption; None when there is one.
+        embedding: where the region lies among others; None where nobody said.
     """
 
     index: int
@@ -79,6 +94,7 @@ class CaptionRecord:
     review: Review = "unreviewed"
     source_caption: str | None = None
     error: str | None = None
+    embedding: RegionEmbedding | None = None
 
     @classmethod
     def of(
@@ -146,11 +162,15 @@ def write_captions(
         how many records were written; the others met a reviewed caption.
 
     Raises:
-        FieldError: when a field has another type.
+        FieldError: when a field has another type, or the captions of the video don't
+            fit into one document of the database.
     """
     store = Store.of(sample)
     require_output(field, *filter(None, [tracks_field]))
     declare_captions(store.dataset, field)
+    records = list(records)
+    if any(record.embedding is not None for record in records):
+        declare_embeddings(store.dataset, field)
     documents = {_key(document): document for document in _documents(store, field)}
     written = 0
     touched: set[int] = set()
@@ -321,7 +341,17 @@ def _documents(store: Store, field: str) -> list[Document]:
 
 def _write(store: Store, field: str, documents: Iterable[Document]) -> None:
     ordered = sorted(documents, key=_key)
-    store.write_sample({field: {"_cls": "TemporalDetections", "detections": ordered}})
+    value = {"_cls": "TemporalDetections", "detections": ordered}
+    try:
+        store.write_sample({field: value})
+    except (OperationFailure, DocumentTooLarge) as error:
+        if not is_too_large(error):
+            raise
+        raise FieldError(
+            f"{len(ordered)} captions of one video don't fit into one document of "
+            "MongoDB (16 MB); caption longer windows, or leave region embeddings out "
+            "(the captioner's option embeddings=false)"
+        ) from error
 
 
 def _key(document: Document) -> Key:
@@ -368,6 +398,7 @@ def _document(store: Store, field: str, record: CaptionRecord) -> Document:
         "review": record.review,
         "source_caption": record.source_caption,
         "error": record.error,
+        **(record.embedding.to_document() if record.embedding else {}),
     }
 
 
@@ -401,6 +432,7 @@ def _record(document: Document) -> CaptionRecord:
         review=cast(Review, document.get("review") or "unreviewed"),
         source_caption=document.get("source_caption"),
         error=document.get("error"),
+        embedding=RegionEmbedding.read(document),
     )
 
 

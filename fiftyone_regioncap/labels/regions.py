@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import fiftyone as fo
+import numpy as np
 
+from fiftyone_regioncap.captioning.base import EmbeddingSpace
+from fiftyone_regioncap.labels import embeddings
+from fiftyone_regioncap.labels.embeddings import RegionEmbedding
 from fiftyone_regioncap.labels.fields import require_regions
 from fiftyone_regioncap.labels.geometry import Shape, labels_of, shape_of
-from fiftyone_regioncap.labels.schema import declare_regions
+from fiftyone_regioncap.labels.schema import declare_embeddings, declare_regions
 from fiftyone_regioncap.regions import Caption
 
 
@@ -70,24 +74,30 @@ def write_region_captions(
     captions: Mapping[str, Caption],
     *,
     model: str,
+    space: EmbeddingSpace | None = None,
 ) -> None:
     """Writes captions onto regions and saves the sample.
 
     A region gets ``caption``, ``caption_confidence``, ``caption_model``,
     ``caption_error``, ``caption_attributes`` and ``caption_category`` with scores; its
-    tags are added to the ``tags`` it has, with scores in ``caption_tag_scores``.
+    tags are added to the ``tags`` it has, with scores in ``caption_tag_scores``. A
+    region embedding that a caption comes with is kept too; one without leaves what is
+    there, which is about the region and not the caption.
 
     Args:
         sample: an image in a dataset.
         field: the regions were read from.
         captions: by the id of the region's label.
         model: published name of the weights.
+        space: that the captions' embeddings lie in.
 
     Raises:
         FieldError: when there is no such field, or an attribute exists with another
             type.
     """
     declare_regions(sample._dataset, require_regions(sample._collection, field))
+    if space is not None:
+        declare_embeddings(sample._dataset, field)
     value = sample[field]
     list_field = getattr(value, "_LABEL_LIST_FIELD", None)
     labels = getattr(value, list_field) if list_field else filter(None, [value])
@@ -105,6 +115,11 @@ def write_region_captions(
         label["caption_category"], label["caption_category_score"] = (
             caption.category or (None, None)
         )
+        embedding = RegionEmbedding.of(caption.embedding, space)
+        if embedding is not None:
+            label[embeddings.VECTOR] = embedding.vector().astype(np.float16)
+            label[embeddings.MODEL] = embedding.model
+            label[embeddings.REVISION] = embedding.revision
         new = [tag for tag, _ in caption.tags if tag not in label.tags]
         label.tags = [*label.tags, *new]
     sample.save()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import fiftyone as fo
 
 from fiftyone_regioncap.errors import FieldError
+from fiftyone_regioncap.labels import embeddings
 from fiftyone_regioncap.labels.fields import frames_field, require_regions
 from fiftyone_regioncap.labels.store import frame_path
 
@@ -151,6 +152,22 @@ def declare_regions(dataset: fo.Dataset, field: str) -> None:
         getattr(kind, "_LABEL_LIST_FIELD", None),
         _REGION_ATTRIBUTES,
     )
+
+
+def declare_embeddings(dataset: fo.Dataset, field: str) -> None:
+    """Declares what a field's labels keep of region embeddings.
+
+    Args:
+        dataset: that has the field.
+        field: of captions of tracks, or of image regions; it exists.
+
+    Raises:
+        FieldError: when an attribute exists with another type.
+    """
+    kind = dataset.get_field(field).document_type
+    attributes = tuple(_Attribute(*item) for item in embeddings.ATTRIBUTES.items())
+    inner = getattr(kind, "_LABEL_LIST_FIELD", None)
+    _declare(dataset.add_sample_field, field, kind, inner, attributes)
 
 
 def declare_dense(

@@ -22,6 +22,7 @@ import fiftyone.core.sample as fos
 import fiftyone.core.view as fov
 from bson import ObjectId
 from pymongo import UpdateMany, UpdateOne
+from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
 Document: TypeAlias = dict[str, Any]
 """A document or sub-document as it lies in the database."""
@@ -30,6 +31,8 @@ FRAMES_PER_QUERY = 128
 """How many frames one query names at most."""
 
 FRAMES_PREFIX = "frames."
+
+_TOO_LARGE = {10334, 17419, 17420}  # MongoDB's codes for a document over its limit
 
 
 def frame_path(field: str) -> str:
@@ -47,6 +50,15 @@ def now() -> datetime:
     """The time as FiftyOne stores it: UTC without a zone, in milliseconds."""
     time = datetime.now(timezone.utc).replace(tzinfo=None)
     return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether a document was over the limit, before or after the server merged it."""
+    if isinstance(error, BulkWriteError):
+        return any(item["code"] in _TOO_LARGE for item in error.details["writeErrors"])
+    if isinstance(error, OperationFailure):
+        return error.code in _TOO_LARGE
+    return isinstance(error, DocumentTooLarge)
 
 
 @dataclass(frozen=True)

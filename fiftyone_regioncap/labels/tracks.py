@@ -11,7 +11,7 @@ import fiftyone as fo
 import numpy as np
 from bson import ObjectId
 from pymongo import UpdateMany, UpdateOne
-from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
+from pymongo.errors import DocumentTooLarge, OperationFailure
 
 from fiftyone_regioncap.errors import FieldError
 from fiftyone_regioncap.labels.fields import (
@@ -29,7 +29,14 @@ from fiftyone_regioncap.labels.geometry import (
 from fiftyone_regioncap.labels.metadata import frame_size
 from fiftyone_regioncap.labels.objects import identity, object_ids
 from fiftyone_regioncap.labels.schema import declare_tracks
-from fiftyone_regioncap.labels.store import Document, Store, frame_path, now, stable_id
+from fiftyone_regioncap.labels.store import (
+    Document,
+    Store,
+    frame_path,
+    is_too_large,
+    now,
+    stable_id,
+)
 from fiftyone_regioncap.regions import FrameMasks, Mask, Track, crop_mask, paste_mask
 
 MaskStorage: TypeAlias = Literal["auto", "inline", "disk"]
@@ -48,8 +55,6 @@ document, the rest is for the frame's other fields."""
 
 _FrameLabels: TypeAlias = dict[int, Document | None]
 """A frame's labels by object id; None takes the label away that is there."""
-
-_TOO_LARGE = {10334, 17419, 17420}  # MongoDB's codes for a document over its limit
 
 
 class TrackWriter:
@@ -271,13 +276,13 @@ class TrackWriter:
 
         The updates that went through before are repeated, which changes nothing.
         """
-        if not _is_too_large(error):
+        if not is_too_large(error):
             raise error
         for number, labels in self._pending.items():
             try:
                 self._store.write_frames([self._update(number, labels)])
             except (OperationFailure, DocumentTooLarge) as too_large:
-                if not _is_too_large(too_large):
+                if not is_too_large(too_large):
                     raise
                 if self._storage == "inline":
                     raise FieldError(
@@ -416,15 +421,6 @@ def read_masks(
                 masks[object_id] = paste_mask(mask, box, height, width)
         if masks:
             yield frame, masks
-
-
-def _is_too_large(error: Exception) -> bool:
-    """Whether a document was over the limit, before or after the server merged it."""
-    if isinstance(error, BulkWriteError):
-        return any(item["code"] in _TOO_LARGE for item in error.details["writeErrors"])
-    if isinstance(error, OperationFailure):
-        return error.code in _TOO_LARGE
-    return isinstance(error, DocumentTooLarge)
 
 
 def _mask_bytes(labels: _FrameLabels) -> int:

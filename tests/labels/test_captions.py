@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import fiftyone as fo
+import fiftyone.core.utils as fou
+import numpy as np
 import pytest
 from bson import ObjectId
 from fiftyone import ViewField as F
@@ -17,6 +19,7 @@ from fiftyone_regioncap.labels.captions import (
     read_captions,
     write_captions,
 )
+from fiftyone_regioncap.labels.embeddings import RegionEmbedding
 from fiftyone_regioncap.regions import Caption
 
 INSTANCE = "0123456789abcdef01234567"
@@ -45,6 +48,9 @@ FULL = CaptionRecord(
     review="edited",
     source_caption="A brown cat runs.",
     error=None,
+    embedding=RegionEmbedding(
+        fou.serialize_numpy_array(np.ones(2, np.float16)), "patchioner:m", "0123abcd"
+    ),
 )
 
 
