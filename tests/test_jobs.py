@@ -297,3 +297,52 @@ def test_an_object_marked_later_is_added_to_those_that_are_done(dataset):
     assert (summary.tracks, summary.captions) == (1, 1)
     sample.reload()
     assert {c.index for c in sample["captions"].detections} == {2, 7, 9}
+
+
+def test_a_corrected_prompt_redoes_its_object_alone(dataset, contents):
+    both(dataset)
+    before = contents(dataset)
+    sample = dataset.first()
+    texts = {c.index: c.caption for c in sample.captions.detections}
+    prompts = sample.frames[1].prompts.detections
+    (brick,) = [prompt for prompt in prompts if prompt.index == 2]
+    brick.bounding_box = [0.02, 0.6, 0.2, 0.3]
+    sample.save()
+    summary = both(dataset)
+    assert (summary.tracks, summary.captions) == (1, 1)
+    after, name = contents(dataset), Path(sample.filepath).name
+    for number, frame in before[name]["frames"].items():
+        then = {d["index"]: d for d in frame["detections"]}
+        now = {d["index"]: d for d in after[name]["frames"][number]["detections"]}
+        assert now[7] == then[7]
+        assert now[2]["bounding_box"] != then[2]["bounding_box"]
+    sample.reload()
+    captions = {c.index: c.caption for c in sample.captions.detections}
+    assert captions[7] == texts[7]
+    assert captions[2] != texts[2]
+    assert both(dataset).skipped == 4
+
+
+def test_a_correction_that_was_cut_short_goes_on_with_its_object(dataset, contents):
+    both(dataset)
+    sample = dataset.first()
+    sample.frames[1].prompts.detections[0].bounding_box = [0.02, 0.6, 0.2, 0.3]
+    sample.save()
+    cancel = threading.Event()
+    with pytest.raises(Cancelled):
+        both(dataset, progress=cancel_after(cancel, 5), cancel=cancel)
+    summary = both(dataset)
+    assert (summary.tracks, summary.captions) == (1, 1)
+
+
+def test_a_job_that_was_cut_short_while_overwriting_is_not_taken_for_done(dataset):
+    both(dataset)
+    cancel = threading.Event()
+    with pytest.raises(Cancelled):
+        both(
+            dataset,
+            propagate=PropagateOptions(overwrite=True),
+            progress=cancel_after(cancel, 5),
+            cancel=cancel,
+        )
+    assert both(dataset).tracks == 2

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -50,6 +50,7 @@ class _Waiting:
     number: int = 0
     total: int = 0
     keep: frozenset[Key] | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
     skipped: bool = False
     error: Exception | None = None
 
@@ -108,7 +109,8 @@ class Captioning:
         options, info = self._options, self._captioner.info
         try:
             plans = _plans(target, sample, options, info.frames)
-            done = _captioned_already(sample, options, info.model)
+            origins = _origins(sample, options, plans)
+            done = _captioned_already(sample, options, info.model, origins)
             todo = [plan for plan in plans if _key(plan) not in done]
             if not todo and _complete(sample, options):
                 self._ledger.summary.skipped += 1
@@ -128,7 +130,7 @@ class Captioning:
             # What a clips view or a filtered view shows is some of many; others stay.
             some = target.ranges or isinstance(sample, SampleView)
             keep = None if some else frozenset(map(_key, plans))
-            yield _Waiting(sample, keep=keep), None
+            yield _Waiting(sample, keep=keep, origins=origins), None
         except Exception as error:
             yield _Waiting(sample, error=error), None
 
@@ -161,6 +163,7 @@ class Captioning:
                     keep={*item.keep, *(record.key for record in summaries)},
                     tracks_field=options.tracks,
                 )
+            status.write_origins(item.sample, options.output, item.origins)
             status.write_status(item.sample, options.output, "complete")
         self._ledger.meter.finish("caption", name_of(item.sample))
 
@@ -187,15 +190,39 @@ def _plans(
     ]
 
 
-def _captioned_already(sample: Sample, options: CaptionOptions, model: str) -> set[Key]:
-    """The captions that stay: all of a complete sample, else this model's."""
+def _origins(
+    sample: Sample, options: CaptionOptions, plans: Iterable[ClipPlan]
+) -> dict[str, str]:
+    """What the tracks of the plans were made from."""
+    objects = {plan.track.object_id for plan in plans}
+    found = status.read_origins(sample, options.tracks)
+    return {
+        key: made for key, made in found.items() if status.origin_object(key) in objects
+    }
+
+
+def _captioned_already(
+    sample: Sample, options: CaptionOptions, model: str, origins: Mapping[str, str]
+) -> set[Key]:
+    """The captions that stay: all of a complete sample, else this model's.
+
+    Those of tracks that were made anew since don't, unless a person reviewed them.
+    """
     if options.overwrite:
         return set()
     complete = _complete(sample, options)
+    known = status.read_origins(sample, options.output)
+    outdated = {
+        status.origin_object(key)
+        for key, made in origins.items()
+        if known.get(key, made) != made
+    }
     return {
         record.key
         for record in read_captions(sample, options.output)
-        if record.error is None and (complete or record.model == model)
+        if record.error is None
+        and (complete or record.model == model)
+        and (record.index not in outdated or record.review != "unreviewed")
     }
 
 

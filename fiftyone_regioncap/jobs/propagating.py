@@ -107,16 +107,13 @@ class Propagating:
         """Propagates the prompts inside a range, from its checkpoint if it has one."""
         start = options.start
         stop = min(options.stop or len(reader), len(reader))
-        prompts = [
-            prompt
-            for prompt in found.prompts
-            if start <= prompt.frame < stop
-            and (objects is None or prompt.object_id in objects)
-        ]
+        prompts = _inside(found, options, objects)
         if not prompts:
             raise PromptError(
                 f"{options.prompts} has nothing on frames {start + 1} to {stop}"
             )
+        origins = _origins(prompts, options)
+        status.write_origins(sample, options.output, dict.fromkeys(origins))
         mark = _mark(sample, reader, prompts, options, self._propagator.info)
         state = mark.load()
         propagation = PolicyPropagator(self._propagator, options.policy).propagate(
@@ -153,6 +150,7 @@ class Propagating:
                     done += 1
                     meter.count(frames=1)
                     meter.step("propagate", name_of(sample), done, total)
+        status.write_origins(sample, options.output, origins)
         mark.remove()
         self._ledger.summary.frames += done
         self._ledger.summary.tracks += len(seen)
@@ -163,24 +161,62 @@ def _to_do(
 ) -> dict[tuple[int, int | None], frozenset[int] | None]:
     """What is not done of a sample: object ids by range, None for all objects.
 
-    A sample that is not complete is done whole (or gone on with from its checkpoint);
-    of a complete one, only the objects that have no track yet.
+    An object is done when it has a track and its prompts are those that the track was
+    made from; where nothing says what it was made from, when its sample is complete.
     """
     ranges = target.ranges or ((options.start, options.stop),)
     prompted = frozenset(prompt.object_id for prompt in found.prompts)
     # Objects that the view hides keep what they have.
     everything = prompted if isinstance(sample, SampleView) else None
-    complete = status.read_status(sample, options.output).state == "complete"
-    if options.overwrite or (not complete and target.ranges is None):
+    if options.overwrite:
         return dict.fromkeys(ranges, everything)
+    complete = status.read_status(sample, options.output).state == "complete"
+    known = status.read_origins(sample, options.output)
     todo: dict[tuple[int, int | None], frozenset[int] | None] = {}
     for start, stop in ranges:
+        there = replace(options, start=start, stop=stop)
         support = None if stop is None else (start, stop - 1)
         tracks = read_tracks(sample, options.output, support=support)
-        missing = prompted - {track.object_id for track in tracks}
-        if missing:
-            todo[start, stop] = everything if missing == prompted else missing
+        tracked = {track.object_id for track in tracks}
+        inside = _inside(found, there, None)
+        undone = {
+            status.origin_object(key)
+            for key, made_from in _origins(inside, there).items()
+            if status.origin_object(key) not in tracked
+            or known.get(key, made_from if complete else None) != made_from
+        }
+        if undone or not inside:
+            # What an earlier, unfinished job left of other prompts goes too.
+            every = not complete and undone == {prompt.object_id for prompt in inside}
+            todo[start, stop] = everything if every else frozenset(undone)
     return todo
+
+
+def _inside(
+    found: PromptSet, options: PropagateOptions, objects: frozenset[int] | None
+) -> list[Prompt]:
+    """The prompts of a range, of some objects or all."""
+    stop = options.stop
+    return [
+        prompt
+        for prompt in found.prompts
+        if options.start <= prompt.frame
+        and (stop is None or prompt.frame < stop)
+        and (objects is None or prompt.object_id in objects)
+    ]
+
+
+def _origins(prompts: list[Prompt], options: PropagateOptions) -> dict[str, str]:
+    """A hash over the prompts of each object."""
+    by_object: dict[int, list[Prompt]] = {}
+    for prompt in prompts:
+        by_object.setdefault(prompt.object_id, []).append(prompt)
+    return {
+        status.origin_key(object_id, options.start, options.stop): signature(
+            {"prompts": [asdict(prompt) for prompt in own]}
+        )
+        for object_id, own in by_object.items()
+    }
 
 
 def _mark(

@@ -194,12 +194,21 @@ def declare_dense(
 
 def declare_status(dataset: fo.Dataset, state: str, error: str) -> None:
     """Declares the two fields that say how far a sample has come."""
-    for field in (state, error):
+    _declare_plain(dataset, (state, error), fo.StringField)
+
+
+def declare_origins(dataset: fo.Dataset, field: str) -> None:
+    """Declares the field that says what labels were made from."""
+    _declare_plain(dataset, (field,), fo.DictField)
+
+
+def _declare_plain(dataset: fo.Dataset, names: tuple[str, ...], kind: type) -> None:
+    for name in names:
         try:
-            dataset.add_sample_field(field, fo.StringField)
+            dataset.add_sample_field(name, kind)
         except ValueError as wrong:
             raise FieldError(
-                f"the field {field!r} exists with another type; rename it, or choose "
+                f"the field {name!r} exists with another type; rename it, or choose "
                 f"another output field ({wrong})"
             ) from wrong
 

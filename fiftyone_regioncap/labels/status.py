@@ -1,7 +1,8 @@
-"""How far a sample has come, so that a killed job goes on where it stopped."""
+"""How far a sample has come, and from what: a job does what is missing or outdated."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -10,7 +11,7 @@ import fiftyone.core.clips as foc
 from fiftyone import ViewField as F
 
 from fiftyone_regioncap.labels.fields import Collection
-from fiftyone_regioncap.labels.schema import declare_status
+from fiftyone_regioncap.labels.schema import declare_origins, declare_status
 from fiftyone_regioncap.labels.store import Store, frame_path
 
 State: TypeAlias = Literal["complete", "partial", "failed"]
@@ -40,6 +41,11 @@ def error_field(field: str) -> str:
     return f"{frame_path(field)}_error"
 
 
+def origin_field(field: str) -> str:
+    """The sample-level field with a field's origins: ``<field>_origin``."""
+    return f"{frame_path(field)}_origin"
+
+
 def write_status(
     sample: fo.Sample | fo.SampleView,
     field: str,
@@ -67,6 +73,49 @@ def read_status(sample: fo.Sample | fo.SampleView, field: str) -> Status:
     document = Store.of(sample).sample_document(status_field(field), error_field(field))
     state = cast("State | None", document.get(status_field(field)))
     return Status(state, document.get(error_field(field)))
+
+
+def origin_key(object_id: int, start: int = 0, stop: int | None = None) -> str:
+    """What an object's origin is kept under.
+
+    Args:
+        object_id: whose labels.
+        start: first frame of interest of the job that makes them, 0-based.
+        stop: one past the last one; None means the end.
+    """
+    whole = start == 0 and stop is None
+    return str(object_id) if whole else f"{object_id}:{start}-{stop}"
+
+
+def origin_object(key: str) -> int:
+    """The object of an :func:`origin_key`."""
+    return int(key.partition(":")[0])
+
+
+def write_origins(
+    sample: fo.Sample | fo.SampleView, field: str, origins: Mapping[str, str | None]
+) -> None:
+    """Records what objects' labels were made from; other objects keep theirs.
+
+    Args:
+        sample: in a dataset; a clip's origins are kept with its video.
+        field: of tracks or captions, with or without ``frames.`` in front.
+        origins: hashes by :func:`origin_key`; None while the labels are being made.
+
+    Raises:
+        FieldError: when the field for it exists with another type.
+    """
+    store = Store.of(sample)
+    name = origin_field(field)
+    declare_origins(store.dataset, name)
+    store.write_sample({f"{name}.{key}": value for key, value in origins.items()})
+
+
+def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:
+    """What objects' labels were made from, by :func:`origin_key`, where it is known."""
+    name = origin_field(field)
+    found = Store.of(sample).sample_document(name).get(name) or {}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def done(view: Collection, field: str) -> set[str]:
