@@ -31,7 +31,7 @@ from bson import ObjectId
 from fiftyone_regioncap.search import Query
 from fiftyone_regioncap.search.embedding import load
 from fiftyone_regioncap.search.index import CaptionIndex
-from fiftyone_regioncap.search.source import CaptionText
+from fiftyone_regioncap.search.source import CaptionText, Changes
 from fiftyone_regioncap.vocabulary import ATTRIBUTES, COLORS, NOUNS
 
 QUERIES = (
@@ -112,11 +112,11 @@ class Synthetic:
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def read(self, since: object = None) -> Iterator[tuple]:
+    def read(self, since: object = None) -> Iterator[Changes[CaptionText]]:
         """All captions; they never change."""
         texts = captions(self._count)
         for number in range(0, self._count, 10):
-            yield (
+            yield Changes(
                 _id("sample", number),
                 None,
                 [

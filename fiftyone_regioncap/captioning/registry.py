@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from fiftyone_regioncap.backends import (
     Backend,
@@ -11,7 +12,7 @@ from fiftyone_regioncap.backends import (
     checked_path,
     in_hub_cache,
 )
-from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.captioning.base import Captioner, TextPlacer
 from fiftyone_regioncap.errors import BackendError
 
 DAM = "nvidia/DAM-3B"
@@ -57,6 +58,37 @@ def _patchioner(load: LoadOptions) -> Captioner:
     return PatchionerCaptioner.from_pretrained(
         checked_path(load.weights or PATCHIONER), device=load.device, **load.options
     )
+
+
+def _patchioner_texts(load: LoadOptions) -> TextPlacer:
+    from fiftyone_regioncap.captioning.patchioner import PatchionerTexts
+
+    source = checked_path(load.weights or PATCHIONER)
+    return PatchionerTexts.from_pretrained(source, load.device)
+
+
+_TEXT_PLACERS: dict[str, Callable[[LoadOptions], TextPlacer]] = {
+    "patchioner": _patchioner_texts,
+}
+
+
+def text_placer(name: str, load: LoadOptions) -> TextPlacer:
+    """The text side of a captioner whose captions come with region embeddings.
+
+    Args:
+        name: of the captioner.
+        load: the same weights as the captioner's.
+
+    Raises:
+        BackendError: when the captioner has none.
+        WeightsError: when the weights are not to be had.
+    """
+    if name not in _TEXT_PLACERS:
+        raise BackendError(
+            f"the captioner {name!r} places no texts among regions; "
+            f"{', '.join(_TEXT_PLACERS)} does"
+        )
+    return _TEXT_PLACERS[name](load)
 
 
 def _dynrefer(load: LoadOptions) -> Captioner:

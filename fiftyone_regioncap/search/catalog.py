@@ -17,7 +17,7 @@ import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.search.source import CaptionText, Source
+from fiftyone_regioncap.search.source import CaptionText, Source, settled
 from fiftyone_regioncap.search.text_index import Text, TextIndex, TextWriter
 
 _SCHEMA = """
@@ -70,6 +70,12 @@ class Catalog:
         return int(self._fact("version") or 0)
 
     @property
+    def mark(self) -> datetime | None:
+        """Where the next update begins to read; None before the first."""
+        mark = self._fact("mark")
+        return None if mark is None else datetime.fromisoformat(str(mark))
+
+    @property
     def rows(self) -> int:
         """One more than the largest row."""
         found = self._db.execute("select max(row) from captions").fetchone()[0]
@@ -86,24 +92,23 @@ class Catalog:
         Returns:
             how many captions are new, changed or gone.
         """
-        mark = self._fact("mark")
-        since = None if mark is None else datetime.fromisoformat(str(mark))
-        latest = since
+        since = self.mark
+        latest: datetime | None = None
         changes = 0
         self._db.execute("begin immediate")
         try:
             with index.writing() as writer:
                 # An update that was interrupted may have left texts there.
                 writer.truncate(self.rows)
-                for sample, modified, texts in source.read(since):
-                    if modified is not None and (latest is None or modified > latest):
-                        latest = modified
-                    changes += self._update_sample(sample, texts, writer)
+                for change in source.read(since):
+                    if change.modified is not None:
+                        latest = max(latest or change.modified, change.modified)
+                    changes += self._update_sample(change.sample, change.items, writer)
                 changes += self._remove_deleted(source, writer)
             if changes:
                 self._set_fact("version", self.version + 1)
             if latest is not None:
-                self._set_fact("mark", latest.isoformat())
+                self._set_fact("mark", settled(latest).isoformat())
             self._db.execute("commit")
         except BaseException:
             self._db.execute("rollback")

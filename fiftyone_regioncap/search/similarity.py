@@ -18,7 +18,10 @@ from fiftyone.brain.internal.core.sklearn import (
 )
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.captioning.base import EmbeddingSpace
+from fiftyone_regioncap.search import looks
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder, load
+from fiftyone_regioncap.search.looks import KnownSpace, RegionTexts
 
 
 class CaptionSimilarityConfig(SklearnSimilarityConfig):
@@ -27,12 +30,20 @@ class CaptionSimilarityConfig(SklearnSimilarityConfig):
     Args:
         text_model: name of the model that texts are embedded with; see
             :func:`fiftyone_regioncap.search.embedding.load`.
+        region_space: of the region embeddings that the run is of; None for one of
+            texts. See :class:`fiftyone_regioncap.captioning.base.EmbeddingSpace`.
         **options: of FiftyOne's runs.
     """
 
-    def __init__(self, text_model: str = DEFAULT_MODEL, **options: Any) -> None:
+    def __init__(
+        self,
+        text_model: str = DEFAULT_MODEL,
+        region_space: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**{**options, "supports_prompts": True})
         self.text_model = text_model
+        self.region_space = region_space
 
     @property
     def method(self) -> str:
@@ -56,10 +67,17 @@ class CaptionSimilarityIndex(SklearnSimilarityIndex):
     def get_model(self) -> _Prompts:
         """The model as FiftyOne asks it."""
         if self._model is None:
-            self._model = _Prompts(load(self.config.text_model))
+            self._model = _Prompts(self._embedder())
         return self._model
 
-    def use(self, embedder: TextEmbedder) -> None:
+    def _embedder(self) -> TextEmbedder | RegionTexts:
+        if self.config.region_space is None:
+            return load(self.config.text_model)
+        space = EmbeddingSpace(**self.config.region_space)
+        known = [KnownSpace(space, self.total_index_size)]
+        return RegionTexts(looks.choose(known, self.key))
+
+    def use(self, embedder: TextEmbedder | RegionTexts) -> None:
         """Embeds texts with a model that is loaded already."""
         self._model = _Prompts(embedder)
         self._supports_prompts = True
@@ -74,7 +92,7 @@ class _Prompts:
 
     can_embed_prompts = True
 
-    def __init__(self, embedder: TextEmbedder) -> None:
+    def __init__(self, embedder: TextEmbedder | RegionTexts) -> None:
         self._embedder = embedder
 
     def __enter__(self) -> _Prompts:

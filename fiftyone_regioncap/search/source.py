@@ -4,17 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from bson import ObjectId
 
 from fiftyone_regioncap.caption_fields import CaptionField
-from fiftyone_regioncap.labels.store import Document
+from fiftyone_regioncap.labels.embeddings import ATTRIBUTES, VECTOR, RegionEmbedding
+from fiftyone_regioncap.labels.store import Document, now
 
+T = TypeVar("T")
+
+_TICK = timedelta(milliseconds=1)  # what the database tells times by
+_STILL = timedelta(seconds=10)
 _LISTS = ("tags", "attributes")
 _WORDS = ("caption", "label", "category")
+
+
+@dataclass(frozen=True)
+class Changes(Generic[T]):
+    """What a sample that changed holds.
+
+    Attributes:
+        sample: its id.
+        modified: when it last changed.
+        items: all that it holds now.
+    """
+
+    sample: ObjectId
+    modified: datetime | None
+    items: list[T]
+
+
+def settled(latest: datetime) -> datetime:
+    """Where the next reading begins, when the last change that was read was then.
+
+    Changes of the same moment may still come, and are read again with it, until it is
+    long past: a job on a whole dataset gives many samples the same time.
+    """
+    return latest + _TICK if now() - latest > _STILL else latest
 
 
 @dataclass(frozen=True)
@@ -58,16 +87,11 @@ class CaptionText:
 class Source(Protocol):
     """Captions that know when they changed."""
 
-    def read(
-        self, since: datetime | None
-    ) -> Iterator[tuple[ObjectId, datetime | None, list[CaptionText]]]:
-        """Captions sample by sample.
+    def read(self, since: datetime | None) -> Iterator[Changes[CaptionText]]:
+        """Captions that have a text, sample by sample.
 
         Args:
             since: only samples that changed then or later; None for all.
-
-        Yields:
-            the sample's id, when it last changed, and its captions that have a text.
         """
 
     def sample_ids(self) -> Iterator[ObjectId]:
@@ -87,16 +111,27 @@ class FieldSource:
 
     field: CaptionField
 
-    def read(
-        self, since: datetime | None
-    ) -> Iterator[tuple[ObjectId, datetime | None, list[CaptionText]]]:
+    def read(self, since: datetime | None) -> Iterator[Changes[CaptionText]]:
         """Captions sample by sample; see :meth:`Source.read`."""
         query = self.field.changed_since(since)
         for sample, labels in self.field.documents(
             (*_WORDS, *_LISTS), query=query, paths=("last_modified_at",)
         ):
             texts = [CaptionText.of(label) for label in labels if label.get("caption")]
-            yield sample["_id"], sample.get("last_modified_at"), texts
+            yield Changes(sample["_id"], sample.get("last_modified_at"), texts)
+
+    def embeddings(
+        self, since: datetime | None
+    ) -> Iterator[Changes[tuple[str, RegionEmbedding | None]]]:
+        """Region embeddings sample by sample; see :class:`~.looks.LookSource`."""
+        if not self.field.dataset.has_field(f"{self.field.labels}.{VECTOR}"):
+            return
+        query = self.field.changed_since(since)
+        for sample, labels in self.field.documents(
+            tuple(ATTRIBUTES), query=query, paths=("last_modified_at",)
+        ):
+            found = [(str(own["_id"]), RegionEmbedding.read(own)) for own in labels]
+            yield Changes(sample["_id"], sample.get("last_modified_at"), found)
 
     def sample_ids(self) -> Iterator[ObjectId]:
         """Of all samples."""

@@ -81,6 +81,12 @@ class VectorStore:
         """Of the catalog that the vectors were brought up to; -1 for none."""
         return self._state.version
 
+    def count(self) -> int:
+        """How many rows are not empty."""
+        return (
+            int(np.count_nonzero(self._map("hashes", np.int64, 1))) if len(self) else 0
+        )
+
     def hashes(self, rows: int) -> NDArray[np.int64]:
         """Of the texts whose vectors are stored, by row; 0 where there is none."""
         self._grow(rows)
