@@ -35,6 +35,7 @@ from fiftyone_regioncap.search.results import (
     known_spaces,
     open_index,
     region_placer,
+    rows_in,
     text_embedder,
 )
 from fiftyone_regioncap.search.similarity import CaptionSimilarityConfig
@@ -236,7 +237,7 @@ def _texts(
     index = open_index(captions)
     index.update(FieldSource(captions))
     store = index.embed(embedder, progress=progress)
-    rows = _rows(captions, samples, index)
+    rows = rows_in(captions, samples, index)
     rows = np.flatnonzero(index.catalog.hashes()) if rows is None else rows
     ids, texts = _entries(index, rows)
     named = {"text_model": embedder.name}
@@ -269,22 +270,12 @@ def _looks(
     notes += [] if left is None else [left]
     store = index.looks.store(space)
     there = store.hashes(index.catalog.rows) != 0
-    rows = _rows(captions, samples, index)
+    rows = rows_in(captions, samples, index)
     rows = np.flatnonzero(there) if rows is None else rows[there[rows]]
     ids, texts = _entries(index, rows)
     return _Points(
         ids, texts, store.get(rows), {"region_space": asdict(space)}, embedder
     )
-
-
-def _rows(
-    captions: CaptionField, samples: foco.SampleCollection, index: CaptionIndex
-) -> NDArray[np.int64] | None:
-    """The rows of a view's captions; None for all of the dataset."""
-    wanted = captions.ids_in(samples)
-    if wanted is None:
-        return None
-    return np.array(sorted(index.catalog.rows_of(wanted).values()), np.int64)
 
 
 def _entries(

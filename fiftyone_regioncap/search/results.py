@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeAlias
 import fiftyone as fo
 import fiftyone.core.collections as foco
 import fiftyone.core.view as fov
+import numpy as np
+from numpy.typing import NDArray
 
 from fiftyone_regioncap.caption_fields import CaptionField
 from fiftyone_regioncap.captioning.base import TextPlacer
@@ -150,6 +152,16 @@ def known_spaces(captions: CaptionField, index: CaptionIndex) -> list[KnownSpace
     """
     index.update_looks(FieldSource(captions))
     return index.looks.spaces()
+
+
+def rows_in(
+    captions: CaptionField, samples: foco.SampleCollection, index: CaptionIndex
+) -> NDArray[np.int64] | None:
+    """The rows of a view's captions in order; None for all of the dataset."""
+    wanted = captions.ids_in(samples)
+    if wanted is None:
+        return None
+    return np.array(sorted(index.catalog.rows_of(wanted).values()), np.int64)
 
 
 def text_embedder(
