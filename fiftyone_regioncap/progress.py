@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from tqdm import tqdm
@@ -27,6 +27,7 @@ class Event:
         frames: frames propagated so far.
         captions: captions made so far.
         eta: seconds left by the pace so far; None before there is any.
+        text: of the caption that is being written, in a job of a single one; else None.
     """
 
     stage: Stage
@@ -35,6 +36,7 @@ class Event:
     frames: int
     captions: int
     eta: float | None
+    text: str | None = None
 
 
 Listener: TypeAlias = Callable[[Event], None]
@@ -94,6 +96,22 @@ class Meter:
                 stage, f"{stage} {number}/{self._samples} {name}: {done}/{total}"
             )
         self._tell(event)
+
+    def write(self, stage: Stage, name: str, text: str) -> None:
+        """Tells the text so far of a job's only caption.
+
+        Args:
+            stage: where it is written.
+            name: of the sample, for people.
+            text: so far.
+
+        Raises:
+            Cancelled: when the job was asked to stop.
+        """
+        self.check()
+        with self._lock:
+            event = self._event(stage, f"{stage} {name}")
+        self._tell(replace(event, text=text))
 
     def count(self, *, frames: int = 0, captions: int = 0) -> None:
         """Adds to the totals that events carry."""

@@ -48,6 +48,8 @@ def _throttled(ctx: Any) -> Listener:
 
 
 def _label(event: Event) -> str:
+    if event.text:
+        return event.text
     if event.eta is None:
         return event.message
     minutes, seconds = divmod(round(event.eta), 60)

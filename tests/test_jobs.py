@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fiftyone_regioncap import checkpoints, datasets, sdk
+from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
+from fiftyone_regioncap.captioning.dam.synthetic import TINY, write_checkpoint
 from fiftyone_regioncap.errors import Cancelled, FieldError
 from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions, propagating
 from fiftyone_regioncap.progress import Event
@@ -297,6 +299,34 @@ def test_an_object_marked_later_is_added_to_those_that_are_done(dataset):
     assert (summary.tracks, summary.captions) == (1, 1)
     sample.reload()
     assert {c.index for c in sample["captions"].detections} == {2, 7, 9}
+
+
+def test_a_single_caption_is_told_while_it_is_written(dataset, tmp_path):
+    write_checkpoint(tmp_path / "dam", TINY)
+    both(dataset, caption=None)
+    captioner = DamCaptioner.from_pretrained(tmp_path / "dam", max_new_tokens=8)
+
+    def texts(view) -> list[str]:
+        heard: list[str] = []
+
+        def listen(event: Event) -> None:
+            if event.text is not None:
+                heard.append(event.text)
+
+        sdk.propagate_and_caption(
+            view,
+            propagate=None,
+            caption=CaptionOptions(overwrite=True),
+            captioner=captioner,
+            progress=listen,
+        )
+        return heard
+
+    one = dataset.limit(1).filter_labels("frames.tracks", fo.ViewField("index") == 7)
+    heard = texts(one)
+    (written,) = dataset.first().captions.detections
+    assert heard and written.caption.startswith(heard[-1])
+    assert not texts(dataset)  # of many, nobody could read along
 
 
 def test_a_corrected_prompt_redoes_its_object_alone(dataset, contents):

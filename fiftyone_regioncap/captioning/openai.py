@@ -29,6 +29,7 @@ from fiftyone_regioncap.captioning.dam.prompts import (
     VIDEO_PROMPTS,
 )
 from fiftyone_regioncap.captioning.feeding import Feeder
+from fiftyone_regioncap.captioning.streaming import Tell
 from fiftyone_regioncap.captioning.views import nested_views
 from fiftyone_regioncap.endpoints import Endpoint
 from fiftyone_regioncap.errors import BackendError, PromptError
@@ -156,13 +157,18 @@ class OpenAICaptioner:
         return list(self.caption_stream(clips, prompt=prompt))
 
     def caption_stream(
-        self, clips: Iterable[RegionClip], *, prompt: str | None = None
+        self,
+        clips: Iterable[RegionClip],
+        *,
+        prompt: str | None = None,
+        tell: Tell | None = None,
     ) -> Iterator[Caption]:
         """Describes each clip of a stream, in order, some of them at once.
 
         Args:
             clips: may never end.
             prompt: the name of one of the prompts of :attr:`info`, or a text.
+            tell: is told nothing, as answers come whole.
         """
         source = Feeder(
             clips,

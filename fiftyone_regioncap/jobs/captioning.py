@@ -83,10 +83,15 @@ class Captioning:
                     if clip is not None:
                         yield clip
 
+        def tell(text: str) -> None:
+            item = waiting[0]
+            if item.total == 1 and self._ledger.summary.samples == 1:
+                meter.write("caption", name_of(item.sample), text)
+
         made: list[CaptionRecord] = []
         prompt = self._options.prompt
         ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
-        captions = caption_stream(captioner, ahead, prompt=self._options.prompt)
+        captions = caption_stream(captioner, ahead, prompt=prompt, tell=tell)
         # The captions first: a captioner may be reading clips in a thread of its own.
         with closing(ahead), closing(captions):
             for caption in captions:

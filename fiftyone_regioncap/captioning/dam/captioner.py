@@ -34,6 +34,7 @@ from fiftyone_regioncap.captioning.dam.scheduler import (
 from fiftyone_regioncap.captioning.dam.weights import shard_paths
 from fiftyone_regioncap.captioning.decoding import Sampling
 from fiftyone_regioncap.captioning.feeding import Feeder
+from fiftyone_regioncap.captioning.streaming import Tell
 from fiftyone_regioncap.errors import BackendError, PromptError
 from fiftyone_regioncap.regions import Caption, RegionClip
 
@@ -212,7 +213,11 @@ class DamCaptioner:
         return list(self.caption_stream(clips, prompt=prompt))
 
     def caption_stream(
-        self, clips: Iterable[RegionClip], *, prompt: str | None = None
+        self,
+        clips: Iterable[RegionClip],
+        *,
+        prompt: str | None = None,
+        tell: Tell | None = None,
     ) -> Iterator[Caption]:
         """Describes each clip of a stream, in order.
 
@@ -224,6 +229,7 @@ class DamCaptioner:
             clips: may never end.
             prompt: the name of one of the prompts of :attr:`info`, or a text; image
                 tags are put before it when it has none.
+            tell: is told the text so far of the caption that comes next.
         """
         source = Feeder(
             clips,
@@ -236,7 +242,7 @@ class DamCaptioner:
         scheduler = self._idle.pop() if self._idle else Scheduler(self.dam, self._rows)
         try:
             with source:
-                yield from self._stream(source, scheduler)
+                yield from self._stream(source, scheduler, tell)
         finally:
             self._idle.append(scheduler)
 
@@ -314,9 +320,13 @@ class DamCaptioner:
             return _error_caption(error)
 
     def _stream(
-        self, source: Feeder[RegionClip, Prepared | Caption], scheduler: Scheduler
+        self,
+        source: Feeder[RegionClip, Prepared | Caption],
+        scheduler: Scheduler,
+        tell: Tell | None,
     ) -> Iterator[Caption]:
         labels: dict[int, str | None] = {}
+        drafts: dict[int, list[int]] = {}
         done: dict[int, Caption] = {}
         taken = given = 0
         try:
@@ -343,8 +353,14 @@ class DamCaptioner:
                     elif update.answers is not None:
                         done[number] = self._caption(update.answers, labels[number])
                     else:
+                        if tell is not None and update.token is not None:
+                            draft = drafts.setdefault(number, [])
+                            draft.append(update.token)
+                            if number == given:
+                                tell(self.dam.tokenizer.answer(draft))
                         continue
                     del labels[number]
+                    drafts.pop(number, None)
                 while given in done:
                     yield done.pop(given)
                     given += 1
