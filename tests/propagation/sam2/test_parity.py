@@ -126,15 +126,17 @@ def test_chunks_of_objects_change_nothing(chunk, make_model, make_clip, referenc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_full_size_equals_session(direction, make_clip, reference):
+@pytest.mark.parametrize(
+    ("direction", "size"), [("forward", 512), ("backward", 512), ("forward", 1024)]
+)
+def test_full_size_equals_session(direction, size, make_clip, reference):
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
     from fiftyone_regioncap.propagation.sam2.weights import set_image_size
 
     torch.manual_seed(0)
     config = Sam2VideoConfig()
-    set_image_size(config, 512)
+    set_image_size(config, size)
     model = Sam2VideoModel(config).eval()
     # Untrained, it takes every object for absent and nothing would be compared.
     torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 1.0)
