@@ -116,11 +116,13 @@ def _noun_at(words: list[str], place: int) -> str | None:
     if singular(word) in NOUNS:
         return singular(word)
     # A word that isn't known is a noun where it stands alone between a determiner,
-    # with attributes in between, and the end of the phrase: "a shiny red gizmo on".
+    # with attributes in between, and the end of the phrase: "a red and gray gizmo on".
     if not word.isalpha() or word in STOPWORDS or word in _KINDS or word in DETERMINERS:
         return None
     before = place - 1
-    while before >= 0 and (words[before] in COLORS or words[before] in _KINDS):
+    while before >= 0 and (
+        words[before] in COLORS or words[before] in _KINDS or words[before] == "and"
+    ):
         before -= 1
     if before < 0 or words[before] not in DETERMINERS:
         return None

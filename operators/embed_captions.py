@@ -36,14 +36,12 @@ class EmbedCaptions(foo.Operator):
         """The form."""
         inputs = types.Object()
         choices = caption_fields(ctx.dataset)
-        model = ctx.params.get("model") or embedding.DEFAULT_MODEL
-        problem = embedding.missing(model)
-        if not choices:
-            problem = "No field holds captions yet. Run caption_tracks first"
-        if problem is None:
+        if choices:
             _ask(inputs, ctx, choices)
         else:
-            _forms.refuse(inputs, problem)
+            _forms.refuse(
+                inputs, "No field holds captions yet. Run caption_tracks first"
+            )
         return types.Property(inputs, view=types.View(label="Embed captions"))
 
     def execute(self, ctx: Any) -> dict[str, Any]:
@@ -51,7 +49,8 @@ class EmbedCaptions(foo.Operator):
         summary = _embed(ctx.target_view(), ctx.params, progress=False)
         if not ctx.delegated:
             ctx.ops.reload_dataset()
-            ctx.ops.set_view(name=summary.view)
+            # Not by its name: the App knows no view that was saved since it was opened.
+            ctx.ops.set_view(ctx.dataset.load_saved_view(summary.view))
             ctx.ops.open_panel("Embeddings", layout="horizontal")
         return {**summary.to_dict(), "summary": summary.to_markdown()}
 
@@ -76,6 +75,18 @@ def _ask(inputs: types.Object, ctx: Any, choices: list[str]) -> None:
     _forms.pick_field(
         inputs, "field", choices, label="Captions", description="To put on the map"
     )
+    visual = False
+    if _forms.embedded(ctx, choices):
+        spaces = types.RadioGroup()
+        spaces.add_choice("text", label="What captions say")
+        spaces.add_choice("visual", label="How regions look")
+        inputs.enum(
+            "space", spaces.values(), default="text", label="Alike is", view=spaces
+        )
+        visual = ctx.params.get("space") == "visual"
+    problem = embedding.missing(ctx.params.get("model") or embedding.DEFAULT_MODEL)
+    if problem is not None and not visual:
+        _forms.refuse(inputs, problem)
     layouts = types.RadioGroup()
     layouts.add_choice("umap", label="UMAP", description="Keeps neighbours together")
     layouts.add_choice("pca", label="PCA", description="Fast; keeps the main axes")
@@ -83,20 +94,16 @@ def _ask(inputs: types.Object, ctx: Any, choices: list[str]) -> None:
         "layout", layouts.values(), default="umap", label="Layout", view=layouts
     )
     inputs.int("clusters", min=1, label="Groups", description="Empty to choose for me")
-    inputs.str(
-        "model",
-        label="Model",
-        description="Folder or hub id of a sentence-transformers model; empty for "
-        f"{embedding.DEFAULT_MODEL}",
-    )
+    inputs.str("model", label="Model", description=_forms.embedding_model(visual))
 
 
 def _embed(samples: Any, params: Mapping[str, Any], *, progress: bool) -> MapSummary:
     return embed_captions(
         samples,
         params.get("field") or "captions",
+        space=params.get("space") or "text",
         layout=params.get("layout") or "umap",
         clusters=params.get("clusters"),
-        model=params.get("model") or embedding.DEFAULT_MODEL,
+        model=params.get("model") or None,
         progress=progress,
     )

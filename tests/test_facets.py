@@ -36,6 +36,13 @@ from fiftyone_regioncap.vocabulary import NOUNS
             "gizmo",
             (),
         ),
+        (
+            "A gray and blue gizmo, about 5% of the frame",
+            ("gizmo", "frame"),
+            ("color:gray", "color:blue"),
+            "gizmo",
+            ("gray", "blue"),
+        ),
         ("An orange on a plate", ("orange", "plate"), (), "orange", ()),
         ("An orange boat", ("boat",), ("color:orange",), "boat", ("orange",)),
         ("", (), (), None, ()),

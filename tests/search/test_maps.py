@@ -45,6 +45,55 @@ def test_one_point_a_track_near_for_what_is_alike(described, embedder):
     assert set(similar.values("captions.caption")) == {VIDEOS[0][0], VIDEOS[0][3]}
 
 
+def test_the_map_of_videos_is_one_of_labels_that_any_view_takes_some_of(
+    described, embedder
+):
+    dataset = described(*VIDEOS)
+    summary = make(dataset, embedder)
+    dataset.clear_cache()  # as in the process of the App
+    results = dataset.load_brain_results(summary.key)
+    # The Embeddings panel asks for these, to colour points by attributes of labels.
+    assert results.config.patches_field == "captions"
+    assert set(results.sample_ids) == set(dataset.values("id"))
+    clips = dataset.load_saved_view(summary.view)
+    places = dict(zip(results.label_ids, results.points.tolist(), strict=True))
+    for view, count in (
+        (dataset, 8),
+        (dataset.limit(1), 4),
+        (clips, 8),
+        (clips.skip(5).limit(2), 2),
+        (dataset.to_clips([[[1, 2]]] * 3), 0),
+    ):
+        results.use_view(view)
+        ids = results.current_label_ids.tolist()
+        assert len(ids) == results.index_size == count
+        assert results.current_points.tolist() == [places[i] for i in ids]
+    # What a lasso selects are the clips of its points.
+    ids = results.label_ids[2:5].tolist()
+    assert clips.match_labels(fields=["captions"], ids=ids).values("id") == ids
+
+
+def test_names_of_groups_leave_out_what_all_captions_speak_of(described, embedder):
+    texts = [text.replace(".", " in the frame.") for text in (*CARS, *DOGS)]
+    summary = make(described(texts), embedder, clusters=2)
+    assert len(summary.clusters) == 2
+    assert not any("frame" in name for name in summary.clusters)
+
+
+def test_captions_that_came_after_the_map_are_missing_on_it(described, embedder):
+    dataset = described(*VIDEOS)
+    results = dataset.load_brain_results(make(dataset, embedder).key)
+    sample = dataset.first()
+    sample.captions.detections.append(
+        fo.TemporalDetection(support=(1, 2), caption="A late one.")
+    )
+    sample.save()
+    results.use_view(dataset.to_clips("captions"))
+    assert (results.index_size, results.missing_size) == (8, 1)
+    with pytest.raises(ValueError, match="1 captions"):
+        results.use_view(dataset.view(), allow_missing=False)
+
+
 def test_the_similarity_run_takes_texts_also_when_it_is_loaded_anew(
     described, embedder, monkeypatch
 ):
