@@ -18,6 +18,7 @@ from fiftyone import ViewField as F
 
 from fiftyone_regioncap.errors import FieldError
 from fiftyone_regioncap.labels import fields
+from fiftyone_regioncap.labels.embeddings import VECTOR
 from fiftyone_regioncap.labels.geometry import labels_of
 from fiftyone_regioncap.labels.store import Document
 
@@ -55,6 +56,11 @@ class CaptionField:
         kind = dataset.get_field(name).document_type
         inner = getattr(kind, "_LABEL_LIST_FIELD", None)
         return cls(dataset, name, f"{name}.{inner}" if inner else name)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether regions of the field were ever embedded."""
+        return self.dataset.has_field(f"{self.labels}.{VECTOR}")
 
     def documents(
         self,
@@ -122,6 +128,18 @@ class CaptionField:
         if self.dataset.media_type == fom.IMAGE:
             return samples.to_patches(self.name)
         return samples.to_clips(self.name)
+
+    def alone(self, clips: fov.DatasetView) -> fov.DatasetView:
+        """Clips of captions without the labels of objects that they don't speak of.
+
+        Labels that are of no object stay. Views of anything but clips stay as they are.
+        """
+        if not isinstance(clips, foc.ClipsView):
+            return clips
+        shown = (F("index") == F(f"${self.name}.index")) | (F("index") == None)  # noqa: E711
+        for field in fields.track_fields(self.dataset):
+            clips = clips.filter_labels(field, shown, only_matches=False)
+        return clips
 
     def write(
         self,

@@ -130,11 +130,7 @@ def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str
         VideoError: when a video can't be read; then no dataset is made.
     """
     measured = [read_metadata(video) for video in videos]
-    dataset = (
-        fo.load_dataset(name)
-        if fo.dataset_exists(name)
-        else fo.Dataset(name, persistent=True)
-    )
+    dataset = fo.load_dataset(name) if fo.dataset_exists(name) else _new_dataset(name)
     ids = []
     for video, metadata in zip(videos, measured, strict=True):
         known = dataset.match(fo.ViewField("filepath") == str(video)).values("id")
@@ -146,3 +142,11 @@ def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str
             dataset.add_sample(sample)
         ids.append(sample.id)
     return dataset, ids
+
+
+def _new_dataset(name: str) -> fo.Dataset:
+    """An empty dataset, where an object and its captions are of one colour."""
+    dataset = fo.Dataset(name, persistent=True)
+    dataset.app_config.color_scheme = fo.ColorScheme(color_by="instance")
+    dataset.save()
+    return dataset

@@ -59,7 +59,10 @@ class SearchCaptions(foo.Operator):
         """Searches and shows the results in place of the view."""
         results = _search(ctx.target_view(), ctx.params, progress=False)
         if results.hits:
-            ctx.ops.set_view(results.view(ctx.params.get("score_field") or None))
+            view = results.view(ctx.params.get("score_field") or None)
+            if ctx.params.get("alone", True):
+                view = results.captions.alone(view)
+            ctx.ops.set_view(view)
             found = f"{len(results)} found"
         else:
             found = "Nothing found"
@@ -99,24 +102,25 @@ def _ask(inputs: types.Object, ctx: Any, choices: list[str]) -> None:
         inputs, "field", choices, label="Captions", description="Where to search"
     )
     modes = types.RadioGroup()
+    looks = _forms.embedded(ctx, choices)
     for mode, label in MODES.items():
-        modes.add_choice(mode, label=label)
+        if mode != "visual" or looks:
+            modes.add_choice(mode, label=label)
     inputs.enum("mode", modes.values(), default="auto", label="Search", view=modes)
     inputs.int("k", default=25, min=1, required=True, label="Results at most")
     inputs.str(
         "score_field",
         default="search_score",
         label="Score",
-        description="Attribute of the captions to write scores to; empty for none",
+        description="Attribute of the captions to write scores to; empty for none. "
+        "The eye beside it in the sidebar shows it on the results",
     )
-    inputs.str(
-        "model",
-        label="Model",
-        description="Folder or hub id of a sentence-transformers model; empty for "
-        f"{embedding.DEFAULT_MODEL}",
-    )
+    if ctx.dataset.media_type != "image":
+        inputs.bool("alone", default=True, label="Hide objects that were not found")
+    visual = ctx.params.get("mode") == "visual"
+    inputs.str("model", label="Model", description=_forms.embedding_model(visual))
     problem = embedding.missing(ctx.params.get("model") or embedding.DEFAULT_MODEL)
-    if problem is not None:
+    if problem is not None and not visual:
         inputs.view("missing", types.Notice(label=problem))
 
 
@@ -127,6 +131,6 @@ def _search(samples: Any, params: Mapping[str, Any], *, progress: bool) -> Any:
         k=params.get("k") or 25,
         field=params.get("field") or "captions",
         mode=params.get("mode") or "auto",
-        model=params.get("model") or embedding.DEFAULT_MODEL,
+        model=params.get("model") or None,
         progress=progress,
     )
