@@ -36,6 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 LAZY: dict[str, str] = {
     "caption-everything": "fiftyone_regioncap.commands.caption_everything:command",
     "check": "fiftyone_regioncap.commands.check:command",
+    "embed-captions": "fiftyone_regioncap.commands.embed_captions:command",
     "export": "fiftyone_regioncap.commands.export:command",
     "import": "fiftyone_regioncap.commands.import_:command",
     "make-unique": "fiftyone_regioncap.commands.make_unique:command",
@@ -43,6 +44,7 @@ LAZY: dict[str, str] = {
     "evaluate": "fiftyone_regioncap.commands.evaluate:evaluate",
     "serve": "fiftyone_regioncap.commands.serve:serve",
     "train-decoder": "fiftyone_regioncap.commands.train_decoder:train_decoder",
+    "triage": "fiftyone_regioncap.commands.triage:command",
 }
 """Subcommands in modules of their own, ``"module:attribute"`` by name."""
 

@@ -17,6 +17,7 @@ from .propagate_masks import PropagateMasks
 from .propose_objects import ProposeObjects
 from .review_panel import ReviewPanel
 from .search_captions import SearchCaptions
+from .triage_captions import TriageCaptions
 
 OPERATORS = (
     ProposeObjects,
@@ -30,6 +31,7 @@ OPERATORS = (
     EmbedCaptions,
     ExtractFacets,
     CheckCaptions,
+    TriageCaptions,
     EvaluateCaptions,
     ExportCaptions,
     ImportCaptions,

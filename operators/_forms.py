@@ -9,6 +9,8 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap.backends import Registry
+from fiftyone_regioncap.caption_fields import CaptionField
+from fiftyone_regioncap.search import embedding
 
 
 def target(inputs: types.Object, ctx: Any, action: str) -> None:
@@ -43,6 +45,30 @@ def pick_field(
         label=label,
         description=description,
         view=choices,
+    )
+
+
+def embedded(ctx: Any, choices: Sequence[str]) -> bool:
+    """Whether regions of the chosen captions were embedded.
+
+    Args:
+        ctx: the execution context.
+        choices: of the captions' field, the default first.
+    """
+    name = ctx.params.get("field") or choices[0]
+    return CaptionField.of(ctx.dataset, name).embedded
+
+
+def embedding_model(visual: bool) -> str:
+    """What to say of the model that texts are embedded with."""
+    if visual:
+        return (
+            "Folder or hub id of the captioner that embedded the regions; empty for "
+            "where it was then"
+        )
+    return (
+        "Folder or hub id of a sentence-transformers model; empty for "
+        f"{embedding.DEFAULT_MODEL}"
     )
 
 

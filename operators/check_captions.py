@@ -40,6 +40,16 @@ class CheckCaptions(foo.Operator):
             _forms.pick_field(
                 inputs, "field", choices, label="Captions", description="To check"
             )
+            if _forms.embedded(ctx, choices):
+                inputs.bool(
+                    "similarity",
+                    default=False,
+                    label="Compare with how regions look",
+                    description="By the model that embedded the regions",
+                )
+                if ctx.params.get("similarity"):
+                    about = _forms.embedding_model(visual=True)
+                    inputs.str("model", label="Model", description=about)
         else:
             _forms.refuse(
                 inputs, "No field holds captions yet. Run caption_tracks first"
@@ -48,7 +58,12 @@ class CheckCaptions(foo.Operator):
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         """Checks, and saves a view for each check."""
-        summary = check_captions(ctx.target_view(), ctx.params.get("field", "captions"))
+        summary = check_captions(
+            ctx.target_view(),
+            ctx.params.get("field", "captions"),
+            similarity=bool(ctx.params.get("similarity")),
+            model=ctx.params.get("model") or None,
+        )
         if not ctx.delegated:
             ctx.ops.reload_dataset()
         return {**summary.to_dict(), "summary": summary.to_markdown()}
@@ -59,6 +74,8 @@ class CheckCaptions(foo.Operator):
         shown.str("summary", label="Checks", view=types.MarkdownView())
         return types.Property(shown, view=types.View(label="Check captions"))
 
-    def __call__(self, sample_collection: Any, field: str = "captions") -> CheckSummary:
+    def __call__(
+        self, sample_collection: Any, field: str = "captions", **options: Any
+    ) -> CheckSummary:
         """Checks from Python; see :func:`fiftyone_regioncap.checks.check_captions`."""
-        return check_captions(sample_collection, field)
+        return check_captions(sample_collection, field, **options)

@@ -17,6 +17,7 @@ MODES = {
     "auto": "By words and meaning",
     "text": "By words",
     "semantic": "By meaning",
+    "visual": "By looks",
 }
 
 

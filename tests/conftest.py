@@ -16,6 +16,8 @@ import pytest
 if TYPE_CHECKING:
     import fiftyone as fo
 
+    from fiftyone_regioncap.labels.captions import CaptionRecord
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -112,3 +114,40 @@ def contents() -> Callable[[fo.Dataset], dict[str, Any]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Patch-ioner of random weights."""
+    from fiftyone_regioncap.captioning.patchioner.random_weights import (
+        write_random_checkpoint,
+    )
+
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def seen(checkpoint: Path) -> Callable[..., CaptionRecord]:
+    """Makes captions of regions that look as a text says, more or less."""
+    from fiftyone_regioncap.captioning.patchioner import PatchionerTexts
+    from fiftyone_regioncap.labels.captions import CaptionRecord
+    from fiftyone_regioncap.labels.embeddings import RegionEmbedding
+
+    placer = PatchionerTexts.from_pretrained(checkpoint, "cpu")
+
+    def make(
+        index: int, caption: str, looks: str | None, noise: float = 0.1
+    ) -> CaptionRecord:
+        embedding = None
+        if looks is not None:
+            (vector,) = placer.embed_text([looks])
+            rng = np.random.default_rng(index)
+            vector = vector + noise * rng.standard_normal(len(vector)) / 8
+            embedding = RegionEmbedding.of(
+                vector / np.linalg.norm(vector), placer.space
+            )
+        return CaptionRecord(
+            index, (0, 9), label="thing", caption=caption, embedding=embedding
+        )
+
+    return make

@@ -9,16 +9,22 @@ from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
+import numpy as np
 from fiftyone import ViewField as F
 
 from fiftyone_regioncap.caption_fields import CaptionField
+from fiftyone_regioncap.captioning.base import TextPlacer
 from fiftyone_regioncap.checks.facts import color_conflict, motion_conflict
+from fiftyone_regioncap.checks.similarity import ATTRIBUTE, fits
 from fiftyone_regioncap.checks.texts import repetition, truncation
 from fiftyone_regioncap.checks.tracks import Said, contradictions, indistinct
 from fiftyone_regioncap.labels.store import Document
 
 CHECKS = ("color", "motion", "repetition", "truncation", "consistency", "uniqueness")
 """What is looked for."""
+
+SIMILARITY = "similarity"
+"""What is looked for too where it is asked for."""
 
 FROM = {"repetition": 0.3}
 """Score from which a check counts as failed, where it isn't :data:`DEFAULT_FROM`."""
@@ -37,7 +43,7 @@ class Finding:
     """What a check found in a caption.
 
     Attributes:
-        check: one of :data:`CHECKS`.
+        check: one of :data:`CHECKS`, or :data:`SIMILARITY`.
         score: in [0, 1]; 1 is surely bad.
         why: for people.
     """
@@ -61,12 +67,15 @@ class CheckSummary:
         failed: how many failed at least one check.
         by_check: how many failed each check.
         views: names of the saved views, by check.
+        similarity: quartiles of the cosines of captions and regions, to choose
+            thresholds by; None where they were not compared.
     """
 
     captions: int
     failed: int
     by_check: dict[str, int]
     views: dict[str, str]
+    similarity: tuple[float, float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -80,11 +89,22 @@ class CheckSummary:
             for check, count in self.by_check.items()
             if count
         ]
+        if self.similarity is not None:
+            low, middle, high = self.similarity
+            lines.append(
+                f"- `{ATTRIBUTE}`: a quarter under {low:.3f}, half under {middle:.3f}, "
+                f"a quarter over {high:.3f}"
+            )
         return "\n".join(lines)
 
 
 def check_captions(
-    samples: foco.SampleCollection, field: str = "captions"
+    samples: foco.SampleCollection,
+    field: str = "captions",
+    *,
+    similarity: bool = False,
+    model: str | TextPlacer | None = None,
+    device: str | None = None,
 ) -> CheckSummary:
     """Looks for captions that are probably bad.
 
@@ -93,26 +113,52 @@ def check_captions(
     names of the checks that failed; and ``check_notes``, why. A view of the captions
     that failed is saved for each check.
 
+    With ``similarity``, captions are also compared with how their regions look, as far
+    as regions were embedded: labels get ``image_text_similarity`` too, the cosine,
+    which is larger for better captions and of use to :func:`~.triage.triage`.
+
     Args:
         samples: a dataset or a view; captions are compared with those that are in it.
         field: of the captions.
+        similarity: whether to compare captions with their regions.
+        model: for that: a folder, a hub id, or one of your own; None for the one that
+            most regions were embedded by.
+        device: for that; None for the best there is.
 
     Raises:
-        FieldError: when the field is absent or can't have captions.
+        FieldError: when the field is absent or can't have captions, or holds no region
+            embeddings and they are asked for.
+        BackendError: when the model isn't at hand, or isn't the one that embedded the
+            regions.
     """
     captions = CaptionField.of(samples, field)
+    checks = (*CHECKS, SIMILARITY) if similarity else CHECKS
     found: dict[str, list[Finding]] = {}
     for _, labels in captions.in_view(samples, _ATTRIBUTES):
         found |= findings([label for label in labels if label.get("caption")])
-    _write(captions, found)
+    cosines: dict[str, float] = {}
+    if similarity:
+        for fit in fits(captions, samples, model=model, device=device):
+            cosines[fit.id] = fit.cosine
+            if fit.beaten is not None and fit.id in found:
+                why = f"{fit.beaten:.0%} of other captions fit the region better"
+                found[fit.id].append(Finding(SIMILARITY, fit.beaten, why))
+        captions.write(ATTRIBUTE, cosines, fo.FloatField)
+    _write(captions, found, checks)
     failures = [f.check for own in found.values() for f in own if f.failed]
     counts = Counter(failures)
     return CheckSummary(
         captions=len(found),
         failed=sum(any(f.failed for f in own) for own in found.values()),
-        by_check={check: counts[check] for check in CHECKS},
-        views={check: _save_view(captions, check) for check in CHECKS},
+        by_check={check: counts[check] for check in checks},
+        views={check: _save_view(captions, check) for check in checks},
+        similarity=_quartiles([*cosines.values()]) if cosines else None,
     )
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
+    return low, middle, high
 
 
 def findings(labels: Sequence[Document]) -> dict[str, list[Finding]]:
@@ -156,8 +202,10 @@ def _alone(said: Said, label: Document) -> Iterator[Finding]:
     yield Finding("truncation", truncation(said.caption), "stops in the middle")
 
 
-def _write(captions: CaptionField, found: dict[str, list[Finding]]) -> None:
-    for check in CHECKS:
+def _write(
+    captions: CaptionField, found: dict[str, list[Finding]], checks: Sequence[str]
+) -> None:
+    for check in checks:
         scores = {
             label_id: max((f.score for f in own if f.check == check), default=None)
             for label_id, own in found.items()

@@ -10,6 +10,7 @@ import fiftyone as fo
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.caption_fields import CaptionField
+from fiftyone_regioncap.checks.similarity import ATTRIBUTE as SIMILARITY
 from fiftyone_regioncap.errors import FieldError
 
 ATTRIBUTE = "triage"
@@ -41,6 +42,21 @@ class TriageSummary:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def to_markdown(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"- **{count}** {group} ({self.reviewed[group]} of them reviewed)"
+            for group, count in self.counts.items()
+        ]
+        said = (
+            (self.precision, "of the reviewed ones in keep were accepted as they are"),
+            (self.lost, "of the reviewed ones in drop were accepted all the same"),
+        )
+        lines += [f"- {share:.1%} {what}" for share, what in said if share is not None]
+        if self.precision is None:
+            lines.append("- how good this is, nobody knows before some are reviewed")
+        return "\n".join(lines)
+
 
 def triage(
     samples: foco.SampleCollection,
@@ -56,7 +72,8 @@ def triage(
         samples: a dataset or a view.
         field: of the captions.
         score: attribute of the labels, larger for better captions, such as
-            ``confidence`` or how well an image-text model finds that they fit.
+            ``confidence``, or ``image_text_similarity``, which
+            :func:`~.run.check_captions` writes.
         keep: score from which captions are kept.
         drop: score below which they are dropped; those without one go to review.
 
@@ -68,7 +85,11 @@ def triage(
     if drop > keep:
         raise FieldError(f"drop={drop} is over keep={keep}; no caption would be left")
     if not captions.dataset.has_field(f"{captions.labels}.{score}"):
-        raise FieldError(f"the labels of {field} have no attribute {score!r}")
+        hint = "; check_captions writes it, with similarity=True"
+        raise FieldError(
+            f"the labels of {field} have no attribute {score!r}"
+            + (hint if score == SIMILARITY else "")
+        )
     groups: dict[str, str] = {}
     reviewed: Counter[str] = Counter()
     accepted: Counter[str] = Counter()

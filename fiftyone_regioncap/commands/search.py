@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "hybrid", "text", "semantic"]),
+    type=click.Choice(["auto", "hybrid", "text", "semantic", "visual"]),
     default="auto",
     show_default=True,
-    help="By words (text), by meaning (semantic), or both.",
+    help="By words (text), by meaning (semantic), both, or by looks (visual).",
 )
-@click.option("--model", help="Folder or hub id of a sentence-transformers model.")
+@click.option(
+    "--model",
+    help="Folder or hub id of a sentence-transformers model; by looks, of the "
+    "captioner that embedded the regions [default: where it was then].",
+)
 @click.option("--device", help="Where to embed, such as cuda.")
 @click.option("--save", help="Save the results as a view of this name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -50,7 +54,6 @@ def command(
     database.ensure()
     from fiftyone_regioncap import datasets
     from fiftyone_regioncap.search import search
-    from fiftyone_regioncap.search.embedding import DEFAULT_MODEL
 
     dataset = datasets.open_dataset(name)
     results = search(
@@ -59,7 +62,7 @@ def command(
         k=k,
         field=field,
         mode=mode,  # type: ignore[arg-type]  # click checked it
-        model=model or DEFAULT_MODEL,
+        model=model,
         device=device,
         progress=not as_json,
     )

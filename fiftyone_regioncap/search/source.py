@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from bson import ObjectId
 
 from fiftyone_regioncap.caption_fields import CaptionField
-from fiftyone_regioncap.labels.embeddings import ATTRIBUTES, VECTOR, RegionEmbedding
+from fiftyone_regioncap.labels.embeddings import ATTRIBUTES, RegionEmbedding
 from fiftyone_regioncap.labels.store import Document, now
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class FieldSource:
         self, since: datetime | None
     ) -> Iterator[Changes[tuple[str, RegionEmbedding | None]]]:
         """Region embeddings sample by sample; see :class:`~.looks.LookSource`."""
-        if not self.field.dataset.has_field(f"{self.field.labels}.{VECTOR}"):
+        if not self.field.embedded:
             return
         query = self.field.changed_since(since)
         for sample, labels in self.field.documents(

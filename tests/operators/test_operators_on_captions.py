@@ -20,6 +20,7 @@ NAMES = (
     "embed_captions",
     "extract_facets",
     "check_captions",
+    "triage_captions",
     "evaluate_captions",
 )
 
@@ -69,7 +70,8 @@ def test_without_captions_the_form_says_what_to_do_first(name):
     empty.media_type = "video"
     inputs = form(name, empty)
     assert inputs["refusal"]["invalid"]
-    assert "caption_tracks" in inputs["refusal"]["error_message"]
+    first = "captions with scores" if name == "triage_captions" else "caption_tracks"
+    assert first in inputs["refusal"]["error_message"]
     empty.delete()
 
 
@@ -119,6 +121,43 @@ def test_facets_checks_and_scores_come_with_a_summary(dataset):
         key="caption_eval",
     )
     assert scores["count"] == 2 and "rouge_l" in scores["summary"]
+
+
+def test_looks_are_offered_where_regions_were_embedded(dataset, seen):
+    def choices(name: str, parameter: str, **params: Any) -> list[str]:
+        given = form(name, dataset, **params).get(parameter)
+        return given["type"]["values"] if given else []
+
+    assert "visual" not in choices("search_captions", "mode")
+    assert not choices("embed_captions", "space")
+    assert "similarity" not in form("check_captions", dataset)
+    texts = ("a red car", "a blue truck")
+    for sample, text in zip(dataset, texts, strict=True):
+        write_captions(sample, "captions", [seen(1, f"It is {text}.", text)])
+    dataset.reload()
+    assert "visual" in choices("search_captions", "mode")
+    assert choices("embed_captions", "space") == ["text", "visual"]
+    about = form("check_captions", dataset, similarity=True)["model"]["view"]
+    assert "captioner that embedded" in about["description"]
+    options = {"field": "captions", "query": texts[1], "k": 5}
+    found = execute("search_captions", dataset, mode="visual", **options)
+    assert found["hits"][0]["caption"] == "It is a blue truck."
+    made = execute("embed_captions", dataset, field="captions", space="visual")
+    assert made["space"] == "visual" and made["captions"] == 2
+    checked = execute("check_captions", dataset, field="captions", similarity=True)
+    assert checked["by_check"]["similarity"] == 0
+    dataset.reload()
+    scores = choices("triage_captions", "score")
+    assert scores[:2] == ["confidence", "image_text_similarity"]
+    sorted_ = execute(
+        "triage_captions",
+        dataset,
+        field="captions",
+        score="image_text_similarity",
+        keep=-1.0,
+        drop=-1.0,
+    )
+    assert sorted_["counts"]["keep"] == 2
 
 
 def test_operators_can_be_called_from_python(dataset):

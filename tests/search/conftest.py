@@ -9,12 +9,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from fiftyone_regioncap.captioning.patchioner import PatchionerTexts
-from fiftyone_regioncap.captioning.patchioner.random_weights import (
-    write_random_checkpoint,
-)
 from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
-from fiftyone_regioncap.labels.embeddings import RegionEmbedding
 
 
 class BagOfWords:
@@ -81,31 +76,3 @@ def described(
     yield make
     for dataset in made:
         dataset.delete()
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Patch-ioner of random weights."""
-    return write_random_checkpoint(tmp_path_factory.mktemp("patchioner"))
-
-
-@pytest.fixture
-def seen(checkpoint: Path) -> Callable[..., CaptionRecord]:
-    """Makes captions of regions that look as a text says, more or less."""
-    placer = PatchionerTexts.from_pretrained(checkpoint, "cpu")
-
-    def make(
-        index: int, caption: str, looks: str | None, noise: float = 0.1
-    ) -> CaptionRecord:
-        embedding = None
-        if looks is not None:
-            (vector,) = placer.embed_text([looks])
-            rng = np.random.default_rng(index)
-            vector = vector + noise * rng.standard_normal(len(vector)) / 8
-            unit = vector / np.linalg.norm(vector)
-            embedding = RegionEmbedding.of(unit, placer.space)
-        return CaptionRecord(
-            index, (0, 9), label="thing", caption=caption, embedding=embedding
-        )
-
-    return make

@@ -37,6 +37,24 @@ def test_check_counts_what_fails(described):
     assert document["by_check"]["truncation"] == 1
 
 
+def test_regions_are_found_mapped_and_compared_by_looks(described, seen):
+    texts = [f"a {word} car" for word in ("red", "green", "small", "very old")]
+    dataset = described([seen(n, f"Thing {n}.", text) for n, text in enumerate(texts)])
+    on = ("--dataset", dataset.name)
+    document = json.loads(run("search", *on, "--mode", "visual", "--json", texts[2]))
+    assert document["hits"][0]["caption"] == "Thing 2."
+    options = ("--space", "visual", "--layout", "pca")
+    shown = run("embed_captions", *on, *options)
+    assert "4 captions on the map captions_visual_map" in shown
+    summary = json.loads(run("embed_captions", *on, *options, "--json"))
+    assert summary["space"] == "visual" and summary["captions"] == 4
+    assert "half under" in run("check", *on, "--similarity")
+    thresholds = ("--keep", "2", "--drop", "1")
+    shown = run("triage", *on, "--score", "image_text_similarity", *thresholds)
+    assert "4 drop (0 of them reviewed)" in shown and "nobody knows" in shown
+    assert json.loads(run("triage", *on, "--json"))["counts"]["review"] == 4
+
+
 def test_evaluate_captions_writes_its_files(described, tmp_path):
     pytest.importorskip("pycocoevalcap", reason="the extra is not installed")
     dataset = described(*VIDEOS)

@@ -1,0 +1,85 @@
+"""The operator ``triage_captions``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+from fiftyone_regioncap.caption_fields import CaptionField, caption_fields
+from fiftyone_regioncap.checks import TriageSummary, triage
+
+from . import _forms
+
+
+class TriageCaptions(foo.Operator):
+    """Sorts captions into those to keep, to review and to drop."""
+
+    name = "triage_captions"
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """How the operator shows itself and may be run."""
+        return foo.OperatorConfig(
+            name=self.name,
+            label="Triage captions",
+            description="Keep, review or drop captions by a score, and see how good "
+            "that is on those that people reviewed",
+            dynamic=True,
+            allow_immediate_execution=True,
+            allow_delegated_execution=True,
+        )
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        """The form."""
+        inputs = types.Object()
+        choices = caption_fields(ctx.dataset)
+        scores = _scores(ctx, choices) if choices else []
+        if scores:
+            _forms.target(inputs, ctx, "Triage")
+            _forms.pick_field(
+                inputs, "field", choices, label="Captions", description="To sort"
+            )
+            _forms.pick_field(
+                inputs,
+                "score",
+                scores,
+                label="Score",
+                description="Larger for better captions, such as image_text_similarity",
+            )
+            inputs.float("keep", default=0.8, label="Keep", description="From here on")
+            inputs.float("drop", default=0.3, label="Drop", description="Below this")
+        else:
+            _forms.refuse(inputs, "No field holds captions with scores yet")
+        return types.Property(inputs, view=types.View(label="Triage captions"))
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        """Sorts."""
+        names = ("field", "score", "keep", "drop")
+        given = {name: ctx.params[name] for name in names if name in ctx.params}
+        summary = triage(ctx.target_view(), **given)
+        if not ctx.delegated:
+            ctx.ops.reload_dataset()
+        return {**summary.to_dict(), "summary": summary.to_markdown()}
+
+    def resolve_output(self, ctx: Any) -> types.Property:
+        """How captions were sorted, and how good that is."""
+        shown = types.Object()
+        shown.str("summary", label="Triage", view=types.MarkdownView())
+        return types.Property(shown, view=types.View(label="Triage captions"))
+
+    def __call__(self, sample_collection: Any, **options: Any) -> TriageSummary:
+        """Sorts from Python; see :func:`fiftyone_regioncap.checks.triage`."""
+        return triage(sample_collection, **options)
+
+
+def _scores(ctx: Any, choices: list[str]) -> list[str]:
+    """Numbers of the chosen captions, what is made for this first."""
+    labels = CaptionField.of(ctx.dataset, ctx.params.get("field") or choices[0]).labels
+    schema = ctx.dataset.get_field_schema(flat=True, ftype=fo.FloatField)
+    prefix = f"{labels}."
+    names = [path.removeprefix(prefix) for path in schema if path.startswith(prefix)]
+    first = ("image_text_similarity", "confidence", "caption_confidence")
+    return sorted(names, key=lambda name: (name not in first, name))
