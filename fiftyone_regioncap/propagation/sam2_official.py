@@ -151,12 +151,10 @@ class Sam2OfficialPropagator:
             return
         predictor = self._predictor
         state = self._state(frames)
-        device = predictor.device
+        # Its memories are bfloat16 on any device, so it needs autocast on any.
         with (
             torch.inference_mode(),
-            torch.autocast(
-                device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"
-            ),
+            torch.autocast(predictor.device.type, dtype=torch.bfloat16),
         ):
             for object_id, by_frame in prompts.items():
                 for frame, prompt in by_frame.items():
@@ -166,10 +164,14 @@ class Sam2OfficialPropagator:
             passes: list[tuple[int, int, Callable[[int, int], bool]]] = []
             if direction != "backward":
                 passes.append((1, min(first.values()), lambda o, t: first[o] <= t))
-            if direction == "backward":
+            elif max(last.values()) > 0:
                 passes.append((-1, max(last.values()), lambda o, t: t <= last[o]))
+            else:  # the predictor runs nothing backward from frame 0
+                passes.append((1, 0, lambda o, t: t == 0))
             if direction == "both" and max(first.values()) > start:
-                passes.append((-1, max(first.values()) - 1, lambda o, t: t < first[o]))
+                # Likewise: of frame 1, only objects that enter on it are on frame 0.
+                begin = max(max(first.values()) - 1, 1)
+                passes.append((-1, begin, lambda o, t: t < first[o]))
             for step, begin, carries in passes:
                 count = stop - 1 - begin if step == 1 else begin - start
                 outputs = predictor.propagate_in_video(
@@ -180,6 +182,8 @@ class Sam2OfficialPropagator:
                 )
                 for frame, ids, logits in outputs:
                     keep = [i for i, key in enumerate(ids) if carries(key, frame)]
+                    if not keep:
+                        continue
                     chosen = [ids[i] for i in keep]
                     masks = masks_of(
                         logits[keep, 0].float(),
