@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fiftyone_regioncap.commands import evaluate_captions
+from fiftyone_regioncap.commands import evaluate_captions, evaluate_patchioner
 
 
 @click.group()
@@ -16,6 +16,7 @@ def evaluate() -> None:
 
 
 evaluate.add_command(evaluate_captions.command, "captions")
+evaluate.add_command(evaluate_patchioner.command, "patchioner")
 
 
 @evaluate.command("dlc-bench")

@@ -150,11 +150,14 @@ def similarities(
     }
 
 
-def meteor(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+def meteor(
+    pairs: Sequence[tuple[str, Sequence[str]]], *, raw: bool = False
+) -> list[float]:
     """METEOR of each caption against its references.
 
     Args:
         pairs: captions with their references.
+        raw: whether METEOR gets the texts as they are, not tokenized before.
 
     Raises:
         BackendError: when Java or pycocoevalcap isn't there.
@@ -167,8 +170,9 @@ def meteor(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
     if not pairs:
         return []
     keys = [str(number) for number in range(len(pairs))]
-    tokens = tokenize({k: [text] for k, (text, _) in zip(keys, pairs, strict=True)})
-    targets = tokenize({k: [*texts] for k, (_, texts) in zip(keys, pairs, strict=True)})
+    prepare = _plain if raw else tokenize
+    tokens = prepare({k: [text] for k, (text, _) in zip(keys, pairs, strict=True)})
+    targets = prepare({k: [*texts] for k, (_, texts) in zip(keys, pairs, strict=True)})
     return _count("meteor", targets, tokens)["meteor"][1]
 
 
@@ -178,7 +182,7 @@ def tokenize(texts: Mapping[str, Sequence[str]]) -> Texts:
     Args:
         texts: by id; all blanks in them count as one.
     """
-    plain = {key: [_one_line(text) for text in own] for key, own in texts.items()}
+    plain = _plain(texts)
     if java() is None:
         return {
             key: [" ".join(_PUNCTUATION.sub(" ", t).lower().split()) for t in own]
@@ -194,6 +198,11 @@ def tokenize(texts: Mapping[str, Sequence[str]]) -> Texts:
 def java() -> str | None:
     """The Java program; None when there is none."""
     return shutil.which("java")
+
+
+def _plain(texts: Mapping[str, Sequence[str]]) -> Texts:
+    """Each text as one line."""
+    return {key: [_one_line(text) for text in own] for key, own in texts.items()}
 
 
 def _one_line(text: str) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
+RECALLS = tuple(np.linspace(0, 1, 101))
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def dense_map(
     *,
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
     meteor_thresholds: Sequence[float] = METEOR_THRESHOLDS,
+    recalls: Sequence[float] = RECALLS,
 ) -> DenseResult:
     """Mean average precision over overlaps and METEOR.
 
@@ -106,6 +108,7 @@ def dense_map(
         references: how many there are, the missed ones included.
         iou_thresholds: that overlaps have to reach.
         meteor_thresholds: that METEOR has to be over.
+        recalls: that precision is taken at.
     """
     found = list(matches)
     order = sorted(range(len(found)), key=lambda i: -found[i].confidence)
@@ -114,19 +117,22 @@ def dense_map(
     meteor = np.array([meteors[i] for i in order], float)
     table = {
         (least, score): _average_precision(
-            first & (iou >= least) & (meteor > score), references
+            first & (iou >= least) & (meteor > score), references, recalls
         )
         for least, score in product(iou_thresholds, meteor_thresholds)
     }
     return DenseResult(float(np.mean(list(table.values()))), table)
 
 
-def _average_precision(right: NDArray[np.bool_], references: int) -> float:
-    """Area under the curve of the best precision at 101 recalls.
+def _average_precision(
+    right: NDArray[np.bool_], references: int, recalls: Sequence[float]
+) -> float:
+    """Mean of the best precisions at some recalls or higher ones.
 
     Args:
         right: which captions are, the most confident first.
         references: how many could have been found.
+        recalls: in [0, 1].
     """
     if not references or not len(right):
         return 0.0
@@ -134,7 +140,7 @@ def _average_precision(right: NDArray[np.bool_], references: int) -> float:
     recall = hits / references
     precision = hits / np.arange(1, len(right) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, np.linspace(0, 1, 101) - 1e-12)
+    places = np.searchsorted(recall, np.asarray(recalls) - 1e-12)
     return float(np.mean(np.append(best, 0.0)[places]))
 
 

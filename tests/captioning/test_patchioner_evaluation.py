@@ -11,7 +11,7 @@ import pytest
 from fiftyone_regioncap.captioning.patchioner.aggregation import BoxSet, Points, Whole
 from fiftyone_regioncap.captioning.patchioner.checkpoint import Checkpoint
 from fiftyone_regioncap.captioning.patchioner.evaluation import (
-    DenseScore,
+    DenseTask,
     Detection,
     Item,
     answer,
@@ -111,8 +111,8 @@ def test_answers_of_all_tasks(tmp_path: Path) -> None:
     assert opened == ["7", "3", "9", "1", "2"]  # one pass per image
 
 
-def words(caption: str, references: Sequence[str]) -> float:
-    return float(caption in references)
+def words(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+    return [float(caption in references) for caption, references in pairs]
 
 
 TRUTH = [
@@ -139,18 +139,18 @@ TRUTH = [
     ],
 )
 def test_dense_score(found: Any, expected: float) -> None:
-    score = DenseScore(words)
+    score = DenseTask()
     score.add([Detection(*entry) for entry in found], TRUTH)
-    assert score.mean() == pytest.approx(expected)
+    assert score.result(words).mean == pytest.approx(expected)
 
 
 def test_dense_score_of_places_alone() -> None:
-    score = DenseScore(words)
+    score = DenseTask()
     score.add([Detection((0, 0, 10, 5.5), "x", 1)], TRUTH[2:])
     score.add([Detection((0, 0, 10, 5.5), "x", 1)], TRUTH[:1])
-    assert score.precision(0.5, -1) == pytest.approx(0.51 * 0.5)
-    assert score.precision(0.6, -1) == 0
-    assert DenseScore(words).mean() == 0
+    places = score.result(words, ious=(0.5, 0.6), meteors=(-1,)).by_threshold
+    assert places == pytest.approx({(0.5, -1): 0.51 * 0.5, (0.6, -1): 0})
+    assert DenseTask().result(words).mean == 0
 
 
 def test_merging_takes_the_box_with_most_neighbours_first() -> None:

@@ -1,9 +1,8 @@
-"""The paper's four tasks: what is asked, what is answered, and the dense task's score.
+"""The paper's four tasks: what is asked, what is answered, and the dense task's boxes.
 
 Annotation files are read as published; each gives items of one image, one region and
-its reference captions. Captions are scored by whatever metric the caller trusts: the
-published numbers use BLEU-4, METEOR 1.5, ROUGE-L, CIDEr-D and SPICE of the COCO caption
-tools, of which METEOR and SPICE need Java.
+its reference captions. :mod:`fiftyone_regioncap.evaluation.patchioner_tasks` scores the
+answers.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -31,15 +30,24 @@ from fiftyone_regioncap.captioning.patchioner.aggregation import (
 from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
 from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.evaluation.dense import (
+    IOU_THRESHOLDS,
+    METEOR_THRESHOLDS,
+    DenseResult,
+    Match,
+    box_iou,
+    dense_map,
+    match,
+)
 from fiftyone_regioncap.regions import Box, Frame
 
 Task: TypeAlias = Literal["trace", "dense", "region-set", "image"]
 
-IOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
-"""Overlaps that the dense task's score is averaged over."""
+Meteor: TypeAlias = Callable[[Sequence[tuple[str, Sequence[str]]]], Sequence[float]]
+"""Scores captions against their references."""
 
-METEORS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
-"""Caption scores that the dense task's score is averaged over."""
+RECALLS = tuple(np.arange(100) / 100)
+"""Recalls that the dense task's precision is taken at."""
 
 MERGED_FROM = 0.7
 """Overlap from which two annotated boxes are one."""
@@ -220,19 +228,16 @@ class Detection:
 
 
 @dataclass
-class DenseScore:
-    """The dense task's score: mean average precision over overlaps and caption scores.
+class DenseTask:
+    """The dense task's score: mean average precision over overlaps and METEOR.
 
-    Johnson et al. 2016 (DenseCap). Annotated boxes that overlap much are one object
-    with several captions; detections are right where they overlap an object that no
-    surer one has taken and say what people say of it.
-
-    Attributes:
-        meteor: scores a caption against references, in [0, 1].
+    Johnson et al. 2016 (DenseCap), as later work counts: annotated boxes that overlap
+    much are one object with several captions, and precision is taken at recalls from 0
+    to 0.99.
     """
 
-    meteor: Callable[[str, Sequence[str]], float]
-    _records: list[tuple[float, float, float, bool]] = field(default_factory=list)
+    _matches: list[Match] = field(default_factory=list)
+    _pairs: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     _objects: int = 0
 
     def add(self, detections: Sequence[Detection], truth: Sequence[Item]) -> None:
@@ -245,52 +250,52 @@ class DenseScore:
         objects = merge_boxes(
             [(item.boxes[0], item.references) for item in truth if item.boxes]
         )
+        overlaps = np.array(
+            [[iou(d.box, box) for box, _ in objects] for d in detections]
+        )
+        found = match(
+            [str(place) for place in range(len(detections))],
+            [str(place) for place in range(len(objects))],
+            [detection.score for detection in detections],
+            overlaps.reshape(len(detections), len(objects)),
+        )
+        for one in found:
+            said = () if one.reference is None else objects[int(one.reference)][1]
+            self._pairs.append((detections[int(one.caption)].caption, said))
+        self._matches += found
         self._objects += len(objects)
-        taken: set[int] = set()
-        for detection in sorted(detections, key=lambda found: -found.score):
-            overlaps = [iou(detection.box, box) for box, _ in objects]
-            best = int(np.argmax(overlaps)) if overlaps else 0
-            overlap = overlaps[best] if overlaps else 0.0
-            references = objects[best][1] if overlap > 0 else ()
-            free = overlap > 0 and best not in taken
-            if free:
-                taken.add(best)
-            said = self.meteor(detection.caption, references) if references else 0.0
-            self._records.append((detection.score, overlap, said, free))
 
-    def precision(self, iou_from: float, meteor_above: float) -> float:
-        """Average precision, in [0, 1], at one overlap and one caption score.
+    def result(
+        self,
+        meteor: Meteor,
+        *,
+        ious: Sequence[float] = IOU_THRESHOLDS,
+        meteors: Sequence[float] = METEOR_THRESHOLDS,
+    ) -> DenseResult:
+        """Average precisions.
 
         Args:
-            iou_from: detections overlap at least so much.
-            meteor_above: captions score more than that; -1 leaves them out.
+            meteor: scores captions against references, in [0, 1].
+            ious: that overlaps have to reach.
+            meteors: that METEOR has to be over; -1 leaves captions out.
         """
-        if not self._records or not self._objects:
-            return 0.0
-        ranked = sorted(self._records, key=lambda record: -record[0])
-        right = np.array(
-            [free and o >= iou_from and m > meteor_above for _, o, m, free in ranked]
+        asked = [place for place, (_, said) in enumerate(self._pairs) if said]
+        scores = np.zeros(len(self._pairs))
+        if asked and max(meteors) >= 0:
+            scores[asked] = meteor([self._pairs[place] for place in asked])
+        return dense_map(
+            self._matches,
+            scores.tolist(),
+            self._objects,
+            iou_thresholds=ious,
+            meteor_thresholds=meteors,
+            recalls=RECALLS,
         )
-        hits = np.cumsum(right)
-        recall = hits / self._objects
-        precision = hits / np.arange(1, len(hits) + 1)
-        at = [precision[recall >= t].max(initial=0) for t in np.arange(100) / 100]
-        return float(np.mean(at))
-
-    def mean(self) -> float:
-        """The mean over all overlaps and caption scores, in [0, 1]."""
-        cells = product(IOUS, METEORS)
-        return float(np.mean([self.precision(o, m) for o, m in cells]))
 
 
 def iou(first: Box, second: Box) -> float:
     """The overlap of two boxes over their union, in [0, 1]."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (first, second)]
-    return width * height / (sum(areas) - width * height)
+    return box_iou(*((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in (first, second)))
 
 
 def merge_boxes(
