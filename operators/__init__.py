@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ._review_prompts import ChooseCaptions, EditCaption
 from .caption_everything import CaptionEverything
 from .caption_regions import CaptionRegions
 from .caption_tracks import CaptionTracks
 from .check_captions import CheckCaptions
 from .embed_captions import EmbedCaptions
+from .embed_regions import EmbedRegions
 from .evaluate_captions import EvaluateCaptions
 from .export_captions import ExportCaptions
 from .extract_facets import ExtractFacets
@@ -17,6 +19,7 @@ from .propagate_masks import PropagateMasks
 from .propose_objects import ProposeObjects
 from .review_panel import ReviewPanel
 from .search_captions import SearchCaptions
+from .search_panel import SearchPanel
 from .triage_captions import TriageCaptions
 
 OPERATORS = (
@@ -29,6 +32,7 @@ OPERATORS = (
     MakeUnique,
     SearchCaptions,
     EmbedCaptions,
+    EmbedRegions,
     ExtractFacets,
     CheckCaptions,
     TriageCaptions,
@@ -36,4 +40,7 @@ OPERATORS = (
     ExportCaptions,
     ImportCaptions,
     ReviewPanel,
+    EditCaption,
+    ChooseCaptions,
+    SearchPanel,
 )

@@ -1,0 +1,87 @@
+"""A person looks for captions in the App's panel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import pytest
+
+from fiftyone_regioncap import datasets
+from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.labels.tracks import TrackWriter
+from fiftyone_regioncap.propagation.base import Frames
+from fiftyone_regioncap.regions import FrameMasks, ObjectMask, Prompt
+from fiftyone_regioncap.video import VideoReader
+
+pytestmark = pytest.mark.app
+
+TEXTS = {
+    1: "A silver car drives <b>past</b> {{shops}} on the other side of a wide road, "
+    "and stops behind a white one that waits for pedestrians to cross.",
+    2: "A red bicycle leans against a wall.",
+    3: "Two people walk behind a silver car.",
+}
+
+
+@pytest.fixture
+def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
+    """Three captions on a real street."""
+    clip = clips / "street-suv" / "clip.mp4"
+    made, _, _ = datasets.add_videos(
+        "app-search", [clip], [Prompt(1, 0, box=(20.0, 60.0, 160.0, 220.0))]
+    )
+    sample = made.first()
+    with VideoReader(clip) as reader:
+        write_boxes(sample, reader)
+    write_captions(
+        sample,
+        "captions",
+        [
+            CaptionRecord(index, (2, 7), label=f"object {index}", caption=text)
+            for index, text in TEXTS.items()
+        ],
+        tracks_field="tracks",
+    )
+    yield made
+    made.delete()
+
+
+def write_boxes(sample: fo.Sample, reader: Frames) -> None:
+    """A block for each object, side by side."""
+    with TrackWriter(sample, "tracks") as writer:
+        for frame in range(10):
+            masks = {}
+            for index in TEXTS:
+                image = reader[frame]
+                mask = image[..., 0] < 0
+                mask[100:200, 150 * index : 150 * index + 100] = True
+                masks[index] = ObjectMask(mask, 0.9)
+            writer.write(FrameMasks(frame, masks))
+
+
+def test_a_person_searches(
+    dataset: fo.Dataset, serve: Callable[[str], str], page: Any, artifacts: Path
+) -> None:
+    page.goto(serve(dataset.name))
+    page.locator("[data-cy=looker]").first.wait_for()
+    page.get_by_role("button", name="Dismiss").click()
+    page.get_by_title("New panel").first.click()
+    page.get_by_text("Caption search", exact=True).first.click()
+    search = page.get_by_role("button", name="Search", exact=True)
+    search.wait_for()
+    field = search.locator("xpath=preceding::input[not(@aria-hidden)][1]")
+    field.fill('"silver car" -people')
+    search.click()
+    page.get_by_text(TEXTS[1], exact=True).first.wait_for()
+    page.get_by_text("object 1, clip.mp4, frames 3 to 8").first.wait_for()
+    assert not page.get_by_text(TEXTS[3], exact=True).count()
+    page.screenshot(path=artifacts / "search.png")
+
+    # What was found goes into the grid, and a row opens its sample.
+    page.get_by_role("button", name="Show in the grid").click()
+    page.get_by_text(TEXTS[1], exact=True).first.click()
+    page.locator("[data-cy=modal]").first.wait_for()
+    page.screenshot(path=artifacts / "search-opened.png")
