@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fiftyone.operators import types
@@ -25,6 +25,29 @@ def refuse(inputs: types.Object, message: str) -> None:
     prop.error_message = message
 
 
+def pick(
+    inputs: types.Object,
+    name: str,
+    options: Mapping[str, str],
+    *,
+    label: str,
+    description: str | None = None,
+) -> None:
+    """Asks for one of the values, which are shown as texts; the first by default."""
+    choices = types.DropdownView()
+    for value, text in options.items():
+        choices.add_choice(value, label=text)
+    inputs.enum(
+        name,
+        choices.values(),
+        default=next(iter(options)),
+        required=True,
+        label=label,
+        description=description,
+        view=choices,
+    )
+
+
 def pick_field(
     inputs: types.Object,
     name: str,
@@ -34,18 +57,8 @@ def pick_field(
     description: str,
 ) -> None:
     """Asks for one of the fields that fit."""
-    choices = types.DropdownView()
-    for path in fields:
-        choices.add_choice(path, label=path)
-    inputs.enum(
-        name,
-        list(fields),
-        default=fields[0],
-        required=True,
-        label=label,
-        description=description,
-        view=choices,
-    )
+    paths = {path: path for path in fields}
+    pick(inputs, name, paths, label=label, description=description)
 
 
 def embedded(ctx: Any, choices: Sequence[str]) -> bool:

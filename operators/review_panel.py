@@ -6,7 +6,7 @@ import json
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from threading import Lock
 from typing import Any, Generic, Literal, TypeVar
@@ -23,6 +23,8 @@ from fiftyone_regioncap.labels.captions import Review
 from fiftyone_regioncap.review import REVIEWS, Change, Ref, ReviewQueue
 from fiftyone_regioncap.review_card import Card
 
+from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt
+
 NO_CAPTIONS = (
     "No field of this dataset holds captions of tracks. Run **propagate_and_caption** "
     "or **caption_tracks** on videos first."
@@ -36,7 +38,6 @@ SHOW: dict[str, tuple[str, tuple[Review, ...]]] = {
     "edited": ("Edited", ("edited",)),
     "rejected": ("Rejected", ("rejected",)),
 }
-ORDER = {"view": "As in the view", "confidence": "Least sure first"}
 BULK: dict[str, tuple[str, review.Action, tuple[Review, ...]]] = {
     "accept": ("Accept", review.accept, ("unreviewed",)),
     "reject": ("Reject", review.reject, ("unreviewed",)),
@@ -45,11 +46,11 @@ BULK: dict[str, tuple[str, review.Action, tuple[Review, ...]]] = {
 
 _SCOPE_EVENTS = {"on_change_dataset", "on_change_view", "on_change_current_sample"}
 
-NO_FIELD = "-"
-"""Instead of the name of a field; no field can be called this."""
-
 QUEUES = 4
 """Views whose captions stay known, such as the grid's and an open sample's."""
+
+SESSIONS = 64
+"""Panels whose state and changes are remembered."""
 
 PICTURES = 64
 """Strips that are kept drawn."""
@@ -93,7 +94,7 @@ class _Recent(Generic[_T]):
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is chosen in the panel's head.
+    """What a person chose to see.
 
     Attributes:
         captions: field of the captions.
@@ -108,12 +109,6 @@ class _Settings:
     tracks: str = NO_FIELD
     show: str = "unreviewed"
     order: review.Order = "view"
-
-    @classmethod
-    def of(cls, ctx: Any) -> _Settings:
-        """What the panel's state says."""
-        head = ctx.panel.state.head or {}
-        return cls(**{key: value for key, value in head.items() if value is not None})
 
     @property
     def reviews(self) -> tuple[Review, ...]:
@@ -139,10 +134,38 @@ class _Settings:
         )
 
 
+@dataclass
+class _Session:
+    """What one panel shows of one dataset, and what was done in it.
+
+    This is no panel state of FiftyOne's, which belongs to the App's workspace: the App
+    drops its filters and lassos whenever that changes, and with them what is reviewed.
+
+    Attributes:
+        settings: what a person chose.
+        scope: the view that is shown; see :func:`_scope`.
+        problem: why nothing can be shown.
+        ref: where the caption is; None when nothing is left.
+        seen: its text.
+        pictured: whether there is a picture of its track.
+        bulk: a key of ``BULK``, while a person is asked whether they mean it.
+        history: changes that can be undone.
+    """
+
+    settings: _Settings = _Settings()
+    scope: str | None = None
+    problem: str | None = None
+    ref: Ref | None = None
+    seen: str | None = None
+    pictured: bool = False
+    bulk: str | None = None
+    history: deque[Change] = field(default_factory=deque)
+
+
 # The App makes a panel object an event, so what outlives events is here.
 _queues: _Recent[ReviewQueue] = _Recent(QUEUES)
 _pictures: _Recent[Future[str]] = _Recent(PICTURES)
-_histories: _Recent[deque[Change]] = _Recent(QUEUES)
+_sessions: _Recent[_Session] = _Recent(SESSIONS)
 _artist = ThreadPoolExecutor(1, thread_name_prefix="regioncap-review")
 
 
@@ -160,19 +183,18 @@ class ReviewPanel(foo.Panel):
             surfaces="grid modal",
             help_markdown=(
                 "Look at captions one by one. Keys, with Alt (Ctrl+Option on macOS, "
-                "Alt+Shift in Firefox): **A** accept, **E** edit, **S** save, "
-                "**R** reject, **N** next, **P** previous, **U** undo."
+                "Alt+Shift in Firefox): **A** accept, **E** edit, **R** reject, "
+                "**N** next, **P** previous, **U** undo."
             ),
         )
 
     def execute(self, ctx: Any) -> Any:
         """Runs an event, unless it says that nothing changed.
 
-        The App tells of a new view after every event of a panel. Laying the panel out
-        for that would undo what a person did meanwhile.
+        The App tells of the same view more than once, and after what the panel did.
         """
         method = ctx.params.get("__method__")
-        if method in _SCOPE_EVENTS and ctx.panel.state.scope == _scope(ctx):
+        if method in _SCOPE_EVENTS and _session(ctx).scope == _scope(ctx):
             return None
         return super().execute(ctx)
 
@@ -192,10 +214,21 @@ class ReviewPanel(foo.Panel):
         """Takes the captions of the sample that was opened, or of the view again."""
         self._open(ctx)
 
-    def on_setting(self, ctx: Any) -> None:
-        """Takes a choice of the panel's head."""
-        name = ctx.params["path"].rpartition(".")[2]
-        ctx.panel.set_state(f"head.{name}", ctx.params["value"])
+    def show(self, ctx: Any) -> None:
+        """Shows captions of another state."""
+        session = _session(ctx)
+        session.settings = replace(session.settings, show=ctx.params["show"])
+        self._open(ctx)
+
+    def choose(self, ctx: Any) -> None:
+        """Asks for fields and the order."""
+        chosen = asdict(_session(ctx).settings)
+        self._prompt(ctx, ChooseCaptions, chosen, self.chosen)
+
+    def chosen(self, ctx: Any) -> None:
+        """Takes fields and the order."""
+        session = _session(ctx)
+        session.settings = replace(session.settings, **ctx.params["result"])
         self._open(ctx)
 
     def refresh(self, ctx: Any) -> None:
@@ -222,17 +255,20 @@ class ReviewPanel(foo.Panel):
         self._apply(ctx, review.reject)
 
     def edit(self, ctx: Any) -> None:
-        """Shows the text in a field."""
-        ctx.panel.set_state({"text": ctx.panel.state.seen, "editing": True})
+        """Asks for another text."""
+        session = _session(ctx)
+        if session.ref is not None:
+            asked = {"label": session.ref.label_id, "text": session.seen}
+            self._prompt(ctx, EditCaption, asked, self.edited)
 
-    def cancel(self, ctx: Any) -> None:
-        """Leaves the text as it was."""
-        ctx.panel.set_state({"text": None, "editing": False})
-
-    def save(self, ctx: Any) -> None:
-        """Writes the text of the field, and goes on."""
+    def edited(self, ctx: Any) -> None:
+        """Writes the text, and goes on."""
+        session, asked = _session(ctx), ctx.params["original_params"]
+        if session.ref is None or session.ref.label_id != asked["label"]:
+            ctx.ops.notify("Another caption is shown by now", variant="warning")
+            return
         try:
-            action = review.edit(ctx.panel.state.text or "")
+            action = review.edit(ctx.params["result"]["text"])
         except RegionCapError as error:
             ctx.ops.notify(str(error), variant="error")
             return
@@ -240,19 +276,19 @@ class ReviewPanel(foo.Panel):
 
     def undo(self, ctx: Any) -> None:
         """Takes the last change back, and shows it."""
-        history = self._history(ctx)
-        if not history:
+        session = _session(ctx)
+        if not session.history:
             ctx.ops.notify("There is nothing to undo")
             return
-        undone = review.undo(ctx.dataset, history.pop())
+        undone = review.undo(ctx.dataset, session.history.pop())
         if undone.skipped:
             ctx.ops.notify(
                 f"{undone.skipped} captions were changed since, and stay as they are",
                 variant="warning",
             )
         _mark(undone)
-        label = undone.edits[0].ref.label_id if undone.edits else ctx.panel.state.label
-        self._show(ctx, self._queue(ctx).position(label or ""))
+        shown = undone.edits[0].ref if undone.edits else session.ref
+        self._show(ctx, self._queue(ctx).position(_label(shown)))
         ctx.ops.reload_samples()
 
     def ask_bulk(self, ctx: Any) -> None:
@@ -261,7 +297,7 @@ class ReviewPanel(foo.Panel):
         verb, _, reviews = BULK[name]
         count = len(self._queue(ctx).select(reviews))
         kind = "reviewed" if name == "reset" else "unreviewed"
-        ctx.panel.set_state("bulk", name if count else None)
+        _session(ctx).bulk = name if count else None
         question = f"{verb} **{count:,}** {kind} captions of this view?"
         ctx.panel.set_data("question", question)
         if not count:
@@ -269,12 +305,15 @@ class ReviewPanel(foo.Panel):
 
     def cancel_bulk(self, ctx: Any) -> None:
         """Changes nothing."""
-        ctx.panel.set_state("bulk", None)
+        _session(ctx).bulk = None
 
     def do_bulk(self, ctx: Any) -> None:
         """Changes all captions of the view that the question was about."""
-        _, action, reviews = BULK[ctx.panel.state.bulk]
-        ctx.panel.set_state("bulk", None)
+        session = _session(ctx)
+        if session.bulk is None:
+            return
+        _, action, reviews = BULK[session.bulk]
+        session.bulk = None
         change = self._change(ctx, self._queue(ctx).select(reviews), action)
         if change is None:
             return
@@ -282,31 +321,30 @@ class ReviewPanel(foo.Panel):
         if change.skipped:
             note += f"; {change.skipped:,} have no text, or are gone"
         ctx.ops.notify(note, variant="success")
-        self._show(ctx, self._queue(ctx).find(0, 1, _Settings.of(ctx).reviews))
+        self._show(ctx, self._queue(ctx).find(0, 1, session.settings.reviews))
+
+    def _prompt(
+        self, ctx: Any, operator: type[Prompt], params: dict[str, Any], then: Any
+    ) -> None:
+        uri = f"{self.plugin_name}/{operator.name}"
+        ctx.prompt(uri, params=params, on_success=then)
 
     def _open(self, ctx: Any) -> None:
         """Chooses fields where none are chosen, and shows a caption of the view."""
-        state = ctx.panel.state
+        session = _session(ctx)
+        session.scope, session.bulk, session.problem = _scope(ctx), None, None
         try:
-            settings = _Settings.of(ctx).fitting(ctx.dataset)
+            session.settings = session.settings.fitting(ctx.dataset)
         except FieldError as error:
-            ctx.panel.set_state("problem", str(error))
+            session.problem = str(error)
             return
-        ctx.panel.set_state(
-            {
-                "problem": None,
-                "bulk": None,
-                "head": asdict(settings),
-                "scope": _scope(ctx),
-            }
-        )
         queue = self._queue(ctx)
-        start = queue.position(state.label or "") or 0
-        self._show(ctx, queue.find(start, 1, settings.reviews))
+        start = queue.position(_label(session.ref)) or 0
+        self._show(ctx, queue.find(start, 1, session.settings.reviews))
 
     def _queue(self, ctx: Any) -> ReviewQueue:
         """The captions of the view, or of the sample that is open."""
-        settings = _Settings.of(ctx)
+        settings = _session(ctx).settings
         key = (_scope(ctx), settings.captions, settings.order)
         queue = _queues.get(key)
         if queue is None:
@@ -317,10 +355,6 @@ class ReviewPanel(foo.Panel):
             _queues.put(key, queue)
         return queue
 
-    def _history(self, ctx: Any) -> deque[Change]:
-        key = (ctx.panel.id, str(ctx.dataset._doc.id))
-        return _histories.get(key) or _histories.put(key, deque())
-
     def _change(
         self,
         ctx: Any,
@@ -329,14 +363,14 @@ class ReviewPanel(foo.Panel):
         seen: str | None = None,
     ) -> Change | None:
         """Changes captions and remembers how; None where that was impossible."""
-        settings = _Settings.of(ctx)
+        session = _session(ctx)
         try:
             change = review.apply(
                 ctx.dataset,
-                settings.captions,
+                session.settings.captions,
                 refs,
                 action,
-                tracks_field=_or_none(settings.tracks),
+                tracks_field=_or_none(session.settings.tracks),
                 seen=seen,
             )
         except RegionCapError as error:
@@ -344,7 +378,7 @@ class ReviewPanel(foo.Panel):
             return None
         _mark(change)
         if change.edits:
-            history = self._history(ctx)
+            history = session.history
             history.append(change)
             while sum(len(c.edits) for c in history) > UNDO_CAPTIONS:
                 if len(history) == 1:
@@ -356,35 +390,26 @@ class ReviewPanel(foo.Panel):
 
     def _apply(self, ctx: Any, action: review.Action) -> None:
         """Applies an action to the caption that is shown, and goes on."""
-        state = ctx.panel.state
-        if not state.label:
-            return
-        ref = Ref(state.sample, state.label)
-        if self._change(ctx, [ref], action, seen=state.seen) is None:
-            self._open(ctx)
-        else:
+        session = _session(ctx)
+        refs = [] if session.ref is None else [session.ref]
+        if refs and self._change(ctx, refs, action, seen=session.seen) is not None:
             self._step(ctx, 1)
+        else:
+            self._open(ctx)
 
     def _step(self, ctx: Any, step: Literal[1, -1]) -> None:
-        queue = self._queue(ctx)
-        position = queue.position(ctx.panel.state.label or "")
+        queue, session = self._queue(ctx), _session(ctx)
+        position = queue.position(_label(session.ref))
         start = 0 if position is None else position + step
-        self._show(ctx, queue.find(start, step, _Settings.of(ctx).reviews))
+        self._show(ctx, queue.find(start, step, session.settings.reviews))
 
     def _show(self, ctx: Any, position: int | None) -> None:
         """Puts a caption, or that there is none, into the panel."""
-        queue = self._queue(ctx)
+        queue, session = self._queue(ctx), _session(ctx)
+        session.ref, session.seen, session.pictured = None, None, False
         data: dict[str, Any] = {
             "progress": _progress(queue.counts()),
             "title": NOTHING_LEFT,
-        }
-        shown: dict[str, Any] = {
-            "sample": None,
-            "label": None,
-            "seen": None,
-            "text": None,
-            "editing": False,
-            "pictured": False,
         }
         card = None if position is None else self._card(ctx, queue[position])
         if card is not None:
@@ -392,12 +417,8 @@ class ReviewPanel(foo.Panel):
             own, other = review_card.texts(card)
             strip, problem = self._strip(ctx, card)
             place = f"{position + 1:,} / {len(queue):,}"
-            shown |= {
-                "sample": card.ref.sample_id,
-                "label": card.ref.label_id,
-                "seen": card.record.caption,
-                "pictured": strip is not None,
-            }
+            session.ref, session.seen = card.ref, card.record.caption
+            session.pictured = strip is not None
             data |= {
                 "title": f"{place} · {review_card.title(card)}",
                 "strip": strip,
@@ -408,13 +429,12 @@ class ReviewPanel(foo.Panel):
                 "sides.other": other,
                 "facts": review_card.facts(card),
             }
-        ctx.panel.set_state(shown)
         ctx.panel.set_data(data)
         if position is not None:
             self._draw_ahead(ctx, queue, position)
 
     def _card(self, ctx: Any, ref: Ref) -> Card | None:
-        settings = _Settings.of(ctx)
+        settings = _session(ctx).settings
         try:
             return review_card.load_card(
                 ctx.dataset, settings.captions, ref, compare=_or_none(settings.compare)
@@ -425,7 +445,7 @@ class ReviewPanel(foo.Panel):
 
     def _strip(self, ctx: Any, card: Card) -> tuple[str | None, str | None]:
         """The picture of the track, or why there is none."""
-        if _Settings.of(ctx).tracks == NO_FIELD:
+        if _session(ctx).settings.tracks == NO_FIELD:
             return None, "*This dataset has no field of tracks to show.*"
         try:
             return self._drawing(ctx, card).result(), None
@@ -433,7 +453,7 @@ class ReviewPanel(foo.Panel):
             return None, f"*No picture:* {review_card.escape(str(error))}"
 
     def _drawing(self, ctx: Any, card: Card) -> Future[str]:
-        tracks, dataset = _Settings.of(ctx).tracks, ctx.dataset
+        tracks, dataset = _session(ctx).settings.tracks, ctx.dataset
         key = (str(dataset._doc.id), card.ref, card.record.support, tracks)
 
         def draw() -> str:
@@ -443,7 +463,7 @@ class ReviewPanel(foo.Panel):
 
     def _draw_ahead(self, ctx: Any, queue: ReviewQueue, position: int) -> None:
         """Draws what comes next while the person looks at this."""
-        settings = _Settings.of(ctx)
+        settings = _session(ctx).settings
         following = queue.find(position + 1, 1, settings.reviews)
         if following is not None and settings.tracks != NO_FIELD:
             card = self._card(ctx, queue[following])
@@ -453,61 +473,51 @@ class ReviewPanel(foo.Panel):
     def render(self, ctx: Any) -> types.Property:
         """Lays the panel out; what it shows was set by the events."""
         panel = types.Object()
-        state = ctx.panel.state
-        if state.problem or not state.head:
-            panel.md(state.problem or "Loading", name="problem_text")
+        session = _session(ctx)
+        if session.problem or session.scope is None:
+            panel.md(session.problem or "Loading", name="problem_text")
         else:
-            self._render_head(panel, ctx)
+            self._render_head(panel, session.settings)
             panel.md("", name="title")
-            if state.label:
-                self._render_caption(panel, ctx)
-            self._render_buttons(panel, state)
-            self._render_bulk(panel, state)
-        layout = types.GridView(orientation="vertical", gap=1.5, py=1)
+            if session.ref is not None:
+                self._render_caption(panel, session)
+            self._render_buttons(panel, session)
+            self._render_bulk(panel, session)
+        layout = types.GridView(orientation="vertical", gap=1.5, px=2, py=1)
         return types.Property(panel, view=layout)
 
-    def _render_head(self, panel: types.Object, ctx: Any) -> None:
-        settings = _Settings.of(ctx)
-        known = fields.caption_fields(ctx.dataset)
-        # A narrow panel would otherwise be cut off at its right, pictures and all.
+    def _render_head(self, panel: types.Object, settings: _Settings) -> None:
+        # Buttons and prompts alone: the App keeps what is put into a panel's inputs in
+        # the state of the panel. Unlike stacks, this wraps where the panel is narrow.
         wrap = {"grid": {"sx": {"display": "flex", "flexWrap": "wrap"}}}
-        head = panel.h_stack("head", gap=1.5, componentsProps=wrap)
-        self._choice(head, "captions", "Captions", {f: f for f in known})
-        others = {f: f for f in known if f != settings.captions}
-        if others:
-            choices = {NO_FIELD: "nothing", **others}
-            self._choice(head, "compare", "Compare", choices)
-        tracks = {f: f for f in fields.track_fields(ctx.dataset)}
-        if len(tracks) > 1:
-            self._choice(head, "tracks", "Tracks", tracks)
-        shown = {name: label for name, (label, _) in SHOW.items()}
-        self._choice(head, "show", "Show", shown)
-        self._choice(head, "order", "Order", ORDER)
+        narrow = {"item": {"sx": {"width": "auto"}}}
+        head = panel.h_stack("head", gap=1, componentsProps=wrap)
+        for name, (label, _) in SHOW.items():
+            head.btn(
+                name,
+                label,
+                on_click=self.show,
+                params={"show": name},
+                variant="contained" if name == settings.show else "outlined",
+                componentsProps=narrow,
+            )
+        head.btn(
+            "choose",
+            "Fields and order",
+            on_click=self.choose,
+            icon="tune",
+            componentsProps=narrow,
+        )
         panel.md("", name="progress")
 
-    def _choice(
-        self, parent: types.Object, name: str, label: str, choices: dict[str, str]
-    ) -> None:
-        narrow = {"item": {"sx": {"width": "auto"}}}
-        view = types.DropdownView(label=label, componentsProps=narrow)
-        for choice, text in choices.items():
-            view.add_choice(choice, label=text)
-        parent.enum(name, view.values(), view=view, on_change=self.on_setting)
-
-    def _render_caption(self, panel: types.Object, ctx: Any) -> None:
-        state, settings = ctx.panel.state, _Settings.of(ctx)
-        if state.pictured:
+    def _render_caption(self, panel: types.Object, session: _Session) -> None:
+        settings = session.settings
+        if session.pictured:
             panel.img("strip", width="100%", point_on_hover=False, alt_text="The track")
         else:
             panel.md("", name="no_strip")
         panel.img("timeline", width="100%", point_on_hover=False, alt_text="Windows")
-        if state.editing:
-            panel.str(
-                "text",
-                label="The caption",
-                view=types.TextFieldView(multiline=True, rows=5),
-            )
-        elif settings.compare != NO_FIELD:
+        if settings.compare != NO_FIELD:
             sides = panel.h_stack("sides", gap=3)
             names = {"own": settings.captions, "other": settings.compare}
             for name, field in names.items():
@@ -516,13 +526,9 @@ class ReviewPanel(foo.Panel):
             panel.md("", name="own")
         panel.md("", name="facts")
 
-    def _render_buttons(self, panel: types.Object, state: Any) -> None:
+    def _render_buttons(self, panel: types.Object, session: _Session) -> None:
         row = panel.h_stack("buttons", gap=1)
-        if state.editing:
-            self._button(row, "save", "Save", "S", self.save, "contained")
-            self._button(row, "cancel", "Cancel", "C", self.cancel)
-            return
-        if state.label:
+        if session.ref is not None:
             self._button(row, "accept", "Accept", "A", self.accept, "contained")
             self._button(row, "edit", "Edit", "E", self.edit)
             self._button(row, "reject", "Reject", "R", self.reject)
@@ -550,8 +556,8 @@ class ReviewPanel(foo.Panel):
             componentsProps={"button": {"accessKey": key.lower()}},
         )
 
-    def _render_bulk(self, panel: types.Object, state: Any) -> None:
-        if state.bulk:
+    def _render_bulk(self, panel: types.Object, session: _Session) -> None:
+        if session.bulk:
             panel.md("", name="question")
             row = panel.h_stack("confirm", gap=1)
             row.btn("yes", "Yes", on_click=self.do_bulk, variant="contained")
@@ -571,10 +577,20 @@ class ReviewPanel(foo.Panel):
 
 def _pick(chosen: str, default: str, known: Sequence[str]) -> str:
     """The field that was chosen, the one jobs write by default, or any."""
-    for field in (chosen, default, *known):
-        if field in known:
-            return field
+    for path in (chosen, default, *known):
+        if path in known:
+            return path
     return NO_FIELD
+
+
+def _session(ctx: Any) -> _Session:
+    """That of the panel; a new one after the App's server was started again."""
+    key = (ctx.panel.id, str(ctx.dataset._doc.id))
+    return _sessions.get(key) or _sessions.put(key, _Session())
+
+
+def _label(ref: Ref | None) -> str:
+    return "" if ref is None else ref.label_id
 
 
 def _scope(ctx: Any) -> str:

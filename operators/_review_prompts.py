@@ -1,0 +1,100 @@
+"""What the review panel asks a person in a dialog."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fiftyone.operators as foo
+from fiftyone.operators import types
+
+from fiftyone_regioncap.labels import fields
+
+from . import _forms
+
+NO_FIELD = "-"
+"""Instead of the name of a field; no field can be called this."""
+
+ORDER = {"view": "As in the view", "confidence": "Least sure first"}
+
+
+class Prompt(foo.Operator):
+    """Gives back what a person answers.
+
+    Attributes:
+        name: of the operator.
+        label: over the dialog.
+        submit: on its button.
+    """
+
+    name: str
+    label: str
+    submit: str
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """How the operator shows itself: not among those that people run."""
+        return foo.OperatorConfig(
+            name=self.name, label=self.label, dynamic=True, unlisted=True
+        )
+
+    def ask(self, inputs: types.Object, ctx: Any) -> None:
+        """Adds the inputs; their values are given as the parameters."""
+        raise NotImplementedError
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        """The dialog."""
+        inputs = types.Object()
+        self.ask(inputs, ctx)
+        view = types.PromptView(label=self.label, submit_button_label=self.submit)
+        return types.Property(inputs, view=view)
+
+    def execute(self, ctx: Any) -> dict[str, Any]:
+        """The answers; the panel takes them from here."""
+        return dict(ctx.params)
+
+
+class EditCaption(Prompt):
+    """Asks for another text."""
+
+    name = "edit_caption"
+    label = "Edit the caption"
+    submit = "Save"
+
+    def ask(self, inputs: types.Object, ctx: Any) -> None:
+        """Shows the text."""
+        inputs.str(
+            "text",
+            default=ctx.params.get("text"),
+            required=True,
+            label="Caption",
+            view=types.TextFieldView(multiline=True, rows=6),
+        )
+
+
+class ChooseCaptions(Prompt):
+    """Asks which captions to review, in what order, beside which others."""
+
+    name = "choose_captions"
+    label = "What to review"
+    submit = "Show"
+
+    def ask(self, inputs: types.Object, ctx: Any) -> None:
+        """Shows the fields that there are."""
+        known = fields.caption_fields(ctx.dataset)
+        tracks = fields.track_fields(ctx.dataset)
+        chosen = ctx.params.get("captions")
+        others = [field for field in known if field != chosen]
+        choices: dict[str, dict[str, str]] = {
+            "captions": {field: field for field in known},
+            "compare": {NO_FIELD: "nothing", **{field: field for field in others}},
+            "tracks": {field: field for field in tracks or [NO_FIELD]},
+            "order": ORDER,
+        }
+        labels = {
+            "captions": "Captions",
+            "compare": "Compare them with",
+            "tracks": "Tracks to show",
+            "order": "Order",
+        }
+        for name, options in choices.items():
+            _forms.pick(inputs, name, options, label=labels[name])
