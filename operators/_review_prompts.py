@@ -24,11 +24,13 @@ class Prompt(foo.Operator):
         name: of the operator.
         label: over the dialog.
         submit: on its button.
+        answers: names of what is asked for.
     """
 
     name: str
     label: str
     submit: str
+    answers: tuple[str, ...]
 
     @property
     def config(self) -> foo.OperatorConfig:
@@ -50,7 +52,7 @@ class Prompt(foo.Operator):
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         """The answers; the panel takes them from here."""
-        return dict(ctx.params)
+        return {name: ctx.params[name] for name in self.answers}
 
 
 class EditCaption(Prompt):
@@ -59,6 +61,7 @@ class EditCaption(Prompt):
     name = "edit_caption"
     label = "Edit the caption"
     submit = "Save"
+    answers = ("text",)
 
     def ask(self, inputs: types.Object, ctx: Any) -> None:
         """Shows the text."""
@@ -77,6 +80,7 @@ class ChooseCaptions(Prompt):
     name = "choose_captions"
     label = "What to review"
     submit = "Show"
+    answers = ("captions", "compare", "tracks", "order")
 
     def ask(self, inputs: types.Object, ctx: Any) -> None:
         """Shows the fields that there are."""
