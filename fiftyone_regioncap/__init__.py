@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fiftyone_regioncap.sdk import (
         caption,
         caption_regions,
+        embed_regions,
         propagate,
         propagate_and_caption,
         propose,
@@ -38,6 +39,7 @@ _WHERE = {
     "caption_regions": "sdk:caption_regions",
     "check_captions": "checks:check_captions",
     "embed_captions": "maps:embed_captions",
+    "embed_regions": "sdk:embed_regions",
     "evaluate_captions": "evaluation.caption_runs:evaluate_captions",
     "export": "exporters:export",
     "extract_facets": "facets:extract_facets",
@@ -57,6 +59,7 @@ __all__ = [
     "caption_regions",
     "check_captions",
     "embed_captions",
+    "embed_regions",
     "evaluate_captions",
     "export",
     "extract_facets",

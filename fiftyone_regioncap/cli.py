@@ -37,6 +37,7 @@ LAZY: dict[str, str] = {
     "caption-everything": "fiftyone_regioncap.commands.caption_everything:command",
     "check": "fiftyone_regioncap.commands.check:command",
     "embed-captions": "fiftyone_regioncap.commands.embed_captions:command",
+    "embed-regions": "fiftyone_regioncap.commands.embed_regions:command",
     "export": "fiftyone_regioncap.commands.export:command",
     "import": "fiftyone_regioncap.commands.import_:command",
     "make-unique": "fiftyone_regioncap.commands.make_unique:command",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fiftyone_regioncap.errors import Cancelled
 
-Stage: TypeAlias = Literal["propose", "propagate", "caption", "export"]
+Stage: TypeAlias = Literal["propose", "propagate", "caption", "embed", "export"]
 
 
 @dataclass(frozen=True)

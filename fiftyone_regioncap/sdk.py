@@ -10,17 +10,21 @@ import fiftyone.core.collections as foco
 
 from fiftyone_regioncap import database
 from fiftyone_regioncap.backends import LoadOptions, Registry, T
-from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.captioning.base import Captioner, RegionEmbedder
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.errors import BackendError
 from fiftyone_regioncap.jobs import (
     CaptionOptions,
     PropagateOptions,
     RegionOptions,
     Summary,
+    embedding,
     images,
     proposing,
     videos,
 )
+from fiftyone_regioncap.jobs.embedding import EmbedSummary
+from fiftyone_regioncap.labels.fields import track_fields
 from fiftyone_regioncap.labels.tracks import MaskStorage
 from fiftyone_regioncap.progress import Listener, listening
 from fiftyone_regioncap.propagation.base import Direction, Propagator
@@ -328,6 +332,71 @@ def propose(
             output,
             _load(PROPAGATORS, propagator, LoadOptions(weights, device), reasons),
             options,
+            overwrite=overwrite,
+            listener=listener,
+            cancel=cancel,
+        )
+    summary.backends = reasons
+    return summary
+
+
+def embed_regions(
+    samples: foco.SampleCollection,
+    field: str = "captions",
+    *,
+    tracks: str | None = None,
+    captioner: str | RegionEmbedder = "patchioner",
+    weights: str | None = None,
+    device: str | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool | Listener = True,
+    cancel: threading.Event | None = None,
+) -> EmbedSummary:
+    """Embeds the regions of captions by how they look, whoever wrote the captions.
+
+    What captioners such as Patch-ioner leave with their own captions, this adds to
+    those of others: visual search and maps, and the comparison of captions with their
+    regions, then work on them too.
+
+    Args:
+        samples: videos or images: a dataset or a view.
+        field: of the captions.
+        tracks: of a video's tracks; None for the first field of tracks.
+        captioner: a name of one that embeds regions, or one of your own.
+        weights: a folder, a file or a hub id; None for the captioner's default.
+        device: such as ``"cuda"``; None for the best there is.
+        backend_options: what only the chosen captioner knows.
+        overwrite: whether to embed regions again that this model has embedded.
+        progress: whether to draw a bar, or who is told of progress.
+        cancel: set it to stop.
+
+    Returns:
+        what was done, failures included.
+
+    Raises:
+        FieldError: when a field is absent or of the wrong kind.
+        BackendError: when the captioner embeds no regions, or can't run here.
+        Cancelled: when ``cancel`` was set.
+    """
+    database.ensure()
+    reasons: list[str] = []
+    load = LoadOptions(weights, device, backend_options or {})
+    embedder: object = captioner
+    if isinstance(captioner, str):
+        embedder = _load(CAPTIONERS, captioner, load, reasons)
+    if not isinstance(embedder, RegionEmbedder):
+        raise BackendError(
+            f"the captioner {captioner!r} embeds no regions; patchioner does"
+        )
+    if tracks is None:
+        tracks = next(iter(track_fields(samples._root_dataset)), None)
+    with listening(progress) as listener:
+        summary = embedding.run(
+            samples,
+            field,
+            tracks,
+            embedder,
             overwrite=overwrite,
             listener=listener,
             cancel=cancel,

@@ -7,16 +7,19 @@ precision moves cosines by less than 0.001, and takes half the room.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import fiftyone as fo
 import fiftyone.core.utils as fou
 import numpy as np
+from bson import ObjectId
 from numpy.typing import NDArray
+from pymongo.errors import DocumentTooLarge, OperationFailure
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
-from fiftyone_regioncap.labels.store import Document
+from fiftyone_regioncap.errors import FieldError
+from fiftyone_regioncap.labels.store import Document, Store, is_too_large
 
 VECTOR = "region_embedding"
 """Attribute with the vector."""
@@ -79,6 +82,45 @@ class RegionEmbedding:
     def vector(self) -> NDArray[np.float32]:
         """float32 (D,)."""
         return np.asarray(fou.deserialize_numpy_array(self.data), np.float32)
+
+
+def write_embeddings(
+    sample: fo.Sample | fo.SampleView,
+    labels: str,
+    embeddings: Mapping[str, RegionEmbedding],
+) -> None:
+    """Writes region embeddings onto labels, and touches nothing else of them.
+
+    The attributes have to be declared before.
+
+    Args:
+        sample: in a dataset.
+        labels: path of the labels in its document, such as ``"captions.detections"``
+            for a list, or ``"region"`` for a single label.
+        embeddings: by label id.
+
+    Raises:
+        FieldError: when they don't fit into one document of the database.
+    """
+    if not embeddings:
+        return
+    single = "." not in labels
+    values: Document = {}
+    filters: list[Document] = []
+    for number, (label_id, embedding) in enumerate(embeddings.items()):
+        path = labels if single else f"{labels}.$[l{number}]"
+        for name, value in embedding.to_document().items():
+            values[f"{path}.{name}"] = value
+        filters.append({f"l{number}._id": ObjectId(label_id)})
+    try:
+        Store.of(sample).write_sample(values, None if single else filters)
+    except (OperationFailure, DocumentTooLarge) as error:
+        if not is_too_large(error):
+            raise
+        raise FieldError(
+            "the captions of this sample don't fit into one document of MongoDB (16 "
+            "MB) with region embeddings; caption longer windows"
+        ) from error
 
 
 def space_of(model: str, revision: str, dimension: int) -> EmbeddingSpace:

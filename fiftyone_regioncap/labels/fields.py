@@ -14,6 +14,9 @@ from fiftyone_regioncap.labels.store import FRAMES_PREFIX, frame_path
 Collection: TypeAlias = foc.SampleCollection
 """A dataset or any view of one."""
 
+TRACKS = "frames.tracks"
+"""Where tracks are written unless asked otherwise."""
+
 BOXES = (fo.Detections, fo.Detection)
 REGIONS = (*BOXES, fo.Polylines, fo.Polyline, fo.Keypoints, fo.Keypoint)
 
@@ -27,8 +30,12 @@ def prompt_fields(collection: Collection) -> list[str]:
 
 
 def track_fields(collection: Collection) -> list[str]:
-    """Frame fields that can hold tracks."""
-    return _fields(collection, (fo.Detections,), frames=True)
+    """Frame fields that can hold tracks; that of tracks unless named otherwise first.
+
+    Prompts may be boxes too, and their field is mostly older.
+    """
+    found = _fields(collection, (fo.Detections,), frames=True)
+    return sorted(found, key=lambda field: field != TRACKS)
 
 
 def caption_fields(collection: Collection) -> list[str]:

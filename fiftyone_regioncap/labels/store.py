@@ -193,12 +193,22 @@ class Store:
         if operations:
             self.dataset._frame_collection.bulk_write(list(operations), ordered=False)
 
-    def write_sample(self, values: Mapping[str, Any]) -> None:
-        """Sets fields of the sample's document and of its object in memory."""
+    def write_sample(
+        self,
+        values: Mapping[str, Any],
+        array_filters: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Sets fields of the sample's document and of its object in memory.
+
+        Args:
+            values: by path.
+            array_filters: what the ``$[name]`` in paths stand for.
+        """
         dataset = self.dataset
         dataset._sample_collection.update_one(
             {"_id": self.sample_id},
             {"$set": {**values, "last_modified_at": now()}},
+            array_filters=array_filters,
         )
         fos.Sample._reload_docs(
             dataset._sample_collection_name, sample_ids=[str(self.sample_id)]

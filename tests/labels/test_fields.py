@@ -40,6 +40,14 @@ def test_forms_offer_fields_of_the_right_kind_only(full: fo.Dataset) -> None:
         assert fields.caption_fields(collection) == ["events"]
 
 
+def test_tracks_come_before_prompts(dataset: fo.Dataset) -> None:
+    for name in ("prompts", "tracks"):
+        dataset.add_frame_field(
+            name, fo.EmbeddedDocumentField, embedded_doc_type=fo.Detections
+        )
+    assert fields.track_fields(dataset) == ["frames.tracks", "frames.prompts"]
+
+
 def test_forms_of_images(images: fo.Dataset) -> None:
     images.add_sample_field(
         "boxes", fo.EmbeddedDocumentField, embedded_doc_type=fo.Detections
