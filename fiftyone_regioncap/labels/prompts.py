@@ -159,8 +159,10 @@ def _joined(one: Prompt, other: Prompt) -> Prompt:
 def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> None:
     """Puts prompts into a frame field in memory, in place of those that are there.
 
+    Only frames with prompts are loaded, as the others may be many and full of masks.
+
     Args:
-        sample: a video with metadata; save or add it afterwards.
+        sample: a video with metadata, in a dataset; save it afterwards.
         field: name on the frames.
         prompts: all with points (written as Keypoints), or all with boxes or masks
             (written as Detections).
@@ -169,9 +171,9 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
         PromptError: when a prompt doesn't fit the video.
     """
     by_frame = _labels_by_frame(sample, prompts)
-    for number, frame in sample.frames.items():
-        if number not in by_frame and frame.has_field(field):
-            frame[field] = None
+    for document in Store.of(sample).frames([field]):
+        if field in document and document["frame_number"] not in by_frame:
+            sample.frames[document["frame_number"]][field] = None
     for number, labels in by_frame.items():
         sample.frames[number][field] = labels
 
@@ -191,12 +193,15 @@ def same_prompts(
         return [plain(v) for v in value] if isinstance(value, list) else value
 
     there = {
-        number: plain(frame[field].to_dict())
-        for number, frame in sample.frames.items()
-        if frame.has_field(field) and frame[field] is not None
+        document["frame_number"]: plain(document[field])
+        for document in Store.of(sample).frames([field])
+        if document.get(field) is not None
     }
-    wanted = _labels_by_frame(sample, prompts)
-    return there == {n: plain(labels.to_dict()) for n, labels in wanted.items()}
+    wanted = {
+        number: plain(labels.to_mongo().to_dict())
+        for number, labels in _labels_by_frame(sample, prompts).items()
+    }
+    return there == wanted
 
 
 def _labels_by_frame(
