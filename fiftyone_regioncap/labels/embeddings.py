@@ -69,11 +69,11 @@ class RegionEmbedding:
 
     @classmethod
     def read(cls, label: Document) -> RegionEmbedding | None:
-        """What a label holds; None where it holds none."""
-        data = label.get(VECTOR)
-        if data is None:
+        """What a label holds; None where it holds none, or doesn't say by whom."""
+        data, model, revision = (label.get(name) for name in ATTRIBUTES)
+        if data is None or not model or not revision:
             return None
-        return cls(data, label.get(MODEL) or "", label.get(REVISION) or "")
+        return cls(data, model, revision)
 
     def to_document(self) -> Document:
         """The label's attributes."""

@@ -7,6 +7,7 @@ them, for the sake of speed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.backends import LoadOptions
+from fiftyone_regioncap.backends import LoadOptions, in_hub_cache
 from fiftyone_regioncap.captioning.base import EmbeddingSpace, TextPlacer
 from fiftyone_regioncap.captioning.registry import text_placer
 from fiftyone_regioncap.errors import BackendError, FieldError, RegionCapError
@@ -31,7 +32,7 @@ from fiftyone_regioncap.search.source import Changes, settled
 from fiftyone_regioncap.search.vectors import VectorStore
 
 _AT_ONCE = 2048
-_DEFAULT_CAPTIONER = "patchioner"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class LookSource(Protocol):
@@ -107,10 +108,11 @@ class LookIndex:
                     own = by_space.setdefault(embedding.revision, {})
                     own[places[label]] = embedding
             for key, found in by_space.items():
+                # The model may have moved since: the last place counts.
+                last = [*found.values()][-1]
+                width = len(last.vector())
+                state.spaces[key] = space_of(last.model, key, width)
                 if key not in stores:
-                    first = next(iter(found.values()))
-                    width = len(first.vector())
-                    state.spaces[key] = space_of(first.model, key, width)
                     stores[key] = self._open(state.spaces[key])
                     hashes[key] = stores[key].hashes(rows)
             seen = np.array([*places.values()], np.int64)
@@ -126,6 +128,8 @@ class LookIndex:
                 write()
         write()
         for key, store in stores.items():
+            if store.version == catalog.version and latest is None:
+                continue
             if store.version != catalog.version:
                 # Rows of captions that are gone; they may be past the last one's.
                 gone = hashes[key] != 0
@@ -280,29 +284,41 @@ def choose(
     if not known:
         raise FieldError(
             f"{field} holds no region embeddings; caption with a captioner that makes "
-            f"them ({_DEFAULT_CAPTIONER}), or add them with embed_regions"
+            "them, such as patchioner, or add them with embed_regions"
         )
     most = known[0].space
+    made = f"the regions of {field} were embedded by {most.captioner} from {most.model}"
+    if model is None and not _at_hand(most.model):
+        # What a dataset names is not downloaded unasked.
+        raise BackendError(
+            f"{made}, which is not on this machine; name the folder or hub id of that "
+            "model with model="
+        )
     if model is None or isinstance(model, str):
         source = model or most.model
         try:
-            placer = load(most.captioner or _DEFAULT_CAPTIONER, source, device)
+            placer = load(most.captioner, source, device)
         except RegionCapError as error:
             raise BackendError(
-                f"the regions of {field} were embedded by {most.captioner} from "
-                f"{most.model}, and {source} can't be loaded here: {error}; name the "
-                "folder or hub id of that model with model="
+                f"{made}, and {source} can't be loaded here: {error}; name the folder "
+                "or hub id of that model with model="
             ) from error
     else:
         placer = model
     if all(one.space.fingerprint != placer.space.fingerprint for one in known):
         raise BackendError(
-            f"the regions of {field} were embedded by {most.model} (fingerprint "
-            f"{most.fingerprint}), and {placer.space.model} is another model now "
-            f"({placer.space.fingerprint}); name the one that made them with model=, "
-            "or embed the regions again"
+            f"{made} (fingerprint {most.fingerprint}), and {placer.space.model} is "
+            f"another model now ({placer.space.fingerprint}); name the one that made "
+            "them with model=, or embed the regions again"
         )
     return placer
+
+
+def _at_hand(model: str) -> bool:
+    """Whether a folder or a hub's repository is on this machine."""
+    if Path(model).is_dir():
+        return True
+    return bool(_REPOSITORY.fullmatch(model)) and in_hub_cache(model, "config.yaml")
 
 
 def others(known: Sequence[KnownSpace], space: EmbeddingSpace) -> str | None:

@@ -134,6 +134,21 @@ def test_operators_are_callable_from_python_with_defaults(dataset):
     )
 
 
+def test_regions_are_embedded_by_an_operator(dataset, checkpoint):
+    assert (
+        "No field holds captions" in invalid(form("embed_regions", dataset))["refusal"]
+    )
+    sdk.propagate(dataset, propagator="flow", progress=False)
+    sdk.caption(dataset, captioner="measured", progress=False)
+    inputs = form("embed_regions", dataset)
+    assert inputs["tracks"]["default"] == "frames.tracks" and not invalid(inputs)
+    embed = foo.get_operator(f"{URI}/embed_regions")
+    summary = embed(dataset, weights=str(checkpoint))
+    assert summary.ok and summary.embedded == 2
+    vectors = dataset.values("captions.detections.region_embedding", unwind=True)
+    assert all(vector.shape == (64,) for vector in vectors)
+
+
 def test_operators_run_delegated_and_leave_their_summary(dataset):
     operator = foo.get_operator(f"{URI}/propagate_masks")
     operator(dataset, delegate=True, propagator="flow", prompts="frames.prompts")

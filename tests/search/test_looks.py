@@ -124,14 +124,40 @@ def test_a_model_that_moved_or_changed(described, seen, checkpoint, tmp_path):
     assert found(dataset, CAR) == ["Thing one."]
     looks._LOADED.clear()
     shutil.move(home, elsewhere)
-    with pytest.raises(BackendError, match=r"can't be loaded here.*model="):
+    with pytest.raises(BackendError, match=r"not on this machine.*model="):
         found(dataset, CAR)
+    with pytest.raises(BackendError, match=r"can't be loaded here.*model="):
+        found(dataset, CAR, model=str(home))
     assert found(dataset, CAR, model=str(elsewhere)) == ["Thing one."]
     own = PatchionerTexts.from_pretrained(elsewhere)
     assert found(dataset, CAR, model=own) == ["Thing one."]
+    # Embedded again from there, it is found there.
+    model = f"patchioner:{elsewhere}"
+    new = replace(moved, embedding=replace(record.embedding, model=model))
+    write_captions(dataset.first(), "captions", [new])
+    assert found(dataset, CAR) == ["Thing one."]
+    write_captions(dataset.first(), "captions", [moved])
     write_random_checkpoint(home, seed=1)
     looks._LOADED.clear()
     with pytest.raises(BackendError, match=r"is another model now.*embed the regions"):
+        found(dataset, CAR)
+
+
+def test_what_a_dataset_names_is_not_downloaded(described, seen, monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked.append)
+    record = seen(1, "Thing one.", CAR)
+    embedding = replace(record.embedding, model="patchioner:somebody/else")
+    dataset = described([replace(record, embedding=embedding)])
+    with pytest.raises(BackendError, match="not on this machine"):
+        found(dataset, CAR)
+    assert not asked
+
+
+def test_vectors_of_nobody_knows_whom_are_passed_over(dataset):
+    path = "captions.detections.region_embedding_revision"
+    dataset.set_values(path, [[None, None], [None, None]])
+    with pytest.raises(FieldError, match="no region embeddings"):
         found(dataset, CAR)
 
 

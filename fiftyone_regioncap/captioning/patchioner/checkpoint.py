@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,9 @@ DEFAULT_REPOSITORY = "Ruggero1912/Patch-ioner_talk2dino_decap_COCO_Captions"
 
 HUB_FILES = ("*.yaml", "*.json", "*.pt", "*.pth", "*.h5", "*.safetensors", "*.txt")
 """What is downloaded of a repository; never code, never pickles of objects."""
+
+TEXT_FILES = ("*.yaml", "*.json", "*.pth", "*.txt")
+"""What is downloaded of a repository for its text side: neither memory nor decoder."""
 
 _DINO = {
     "dinov2_vits14_reg": "facebook/dinov2-with-registers-small",
@@ -234,6 +237,7 @@ class Checkpoint:
         cls,
         source: str | Path = DEFAULT_REPOSITORY,
         overrides: Mapping[str, Any] | None = None,
+        files: Sequence[str] = HUB_FILES,
     ) -> Checkpoint:
         """Finds a checkpoint, downloading it when it is a hub repository.
 
@@ -241,6 +245,7 @@ class Checkpoint:
             source: a folder with ``config.yaml``, such a file itself, or a hub
                 repository.
             overrides: configuration values that replace the file's.
+            files: what to download of a repository.
 
         Raises:
             WeightsError: when there is no checkpoint there, or it is another model's.
@@ -249,7 +254,7 @@ class Checkpoint:
         path = Path(source).expanduser()
         commit = None
         if not path.exists():
-            path = _download(str(source))
+            path = _download(str(source), files)
             commit = path.name
         file = path if path.is_file() else path / "config.yaml"
         try:
@@ -497,12 +502,12 @@ def _fingerprint(facts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(repository, allow_patterns=list(files)))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise WeightsError(
             f"there is no folder {repository}, and the hub gives no repository of that "

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     DEFAULT_REPOSITORY,
+    TEXT_FILES,
     Checkpoint,
 )
 from fiftyone_regioncap.captioning.patchioner.text import TextEncoder
@@ -53,7 +54,7 @@ class PatchionerTexts:
             BackendError: when its backbone is not supported.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Checkpoint.open(source), device)
+        return cls(Checkpoint.open(source, files=TEXT_FILES), device)
 
     @property
     def space(self) -> EmbeddingSpace:
