@@ -27,6 +27,7 @@ from typing import Protocol, TypeVar
 import av
 import numpy as np
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -279,6 +280,8 @@ class _FileSource:
             raise VideoError(path, "it has no video stream; is it an audio file?")
         self._stream = streams[0]
         self._stream.thread_type = "AUTO"
+        # One for all frames: each of its own would start a pool of threads.
+        self._to_rgb = VideoReformatter()
         # The frames of the decoder's current run and the number of the next one.
         self._run: Iterator[tuple[int, av.VideoFrame]] | None = None
         self._next = 0
@@ -535,9 +538,8 @@ class _FileSource:
 
     def _picture(self, frame: av.VideoFrame) -> Frame:
         width, height = self._coded_size
-        return _upright(
-            frame.to_ndarray(format="rgb24", width=width, height=height), frame
-        )
+        rgb = self._to_rgb.reformat(frame, width=width, height=height, format="rgb24")
+        return _upright(rgb.to_ndarray(), frame)
 
     def close(self) -> None:
         """Lets go of file and decoder."""
