@@ -5,44 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.caption_fields import caption_fields
 from fiftyone_regioncap.maps import MapSummary, embed_captions
 from fiftyone_regioncap.search import embedding
 
 from . import _forms
+from ._caption_operator import CaptionOperator
 
 
-class EmbedCaptions(foo.Operator):
+class EmbedCaptions(CaptionOperator):
     """Puts captions on a map."""
 
     name = "embed_captions"
+    label = "Embed captions"
+    description = "Put captions on a map; find duplicates, outliers and groups"
+    action = "Embed"
+    found = "Map"
 
-    @property
-    def config(self) -> foo.OperatorConfig:
-        """How the operator shows itself and may be run."""
-        return foo.OperatorConfig(
-            name=self.name,
-            label="Embed captions",
-            description="Put captions on a map; find duplicates, outliers and groups",
-            dynamic=True,
-            allow_immediate_execution=True,
-            allow_delegated_execution=True,
+    def ask(self, inputs: types.Object, ctx: Any, choices: list[str]) -> None:
+        """Adds the field, what makes captions alike, and the layout."""
+        _forms.pick_field(
+            inputs, "field", choices, label="Captions", description="To put on the map"
         )
-
-    def resolve_input(self, ctx: Any) -> types.Property:
-        """The form."""
-        inputs = types.Object()
-        choices = caption_fields(ctx.dataset)
-        if choices:
-            _ask(inputs, ctx, choices)
-        else:
-            _forms.refuse(
-                inputs, "No field holds captions yet. Run caption_tracks first"
+        visual = False
+        if _forms.embedded(ctx, choices):
+            spaces = types.RadioGroup()
+            spaces.add_choice("text", label="What captions say")
+            spaces.add_choice("visual", label="How regions look")
+            inputs.enum(
+                "space", spaces.values(), default="text", label="Alike is", view=spaces
             )
-        return types.Property(inputs, view=types.View(label="Embed captions"))
+            visual = ctx.params.get("space") == "visual"
+        problem = embedding.missing(ctx.params.get("model") or embedding.DEFAULT_MODEL)
+        if problem is not None and not visual:
+            _forms.refuse(inputs, problem)
+        layouts = types.RadioGroup()
+        layouts.add_choice(
+            "umap", label="UMAP", description="Keeps neighbours together"
+        )
+        layouts.add_choice("pca", label="PCA", description="Fast; keeps the main axes")
+        inputs.enum(
+            "layout", layouts.values(), default="umap", label="Layout", view=layouts
+        )
+        inputs.int(
+            "clusters", min=1, label="Groups", description="Empty to choose for me"
+        )
+        inputs.str("model", label="Model", description=_forms.embedding_model(visual))
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         """Makes the map and shows it."""
@@ -54,12 +63,6 @@ class EmbedCaptions(foo.Operator):
             ctx.ops.open_panel("Embeddings", layout="horizontal")
         return {**summary.to_dict(), "summary": summary.to_markdown()}
 
-    def resolve_output(self, ctx: Any) -> types.Property:
-        """What was found."""
-        shown = types.Object()
-        shown.str("summary", label="Map", view=types.MarkdownView())
-        return types.Property(shown, view=types.View(label="Embed captions"))
-
     def __call__(self, sample_collection: Any, **params: Any) -> MapSummary:
         """Makes a map from Python; see :func:`fiftyone_regioncap.maps.embed_captions`.
 
@@ -68,33 +71,6 @@ class EmbedCaptions(foo.Operator):
             **params: as in the form.
         """
         return _embed(sample_collection, params, progress=True)
-
-
-def _ask(inputs: types.Object, ctx: Any, choices: list[str]) -> None:
-    _forms.target(inputs, ctx, "Embed")
-    _forms.pick_field(
-        inputs, "field", choices, label="Captions", description="To put on the map"
-    )
-    visual = False
-    if _forms.embedded(ctx, choices):
-        spaces = types.RadioGroup()
-        spaces.add_choice("text", label="What captions say")
-        spaces.add_choice("visual", label="How regions look")
-        inputs.enum(
-            "space", spaces.values(), default="text", label="Alike is", view=spaces
-        )
-        visual = ctx.params.get("space") == "visual"
-    problem = embedding.missing(ctx.params.get("model") or embedding.DEFAULT_MODEL)
-    if problem is not None and not visual:
-        _forms.refuse(inputs, problem)
-    layouts = types.RadioGroup()
-    layouts.add_choice("umap", label="UMAP", description="Keeps neighbours together")
-    layouts.add_choice("pca", label="PCA", description="Fast; keeps the main axes")
-    inputs.enum(
-        "layout", layouts.values(), default="umap", label="Layout", view=layouts
-    )
-    inputs.int("clusters", min=1, label="Groups", description="Empty to choose for me")
-    inputs.str("model", label="Model", description=_forms.embedding_model(visual))
 
 
 def _embed(samples: Any, params: Mapping[str, Any], *, progress: bool) -> MapSummary:

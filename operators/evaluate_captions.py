@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.caption_fields import caption_fields
 from fiftyone_regioncap.evaluation.caption_runs import evaluate_captions
 from fiftyone_regioncap.evaluation.captions import (
     DEFAULT_METRICS,
@@ -18,36 +16,56 @@ from fiftyone_regioncap.evaluation.captions import (
 )
 
 from . import _forms
+from ._caption_operator import CaptionOperator
 
 
-class EvaluateCaptions(foo.Operator):
+class EvaluateCaptions(CaptionOperator):
     """Compares captions with references."""
 
     name = "evaluate_captions"
+    label = "Evaluate captions"
+    description = "Compare captions with references by BLEU, METEOR, CIDEr, ..."
+    action = "Evaluate"
+    found = "Scores"
 
-    @property
-    def config(self) -> foo.OperatorConfig:
-        """How the operator shows itself and may be run."""
-        return foo.OperatorConfig(
-            name=self.name,
-            label="Evaluate captions",
-            description="Compare captions with references by BLEU, METEOR, CIDEr, ...",
-            dynamic=True,
-            allow_immediate_execution=True,
-            allow_delegated_execution=True,
+    def ask(self, inputs: types.Object, ctx: Any, choices: list[str]) -> None:
+        """Adds the fields and the metrics."""
+        _forms.pick_field(
+            inputs, "captions", choices, label="Captions", description="To be evaluated"
         )
-
-    def resolve_input(self, ctx: Any) -> types.Property:
-        """The form."""
-        inputs = types.Object()
-        choices = caption_fields(ctx.dataset)
-        if choices:
-            _ask(inputs, ctx, choices)
-        else:
-            _forms.refuse(
-                inputs, "No field holds captions yet. Run caption_tracks first"
+        _forms.pick_field(
+            inputs,
+            "references",
+            choices[::-1],
+            label="References",
+            description="What captions should say. With the same field, a person's "
+            "edits are the references of what the model said",
+        )
+        same = ctx.params.get("captions", choices[0]) == ctx.params.get(
+            "references", choices[-1]
+        )
+        if same:
+            inputs.str(
+                "caption_attribute",
+                default="source_caption",
+                label="Attribute that is evaluated",
+                description=f"It is compared with {choices[0]}'s caption",
             )
-        return types.Property(inputs, view=types.View(label="Evaluate captions"))
+        metrics = types.Choices()
+        for metric in METRICS:
+            lost = metric in NEED_JAVA and java() is None
+            metrics.add_choice(
+                metric, label=f"{metric} (needs Java)" if lost else metric
+            )
+        inputs.list(
+            "metrics",
+            types.String(),
+            default=list(DEFAULT_METRICS),
+            label="Metrics",
+            view=types.DropdownView(multiple=True, choices=metrics.choices),
+        )
+        inputs.str("key", default="caption_eval", required=True, label="Key of the run")
+        inputs.bool("show_worst", default=True, label="Show the worst captions")
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         """Evaluates, and shows the worst captions."""
@@ -57,12 +75,6 @@ class EvaluateCaptions(foo.Operator):
             if ctx.params.get("show_worst") and result.each:
                 ctx.ops.set_view(result.worst())
         return {**result.to_dict(), "summary": result.to_markdown()}
-
-    def resolve_output(self, ctx: Any) -> types.Property:
-        """The tables."""
-        shown = types.Object()
-        shown.str("summary", label="Scores", view=types.MarkdownView())
-        return types.Property(shown, view=types.View(label="Evaluate captions"))
 
     def __call__(self, sample_collection: Any, references: str, **params: Any) -> Any:
         """Evaluates from Python.
@@ -76,44 +88,6 @@ class EvaluateCaptions(foo.Operator):
             :class:`fiftyone_regioncap.evaluation.caption_runs.CaptionEvaluation`.
         """
         return _evaluate(sample_collection, {"references": references, **params})
-
-
-def _ask(inputs: types.Object, ctx: Any, choices: list[str]) -> None:
-    _forms.target(inputs, ctx, "Evaluate")
-    _forms.pick_field(
-        inputs, "captions", choices, label="Captions", description="To be evaluated"
-    )
-    _forms.pick_field(
-        inputs,
-        "references",
-        choices[::-1],
-        label="References",
-        description="What captions should say. With the same field, a person's edits "
-        "are the references of what the model said",
-    )
-    same = ctx.params.get("captions", choices[0]) == ctx.params.get(
-        "references", choices[-1]
-    )
-    if same:
-        inputs.str(
-            "caption_attribute",
-            default="source_caption",
-            label="Attribute that is evaluated",
-            description=f"It is compared with {choices[0]}'s caption",
-        )
-    metrics = types.Choices()
-    for metric in METRICS:
-        lost = metric in NEED_JAVA and java() is None
-        metrics.add_choice(metric, label=f"{metric} (needs Java)" if lost else metric)
-    inputs.list(
-        "metrics",
-        types.String(),
-        default=list(DEFAULT_METRICS),
-        label="Metrics",
-        view=types.DropdownView(multiple=True, choices=metrics.choices),
-    )
-    inputs.str("key", default="caption_eval", required=True, label="Key of the run")
-    inputs.bool("show_worst", default=True, label="Show the worst captions")
 
 
 def _evaluate(samples: Any, params: Mapping[str, Any]) -> Any:

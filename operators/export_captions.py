@@ -14,9 +14,9 @@ from fiftyone_regioncap.labels import fields
 from fiftyone_regioncap.progress import Listener
 
 from . import _forms, _parts
+from ._caption_operator import NO_CAPTIONS
 from ._operator import JobOperator
 
-NO_CAPTIONS = "No field holds captions yet. Run caption_tracks first"
 REVIEWS = {
     "default": "All but rejected ones",
     "reviewed": "Accepted and edited ones",

@@ -12,6 +12,7 @@ from fiftyone_regioncap.caption_fields import caption_fields
 from fiftyone_regioncap.search import Query, QueryError, embedding, search
 
 from . import _forms
+from ._caption_operator import NO_CAPTIONS
 
 MODES = {
     "auto": "By words and meaning",
@@ -51,9 +52,7 @@ class SearchCaptions(foo.Operator):
         if choices:
             _ask(inputs, ctx, choices)
         else:
-            _forms.refuse(
-                inputs, "No field holds captions yet. Run caption_tracks first"
-            )
+            _forms.refuse(inputs, NO_CAPTIONS)
         return types.Property(inputs, view=types.View(label="Search captions"))
 
     def execute(self, ctx: Any) -> dict[str, Any]:

@@ -5,55 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import fiftyone as fo
-import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.caption_fields import CaptionField, caption_fields
+from fiftyone_regioncap.caption_fields import CaptionField
 from fiftyone_regioncap.checks import TriageSummary, triage
 
 from . import _forms
+from ._caption_operator import CaptionOperator
 
 
-class TriageCaptions(foo.Operator):
+class TriageCaptions(CaptionOperator):
     """Sorts captions into those to keep, to review and to drop."""
 
     name = "triage_captions"
+    label = "Triage captions"
+    description = (
+        "Keep, review or drop captions by a score, and see how good that is on those "
+        "that people reviewed"
+    )
+    action = "Triage"
+    found = "Triage"
 
-    @property
-    def config(self) -> foo.OperatorConfig:
-        """How the operator shows itself and may be run."""
-        return foo.OperatorConfig(
-            name=self.name,
-            label="Triage captions",
-            description="Keep, review or drop captions by a score, and see how good "
-            "that is on those that people reviewed",
-            dynamic=True,
-            allow_immediate_execution=True,
-            allow_delegated_execution=True,
+    def problem(self, ctx: Any, choices: list[str]) -> str | None:
+        """Captions need a number to be sorted by."""
+        if choices and _scores(ctx, choices):
+            return None
+        return "No field holds captions with scores yet"
+
+    def ask(self, inputs: types.Object, ctx: Any, choices: list[str]) -> None:
+        """Adds the field, its scores, and where to cut."""
+        _forms.pick_field(
+            inputs, "field", choices, label="Captions", description="To sort"
         )
-
-    def resolve_input(self, ctx: Any) -> types.Property:
-        """The form."""
-        inputs = types.Object()
-        choices = caption_fields(ctx.dataset)
-        scores = _scores(ctx, choices) if choices else []
-        if scores:
-            _forms.target(inputs, ctx, "Triage")
-            _forms.pick_field(
-                inputs, "field", choices, label="Captions", description="To sort"
-            )
-            _forms.pick_field(
-                inputs,
-                "score",
-                scores,
-                label="Score",
-                description="Larger for better captions, such as image_text_similarity",
-            )
-            inputs.float("keep", default=0.8, label="Keep", description="From here on")
-            inputs.float("drop", default=0.3, label="Drop", description="Below this")
-        else:
-            _forms.refuse(inputs, "No field holds captions with scores yet")
-        return types.Property(inputs, view=types.View(label="Triage captions"))
+        _forms.pick_field(
+            inputs,
+            "score",
+            _scores(ctx, choices),
+            label="Score",
+            description="Larger for better captions, such as image_text_similarity",
+        )
+        inputs.float("keep", default=0.8, label="Keep", description="From here on")
+        inputs.float("drop", default=0.3, label="Drop", description="Below this")
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         """Sorts."""
@@ -63,12 +55,6 @@ class TriageCaptions(foo.Operator):
         if not ctx.delegated:
             ctx.ops.reload_dataset()
         return {**summary.to_dict(), "summary": summary.to_markdown()}
-
-    def resolve_output(self, ctx: Any) -> types.Property:
-        """How captions were sorted, and how good that is."""
-        shown = types.Object()
-        shown.str("summary", label="Triage", view=types.MarkdownView())
-        return types.Property(shown, view=types.View(label="Triage captions"))
 
     def __call__(self, sample_collection: Any, **options: Any) -> TriageSummary:
         """Sorts from Python; see :func:`fiftyone_regioncap.checks.triage`."""
