@@ -9,6 +9,11 @@ embeds all of them instead. Recall compares the first ten with those of an exact
 over the stored vectors, for queries embedded by the model. Times of queries don't
 include embedding the query, which is given on its own.
 
+With ``--looks``, regions are searched by their embeddings instead, as labels would hold
+them: vectors of Patch-ioner's width, drawn with a spectrum that falls as that of image
+features does. Queries are drawn like them (near), and with as much again in any
+direction (far), since texts don't lie where images do.
+
     python benchmarks/search.py --sizes 10000 100000
     taskset -c 0,1 python benchmarks/search.py --sizes 1000000 --folder /tmp/index
 """
@@ -28,6 +33,8 @@ from pathlib import Path
 import numpy as np
 from bson import ObjectId
 
+from fiftyone_regioncap.captioning.base import EmbeddingSpace
+from fiftyone_regioncap.labels.embeddings import RegionEmbedding
 from fiftyone_regioncap.search import Query
 from fiftyone_regioncap.search.embedding import load
 from fiftyone_regioncap.search.index import CaptionIndex
@@ -260,6 +267,76 @@ def measure(count: int, folder: Path, embedder, queries: dict) -> list[str]:
     return cells
 
 
+class Looks:
+    """Region embeddings as a dataset would give them, ten a sample."""
+
+    space = EmbeddingSpace("patchioner", "drawn", "drawn", 768)
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._scale = (1 / np.sqrt(np.arange(1, 769))).astype(np.float32)
+
+    def vectors(self, count: int, seed: int) -> np.ndarray:
+        """Vectors of length 1, the same ones for the same seed."""
+        rng = np.random.default_rng(seed)
+        vectors = rng.standard_normal((count, 768), np.float32) * self._scale
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def embeddings(self, since: object = None) -> Iterator[Changes[tuple]]:
+        """All embeddings; they never change."""
+        for number in range(0, self._count, 10):
+            vectors = self.vectors(10, number)
+            yield Changes(
+                _id("sample", number),
+                None,
+                [
+                    (
+                        str(_id("caption", number + place)),
+                        RegionEmbedding.of(vector, self.space),
+                    )
+                    for place, vector in enumerate(vectors)
+                ],
+            )
+
+
+def measure_looks(count: int, folder: Path) -> list[str]:
+    """One row of the table of looks."""
+    index = CaptionIndex(folder)
+    index.update(Synthetic(count))
+    source = Looks(count)
+    began = time.process_time()
+    for _ in source.embeddings():
+        pass
+    made = time.process_time() - began
+    before = resident()
+    began = time.process_time()
+    index.update_looks(source)
+    took = time.process_time() - began - made
+    store = index.looks._open(source.space)  # no state without a time of change
+    near = source.vectors(40, seed=count + 1)
+    rest = np.random.default_rng(1).standard_normal(near.shape, np.float32)
+    far = near + rest / np.linalg.norm(rest, axis=1, keepdims=True)
+    far /= np.linalg.norm(far, axis=1, keepdims=True)
+    recall: dict[str, list[float]] = {"near": [], "far": []}
+    times = []
+    for kind, queries in (("near", near), ("far", far)):
+        for query in queries:
+            exact = {row for row, _ in store.search(query, 10, exact=True)}
+            began = time.process_time()
+            found = {row for row, _ in store.search(query, 10)}
+            times.append((time.process_time() - began) * 1000)
+            recall[kind].append(len(exact & found) / 10)
+    middle, high = np.quantile(times, (0.5, 0.95))
+    size = len(RegionEmbedding.of(near[0], source.space).data)
+    cells = [f"{count:,}", f"{size}", f"{took:.0f}"]
+    cells.append(f"{megabytes(folder / 'looks', '*'):.0f}")
+    cells.append(f"{middle:.1f} / {high:.1f}")
+    cells.append(f"{np.mean(recall['near']):.3f} / {np.mean(recall['far']):.3f}")
+    cells.append(f"{before:.0f} / {resident():.0f}")
+    index.close()
+    return cells
+
+
 def _only_folder(folder: Path) -> str:
     """The folder of the vectors, named after their model."""
     return next(f.name for f in folder.iterdir() if f.is_dir() and f.name != "words")
@@ -272,7 +349,19 @@ def main() -> None:
     parser.add_argument("--embed", action="store_true", help="embed all captions")
     parser.add_argument("--learn-from", type=int, default=4000)
     parser.add_argument("--folder", type=Path, help="where indexes are made and stay")
+    parser.add_argument("--looks", action="store_true", help="search by looks instead")
     arguments = parser.parse_args()
+    if arguments.looks:
+        print(
+            "regions | bytes a label | indexed CPU s | MB | query CPU ms, median / 95 "
+            "% | recall@10 near / far | RSS MB before / after"
+        )
+        print("---: | " * 6 + "---:")
+        for size in arguments.sizes:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = (arguments.folder or Path(temporary)) / str(size)
+                print(" | ".join(measure_looks(size, folder)), flush=True)
+        return
     model = load()
     model.embed(QUERIES)
     texts = [*QUERIES, *random_queries(RANDOM_QUERIES)]

@@ -9,7 +9,9 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
+from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.labels.embeddings import RegionEmbedding
 from fiftyone_regioncap.labels.runs import record_run, run_key
 from fiftyone_regioncap.labels.status import write_status
 from fiftyone_regioncap.labels.tracks import TrackWriter
@@ -34,6 +36,10 @@ def example(dataset: fo.Dataset) -> fo.Dataset:
             speed=0.3,
             direction="up and right",
             attributes=(("pattern:striped", 0.9),),
+            embedding=RegionEmbedding.of(
+                np.array([0.6, 0.8], np.float32),
+                EmbeddingSpace("patchioner", "/models/t2d", "0123", 2),
+            ),
         ),
         CaptionRecord(index=4, support=(0, 0), caption="A cat.", confidence=0.9),
     ]
@@ -56,7 +62,12 @@ def test_queries_of_the_docs_find_what_they_say(
     assert found["dog"].count("frames.tracks.detections") == 1
     assert found["lost"].count("frames.tracks.detections") == 2
     printed = capsys.readouterr().out
-    for expected in ("VideoError: broken", "['A Red dog.', 'A cat.']", "(40, 60)"):
+    for expected in (
+        "VideoError: broken",
+        "['A Red dog.', 'A cat.']",
+        "(40, 60)",
+        "(1, 2)",
+    ):
         assert expected in printed
     example.create_summary_field("frames.tracks.detections.label")
 
