@@ -10,7 +10,6 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.executor import ExecutionContext
 
-from fiftyone_regioncap.jobs import Summary
 from fiftyone_regioncap.progress import Listener
 
 from . import _forms, _running
@@ -60,7 +59,7 @@ class JobOperator(foo.Operator):
         params: Mapping[str, Any],
         listener: Listener | bool,
         cancel: threading.Event | None,
-    ) -> Summary:
+    ) -> _running.Outcome:
         """Calls the library, with defaults for parameters that are not given."""
         raise NotImplementedError
 
@@ -99,8 +98,8 @@ class JobOperator(foo.Operator):
             **params: as in the form; those not given have the form's defaults.
 
         Returns:
-            the job's :class:`fiftyone_regioncap.jobs.Summary`, or FiftyOne's execution
-            result when delegated.
+            the job's summary, such as :class:`fiftyone_regioncap.jobs.Summary`, or
+            FiftyOne's execution result when delegated.
         """
         if delegate:
             view = sample_collection.view()

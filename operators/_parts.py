@@ -165,7 +165,7 @@ def ask_caption(inputs: types.Object, ctx: Any) -> None:
         )
 
 
-def propagate_options(params: dict[str, Any]) -> PropagateOptions:
+def propagate_options(params: Mapping[str, Any]) -> PropagateOptions:
     """The options that a form's parameters stand for, defaults applied."""
     return PropagateOptions(
         prompts=params.get("prompts") or "frames.prompts",
@@ -185,7 +185,7 @@ def propagate_options(params: dict[str, Any]) -> PropagateOptions:
     )
 
 
-def caption_options(params: dict[str, Any]) -> CaptionOptions:
+def caption_options(params: Mapping[str, Any]) -> CaptionOptions:
     """The options that a form's parameters stand for, defaults applied."""
     return CaptionOptions(
         tracks=params.get("tracks") or "frames.tracks",
@@ -197,12 +197,12 @@ def caption_options(params: dict[str, Any]) -> CaptionOptions:
     )
 
 
-def overwrites(params: dict[str, Any]) -> bool:
+def overwrites(params: Mapping[str, Any]) -> bool:
     """Whether complete samples are done again."""
     return params.get("existing") == "overwrite"
 
 
-def load_options(params: dict[str, Any], kind: str) -> LoadOptions:
+def load_options(params: Mapping[str, Any], kind: str) -> LoadOptions:
     """How to load the backend that was chosen."""
     options = params.get(f"{kind}_options") or {}
     return LoadOptions(

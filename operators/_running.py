@@ -6,14 +6,24 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.jobs import Summary
 from fiftyone_regioncap.progress import Event, Listener
 
-Job = Callable[[Listener, threading.Event], Summary]
+
+class Outcome(Protocol):
+    """What a job of the library sums up in the end."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+
+    def to_markdown(self) -> str:
+        """A few lines for people."""
+
+
+Job = Callable[[Listener, threading.Event], Outcome]
 """A library call that takes a listener and an event that cancels it."""
 
 SECONDS_BETWEEN_EVENTS = 0.5
@@ -59,7 +69,7 @@ def _label(event: Event) -> str:
 def _stream(ctx: Any, job: Job) -> Iterator[Any]:
     events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     cancel = threading.Event()
-    outcome: list[Summary] = []
+    outcome: list[Outcome] = []
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -107,6 +117,6 @@ def outputs() -> types.Object:
     return shown
 
 
-def results(summary: Summary) -> dict[str, Any]:
+def results(summary: Outcome) -> dict[str, Any]:
     """The summary as plain values for the App and for delegated results."""
     return {**summary.to_dict(), "summary": summary.to_markdown()}

@@ -11,6 +11,7 @@ from fiftyone.operators import types
 from fiftyone_regioncap import exporters
 from fiftyone_regioncap.exporters.registry import SUMMARIES
 from fiftyone_regioncap.labels import fields
+from fiftyone_regioncap.labels.captions import Review
 from fiftyone_regioncap.progress import Listener
 
 from . import _forms, _parts
@@ -21,6 +22,10 @@ REVIEWS = {
     "default": "All but rejected ones",
     "reviewed": "Accepted and edited ones",
     "accepted": "Accepted ones",
+}
+CHOSEN: dict[str, tuple[Review, ...]] = {
+    "reviewed": ("accepted", "edited"),
+    "accepted": ("accepted",),
 }
 
 
@@ -89,10 +94,8 @@ class ExportCaptions(JobOperator):
         cancel: threading.Event | None,
     ) -> exporters.ExportSummary:
         """Exports."""
-        chosen = {
-            "reviewed": {"reviews": ("accepted", "edited")},
-            "accepted": {"reviews": ("accepted",)},
-        }.get(params.get("reviews") or "default", {})
+        which = params.get("reviews") or "default"
+        chosen = {"reviews": CHOSEN[which]} if which in CHOSEN else {}
         return exporters.export(
             samples,
             params.get("format") or "coco",
