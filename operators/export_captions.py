@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fiftyone.operators import types
@@ -18,14 +18,10 @@ from . import _forms, _parts
 from ._caption_operator import NO_CAPTIONS
 from ._operator import JobOperator
 
-REVIEWS = {
-    "default": "All but rejected ones",
-    "reviewed": "Accepted and edited ones",
-    "accepted": "Accepted ones",
-}
-CHOSEN: dict[str, tuple[Review, ...]] = {
-    "reviewed": ("accepted", "edited"),
-    "accepted": ("accepted",),
+REVIEWS: dict[str, tuple[str, Collection[Review]]] = {
+    "default": ("All but rejected ones", exporters.REVIEWS),
+    "reviewed": ("Accepted and edited ones", {"accepted", "edited"}),
+    "accepted": ("Accepted ones", {"accepted"}),
 }
 
 
@@ -65,7 +61,7 @@ class ExportCaptions(JobOperator):
         media.add_choice("none", label="Leave out")
         inputs.enum("media", media.values(), default="copy", label="Media", view=media)
         reviews = types.DropdownView()
-        for value, label in REVIEWS.items():
+        for value, (label, _) in REVIEWS.items():
             reviews.add_choice(value, label=label)
         inputs.enum(
             "reviews",
@@ -94,8 +90,6 @@ class ExportCaptions(JobOperator):
         cancel: threading.Event | None,
     ) -> exporters.ExportSummary:
         """Exports."""
-        which = params.get("reviews") or "default"
-        chosen = {"reviews": CHOSEN[which]} if which in CHOSEN else {}
         return exporters.export(
             samples,
             params.get("format") or "coco",
@@ -103,13 +97,13 @@ class ExportCaptions(JobOperator):
             options=params.get("options"),
             tracks=params.get("tracks") or "frames.tracks",
             captions=params.get("captions") or "captions",
+            reviews=REVIEWS[params.get("reviews") or "default"][1],
             min_confidence=params.get("min_confidence"),
             media=params.get("media") or "copy",
             val=params.get("val") or 0.0,
             overwrite=bool(params.get("overwrite")),
             progress=listener,
             cancel=cancel,
-            **chosen,
         )
 
 

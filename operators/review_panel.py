@@ -29,6 +29,10 @@ NO_CAPTIONS = (
     "No field of this dataset holds captions of tracks. Run **propagate_and_caption** "
     "or **caption_tracks** on videos first."
 )
+IMAGES = (
+    "This panel goes through captions of tracks in videos. Captions of the regions of "
+    "images are edited beside an open sample, under *Annotate*."
+)
 NOTHING_LEFT = "Nothing is left to look at. Show other captions, or change the view."
 
 SHOW: dict[str, tuple[str, tuple[Review, ...]]] = {
@@ -123,7 +127,8 @@ class _Settings:
         """
         known = [] if dataset is None else fields.caption_fields(dataset)
         if not known:
-            raise FieldError(NO_CAPTIONS)
+            images = dataset is not None and dataset.media_type == "image"
+            raise FieldError(IMAGES if images else NO_CAPTIONS)
         captions = _pick(self.captions, "captions", known)
         others = [field for field in known if field != captions]
         return replace(
