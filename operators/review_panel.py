@@ -30,8 +30,8 @@ NO_CAPTIONS = (
     "or **caption_tracks** on videos first."
 )
 IMAGES = (
-    "This panel goes through captions of tracks in videos. Captions of the regions of "
-    "images are edited beside an open sample, under *Annotate*."
+    "This panel goes through captions of tracks in videos. Those of the regions of "
+    "images can't be reviewed here."
 )
 NOTHING_LEFT = "Nothing is left to look at. Show other captions, or change the view."
 
