@@ -12,7 +12,7 @@ DATASET ?= regioncap-demo
 # torch stays as it was installed, whatever the other packages would like.
 PINNED := $(VENV)/torch.txt
 
-.PHONY: help demo app doctor test test-all lint format clean
+.PHONY: help demo app doctor test test-all pictures lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make doctor                what was found on this machine, and what to do"
 	@echo "make test                  install the tools too, then run the quick tests"
 	@echo "make test-all              the slow tests as well"
+	@echo "make pictures              make the documentation's pictures again"
 	@echo "make lint | make format    check or mend style and types"
 	@echo "make clean                 remove the environment (not weights, nor datasets)"
 
@@ -46,6 +47,9 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+pictures: $(VENV)/.dev
+	$(BIN)/python scripts/pictures.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

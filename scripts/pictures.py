@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("search", "timeline", "map", "review")
-WIDTH = 1400
+WIDTH = 1200
 
 with tempfile.TemporaryDirectory() as folder:
     subprocess.run(
@@ -28,4 +28,4 @@ with tempfile.TemporaryDirectory() as folder:
         picture = Image.open(Path(folder, "demo", f"{name}.png")).convert("RGB")
         picture.thumbnail((WIDTH, WIDTH))
         target = ROOT / "docs" / "images" / f"{name}.jpg"
-        picture.save(target, quality=80, optimize=True)
+        picture.save(target, quality=78, optimize=True)
