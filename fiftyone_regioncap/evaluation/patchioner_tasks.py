@@ -47,7 +47,7 @@ class TaskScores:
         items: how many were asked.
         failed: how many have no caption; they count as empty ones.
         metrics: over all items: BLEU-1 to 4, METEOR, ROUGE-L and SPICE in [0, 1], CIDEr
-            up to 10.
+            up to 10; ``meteor_of_boxes`` is the mean of the dense task's own METEOR.
         dense: mean average precision in [0, 1], for the dense task; None elsewhere, or
             without Java, which METEOR needs.
         detection: mean average precision of the boxes alone, for the dense task.
@@ -159,23 +159,25 @@ def score_answers(
         dict(zip(keys, (one.item.references for one in said), strict=True)),
         metrics,
     )
-    notes = list(scored.notes)
+    notes, overall = list(scored.notes), dict(scored.overall)
     dense, detection = None, None
     if task == "dense":
         boxes = DenseTask()
         for _, group in groupby(said, key=lambda one: one.item.image):
             own = list(group)
             boxes.add([_detection(one) for one in own], [one.item for one in own])
-        detection = boxes.result(lambda pairs: [], meteors=(-1,)).mean
+        detection = boxes.result().mean
         if java() is None:
             notes.append("mAP left out: its METEOR needs Java")
         else:
-            dense = boxes.result(partial(meteor, raw=True))
+            meteors = boxes.meteors(partial(meteor, raw=True))
+            dense = boxes.result(meteors)
+            overall["meteor_of_boxes"] = sum(meteors) / len(meteors)
     return TaskScores(
         task=task,
         items=len(said),
         failed=sum(one.error is not None for one in said),
-        metrics=scored.overall,
+        metrics=overall,
         dense=dense,
         detection=detection,
         notes=tuple(notes),

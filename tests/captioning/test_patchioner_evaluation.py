@@ -141,16 +141,17 @@ TRUTH = [
 def test_dense_score(found: Any, expected: float) -> None:
     score = DenseTask()
     score.add([Detection(*entry) for entry in found], TRUTH)
-    assert score.result(words).mean == pytest.approx(expected)
+    assert score.result(score.meteors(words)).mean == pytest.approx(expected)
 
 
 def test_dense_score_of_places_alone() -> None:
     score = DenseTask()
     score.add([Detection((0, 0, 10, 5.5), "x", 1)], TRUTH[2:])
     score.add([Detection((0, 0, 10, 5.5), "x", 1)], TRUTH[:1])
-    places = score.result(words, ious=(0.5, 0.6), meteors=(-1,)).by_threshold
+    places = score.result(ious=(0.5, 0.6)).by_threshold
     assert places == pytest.approx({(0.5, -1): 0.51 * 0.5, (0.6, -1): 0})
-    assert DenseTask().result(words).mean == 0
+    assert score.meteors(words) == [0, 0]
+    assert DenseTask().result([]).mean == 0
 
 
 def test_merging_takes_the_box_with_most_neighbours_first() -> None:

@@ -171,7 +171,8 @@ def test_dense_map(answers: list[Answer], expected: float) -> None:
 def test_all_metrics_of_the_paper_but_spice() -> None:
     scores = score_answers("dense", [said(DOOR, "a red door", 1), said(DOG, "no", 1)])
     names = {f"bleu_{n}" for n in range(1, 5)} | {"meteor", "rouge_l", "cider"}
-    assert set(scores.metrics) == names and not scores.notes
+    assert set(scores.metrics) == {*names, "meteor_of_boxes"} and not scores.notes
+    assert scores.metrics["meteor_of_boxes"] == pytest.approx(0.5, abs=0.02)
     assert scores.dense is not None
     assert scores.dense.mean == pytest.approx(0.51)
 

@@ -265,30 +265,43 @@ class DenseTask:
         self._matches += found
         self._objects += len(objects)
 
+    def meteors(self, meteor: Meteor) -> list[float]:
+        """Scores of the detections' captions, the surest of each image first.
+
+        Args:
+            meteor: scores captions against references, in [0, 1].
+
+        Returns:
+            one for each detection, against all captions of the object that it overlaps
+            most; 0 where it overlaps none.
+        """
+        asked = [place for place, (_, said) in enumerate(self._pairs) if said]
+        scores = [0.0] * len(self._pairs)
+        for place, score in zip(
+            asked, meteor([self._pairs[place] for place in asked]), strict=True
+        ):
+            scores[place] = score
+        return scores
+
     def result(
         self,
-        meteor: Meteor,
+        meteors: Sequence[float] | None = None,
         *,
         ious: Sequence[float] = IOU_THRESHOLDS,
-        meteors: Sequence[float] = METEOR_THRESHOLDS,
     ) -> DenseResult:
         """Average precisions.
 
         Args:
-            meteor: scores captions against references, in [0, 1].
+            meteors: of the captions, from :meth:`meteors`; None looks at boxes alone.
             ious: that overlaps have to reach.
-            meteors: that METEOR has to be over; -1 leaves captions out.
         """
-        asked = [place for place, (_, said) in enumerate(self._pairs) if said]
-        scores = np.zeros(len(self._pairs))
-        if asked and max(meteors) >= 0:
-            scores[asked] = meteor([self._pairs[place] for place in asked])
+        boxes_alone = meteors is None
         return dense_map(
             self._matches,
-            scores.tolist(),
+            [0.0] * len(self._matches) if meteors is None else meteors,
             self._objects,
             iou_thresholds=ious,
-            meteor_thresholds=meteors,
+            meteor_thresholds=(-1.0,) if boxes_alone else METEOR_THRESHOLDS,
             recalls=RECALLS,
         )
 
