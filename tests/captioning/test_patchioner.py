@@ -15,7 +15,10 @@ import yaml
 from PIL import Image
 
 from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
-from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner import (
+    PatchionerCaptioner,
+    PatchionerTexts,
+)
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
     BoxSet,
     MaskRegion,
@@ -537,3 +540,55 @@ def test_every_pair_of_clips_has_its_own_vector(captioner: PatchionerCaptioner) 
     vectors = captioner.embed(CLIPS)
     for first, second in itertools.combinations(vectors, 2):
         assert not np.array_equal(first, second)
+
+
+def test_captions_come_with_the_embeddings_of_their_regions(
+    captioner: PatchionerCaptioner, folder: Path
+) -> None:
+    bad = RegionClip([FRAMES[0]], [EMPTY])
+    captions = captioner.caption([*CLIPS, bad])
+    together = np.stack([caption.embedding for caption in captions[:-1]])
+    np.testing.assert_array_equal(together, captioner.embed(CLIPS))
+    assert captions[-1].error is not None and captions[-1].embedding is None
+    space = captioner.info.space
+    assert space is not None and space.dimension == together.shape[1]
+    assert (space.captioner, space.model) == ("patchioner", str(folder.resolve()))
+    without = PatchionerCaptioner.from_pretrained(folder, "cpu", embeddings=False)
+    assert without.info.space is None
+    assert without.caption(CLIPS[:1])[0].embedding is None
+    unknown = PatchionerCaptioner(captioner.model)  # of no checkpoint
+    assert unknown.info.space is None
+    assert unknown.caption(CLIPS[:1])[0].embedding is None
+
+
+def test_a_fingerprint_is_of_what_makes_the_vectors(
+    folder: Path, tmp_path: Path
+) -> None:
+    made = Checkpoint.open(folder)
+    noise = Checkpoint.open(write_random_checkpoint(tmp_path / "n", memory=False))
+    other = Checkpoint.open(write_random_checkpoint(tmp_path / "o", seed=1))
+    assert noise.space.fingerprint == made.space.fingerprint  # another decoder
+    assert noise.text_fingerprint == made.text_fingerprint
+    assert other.space.fingerprint != made.space.fingerprint
+    assert other.text_fingerprint != made.text_fingerprint
+    for values in ({"resize_dim": 98}, {"crop": True}):
+        changed = Checkpoint.open(folder, values)
+        assert changed.space.fingerprint != made.space.fingerprint
+        assert changed.text_fingerprint == made.text_fingerprint
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert Checkpoint.open(moved).space.fingerprint == made.space.fingerprint
+    assert Checkpoint.open(moved).space.model == str(moved)
+
+
+def test_the_text_side_needs_nothing_of_the_others(
+    captioner: PatchionerCaptioner, folder: Path, tmp_path: Path
+) -> None:
+    alone = shutil.copytree(folder, tmp_path / "alone")
+    for file in (alone / "backbone").glob("*"):
+        file.unlink()
+    for file in alone.glob("*.h5"):
+        file.unlink()
+    texts = ["a red car", "a dog"]
+    placed = PatchionerTexts.from_pretrained(alone, "cpu").embed_text(texts)
+    np.testing.assert_array_equal(placed, captioner.embed_text(texts))
+    assert PatchionerTexts.from_pretrained(alone, "cpu").embed_text([]).shape[0] == 0
