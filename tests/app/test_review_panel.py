@@ -77,7 +77,7 @@ def test_a_person_reviews_captions(
     before = [label.caption for label in labels(dataset)]
     assert len(before) == 4
     page.goto(serve(dataset.name))
-    page.locator("[data-cy=looker]").first.wait_for()
+    page.locator("[data-cy=tag-captions]").first.wait_for()  # the grid is drawn
     page.get_by_role("button", name="Dismiss").click()
     page.get_by_title("New panel").first.click()
     page.get_by_text("Region captions", exact=True).first.click()

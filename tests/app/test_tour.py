@@ -321,7 +321,7 @@ def test_a_person_tours_the_app(
     visitor = Visitor(page, dataset, open_operator, pictures)
     page.set_viewport_size({"width": 1500, "height": 1060})
     page.goto(serve(dataset.name))
-    page.locator("[data-cy=looker]").first.wait_for()
+    page.locator("[data-cy=tag-captions]").first.wait_for()  # the grid is drawn
     page.get_by_role("button", name="Dismiss").click()
     page.locator("[data-cy='checkbox-frames.prompts']").click()
     visitor.search(scene.word, scene.phrase)
