@@ -17,7 +17,7 @@ from .make_unique import MakeUnique
 from .propagate_and_caption import PropagateAndCaption
 from .propagate_masks import PropagateMasks
 from .propose_objects import ProposeObjects
-from .review_panel import ReviewPanel
+from .review_panel import ChangeAll, ReviewPanel
 from .search_captions import SearchCaptions
 from .search_panel import SearchPanel
 from .triage_captions import TriageCaptions
@@ -42,5 +42,6 @@ OPERATORS = (
     ReviewPanel,
     EditCaption,
     ChooseCaptions,
+    ChangeAll,
     SearchPanel,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -58,6 +58,9 @@ SESSIONS = 64
 
 PICTURES = 64
 """Strips that are kept drawn."""
+
+CAPTIONS_AT_ONCE = 2_000
+"""Captions that are changed before the App is told how far it is."""
 
 UNDO_CAPTIONS = 100_000
 """Changed captions that are remembered for undo, over all changes."""
@@ -153,7 +156,6 @@ class _Session:
         ref: where the caption is; None when nothing is left.
         seen: its text.
         pictured: whether there is a picture of its track.
-        bulk: a key of ``BULK``, while a person is asked whether they mean it.
         history: changes that can be undone.
     """
 
@@ -163,7 +165,6 @@ class _Session:
     ref: Ref | None = None
     seen: str | None = None
     pictured: bool = False
-    bulk: str | None = None
     history: deque[Change] = field(default_factory=deque)
 
 
@@ -293,43 +294,33 @@ class ReviewPanel(foo.Panel):
             )
         _mark(undone)
         shown = undone.edits[0].ref if undone.edits else session.ref
-        self._show(ctx, self._queue(ctx).position(_label(shown)))
+        self._show(ctx, _queue(ctx).position(_label(shown)))
         ctx.ops.reload_samples()
 
-    def ask_bulk(self, ctx: Any) -> None:
+    def ask_all(self, ctx: Any) -> None:
         """Asks before all captions of the view are changed."""
         name = ctx.params["action"]
         verb, _, reviews = BULK[name]
-        count = len(self._queue(ctx).select(reviews))
+        count = len(_queue(ctx).select(reviews))
         kind = "reviewed" if name == "reset" else "unreviewed"
-        _session(ctx).bulk = name if count else None
-        question = f"{verb} **{count:,}** {kind} captions of this view?"
-        ctx.panel.set_data("question", question)
-        if not count:
+        if count:
+            question = f"{verb} **{count:,}** {kind} captions of this view?"
+            asked = {"action": name, "question": question}
+            self._prompt(ctx, ChangeAll, asked, self.refresh_view)
+        else:
             ctx.ops.notify(f"No caption of this view is {kind}")
 
-    def cancel_bulk(self, ctx: Any) -> None:
-        """Changes nothing."""
-        _session(ctx).bulk = None
-
-    def do_bulk(self, ctx: Any) -> None:
-        """Changes all captions of the view that the question was about."""
-        session = _session(ctx)
-        if session.bulk is None:
-            return
-        _, action, reviews = BULK[session.bulk]
-        session.bulk = None
-        change = self._change(ctx, self._queue(ctx).select(reviews), action)
-        if change is None:
-            return
-        note = f"{len(change.edits):,} captions changed"
-        if change.skipped:
-            note += f"; {change.skipped:,} have no text, or are gone"
-        ctx.ops.notify(note, variant="success")
-        self._show(ctx, self._queue(ctx).find(0, 1, session.settings.reviews))
+    def refresh_view(self, ctx: Any) -> None:
+        """Shows the captions as they are now."""
+        self._open(ctx)
+        ctx.ops.reload_samples()
 
     def _prompt(
-        self, ctx: Any, operator: type[Prompt], params: dict[str, Any], then: Any
+        self,
+        ctx: Any,
+        operator: type[Prompt | ChangeAll],
+        params: dict[str, Any],
+        then: Any,
     ) -> None:
         uri = f"{self.plugin_name}/{operator.name}"
         ctx.prompt(uri, params=params, on_success=then)
@@ -337,28 +328,15 @@ class ReviewPanel(foo.Panel):
     def _open(self, ctx: Any) -> None:
         """Chooses fields where none are chosen, and shows a caption of the view."""
         session = _session(ctx)
-        session.scope, session.bulk, session.problem = _scope(ctx), None, None
+        session.scope, session.problem = _scope(ctx), None
         try:
             session.settings = session.settings.fitting(ctx.dataset)
         except FieldError as error:
             session.problem = str(error)
             return
-        queue = self._queue(ctx)
+        queue = _queue(ctx)
         start = queue.position(_label(session.ref)) or 0
         self._show(ctx, queue.find(start, 1, session.settings.reviews))
-
-    def _queue(self, ctx: Any) -> ReviewQueue:
-        """The captions of the view, or of the sample that is open."""
-        settings = _session(ctx).settings
-        key = (_scope(ctx), settings.captions, settings.order)
-        queue = _queues.get(key)
-        if queue is None:
-            samples = ctx.view
-            if ctx.current_sample is not None:
-                samples = samples.select(ctx.current_sample)
-            queue = ReviewQueue.of(samples, settings.captions, order=settings.order)
-            _queues.put(key, queue)
-        return queue
 
     def _change(
         self,
@@ -381,14 +359,7 @@ class ReviewPanel(foo.Panel):
         except RegionCapError as error:
             ctx.ops.notify(str(error), variant="error")
             return None
-        _mark(change)
-        if change.edits:
-            history = session.history
-            history.append(change)
-            while sum(len(c.edits) for c in history) > UNDO_CAPTIONS:
-                if len(history) == 1:
-                    break
-                history.popleft()
+        _remember(session, change)
         if any(done.before.shown != done.after.shown for done in change.edits):
             ctx.ops.reload_samples()
         return change
@@ -403,14 +374,14 @@ class ReviewPanel(foo.Panel):
             self._open(ctx)
 
     def _step(self, ctx: Any, step: Literal[1, -1]) -> None:
-        queue, session = self._queue(ctx), _session(ctx)
+        queue, session = _queue(ctx), _session(ctx)
         position = queue.position(_label(session.ref))
         start = 0 if position is None else position + step
         self._show(ctx, queue.find(start, step, session.settings.reviews))
 
     def _show(self, ctx: Any, position: int | None) -> None:
         """Puts a caption, or that there is none, into the panel."""
-        queue, session = self._queue(ctx), _session(ctx)
+        queue, session = _queue(ctx), _session(ctx)
         session.ref, session.seen, session.pictured = None, None, False
         data: dict[str, Any] = {
             "progress": _progress(queue.counts()),
@@ -487,7 +458,7 @@ class ReviewPanel(foo.Panel):
             if session.ref is not None:
                 self._render_caption(panel, session)
             self._render_buttons(panel, session)
-            self._render_bulk(panel, session)
+            self._render_bulk(panel)
         layout = types.GridView(orientation="vertical", gap=1.5, px=2, py=1)
         return types.Property(panel, view=layout)
 
@@ -561,23 +532,74 @@ class ReviewPanel(foo.Panel):
             componentsProps={"button": {"accessKey": key.lower()}},
         )
 
-    def _render_bulk(self, panel: types.Object, session: _Session) -> None:
-        if session.bulk:
-            panel.md("", name="question")
-            row = panel.h_stack("confirm", gap=1)
-            row.btn("yes", "Yes", on_click=self.do_bulk, variant="contained")
-            row.btn("no", "No", on_click=self.cancel_bulk, variant="outlined")
-            return
+    def _render_bulk(self, panel: types.Object) -> None:
         row = panel.h_stack("bulk_actions", gap=1)
         for name, (verb, _, _) in BULK.items():
             what = "all reviewed" if name == "reset" else "all unreviewed"
             row.btn(
                 name,
                 f"{verb} {what}",
-                on_click=self.ask_bulk,
+                on_click=self.ask_all,
                 params={"action": name},
                 variant="outlined",
             )
+
+
+class ChangeAll(foo.Operator):
+    """Changes all captions of the panel's view, and shows how far it is."""
+
+    name = "review_all_captions"
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """How the operator shows itself: not among those that people run."""
+        return foo.OperatorConfig(
+            name=self.name,
+            label="Review all captions",
+            unlisted=True,
+            execute_as_generator=True,
+        )
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        """The question whether it is meant."""
+        inputs = types.Object()
+        inputs.md(ctx.params.get("question", ""), name="asked")
+        view = types.PromptView(label="All of this view", submit_button_label="Yes")
+        return types.Property(inputs, view=view)
+
+    def execute(self, ctx: Any) -> Iterator[Any]:
+        """Changes them, some at a time."""
+        _, action, reviews = BULK[ctx.params["action"]]
+        session = _session(ctx)
+        refs = _queue(ctx).select(reviews)
+        changed = Change(
+            session.settings.captions, tracks_field=_or_none(session.settings.tracks)
+        )
+        try:
+            for start in range(0, len(refs), CAPTIONS_AT_ONCE):
+                part = review.apply(
+                    ctx.dataset,
+                    changed.field,
+                    refs[start : start + CAPTIONS_AT_ONCE],
+                    action,
+                    tracks_field=changed.tracks_field,
+                )
+                changed = replace(
+                    changed,
+                    edits=changed.edits + part.edits,
+                    skipped=changed.skipped + part.skipped,
+                )
+                done = min(start + CAPTIONS_AT_ONCE, len(refs))
+                label = f"{done:,} of {len(refs):,} captions"
+                yield ctx.ops.set_progress(label=label, progress=done / len(refs))
+        except RegionCapError as error:
+            yield ctx.ops.notify(str(error), variant="error")
+        finally:  # also when the App is closed, for undo
+            _remember(session, changed)
+        note = f"{len(changed.edits):,} captions changed"
+        if changed.skipped:
+            note += f"; {changed.skipped:,} have no text, or are gone"
+        yield ctx.ops.notify(note, variant="success")
 
 
 def _pick(chosen: str, default: str, known: Sequence[str]) -> str:
@@ -592,6 +614,31 @@ def _session(ctx: Any) -> _Session:
     """That of the panel; a new one after the App's server was started again."""
     key = (ctx.panel.id, str(ctx.dataset._doc.id))
     return _sessions.get(key) or _sessions.put(key, _Session())
+
+
+def _queue(ctx: Any) -> ReviewQueue:
+    """The captions of the view, or of the sample that is open."""
+    settings = _session(ctx).settings
+    key = (_scope(ctx), settings.captions, settings.order)
+    queue = _queues.get(key)
+    if queue is None:
+        samples = ctx.view
+        if ctx.current_sample is not None:
+            samples = samples.select(ctx.current_sample)
+        queue = ReviewQueue.of(samples, settings.captions, order=settings.order)
+        _queues.put(key, queue)
+    return queue
+
+
+def _remember(session: _Session, change: Change) -> None:
+    """Keeps a change for undo, and tells all views of it."""
+    _mark(change)
+    if not change.edits:
+        return
+    history = session.history
+    history.append(change)
+    while sum(len(c.edits) for c in history) > UNDO_CAPTIONS and len(history) > 1:
+        history.popleft()
 
 
 def _label(ref: Ref | None) -> str:

@@ -133,7 +133,12 @@ def test_a_person_reviews_captions(
 
     # The rest of the view at once.
     page.get_by_role("button", name="Accept all unreviewed").click()
+    page.get_by_role("dialog").get_by_text("unreviewed captions").wait_for()
     page.get_by_role("button", name="Yes", exact=True).click()
     page.get_by_text("4 of 4").wait_for()
     reviews = [label.review for label in labels(dataset)]
     assert reviews == ["accepted", "edited", "accepted", "accepted"]
+    press_access_key(page, "u")
+    page.get_by_text("2 of 4").wait_for()
+    reviews = [label.review for label in labels(dataset)]
+    assert reviews == ["accepted", "edited", "unreviewed", "unreviewed"]
