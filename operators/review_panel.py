@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from threading import Lock
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import fiftyone as fo
 import fiftyone.operators as foo
@@ -23,6 +22,7 @@ from fiftyone_regioncap.labels.captions import Review
 from fiftyone_regioncap.review import REVIEWS, Change, Ref, ReviewQueue
 from fiftyone_regioncap.review_card import Card
 
+from ._recent import Recent
 from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt
 
 NO_CAPTIONS = (
@@ -64,39 +64,6 @@ CAPTIONS_AT_ONCE = 2_000
 
 UNDO_CAPTIONS = 100_000
 """Changed captions that are remembered for undo, over all changes."""
-
-_T = TypeVar("_T")
-
-
-class _Recent(Generic[_T]):
-    """The values used last; safe to share between requests."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[Hashable, _T] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: Hashable) -> _T | None:
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
-
-    def put(self, key: Hashable, value: _T) -> _T:
-        with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return value
-
-    def values(self) -> list[_T]:
-        with self._lock:
-            return list(self._values.values())
-
-    def clear(self) -> None:
-        with self._lock:
-            self._values.clear()
 
 
 @dataclass(frozen=True)
@@ -169,9 +136,9 @@ class _Session:
 
 
 # The App makes a panel object an event, so what outlives events is here.
-_queues: _Recent[ReviewQueue] = _Recent(QUEUES)
-_pictures: _Recent[Future[str]] = _Recent(PICTURES)
-_sessions: _Recent[_Session] = _Recent(SESSIONS)
+_queues: Recent[ReviewQueue] = Recent(QUEUES)
+_pictures: Recent[Future[str]] = Recent(PICTURES)
+_sessions: Recent[_Session] = Recent(SESSIONS)
 _artist = ThreadPoolExecutor(1, thread_name_prefix="regioncap-review")
 
 

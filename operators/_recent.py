@@ -1,0 +1,51 @@
+"""What panels keep between events."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Recent(Generic[_T]):
+    """The values used last; safe to share between requests.
+
+    The App makes a panel object an event, so what outlives events is kept in these. The
+    panel state of FiftyOne belongs to the App's workspace: the App drops its filters
+    and lassos whenever that changes.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Keeps that many."""
+        self._size = size
+        self._values: OrderedDict[Hashable, _T] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable) -> _T | None:
+        """The value of a key, which now is the one used last."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: Hashable, value: _T) -> _T:
+        """Keeps a value, and gives it back."""
+        with self._lock:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+        return value
+
+    def values(self) -> list[_T]:
+        """All values."""
+        with self._lock:
+            return list(self._values.values())
+
+    def clear(self) -> None:
+        """Forgets them."""
+        with self._lock:
+            self._values.clear()
