@@ -62,6 +62,8 @@ class Settings:
         window: distance over which cells match those of a recent frame, along each
             axis, as a share of the longest side. Prompted and kept frames match
             anywhere, so that objects come back wherever they do.
+        recency: how much more alike cells of recent frames count. Objects change their
+            pose, so how one looked just now says more than how it looked at first.
         neighbours: matches counted for each cell.
         temperature: of the softmax over them.
         colour: how much of the likeness of two cells is that of their colours, in
@@ -81,6 +83,7 @@ class Settings:
     kept_score: float = 0.5
     remembered_score: float = 0.4
     window: float = 12 / 64
+    recency: float = 0.03
     neighbours: int = 8
     temperature: float = 0.01
     colour: float = 0.0
@@ -109,7 +112,9 @@ class MobileSamTracker:
         self._overlap = overlap
         rows, columns = grid.cells
         radius = round(settings.window * grid.side / STRIDE)
-        self._penalty = offset_penalty(rows, columns, radius, model.device)
+        # What to add to the likeness of recent frames' cells.
+        near = offset_penalty(rows, columns, radius, model.device)
+        self._bonus = settings.recency + near
         self._half = (
             settings.reduced_precision
             if settings.reduced_precision is not None
@@ -176,7 +181,7 @@ class MobileSamTracker:
         for known, members in groups.items():
             carried = carry(
                 [
-                    alike[frame] if anywhere else alike[frame] + self._penalty
+                    alike[frame] if anywhere else alike[frame] + self._bonus
                     for frame, anywhere in known
                 ],
                 [
