@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fiftyone_regioncap.regions import RLE
+import orjson
 
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+from fiftyone_regioncap.regions import RLE
 
 
 def dumps(value: Any) -> bytes:
     """A value as one line of JSON in UTF-8."""
-    return _encoder.encode(value).encode()
+    return orjson.dumps(value)
 
 
 def coco_rle(rle: RLE) -> dict[str, Any]:

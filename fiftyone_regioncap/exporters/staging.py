@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -161,14 +162,20 @@ class Merge:
 
 def with_values(body: bytes, **values: int | str) -> bytes:
     """An encoded object, which isn't empty, with more values in front."""
-    front = b"".join(b'"%b":%b,' % (k.encode(), _json(v)) for k, v in values.items())
-    return b"{" + front + body[1:]
+    return _front(*values) % tuple(map(_json, values.values())) + body[1:]
+
+
+@lru_cache(maxsize=64)
+def _front(*keys: str) -> bytes:
+    """How an encoded object with these keys begins, their values to be filled in."""
+    return b"{" + b"".join(b'"%b":%%b,' % key.encode() for key in keys)
 
 
 def _json(value: int | str) -> bytes:
     return b"%d" % value if isinstance(value, int) else dumps(value)
 
 
+@lru_cache(maxsize=4096)
 def _value(encoded: bytes) -> int | str:
     return int(encoded) if encoded.isdigit() else json.loads(encoded)
 
