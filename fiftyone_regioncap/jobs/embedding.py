@@ -6,10 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
@@ -19,7 +18,7 @@ from fiftyone_regioncap.captioning.base import EmbeddingSpace, RegionEmbedder
 from fiftyone_regioncap.clips import assemble, plan_clip
 from fiftyone_regioncap.errors import BackendError, Cancelled
 from fiftyone_regioncap.jobs.images import read_image, region_masks
-from fiftyone_regioncap.jobs.ledger import Failure
+from fiftyone_regioncap.jobs.ledger import Failure, Report
 from fiftyone_regioncap.labels import fields, runs, schema
 from fiftyone_regioncap.labels.embeddings import (
     REVISION,
@@ -40,38 +39,19 @@ _ATTRIBUTES = ("index", "support", "caption", REVISION)
 
 
 @dataclass
-class EmbedSummary:
+class EmbedSummary(Report):
     """What the job did.
 
     Attributes:
-        samples: how many it was given.
         embedded: regions.
         kept: regions that this model had embedded before.
         unseen: captions without a region to look at: a track that is gone, an empty
             mask.
-        failures: samples that could not be done.
-        seconds: how long it took.
-        run: key of the dataset's custom run that records it.
-        backends: name and reason of each backend used.
     """
 
-    samples: int = 0
     embedded: int = 0
     kept: int = 0
     unseen: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    seconds: float = 0.0
-    run: str | None = None
-    backends: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every sample is done."""
-        return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
     def to_markdown(self) -> str:
         """A few lines for people."""
@@ -83,12 +63,7 @@ class EmbedSummary:
             lines.append(f"- {self.kept} were embedded by this model before")
         if self.unseen:
             lines.append(f"- {self.unseen} captions have no region to look at")
-        lines += [f"- {line}" for line in self.backends]
-        lines += [
-            f"- FAILED {failure.filepath}: {failure.error}"
-            for failure in self.failures[:10]
-        ]
-        return "\n".join(lines)
+        return "\n".join(lines + self.remarks())
 
 
 def run(

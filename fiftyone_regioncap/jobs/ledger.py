@@ -32,16 +32,11 @@ class Failure:
 
 
 @dataclass
-class Summary:
-    """What a job did.
+class Report:
+    """What any job says of itself.
 
     Attributes:
         samples: how many it was given.
-        frames: how many it propagated.
-        tracks: how many it wrote.
-        captions: how many it wrote, those with an error included.
-        caption_errors: how many of these have an error.
-        skipped: samples passed over because they were complete, once per stage.
         failures: samples that could not be done.
         seconds: how long it took.
         run: key of the dataset's custom run that records it.
@@ -49,11 +44,6 @@ class Summary:
     """
 
     samples: int = 0
-    frames: int = 0
-    tracks: int = 0
-    captions: int = 0
-    caption_errors: int = 0
-    skipped: int = 0
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     run: str | None = None
@@ -68,6 +58,36 @@ class Summary:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def remarks(self) -> list[str]:
+        """Lines on backends and failures, for people."""
+        lines = [f"- {line}" for line in self.backends]
+        lines += [
+            f"- FAILED {failure.filepath}: {failure.error}"
+            for failure in self.failures[:10]
+        ]
+        if len(self.failures) > 10:
+            lines.append(f"- and {len(self.failures) - 10} more")
+        return lines
+
+
+@dataclass
+class Summary(Report):
+    """What a job on objects and captions did.
+
+    Attributes:
+        frames: how many it propagated.
+        tracks: how many it wrote.
+        captions: how many it wrote, those with an error included.
+        caption_errors: how many of these have an error.
+        skipped: samples passed over because they were complete, once per stage.
+    """
+
+    frames: int = 0
+    tracks: int = 0
+    captions: int = 0
+    caption_errors: int = 0
+    skipped: int = 0
+
     def to_markdown(self) -> str:
         """A few lines for people."""
         lines = [
@@ -79,14 +99,7 @@ class Summary:
             lines.append(f"- {self.skipped} skipped: complete already")
         if self.caption_errors:
             lines.append(f"- {self.caption_errors} captions failed; see their `error`")
-        lines += [f"- {line}" for line in self.backends]
-        lines += [
-            f"- FAILED {failure.filepath}: {failure.error}"
-            for failure in self.failures[:10]
-        ]
-        if len(self.failures) > 10:
-            lines.append(f"- and {len(self.failures) - 10} more")
-        return "\n".join(lines)
+        return "\n".join(lines + self.remarks())
 
 
 @dataclass
