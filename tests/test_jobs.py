@@ -353,6 +353,15 @@ def test_a_corrected_prompt_redoes_its_object_alone(dataset, contents):
     assert both(dataset).skipped == 4
 
 
+def test_captions_follow_tracks_that_were_made_otherwise(dataset):
+    both(dataset)
+    again = both(dataset, propagate=PropagateOptions(overwrite=True))
+    assert (again.tracks, again.captions) == (4, 0)  # the same tracks
+    other = PropagateOptions(overwrite=True, direction="forward")
+    assert both(dataset, propagate=other).captions == 4
+    assert both(dataset).skipped == 4
+
+
 def test_a_correction_that_was_cut_short_goes_on_with_its_object(dataset, contents):
     both(dataset)
     sample = dataset.first()

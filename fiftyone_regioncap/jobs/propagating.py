@@ -112,9 +112,12 @@ class Propagating:
             raise PromptError(
                 f"{options.prompts} has nothing on frames {start + 1} to {stop}"
             )
-        origins = _origins(prompts, options)
-        status.write_origins(sample, options.output, dict.fromkeys(origins))
         mark = _mark(sample, reader, prompts, options, self._propagator.info)
+        origins = {
+            key: f"{made_from}:{mark.signature}"
+            for key, made_from in _origins(prompts, options).items()
+        }
+        status.write_origins(sample, options.output, dict.fromkeys(origins))
         state = mark.load()
         propagation = PolicyPropagator(self._propagator, options.policy).propagate(
             reader,
@@ -183,7 +186,8 @@ def _to_do(
             status.origin_object(key)
             for key, made_from in _origins(inside, there).items()
             if status.origin_object(key) not in tracked
-            or known.get(key, made_from if complete else None) != made_from
+            or known.get(key, made_from if complete else "").partition(":")[0]
+            != made_from
         }
         if undone or not inside:
             # What an earlier, unfinished job left of other prompts goes too.

@@ -100,7 +100,8 @@ def write_origins(
     Args:
         sample: in a dataset; a clip's origins are kept with its video.
         field: of tracks or captions, with or without ``frames.`` in front.
-        origins: hashes by :func:`origin_key`; None while the labels are being made.
+        origins: by :func:`origin_key`, a hash of the object's prompts, a colon, and a
+            hash of all that its track was made from; None while it is being made.
 
     Raises:
         FieldError: when the field for it exists with another type.
