@@ -144,9 +144,15 @@ class Visitor:
         """What is written on the first clips in the grid when it has so many."""
         self.page.get_by_text(f"{count} clip").first.wait_for()
         tags = self.page.locator("[data-cy=tag-captions]")
-        tags.nth(min(count, 6) - 1).wait_for()
-        self.page.wait_for_timeout(1000)
-        return [tag.inner_text().split(", ") for tag in tags.all()]
+        before: list[str] = []
+        # The grid is drawn anew, some clips at a time, after it says how many it has.
+        for _ in range(60):
+            self.page.wait_for_timeout(1000)
+            texts = tags.all_inner_texts()
+            if texts == before and min(count, 6) <= len(texts) <= count:
+                return [text.split(", ") for text in texts]
+            before = texts
+        raise AssertionError(f"the grid does not settle on {count} clips: {before}")
 
     def use_eyes(self, *names: str) -> None:
         """Shows attributes of the captions on clips, or hides them."""
