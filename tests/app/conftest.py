@@ -64,7 +64,12 @@ def serve(fiftyone_database: str) -> Iterator[Callable[[str], str]]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        environment = {**os.environ, "FIFTYONE_PLUGINS_DIR": str(ROOT)}
+        environment = {
+            **os.environ,
+            "FIFTYONE_PLUGINS_DIR": str(ROOT),
+            # Else a question about analytics lies over the lower part of the page.
+            "FIFTYONE_DO_NOT_TRACK": "true",
+        }
         running.append(
             subprocess.Popen(
                 [sys.executable, "-c", SERVE, dataset, str(port)],
