@@ -106,6 +106,8 @@ def write_origins(
     Raises:
         FieldError: when the field for it exists with another type.
     """
+    if not origins:  # of tracks that others made
+        return
     store = Store.of(sample)
     name = origin_field(field)
     declare_origins(store.dataset, name)
