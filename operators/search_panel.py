@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,8 @@ SESSIONS = 64
 COLUMNS = {"score": "Score", "caption": "Caption", "where": "Where"}
 
 
-@dataclass
-class _Session:
-    """What one panel lists of one dataset.
-
-    Attributes:
-        hits: sample and label id of each row.
-    """
-
-    hits: Sequence[tuple[str, str]] = ()
-
-
-_sessions: Recent[_Session] = Recent(SESSIONS)
+# Sample and label id of each row.
+_listed: Recent[Sequence[tuple[str, str]]] = Recent(SESSIONS)
 
 
 class SearchPanel(foo.Panel):
@@ -60,7 +49,7 @@ class SearchPanel(foo.Panel):
 
     def on_change_dataset(self, ctx: Any) -> None:
         """Starts over."""
-        _session(ctx).hits = ()
+        _listed.put(_key(ctx), ())
         ctx.panel.set_data({"found": "Nothing was looked for yet.", "results": []})
 
     def ask(self, ctx: Any) -> None:
@@ -72,17 +61,15 @@ class SearchPanel(foo.Panel):
         """Lists what was found."""
         found = ctx.params["result"]
         hits = found["hits"]
-        _session(ctx).hits = [(hit["sample_id"], hit["id"]) for hit in hits]
-        captions = CaptionField.of(ctx.dataset, found["field"])
-        count = f"**{len(hits):,}** found of"
-        rows = _rows(captions, hits)
-        ctx.panel.set_data(
-            {"found": f"{count} `{_code(found['query'])}`", "results": rows}
-        )
+        _listed.put(_key(ctx), [(hit["sample_id"], hit["id"]) for hit in hits])
+        rows = _rows(CaptionField.of(ctx.dataset, found["field"]), hits)
+        title = f"**{len(hits):,}** found of `{_code(found['query'])}`"
+        ctx.panel.set_data({"found": title, "results": rows})
 
     def open(self, ctx: Any) -> None:
         """Opens the sample of a row."""
-        sample_id, label_id = _session(ctx).hits[int(ctx.params["row"])]
+        listed = _listed.get(_key(ctx)) or ()
+        sample_id, label_id = listed[int(ctx.params["row"])]
         # A clip or patch goes by the id of its label.
         of_labels = isinstance(ctx.view, (foc.ClipsView, fop.PatchesView))
         ctx.ops.open_sample(id=label_id if of_labels else sample_id)
@@ -92,7 +79,7 @@ class SearchPanel(foo.Panel):
         panel = types.Object()
         panel.btn("ask", "Search captions", on_click=self.ask, variant="contained")
         panel.md("", name="found")
-        if _session(ctx).hits:
+        if _listed.get(_key(ctx)):
             # A table is 650 pixels wide at least, which would be cut off at its right.
             fitting = {"table": {"sx": {"minWidth": 0}}}
             table = types.TableView(on_click_row=self.open, componentsProps=fitting)
@@ -103,10 +90,9 @@ class SearchPanel(foo.Panel):
         return types.Property(panel, view=layout)
 
 
-def _session(ctx: Any) -> _Session:
-    """That of the panel; a new one after the App's server was started again."""
-    key = (ctx.panel.id, str(ctx.dataset._doc.id))
-    return _sessions.get(key) or _sessions.put(key, _Session())
+def _key(ctx: Any) -> tuple[str, str]:
+    """What a panel's rows are kept under."""
+    return ctx.panel.id, str(ctx.dataset._doc.id)
 
 
 def _code(query: str) -> str:
