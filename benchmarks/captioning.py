@@ -29,21 +29,16 @@ import psutil
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.backends import LoadOptions
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.dam import DAM, DamCaptioner
 from fiftyone_regioncap.captioning.dam.generation import Request
 from fiftyone_regioncap.captioning.dam.prompts import VIDEO_PROMPTS, query
-from fiftyone_regioncap.captioning.dam.synthetic import (
-    DAM_3B,
-    TINY,
-    random_dam,
-    train_tokenizer,
-)
 from fiftyone_regioncap.captioning.dam.tokenizer import Tokenizer
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.streaming import caption_stream
-from fiftyone_regioncap.regions import RegionClip
+from fiftyone_regioncap.core.types import RegionClip
+from fiftyone_regioncap.models.registry import LoadOptions
+from tests.support.dam import DAM_3B, TINY, random_dam, train_tokenizer
 
 FRAMES = 8
 QUESTION = query(VIDEO_PROMPTS["detailed"], FRAMES, joint=True)

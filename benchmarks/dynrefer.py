@@ -39,7 +39,7 @@ from fiftyone_regioncap.captioning.dynrefer.model import (
 )
 from fiftyone_regioncap.captioning.dynrefer.texts import Attribute
 from fiftyone_regioncap.captioning.views import nested_views, to_gray
-from fiftyone_regioncap.regions import RegionClip
+from fiftyone_regioncap.core.types import RegionClip
 
 T = TypeVar("T")
 

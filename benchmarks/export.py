@@ -20,18 +20,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fiftyone_regioncap.database import ensure
+from fiftyone_regioncap.system.database import ensure
 
 ensure()
 
 import fiftyone as fo  # noqa: E402  (reads the database's address when imported)
 
-from fiftyone_regioncap.labels.captions import (  # noqa: E402
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask  # noqa: E402
+from fiftyone_regioncap.dataset.captions import (  # noqa: E402
     CaptionRecord,
     write_captions,
 )
-from fiftyone_regioncap.labels.tracks import TrackWriter  # noqa: E402
-from fiftyone_regioncap.regions import FrameMasks, ObjectMask  # noqa: E402
+from fiftyone_regioncap.dataset.tracks import TrackWriter  # noqa: E402
 
 EXPORT = """
 import json, resource, sys, time

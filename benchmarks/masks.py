@@ -32,9 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fiftyone_regioncap import assets
-from fiftyone_regioncap.backends import LoadOptions
+from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
 from fiftyone_regioncap.evaluation.masks import contour_accuracy, region_similarity
+from fiftyone_regioncap.models.registry import LoadOptions
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -51,13 +51,7 @@ from fiftyone_regioncap.propagation.stream import (
     check_prompts,
     plan_passes,
 )
-from fiftyone_regioncap.regions import (
-    Frame,
-    Mask,
-    ObjectMask,
-    Prompt,
-    box_of_mask,
-)
+from fiftyone_regioncap.system import assets
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from transformers import Sam2VideoConfig, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
+from fiftyone_regioncap.core.types import Frame, Prompt
 from fiftyone_regioncap.propagation.sam2 import Sam2Propagator
 from fiftyone_regioncap.propagation.sam2.frames import normalise, shrink
-from fiftyone_regioncap.regions import Frame, Prompt
 
 TURN = 10
 """Frames that one side runs before the other has its turn."""

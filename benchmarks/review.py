@@ -15,19 +15,20 @@ from collections.abc import Callable
 from statistics import median
 from typing import TypeVar
 
-from fiftyone_regioncap.database import ensure
+from fiftyone_regioncap.system.database import ensure
 
 ensure()
 
 import fiftyone as fo  # noqa: E402  (reads the database's address when imported)
 from bson import ObjectId  # noqa: E402
 
-from fiftyone_regioncap import review, review_card  # noqa: E402
-from fiftyone_regioncap.labels.captions import (  # noqa: E402
+from fiftyone_regioncap.dataset.captions import (  # noqa: E402
     CaptionRecord,
     write_captions,
 )
-from fiftyone_regioncap.review import ReviewQueue  # noqa: E402
+from fiftyone_regioncap.review import card as review_card  # noqa: E402
+from fiftyone_regioncap.review import session as review  # noqa: E402
+from fiftyone_regioncap.review.session import ReviewQueue  # noqa: E402
 
 EACH = 10
 """Captions of a video."""

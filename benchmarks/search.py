@@ -33,13 +33,13 @@ from pathlib import Path
 import numpy as np
 from bson import ObjectId
 
+from fiftyone_regioncap.analysis.vocabulary import ATTRIBUTES, COLORS, NOUNS
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
-from fiftyone_regioncap.labels.embeddings import RegionEmbedding
+from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.search import Query
 from fiftyone_regioncap.search.embedding import load
 from fiftyone_regioncap.search.index import CaptionIndex
 from fiftyone_regioncap.search.source import CaptionText, Changes
-from fiftyone_regioncap.vocabulary import ATTRIBUTES, COLORS, NOUNS
 
 QUERIES = (
     "red car turning left",

@@ -21,12 +21,8 @@ import torch
 
 from fiftyone_regioncap.captioning.ureca import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.captioner import Settings
-from fiftyone_regioncap.captioning.ureca.synthetic import (
-    SIZES,
-    config_of,
-    random_captioner,
-)
-from fiftyone_regioncap.regions import Caption, RegionClip
+from fiftyone_regioncap.core.types import Caption, RegionClip
+from tests.support.ureca import SIZES, config_of, random_captioner
 
 
 def regions(count: int, height: int, width: int) -> list[RegionClip]:

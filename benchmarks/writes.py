@@ -16,15 +16,15 @@ from functools import partial
 
 import numpy as np
 
-from fiftyone_regioncap.database import ensure
-from fiftyone_regioncap.regions import FrameMasks, ObjectMask
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
+from fiftyone_regioncap.system.database import ensure
 
 ensure()
 
 import fiftyone as fo  # noqa: E402  (reads the database's address when imported)
 
-from fiftyone_regioncap.labels.schema import declare_tracks  # noqa: E402
-from fiftyone_regioncap.labels.tracks import TrackWriter  # noqa: E402
+from fiftyone_regioncap.dataset.schema import declare_tracks  # noqa: E402
+from fiftyone_regioncap.dataset.tracks import TrackWriter  # noqa: E402
 
 
 def walk(frames: int, objects: int, height: int, width: int) -> Iterator[FrameMasks]:

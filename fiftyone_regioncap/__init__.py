@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING
 from fiftyone_regioncap.__about__ import __version__
 
 if TYPE_CHECKING:
-    from fiftyone_regioncap.checks import check_captions
-    from fiftyone_regioncap.evaluation.caption_runs import evaluate_captions
-    from fiftyone_regioncap.everything import caption_everything
-    from fiftyone_regioncap.exporters import export, import_captions
-    from fiftyone_regioncap.facets import extract_facets
-    from fiftyone_regioncap.hierarchy import write_hierarchy
-    from fiftyone_regioncap.maps import embed_captions
-    from fiftyone_regioncap.sdk import (
+    from fiftyone_regioncap.analysis.checks import check_captions
+    from fiftyone_regioncap.analysis.facets import extract_facets
+    from fiftyone_regioncap.analysis.hierarchy import write_hierarchy
+    from fiftyone_regioncap.analysis.unique import make_unique
+    from fiftyone_regioncap.api import (
         caption,
         caption_regions,
         embed_regions,
@@ -30,26 +27,29 @@ if TYPE_CHECKING:
         propagate_and_caption,
         propose,
     )
+    from fiftyone_regioncap.evaluation.caption_runs import evaluate_captions
+    from fiftyone_regioncap.exporters import export, import_captions
+    from fiftyone_regioncap.jobs.dense_captions import caption_everything
     from fiftyone_regioncap.search import search as search_captions
-    from fiftyone_regioncap.unique import make_unique
+    from fiftyone_regioncap.visualization.maps import embed_captions
 
 _WHERE = {
-    "caption": "sdk:caption",
-    "caption_everything": "everything:caption_everything",
-    "caption_regions": "sdk:caption_regions",
-    "check_captions": "checks:check_captions",
-    "embed_captions": "maps:embed_captions",
-    "embed_regions": "sdk:embed_regions",
+    "caption": "api:caption",
+    "caption_everything": "jobs.dense_captions:caption_everything",
+    "caption_regions": "api:caption_regions",
+    "check_captions": "analysis.checks:check_captions",
+    "embed_captions": "visualization.maps:embed_captions",
+    "embed_regions": "api:embed_regions",
     "evaluate_captions": "evaluation.caption_runs:evaluate_captions",
     "export": "exporters:export",
-    "extract_facets": "facets:extract_facets",
+    "extract_facets": "analysis.facets:extract_facets",
     "import_captions": "exporters:import_captions",
-    "make_unique": "unique:make_unique",
-    "propagate": "sdk:propagate",
-    "propagate_and_caption": "sdk:propagate_and_caption",
-    "propose": "sdk:propose",
+    "make_unique": "analysis.unique:make_unique",
+    "propagate": "api:propagate",
+    "propagate_and_caption": "api:propagate_and_caption",
+    "propose": "api:propose",
     "search_captions": "search:search",
-    "write_hierarchy": "hierarchy:write_hierarchy",
+    "write_hierarchy": "analysis.hierarchy:write_hierarchy",
 }
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fiftyone_regioncap.cli import main
+from fiftyone_regioncap.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ from typing import Any
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.caption_fields import caption_fields
+from fiftyone_regioncap.dataset.caption_fields import caption_fields
 
 from . import _forms
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.backends import Registry
-from fiftyone_regioncap.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.models.registry import Registry
 from fiftyone_regioncap.search import embedding
 
 

@@ -10,7 +10,7 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.executor import ExecutionContext
 
-from fiftyone_regioncap.progress import Listener
+from fiftyone_regioncap.core.progress import Listener
 
 from . import _forms, _running
 

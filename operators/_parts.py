@@ -8,10 +8,10 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.backends import LoadOptions
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
-from fiftyone_regioncap.labels import fields
+from fiftyone_regioncap.models.registry import LoadOptions
 from fiftyone_regioncap.propagation.policy import Policy
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 

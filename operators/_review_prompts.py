@@ -7,7 +7,7 @@ from typing import Any
 import fiftyone.operators as foo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.labels import fields
+from fiftyone_regioncap.dataset import fields
 
 from . import _forms
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.progress import Event, Listener
+from fiftyone_regioncap.core.progress import Event, Listener
 
 
 class Outcome(Protocol):

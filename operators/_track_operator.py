@@ -8,9 +8,9 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap import sdk
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.progress import Listener
 from fiftyone_regioncap.jobs import Summary
-from fiftyone_regioncap.progress import Listener
 
 from . import _parts
 from ._operator import JobOperator
@@ -43,7 +43,7 @@ class TrackOperator(JobOperator):
         cancel: threading.Event | None,
     ) -> Summary:
         """Does it."""
-        return sdk.propagate_and_caption(
+        return api.propagate_and_caption(
             samples,
             propagate=_parts.propagate_options(params) if self.propagates else None,
             caption=_parts.caption_options(params) if self.captions else None,

@@ -11,9 +11,9 @@ import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.everything import EverythingOptions, caption_everything
+from fiftyone_regioncap.core.progress import Listener
 from fiftyone_regioncap.jobs import Summary
-from fiftyone_regioncap.progress import Listener
+from fiftyone_regioncap.jobs.dense_captions import EverythingOptions, caption_everything
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 from . import _forms, _parts

@@ -8,11 +8,11 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap import sdk
+from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.jobs import Summary
-from fiftyone_regioncap.labels import fields
-from fiftyone_regioncap.progress import Listener
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 from . import _forms, _parts
@@ -57,7 +57,7 @@ class CaptionRegions(JobOperator):
     ) -> Summary:
         """Captions."""
         load = _parts.load_options(params, "captioner")
-        return sdk.caption_regions(
+        return api.caption_regions(
             samples,
             params["field"],
             captioner=params.get("captioner") or "auto",

@@ -6,7 +6,7 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.checks import CheckSummary, check_captions
+from fiftyone_regioncap.analysis.checks import CheckSummary, check_captions
 
 from . import _forms
 from ._caption_operator import CaptionOperator
@@ -54,5 +54,5 @@ class CheckCaptions(CaptionOperator):
     def __call__(
         self, sample_collection: Any, field: str = "captions", **options: Any
     ) -> CheckSummary:
-        """Checks from Python; see :func:`fiftyone_regioncap.checks.check_captions`."""
+        """Checks from Python; see :func:`fiftyone_regioncap.check_captions`."""
         return check_captions(sample_collection, field, **options)

@@ -7,8 +7,8 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.maps import MapSummary, embed_captions
 from fiftyone_regioncap.search import embedding
+from fiftyone_regioncap.visualization.maps import MapSummary, embed_captions
 
 from . import _forms
 from ._caption_operator import CaptionOperator
@@ -64,7 +64,7 @@ class EmbedCaptions(CaptionOperator):
         return {**summary.to_dict(), "summary": summary.to_markdown()}
 
     def __call__(self, sample_collection: Any, **params: Any) -> MapSummary:
-        """Makes a map from Python; see :func:`fiftyone_regioncap.maps.embed_captions`.
+        """Makes a map from Python; see :func:`fiftyone_regioncap.embed_captions`.
 
         Args:
             sample_collection: a dataset or a view.

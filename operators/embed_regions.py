@@ -8,11 +8,11 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap import sdk
-from fiftyone_regioncap.caption_fields import caption_fields
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.caption_fields import caption_fields
 from fiftyone_regioncap.jobs.embedding import EmbedSummary
-from fiftyone_regioncap.labels import fields
-from fiftyone_regioncap.progress import Listener
 
 from . import _forms
 from ._operator import JobOperator
@@ -67,7 +67,7 @@ class EmbedRegions(JobOperator):
         cancel: threading.Event | None,
     ) -> EmbedSummary:
         """Embeds, and writes."""
-        return sdk.embed_regions(
+        return api.embed_regions(
             samples,
             params.get("captions") or "captions",
             tracks=params.get("tracks") or None,

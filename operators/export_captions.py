@@ -9,10 +9,10 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap import exporters
+from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.captions import Review
 from fiftyone_regioncap.exporters.registry import SUMMARIES
-from fiftyone_regioncap.labels import fields
-from fiftyone_regioncap.labels.captions import Review
-from fiftyone_regioncap.progress import Listener
 
 from . import _forms, _parts
 from ._caption_operator import NO_CAPTIONS

@@ -6,7 +6,7 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.facets import FacetSummary, extract_facets
+from fiftyone_regioncap.analysis.facets import FacetSummary, extract_facets
 
 from . import _forms
 from ._caption_operator import CaptionOperator
@@ -39,5 +39,5 @@ class ExtractFacets(CaptionOperator):
         }
 
     def __call__(self, sample_collection: Any, field: str = "captions") -> FacetSummary:
-        """Extracts from Python; see :func:`fiftyone_regioncap.facets`."""
+        """Extracts from Python; see :func:`fiftyone_regioncap.analysis.facets`."""
         return extract_facets(sample_collection, field)

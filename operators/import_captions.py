@@ -9,7 +9,7 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap import exporters
-from fiftyone_regioncap.progress import Listener
+from fiftyone_regioncap.core.progress import Listener
 
 from ._operator import JobOperator
 from .export_captions import ask_format

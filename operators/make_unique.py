@@ -8,11 +8,11 @@ from typing import Any
 
 from fiftyone.operators import types
 
+from fiftyone_regioncap.analysis.differences import ALIKE
+from fiftyone_regioncap.analysis.unique import UniqueReport, make_unique
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.differences import ALIKE
-from fiftyone_regioncap.labels import fields
-from fiftyone_regioncap.progress import Listener
-from fiftyone_regioncap.unique import UniqueReport, make_unique
+from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.dataset import fields
 
 from . import _forms, _parts
 from ._operator import JobOperator

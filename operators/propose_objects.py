@@ -8,9 +8,9 @@ from typing import Any
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap import sdk
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.progress import Listener
 from fiftyone_regioncap.jobs import Summary
-from fiftyone_regioncap.progress import Listener
 from fiftyone_regioncap.propagation.proposals import ProposalOptions
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
@@ -55,7 +55,7 @@ class ProposeObjects(JobOperator):
     ) -> Summary:
         """Finds objects."""
         load, defaults = _parts.load_options(params, "propagator"), ProposalOptions()
-        return sdk.propose(
+        return api.propose(
             samples,
             output=params.get("prompts") or "frames.prompts",
             propagator=params.get("propagator") or "auto",

@@ -15,12 +15,13 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.categories import Categories
 
-from fiftyone_regioncap import review, review_card
-from fiftyone_regioncap.errors import FieldError, RegionCapError
-from fiftyone_regioncap.labels import fields
-from fiftyone_regioncap.labels.captions import Review
-from fiftyone_regioncap.review import REVIEWS, Change, Ref, ReviewQueue
-from fiftyone_regioncap.review_card import Card
+from fiftyone_regioncap.core.errors import FieldError, RegionCapError
+from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.captions import Review
+from fiftyone_regioncap.review import card as review_card
+from fiftyone_regioncap.review import session as review
+from fiftyone_regioncap.review.card import Card
+from fiftyone_regioncap.review.session import REVIEWS, Change, Ref, ReviewQueue
 
 from ._recent import Recent
 from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt

@@ -13,7 +13,7 @@ from bson import ObjectId
 from fiftyone.operators import types
 from fiftyone.operators.categories import Categories
 
-from fiftyone_regioncap.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
 from ._recent import Recent
 from .search_captions import SearchCaptions

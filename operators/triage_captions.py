@@ -7,8 +7,8 @@ from typing import Any
 import fiftyone as fo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.caption_fields import CaptionField
-from fiftyone_regioncap.checks import TriageSummary, triage
+from fiftyone_regioncap.analysis.checks import TriageSummary, triage
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
 from . import _forms
 from ._caption_operator import CaptionOperator
@@ -57,7 +57,7 @@ class TriageCaptions(CaptionOperator):
         return {**summary.to_dict(), "summary": summary.to_markdown()}
 
     def __call__(self, sample_collection: Any, **options: Any) -> TriageSummary:
-        """Sorts from Python; see :func:`fiftyone_regioncap.checks.triage`."""
+        """Sorts from Python; see :func:`fiftyone_regioncap.analysis.checks.triage`."""
         return triage(sample_collection, **options)
 
 

@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.support import SHARED
+
+pytest_plugins = ["tests.support.propagation", "tests.support.sam2"]
+
 if TYPE_CHECKING:
     import fiftyone as fo
 
-    from fiftyone_regioncap.labels.captions import CaptionRecord
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+    from fiftyone_regioncap.dataset.captions import CaptionRecord
 
 
 def _folder(variable: str, default: Path) -> Path:
@@ -43,7 +45,7 @@ def clips() -> Path:
 @pytest.fixture(scope="session")
 def fiftyone_database() -> Iterator[str]:
     """The name of a database that only this test run uses; dropped at its end."""
-    from fiftyone_regioncap.database import ensure
+    from fiftyone_regioncap.system.database import ensure
 
     ensure()
     import fiftyone as fo
@@ -119,9 +121,7 @@ def contents() -> Callable[[fo.Dataset], dict[str, Any]]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Patch-ioner of random weights."""
-    from fiftyone_regioncap.captioning.patchioner.random_weights import (
-        write_random_checkpoint,
-    )
+    from tests.support.patchioner import write_random_checkpoint
 
     return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
@@ -130,8 +130,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(checkpoint: Path) -> Callable[..., CaptionRecord]:
     """Makes captions of regions that look as a text says, more or less."""
     from fiftyone_regioncap.captioning.patchioner import PatchionerTexts
-    from fiftyone_regioncap.labels.captions import CaptionRecord
-    from fiftyone_regioncap.labels.embeddings import RegionEmbedding
+    from fiftyone_regioncap.dataset.captions import CaptionRecord
+    from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 
     placer = PatchionerTexts.from_pretrained(checkpoint, "cpu")
 

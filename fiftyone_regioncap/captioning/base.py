@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.regions import Caption, RegionClip
+from fiftyone_regioncap.core.types import Caption, RegionClip
 
 
 @dataclass(frozen=True)

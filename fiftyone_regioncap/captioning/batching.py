@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fiftyone_regioncap.captioning.base import Captioner
-from fiftyone_regioncap.regions import Caption, RegionClip
+from fiftyone_regioncap.core.types import Caption, RegionClip
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fiftyone_regioncap.regions import RegionClip
+from fiftyone_regioncap.core.types import RegionClip
 
 
 def clip_problem(clip: RegionClip) -> str | None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.captioning.base import CaptionerInfo
-from fiftyone_regioncap.errors import BackendError
-from fiftyone_regioncap.measuring import Measurements, measure
-from fiftyone_regioncap.regions import Caption, RegionClip
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.types import Caption, RegionClip
+from fiftyone_regioncap.measuring.regions import Measurements, measure
 
 _CAMERA_MOVES = 0.1  # frame widths of view shift from which the camera is mentioned
 
@@ -44,7 +44,7 @@ _OPPOSITES = ({"left", "right"}, {"top", "bottom"})
 
 
 class MeasuredCaptioner:
-    """Puts :class:`~fiftyone_regioncap.measuring.Measurements` into a sentence."""
+    """Puts measurements of a region into a sentence."""
 
     @property
     def info(self) -> CaptionerInfo:

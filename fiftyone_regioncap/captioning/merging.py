@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.regions import Frame, Mask, RegionClip, box_of_mask
+from fiftyone_regioncap.core.types import Frame, Mask, RegionClip, box_of_mask
 
 
 def best_look(clip: RegionClip) -> int | None:

@@ -31,9 +31,9 @@ from fiftyone_regioncap.captioning.dam.prompts import (
 from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import Tell
 from fiftyone_regioncap.captioning.views import nested_views
-from fiftyone_regioncap.endpoints import Endpoint
-from fiftyone_regioncap.errors import BackendError, PromptError
-from fiftyone_regioncap.regions import Caption, Frame, Mask, RegionClip
+from fiftyone_regioncap.core.errors import BackendError, PromptError
+from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
+from fiftyone_regioncap.models.endpoints import Endpoint
 
 Region: TypeAlias = Literal["alpha", "outline", "crop", "views"]
 """How the region is shown: mask as alpha, outlined in red, cut out with context, or as

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from fiftyone_regioncap.backends import (
+from fiftyone_regioncap.captioning.base import Captioner, TextPlacer
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.models.registry import (
     Backend,
     LoadOptions,
     Registry,
     checked_path,
     in_hub_cache,
 )
-from fiftyone_regioncap.captioning.base import Captioner, TextPlacer
-from fiftyone_regioncap.errors import BackendError
 
 DAM = "nvidia/DAM-3B"
 DAM_VIDEO = "nvidia/DAM-3B-Video"

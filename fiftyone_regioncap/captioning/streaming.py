@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.batching import caption_batch
-from fiftyone_regioncap.regions import Caption, RegionClip
+from fiftyone_regioncap.core.types import Caption, RegionClip
 
 Tell: TypeAlias = Callable[[str], None]
 """Takes the text so far of the caption that comes next."""

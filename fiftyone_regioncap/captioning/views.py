@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fiftyone_regioncap.errors import PromptError
-from fiftyone_regioncap.regions import Box, Frame, Mask
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.types import Box, Frame, Mask
 
 RegionBox: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 """x1, y1, x2, y2 of a region in pixels, in the numeric type that it was given in."""
@@ -151,7 +151,7 @@ def mask_box(mask: Mask) -> NDArray[np.int64]:
     """First and last column and row of a mask: the last ones belong to it.
 
     This is one pixel less on the right and at the bottom than
-    :func:`fiftyone_regioncap.regions.box_of_mask`, as in the authors' code.
+    :func:`fiftyone_regioncap.core.types.box_of_mask`, as in the authors' code.
 
     Args:
         mask: bool (H, W).

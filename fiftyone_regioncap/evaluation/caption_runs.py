@@ -15,8 +15,11 @@ import fiftyone.core.view as fov
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.caption_fields import CaptionField
-from fiftyone_regioncap.errors import FieldError
+from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.fields import require_output
+from fiftyone_regioncap.dataset.runs import record_run
+from fiftyone_regioncap.dataset.store import Document
 from fiftyone_regioncap.evaluation.captions import (
     DEFAULT_METRICS,
     bleu,
@@ -31,9 +34,6 @@ from fiftyone_regioncap.evaluation.dense import (
     match,
     support_iou,
 )
-from fiftyone_regioncap.labels.fields import require_output
-from fiftyone_regioncap.labels.runs import record_run
-from fiftyone_regioncap.labels.store import Document
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fiftyone_regioncap.errors import BackendError, RegionCapError
+from fiftyone_regioncap.core.errors import BackendError, RegionCapError
 from fiftyone_regioncap.search.embedding import TextEmbedder
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "similarity")

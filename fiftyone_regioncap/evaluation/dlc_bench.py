@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Protocol
 
-from fiftyone_regioncap.endpoints import Endpoint
-from fiftyone_regioncap.errors import BackendError, RegionCapError
+from fiftyone_regioncap.core.errors import BackendError, RegionCapError
+from fiftyone_regioncap.models.endpoints import Endpoint
 
 PROMPT = """\
 Answer the multiple-choice question based on the text description of an object in an \

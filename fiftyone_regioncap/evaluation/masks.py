@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.regions import Mask
+from fiftyone_regioncap.core.types import Mask
 
 TOLERANCE: Final = 0.008
 """How far apart boundaries may be, as a share of the image's diagonal."""

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fiftyone_regioncap.captioning.patchioner.aggregation import MEAN, Weighting
-from fiftyone_regioncap.captioning.patchioner.evaluation import (
+from fiftyone_regioncap.captioning.patchioner.model import Patchioner
+from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.types import Frame
+from fiftyone_regioncap.evaluation.captions import java, meteor, score_captions
+from fiftyone_regioncap.evaluation.dense import DenseResult
+from fiftyone_regioncap.evaluation.patchioner_regions import (
     Answer,
     DenseTask,
     Detection,
@@ -25,11 +30,6 @@ from fiftyone_regioncap.captioning.patchioner.evaluation import (
     answer,
     load_items,
 )
-from fiftyone_regioncap.captioning.patchioner.model import Patchioner
-from fiftyone_regioncap.errors import RegionCapError
-from fiftyone_regioncap.evaluation.captions import java, meteor, score_captions
-from fiftyone_regioncap.evaluation.dense import DenseResult
-from fiftyone_regioncap.regions import Frame
 
 METRICS = ("bleu", "meteor", "rouge_l", "cider")
 """What is computed unless asked otherwise; the paper has SPICE too."""
@@ -109,7 +109,7 @@ def evaluate_task(
     Args:
         task: which of the four.
         annotations: the published file; see
-            :func:`~fiftyone_regioncap.captioning.patchioner.evaluation.load_items`.
+            :func:`~fiftyone_regioncap.evaluation.patchioner_regions.load_items`.
         images: folder of the images, subfolders included.
         model: backbone and language part; ``compat="reference"`` for the published
             numbers.

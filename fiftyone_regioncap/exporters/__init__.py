@@ -10,7 +10,9 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap import database
+from fiftyone_regioncap.core.progress import Listener, listening
+from fiftyone_regioncap.dataset.captions import Review
+from fiftyone_regioncap.dataset.tracks import MaskStorage
 from fiftyone_regioncap.exporters import importing, job
 from fiftyone_regioncap.exporters.base import Format, Importer
 from fiftyone_regioncap.exporters.importing import ImportOptions
@@ -25,9 +27,7 @@ from fiftyone_regioncap.exporters.registry import (
 )
 from fiftyone_regioncap.exporters.staging import ExportError
 from fiftyone_regioncap.exporters.tasks import VideoFailure
-from fiftyone_regioncap.labels.captions import Review
-from fiftyone_regioncap.labels.tracks import MaskStorage
-from fiftyone_regioncap.progress import Listener, listening
+from fiftyone_regioncap.system import database
 
 __all__ = [
     "FORMATS",

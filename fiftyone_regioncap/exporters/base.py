@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import Merge, Part
-from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.regions import RLE
 
 
 class Format(Protocol):

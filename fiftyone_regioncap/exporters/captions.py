@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, get_args
 
+from fiftyone_regioncap.dataset.captions import CaptionRecord, Review
 from fiftyone_regioncap.exporters.staging import ExportError
-from fiftyone_regioncap.labels.captions import CaptionRecord, Review
 
 _DEFAULTS = {
     item.name: item.default_factory()

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.dataset.captions import CaptionRecord
+from fiftyone_regioncap.dataset.encoded import EncodedLabel
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
 from fiftyone_regioncap.exporters.files import coco_rle, dumps, write_object
@@ -25,15 +28,7 @@ from fiftyone_regioncap.exporters.reading import (
     read_json,
 )
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import (
-    ExportError,
-    Merge,
-    Part,
-    with_values,
-)
-from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.labels.encoded import EncodedLabel
-from fiftyone_regioncap.regions import RLE
+from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part, with_values
 
 FILE = "annotations.json"
 

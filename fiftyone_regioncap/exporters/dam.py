@@ -20,12 +20,7 @@ from fiftyone_regioncap.exporters.gathering import NO_LABEL
 from fiftyone_regioncap.exporters.media import Media, jpeg, pictures
 from fiftyone_regioncap.exporters.osprey import on_frames
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import (
-    ExportError,
-    Merge,
-    Part,
-    with_values,
-)
+from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part, with_values
 
 FILE = "annotations.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from fiftyone_regioncap.regions import RLE
+from fiftyone_regioncap.core.types import RLE
 
 
 def dumps(value: Any) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from fiftyone_regioncap.dataset.captions import CaptionRecord
+from fiftyone_regioncap.dataset.encoded import EncodedLabel
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.labels.encoded import EncodedLabel
-from fiftyone_regioncap.sampling import sample_frames
+from fiftyone_regioncap.video.sampling import sample_frames
 
 NO_LABEL = "object"
 """The category of objects whose name isn't known."""

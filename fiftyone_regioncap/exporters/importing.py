@@ -12,19 +12,19 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
+from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
+from fiftyone_regioncap.dataset import fields, schema, status
+from fiftyone_regioncap.dataset.captions import write_captions
+from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.targets import Sample, Targets, video_targets
+from fiftyone_regioncap.dataset.tracks import MaskStorage, TrackWriter
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo, Importer
 from fiftyone_regioncap.exporters.job import MANIFEST, STAGE, ExportSummary
 from fiftyone_regioncap.exporters.reading import read_json
 from fiftyone_regioncap.exporters.records import safe_name
 from fiftyone_regioncap.exporters.staging import ExportError
 from fiftyone_regioncap.exporters.tasks import VideoFailure
-from fiftyone_regioncap.labels import fields, schema, status
-from fiftyone_regioncap.labels.captions import write_captions
-from fiftyone_regioncap.labels.metadata import video_metadata
-from fiftyone_regioncap.labels.tracks import MaskStorage, TrackWriter
-from fiftyone_regioncap.progress import Listener, Meter
-from fiftyone_regioncap.regions import FrameMasks, ObjectMask
-from fiftyone_regioncap.targets import Sample, Targets, video_targets
 
 logger = logging.getLogger(__name__)
 

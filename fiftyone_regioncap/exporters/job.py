@@ -17,21 +17,16 @@ import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.checkpoints import signature
+from fiftyone_regioncap.core.progress import Listener, Meter, Stage
+from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.targets import Targets, video_targets
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.files import dumps, sha256_of, write_object
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import Job, Source, plan
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Staging
-from fiftyone_regioncap.exporters.tasks import (
-    Outcome,
-    Task,
-    VideoFailure,
-    in_processes,
-)
-from fiftyone_regioncap.labels import fields
-from fiftyone_regioncap.progress import Listener, Meter, Stage
-from fiftyone_regioncap.targets import Targets, video_targets
+from fiftyone_regioncap.exporters.tasks import Outcome, Task, VideoFailure, in_processes
+from fiftyone_regioncap.jobs.checkpoints import signature
 
 MANIFEST = "manifest.json"
 

@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias, get_args
 import cv2
 import numpy as np
 
+from fiftyone_regioncap.core.types import Frame
+from fiftyone_regioncap.dataset.encoded import EncodedLabel
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.files import write_list
 from fiftyone_regioncap.exporters.gathering import Captioned, captioned
@@ -19,8 +21,6 @@ from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
 from fiftyone_regioncap.exporters.templates import choose, fill, turns
 from fiftyone_regioncap.exporters.videorefer import annotation, read_conversations
-from fiftyone_regioncap.labels.encoded import EncodedLabel
-from fiftyone_regioncap.regions import Frame
 
 FILE = "llava.json"
 

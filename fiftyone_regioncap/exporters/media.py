@@ -13,11 +13,11 @@ from typing import Literal, TypeAlias, get_args
 import av
 import cv2
 
-from fiftyone_regioncap.errors import VideoError
+from fiftyone_regioncap.core.errors import VideoError
+from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError
-from fiftyone_regioncap.regions import Frame
-from fiftyone_regioncap.video import VideoReader
+from fiftyone_regioncap.video.reader import VideoReader
 
 Mode: TypeAlias = Literal["copy", "link", "none"]
 """Whether media are copied, linked to where they are, or left out. Clips that are cut,

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
 from fiftyone_regioncap.exporters.files import coco_rle, dumps, write_mapping
@@ -25,8 +27,6 @@ from fiftyone_regioncap.exporters.reading import (
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
 from fiftyone_regioncap.exporters.videorefer import RECORD
-from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.regions import RLE
 
 EXPRESSIONS = "meta_expressions.json"
 MASKS = "mask_dict.json"

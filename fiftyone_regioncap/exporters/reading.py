@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from fiftyone_regioncap.core.types import RLE, polygons_to_mask
 from fiftyone_regioncap.exporters.staging import ExportError
-from fiftyone_regioncap.regions import RLE, polygons_to_mask
 
 _MAX_PIXELS = 2**28  # far more than any video; keeps a forged size from taking memory
 

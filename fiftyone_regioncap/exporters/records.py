@@ -14,13 +14,13 @@ import fiftyone.core.collections as foco
 import fiftyone.core.sample as fos
 import numpy as np
 
+from fiftyone_regioncap.core.types import Track
+from fiftyone_regioncap.dataset.captions import CaptionRecord, Review, read_captions
+from fiftyone_regioncap.dataset.encoded import EncodedLabel, read_encoded
+from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.targets import Sample, Targets
+from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.exporters.staging import ExportError
-from fiftyone_regioncap.labels.captions import CaptionRecord, Review, read_captions
-from fiftyone_regioncap.labels.encoded import EncodedLabel, read_encoded
-from fiftyone_regioncap.labels.metadata import video_metadata
-from fiftyone_regioncap.labels.tracks import read_tracks
-from fiftyone_regioncap.regions import Track
-from fiftyone_regioncap.targets import Sample, Targets
 
 REVIEWS: frozenset[Review] = frozenset({"unreviewed", "accepted", "edited"})
 """What is exported unless asked otherwise: all but what a person rejected."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
 from fiftyone_regioncap.exporters.files import coco_rle, dumps
@@ -18,8 +20,6 @@ from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.reading import checked_rle, integer, read_json
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
-from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.regions import RLE
 
 STRIDE = 4
 """SA-V's videos have 24 frames a second, of which 6 are annotated."""

@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from fiftyone_regioncap import assets
-from fiftyone_regioncap.errors import RegionCapError
+from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.exporters.files import dumps, replace_file
+from fiftyone_regioncap.system import assets
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 

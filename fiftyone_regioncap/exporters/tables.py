@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
 from fiftyone_regioncap.exporters.files import coco_rle, write_lines
@@ -22,8 +24,6 @@ from fiftyone_regioncap.exporters.reading import (
 )
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
-from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.regions import RLE
 
 LINES_FILE = "tracks.jsonl"
 CSV_FILE = "captions.csv"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from fiftyone_regioncap.errors import Cancelled
+from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.dataset.targets import Sample, Targets, name_of
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import Job, Source, VideoRecord
 from fiftyone_regioncap.exporters.staging import Parts, is_target_error
-from fiftyone_regioncap.targets import Sample, Targets, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ _opened: tuple[Any, Task]  # of a process: its samples, and what is done to each
 
 def _open(dataset: str, stages: list[dict[str, Any]] | None, task: Task) -> None:
     global _opened
-    from fiftyone_regioncap import database
+    from fiftyone_regioncap.system import database
 
     database.ensure()
     import fiftyone as fo

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
 from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
 from fiftyone_regioncap.exporters.files import coco_rle, write_list
@@ -21,8 +23,6 @@ from fiftyone_regioncap.exporters.reading import (
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
 from fiftyone_regioncap.exporters.templates import choose, fill, turns
-from fiftyone_regioncap.labels.captions import CaptionRecord
-from fiftyone_regioncap.regions import RLE
 
 SFT_FILE = "videorefer.json"
 BENCH_FILE = "videorefer_bench_d.json"

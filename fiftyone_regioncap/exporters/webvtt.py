@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import VideoRecord, safe_name
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
-from fiftyone_regioncap.labels.captions import CaptionRecord
 
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 

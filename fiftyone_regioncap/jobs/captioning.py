@@ -14,24 +14,24 @@ from fiftyone.core.sample import SampleView
 from fiftyone_regioncap.captioning.base import Captioner, CaptionerInfo
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.captioning.summary import change_summary
-from fiftyone_regioncap.clips import ClipPlan, assemble, plan_clip
-from fiftyone_regioncap.jobs.ledger import Ledger
-from fiftyone_regioncap.jobs.options import CaptionOptions
-from fiftyone_regioncap.labels import status
-from fiftyone_regioncap.labels.captions import (
+from fiftyone_regioncap.core.types import Caption, RegionClip, Track
+from fiftyone_regioncap.dataset import status
+from fiftyone_regioncap.dataset.captions import (
     CaptionRecord,
     Key,
     clear_captions,
     read_captions,
     write_captions,
 )
-from fiftyone_regioncap.labels.embeddings import RegionEmbedding
-from fiftyone_regioncap.labels.tracks import read_masks, read_tracks
-from fiftyone_regioncap.measuring import Measurements, measure
-from fiftyone_regioncap.regions import Caption, RegionClip, Track
-from fiftyone_regioncap.sampling import change_windows, fixed_windows
-from fiftyone_regioncap.targets import Sample, Target, name_of
-from fiftyone_regioncap.video import VideoReader, decode_ahead
+from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
+from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
+from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
+from fiftyone_regioncap.jobs.ledger import Ledger
+from fiftyone_regioncap.jobs.options import CaptionOptions
+from fiftyone_regioncap.measuring.regions import Measurements, measure
+from fiftyone_regioncap.video.clips import ClipPlan, assemble, plan_clip
+from fiftyone_regioncap.video.reader import VideoReader, decode_ahead
+from fiftyone_regioncap.video.sampling import change_windows, fixed_windows
 
 CAPTIONS_AT_ONCE = 64
 """Captions are written to the database in chunks of this size, per sample."""

@@ -13,25 +13,30 @@ from itertools import islice
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
 
-from fiftyone_regioncap.caption_fields import CaptionField
 from fiftyone_regioncap.captioning.base import EmbeddingSpace, RegionEmbedder
-from fiftyone_regioncap.clips import assemble, plan_clip
-from fiftyone_regioncap.errors import BackendError, Cancelled
-from fiftyone_regioncap.jobs.images import read_image, region_masks
-from fiftyone_regioncap.jobs.ledger import Failure, Report
-from fiftyone_regioncap.labels import fields, runs, schema
-from fiftyone_regioncap.labels.embeddings import (
+from fiftyone_regioncap.core.errors import BackendError, Cancelled
+from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.types import RegionClip
+from fiftyone_regioncap.dataset import fields, runs, schema
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.embeddings import (
     REVISION,
     RegionEmbedding,
     write_embeddings,
 )
-from fiftyone_regioncap.labels.regions import read_regions
-from fiftyone_regioncap.labels.store import Document
-from fiftyone_regioncap.labels.tracks import read_masks, read_tracks
-from fiftyone_regioncap.progress import Listener, Meter
-from fiftyone_regioncap.regions import RegionClip
-from fiftyone_regioncap.targets import Sample, image_targets, name_of, video_targets
-from fiftyone_regioncap.video import VideoReader
+from fiftyone_regioncap.dataset.regions import read_regions
+from fiftyone_regioncap.dataset.store import Document
+from fiftyone_regioncap.dataset.targets import (
+    Sample,
+    image_targets,
+    name_of,
+    video_targets,
+)
+from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
+from fiftyone_regioncap.jobs.images import read_image, region_masks
+from fiftyone_regioncap.jobs.ledger import Failure, Report
+from fiftyone_regioncap.video.clips import assemble, plan_clip
+from fiftyone_regioncap.video.reader import VideoReader
 
 logger = logging.getLogger(__name__)
 

@@ -16,21 +16,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.streaming import caption_stream
-from fiftyone_regioncap.clips import box_mask
-from fiftyone_regioncap.errors import RegionCapError
-from fiftyone_regioncap.jobs.ledger import Ledger, Summary
-from fiftyone_regioncap.jobs.options import RegionOptions
-from fiftyone_regioncap.labels import fields, runs, schema, status
-from fiftyone_regioncap.labels.regions import (
+from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.types import Caption, Frame, Mask, Prompt, RegionClip
+from fiftyone_regioncap.dataset import fields, runs, schema, status
+from fiftyone_regioncap.dataset.regions import (
     ImageRegion,
     read_regions,
     write_region_captions,
 )
-from fiftyone_regioncap.progress import Listener, Meter
+from fiftyone_regioncap.dataset.targets import image_targets, name_of
+from fiftyone_regioncap.jobs.ledger import Ledger, Summary
+from fiftyone_regioncap.jobs.options import RegionOptions
 from fiftyone_regioncap.propagation.base import Propagator
-from fiftyone_regioncap.regions import Caption, Frame, Mask, Prompt, RegionClip
-from fiftyone_regioncap.targets import image_targets, name_of
-from fiftyone_regioncap.video import decode_ahead
+from fiftyone_regioncap.video.clips import box_mask
+from fiftyone_regioncap.video.reader import decode_ahead
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fiftyone_regioncap.labels import status
-from fiftyone_regioncap.progress import Meter, Stage
-from fiftyone_regioncap.regions import Caption
-from fiftyone_regioncap.targets import Sample
+from fiftyone_regioncap.core.progress import Meter, Stage
+from fiftyone_regioncap.core.types import Caption
+from fiftyone_regioncap.dataset import status
+from fiftyone_regioncap.dataset.targets import Sample
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fiftyone_regioncap.labels.tracks import MaskStorage
+from fiftyone_regioncap.dataset.tracks import MaskStorage
 from fiftyone_regioncap.propagation.base import Direction
 from fiftyone_regioncap.propagation.policy import Policy
 

@@ -9,16 +9,17 @@ from dataclasses import asdict, replace
 
 from fiftyone.core.sample import SampleView
 
-from fiftyone_regioncap import assets
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.checkpoints import CheckpointFile, signature
-from fiftyone_regioncap.errors import Cancelled, PromptError
+from fiftyone_regioncap.core.errors import Cancelled, PromptError
+from fiftyone_regioncap.core.types import FrameMasks, Prompt
+from fiftyone_regioncap.dataset import status
+from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
+from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
+from fiftyone_regioncap.dataset.tracks import TrackWriter, read_tracks
+from fiftyone_regioncap.jobs.checkpoints import CheckpointFile, signature
 from fiftyone_regioncap.jobs.ledger import Ledger
 from fiftyone_regioncap.jobs.options import PropagateOptions
-from fiftyone_regioncap.labels import status
-from fiftyone_regioncap.labels.metadata import video_metadata
-from fiftyone_regioncap.labels.prompts import PromptSet, read_prompts
-from fiftyone_regioncap.labels.tracks import TrackWriter, read_tracks
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -27,9 +28,8 @@ from fiftyone_regioncap.propagation.base import (
     PropagatorInfo,
 )
 from fiftyone_regioncap.propagation.policy import PolicyPropagator
-from fiftyone_regioncap.regions import FrameMasks, Prompt
-from fiftyone_regioncap.targets import Sample, Target, name_of
-from fiftyone_regioncap.video import VideoReader, decode_ahead
+from fiftyone_regioncap.system import assets
+from fiftyone_regioncap.video.reader import VideoReader, decode_ahead
 
 CHECKPOINT_SECONDS = 20.0
 """How much work a killed job repeats at most; saving takes well under a second."""

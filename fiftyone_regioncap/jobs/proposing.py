@@ -9,21 +9,17 @@ from typing import Protocol, runtime_checkable
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.errors import BackendError, Cancelled
+from fiftyone_regioncap.core.errors import BackendError, Cancelled
+from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.dataset import fields, runs, status
+from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.prompts import write_prompts
+from fiftyone_regioncap.dataset.store import frame_path
+from fiftyone_regioncap.dataset.targets import name_of, video_targets
 from fiftyone_regioncap.jobs.ledger import Ledger, Summary
-from fiftyone_regioncap.labels import fields, runs, status
-from fiftyone_regioncap.labels.metadata import video_metadata
-from fiftyone_regioncap.labels.prompts import write_prompts
-from fiftyone_regioncap.labels.store import frame_path
-from fiftyone_regioncap.progress import Listener, Meter
 from fiftyone_regioncap.propagation.base import Propagator
-from fiftyone_regioncap.propagation.proposals import (
-    ProposalOptions,
-    Segmenter,
-    propose,
-)
-from fiftyone_regioncap.targets import name_of, video_targets
-from fiftyone_regioncap.video import VideoReader
+from fiftyone_regioncap.propagation.proposals import ProposalOptions, Segmenter, propose
+from fiftyone_regioncap.video.reader import VideoReader
 
 
 @runtime_checkable

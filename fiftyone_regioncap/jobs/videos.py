@@ -11,14 +11,14 @@ from typing import Any
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.core.progress import Listener, Meter, Stage
+from fiftyone_regioncap.dataset import fields, runs, schema
+from fiftyone_regioncap.dataset.targets import Targets, video_targets
 from fiftyone_regioncap.jobs.captioning import Captioning
 from fiftyone_regioncap.jobs.ledger import Ledger, Summary
 from fiftyone_regioncap.jobs.options import CaptionOptions, PropagateOptions
 from fiftyone_regioncap.jobs.propagating import Propagating
-from fiftyone_regioncap.labels import fields, runs, schema
-from fiftyone_regioncap.progress import Listener, Meter, Stage
 from fiftyone_regioncap.propagation.base import Propagator
-from fiftyone_regioncap.targets import Targets, video_targets
 
 
 def run(

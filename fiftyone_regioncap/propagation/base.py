@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.regions import Frame, FrameMasks, Prompt
+from fiftyone_regioncap.core.types import Frame, FrameMasks, Prompt
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
 

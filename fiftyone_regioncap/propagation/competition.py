@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.regions import Mask
+from fiftyone_regioncap.core.types import Mask
 
 
 def compete(claims: NDArray[np.floating]) -> NDArray[np.bool_]:

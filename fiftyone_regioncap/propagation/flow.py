@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -25,13 +26,6 @@ from fiftyone_regioncap.propagation.stream import (
     StreamPropagation,
     check_prompts,
     plan_passes,
-)
-from fiftyone_regioncap.regions import (
-    Frame,
-    Mask,
-    ObjectMask,
-    Prompt,
-    box_of_mask,
 )
 
 _BINS: Final = (8, 8, 8)

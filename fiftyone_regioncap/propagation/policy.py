@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.types import Frame, FrameMasks, Mask, ObjectMask, Prompt
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -20,8 +21,7 @@ from fiftyone_regioncap.propagation.base import (
     Propagator,
     PropagatorInfo,
 )
-from fiftyone_regioncap.propagation.scene_cuts import SceneCutDetector
-from fiftyone_regioncap.regions import Frame, FrameMasks, Mask, ObjectMask, Prompt
+from fiftyone_regioncap.video.scene_cuts import SceneCutDetector
 
 PREFIX = "policy/"
 SHARED_FRAMES = 8

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.types import Frame, Mask, Prompt, box_of_mask
 from fiftyone_regioncap.propagation.base import Frames
-from fiftyone_regioncap.regions import Frame, Mask, Prompt, box_of_mask
 
 POINTS_AT_ONCE = 32
 

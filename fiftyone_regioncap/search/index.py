@@ -15,14 +15,14 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fiftyone_regioncap import assets
+from fiftyone_regioncap.search.appearance import LookIndex, LookSource, RegionTexts
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
-from fiftyone_regioncap.search.looks import LookIndex, LookSource, RegionTexts
 from fiftyone_regioncap.search.query import Query
 from fiftyone_regioncap.search.source import Source
 from fiftyone_regioncap.search.text_index import TextIndex
 from fiftyone_regioncap.search.vectors import VectorStore
+from fiftyone_regioncap.system import assets
 
 Mode: TypeAlias = Literal["hybrid", "text", "semantic", "visual"]
 """Search by words and meaning, by words, by meaning, or by how regions look."""

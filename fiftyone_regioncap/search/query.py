@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fiftyone_regioncap.errors import RegionCapError
+from fiftyone_regioncap.core.errors import RegionCapError
 
 # A phrase, with or without a minus in front, or a run of anything but blanks. A quote
 # that is not closed quotes the rest.

@@ -14,13 +14,14 @@ import fiftyone.core.view as fov
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.caption_fields import CaptionField
 from fiftyone_regioncap.captioning.base import TextPlacer
-from fiftyone_regioncap.errors import BackendError
-from fiftyone_regioncap.search import embedding, looks
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.search import appearance as looks
+from fiftyone_regioncap.search import embedding
+from fiftyone_regioncap.search.appearance import KnownSpace, RegionTexts
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 from fiftyone_regioncap.search.index import CaptionIndex, Hit, Mode, index_folder
-from fiftyone_regioncap.search.looks import KnownSpace, RegionTexts
 from fiftyone_regioncap.search.source import FieldSource
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from fiftyone.brain.internal.core.sklearn import (
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
-from fiftyone_regioncap.search import looks
+from fiftyone_regioncap.search import appearance as looks
+from fiftyone_regioncap.search.appearance import KnownSpace, RegionTexts
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder, load
-from fiftyone_regioncap.search.looks import KnownSpace, RegionTexts
 
 
 class CaptionSimilarityConfig(SklearnSimilarityConfig):

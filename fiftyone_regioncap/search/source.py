@@ -10,9 +10,9 @@ from typing import Generic, Protocol, TypeVar
 
 from bson import ObjectId
 
-from fiftyone_regioncap.caption_fields import CaptionField
-from fiftyone_regioncap.labels.embeddings import ATTRIBUTES, RegionEmbedding
-from fiftyone_regioncap.labels.store import Document, now
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.embeddings import ATTRIBUTES, RegionEmbedding
+from fiftyone_regioncap.dataset.store import Document, now
 
 T = TypeVar("T")
 

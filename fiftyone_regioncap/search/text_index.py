@@ -17,7 +17,7 @@ import tantivy
 from numpy.typing import NDArray
 from tantivy import Filter, Occur, TextAnalyzerBuilder, Tokenizer
 
-from fiftyone_regioncap.errors import RegionCapError
+from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.search.query import Query
 
 # One field for all: a union over fields for each word would keep the engine from

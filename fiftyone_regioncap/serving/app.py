@@ -31,8 +31,8 @@ from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.scheduler import Job, Update
 from fiftyone_regioncap.captioning.dam.tokenizer import TextStream
-from fiftyone_regioncap.captioning.decoding import Sampling
-from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.models.sampling import Sampling
 from fiftyone_regioncap.serving.batcher import Batcher
 from fiftyone_regioncap.serving.messages import (
     MODEL_ALIAS,

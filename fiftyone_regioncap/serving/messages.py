@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from fiftyone_regioncap.captioning.dam import prompts
-from fiftyone_regioncap.captioning.decoding import Sampling
+from fiftyone_regioncap.models.sampling import Sampling
 
 MODEL_ALIAS = "describe_anything_model"
 """The name that clients of the authors' server use for whatever it runs."""

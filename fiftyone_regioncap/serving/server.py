@@ -13,7 +13,7 @@ from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 
 from fiftyone_regioncap.captioning.dam.model import DAM
-from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.serving.app import ServerSettings, create_app
 
 

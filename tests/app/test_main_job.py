@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiftyone_regioncap import assets, datasets
-from fiftyone_regioncap.regions import Prompt, box_of_mask
+from fiftyone_regioncap.core.types import Prompt, box_of_mask
+from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.system import assets
 
 pytestmark = pytest.mark.app
 

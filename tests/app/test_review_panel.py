@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import fiftyone_regioncap as frc
-from fiftyone_regioncap import datasets
-from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
-from fiftyone_regioncap.regions import Prompt, box_of_mask
+from fiftyone_regioncap.core.types import Prompt, box_of_mask
+from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 
 pytestmark = pytest.mark.app
 

@@ -9,12 +9,12 @@ from typing import Any
 import fiftyone as fo
 import pytest
 
-from fiftyone_regioncap import datasets
-from fiftyone_regioncap.labels.captions import CaptionRecord, write_captions
-from fiftyone_regioncap.labels.tracks import TrackWriter
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
+from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.propagation.base import Frames
-from fiftyone_regioncap.regions import FrameMasks, ObjectMask, Prompt
-from fiftyone_regioncap.video import VideoReader
+from fiftyone_regioncap.video.reader import VideoReader
 
 pytestmark = pytest.mark.app
 

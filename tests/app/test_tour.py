@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiftyone_regioncap import assets, datasets, demo, sdk
+from fiftyone_regioncap import api
+from fiftyone_regioncap.cli.main import demo
+from fiftyone_regioncap.core.types import Prompt, box_of_mask
+from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
 from fiftyone_regioncap.propagation.registry import MOBILE_SAM
-from fiftyone_regioncap.regions import Prompt, box_of_mask
+from fiftyone_regioncap.system import assets
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(1500)]
 
@@ -89,7 +92,7 @@ def dataset(scene: Scene, fiftyone_database: str) -> Iterator[fo.Dataset]:
     assets.fetch(MOBILE_SAM)
     for video, prompts in scene.videos.items():
         made, _, _ = datasets.add_videos("tour", [video], prompts)
-    summary = sdk.propagate_and_caption(
+    summary = api.propagate_and_caption(
         made,
         propagate=PropagateOptions(stop=scene.stop),
         caption=CaptionOptions(window=scene.window),

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.confidence import (
     agreement,
@@ -26,17 +25,14 @@ from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.processing import FullViews
 from fiftyone_regioncap.captioning.dam.quantization import Quantization
-from fiftyone_regioncap.captioning.dam.scheduler import (
-    ENCODED_AT_ONCE,
-    Job,
-    Scheduler,
-)
-from fiftyone_regioncap.captioning.dam.weights import shard_paths
-from fiftyone_regioncap.captioning.decoding import Sampling
+from fiftyone_regioncap.captioning.dam.scheduler import ENCODED_AT_ONCE, Job, Scheduler
 from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import Tell
-from fiftyone_regioncap.errors import BackendError, PromptError
-from fiftyone_regioncap.regions import Caption, RegionClip
+from fiftyone_regioncap.core.errors import BackendError, PromptError
+from fiftyone_regioncap.core.types import Caption, RegionClip
+from fiftyone_regioncap.models.loading import shard_paths
+from fiftyone_regioncap.models.sampling import Sampling
+from fiftyone_regioncap.system import assets
 
 ROWS = {"cuda": 64, "cpu": 8}
 """Answers at once, where memory allows."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 LLM = "llm"
 VISION = "vision_tower"

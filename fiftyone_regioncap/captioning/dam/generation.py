@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from fiftyone_regioncap.captioning.dam.language import Cache, Decoder
-from fiftyone_regioncap.captioning.decoding import (
+from fiftyone_regioncap.models.sampling import (
     GREEDY,
     Sampling,
     SamplingRows,

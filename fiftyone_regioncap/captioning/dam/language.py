@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from fiftyone_regioncap.captioning.decoding import on_device
+from fiftyone_regioncap.models.sampling import on_device
 
 LENGTH_STEP = 256
 """Attention while decoding covers the longest row, rounded up to this many tokens: few

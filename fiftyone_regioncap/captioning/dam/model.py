@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.dam.config import (
     ADAPTERS,
     LLM,
@@ -23,24 +22,17 @@ from fiftyone_regioncap.captioning.dam.config import (
     VISION,
     DAMConfig,
 )
-from fiftyone_regioncap.captioning.dam.generation import (
-    Engine,
-    Event,
-    Request,
-)
+from fiftyone_regioncap.captioning.dam.generation import Engine, Event, Request
 from fiftyone_regioncap.captioning.dam.language import row_bytes
 from fiftyone_regioncap.captioning.dam.processing import Processor, Window
 from fiftyone_regioncap.captioning.dam.prompts import conversation
 from fiftyone_regioncap.captioning.dam.quantization import Quantization, quantize
-from fiftyone_regioncap.captioning.dam.tokenizer import (
-    IMAGE_ID,
-    TextStream,
-    Tokenizer,
-)
+from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID, TextStream, Tokenizer
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
-from fiftyone_regioncap.captioning.dam.weights import load_strict
-from fiftyone_regioncap.captioning.decoding import Sampling, on_device
-from fiftyone_regioncap.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.models.loading import load_strict
+from fiftyone_regioncap.models.sampling import Sampling, on_device
+from fiftyone_regioncap.system import assets
 
 PREFILL_TOKENS = {"cuda": 16384, "cpu": 1}
 """Prompt tokens read in one pass; 1 means one prompt at a time."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap.captioning.dam.config import ImageConfig
-from fiftyone_regioncap.errors import PromptError
-from fiftyone_regioncap.regions import Mask, box_of_mask
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.types import Mask, box_of_mask
 
 MINIMUM_SIDE = 48
 """The focal crop takes objects as at least this big, in pixels of the image."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.core.errors import BackendError
 
 Quantization: TypeAlias = Literal["8bit", "4bit"]
 """How many bits a weight keeps."""

@@ -16,8 +16,8 @@ from fiftyone_regioncap.captioning.batching import (
 )
 from fiftyone_regioncap.captioning.dam.generation import Answer, Engine, Request
 from fiftyone_regioncap.captioning.dam.model import DAM
-from fiftyone_regioncap.captioning.decoding import GREEDY, Sampling
-from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.models.sampling import GREEDY, Sampling
 
 ENCODED_AT_ONCE = 8
 """Clips that are encoded and read together: enough to fill a GPU."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from fiftyone_regioncap.captioning.dam.prompts import IMAGE_TAG
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 IMAGE_ID = -200
 """Holds the place of one image among the ids of a prompt."""

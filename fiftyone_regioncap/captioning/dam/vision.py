@@ -8,7 +8,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.activations import ACT2FN
 
 from fiftyone_regioncap.captioning.dam.config import DAMConfig, EncoderConfig
-from fiftyone_regioncap.captioning.decoding import on_device
+from fiftyone_regioncap.models.sampling import on_device
 
 LAYER_NORM_EPS = 1e-5
 """Of the projector's norm, fixed by its code; the tower's comes from its config."""

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.confidence import content_minimum
@@ -53,8 +52,9 @@ from fiftyone_regioncap.captioning.views import (
     nested_views,
     to_gray,
 )
-from fiftyone_regioncap.errors import BackendError
-from fiftyone_regioncap.regions import Caption, Frame, Mask, RegionClip, Scored
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip, Scored
+from fiftyone_regioncap.system import assets
 
 TASKS = ("caption", "tags", "attributes", "category")
 """Everything that DynRefer can be asked."""

@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from fiftyone_regioncap.captioning.dynrefer.deformable import DeformableAlign
 from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
 from fiftyone_regioncap.captioning.dynrefer.roialign import roi_align
-from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.core.errors import BackendError
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)

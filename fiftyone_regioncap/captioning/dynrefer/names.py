@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fiftyone_regioncap import assets
-from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.dynrefer.texts import (
     Attribute,
     read_attributes,
@@ -14,7 +12,9 @@ from fiftyone_regioncap.captioning.dynrefer.texts import (
     read_lines,
 )
 from fiftyone_regioncap.captioning.dynrefer.weights import PUBLISHED, WHERE, Files
-from fiftyone_regioncap.errors import PromptError, WeightsError
+from fiftyone_regioncap.core.errors import PromptError, WeightsError
+from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
+from fiftyone_regioncap.system import assets
 
 PUBLISHED_TAGS = 4585
 """Names in the tag list of Recognize Anything that the authors' checkpoints know."""

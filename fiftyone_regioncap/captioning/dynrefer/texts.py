@@ -14,8 +14,8 @@ import ftfy
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 TEXTS_AT_ONCE = 256
 """Texts that go through the text tower in one batch."""

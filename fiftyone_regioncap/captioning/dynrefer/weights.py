@@ -32,7 +32,7 @@ from fiftyone_regioncap.captioning.dynrefer.model import (
     DynReferModel,
     HeadSizes,
 )
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 BLIP2 = "Salesforce/blip2-flan-t5-xl"
 """Hub repository with the ViT, the query tokens and the T5."""

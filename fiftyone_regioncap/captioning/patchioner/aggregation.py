@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.errors import PromptError
-from fiftyone_regioncap.regions import Box, Mask, box_of_mask, polygons_to_mask
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.types import Box, Mask, box_of_mask, polygons_to_mask
 
 Weights: TypeAlias = NDArray[np.float32]
 

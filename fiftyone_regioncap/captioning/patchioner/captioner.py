@@ -30,11 +30,11 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
 )
 from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
-from fiftyone_regioncap.captioning.patchioner.places import PatchionerTexts
+from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
 from fiftyone_regioncap.captioning.patchioner.tokenizer import tidy
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, FrameFeatures
-from fiftyone_regioncap.errors import BackendError, PromptError
-from fiftyone_regioncap.regions import Caption, Frame, RegionClip
+from fiftyone_regioncap.core.errors import BackendError, PromptError
+from fiftyone_regioncap.core.types import Caption, Frame, RegionClip
 
 LICENSE = "LicenseRef-Patchioner-unstated"
 """The authors state no licence of code or weights; see ``docs/patchioner.md``."""

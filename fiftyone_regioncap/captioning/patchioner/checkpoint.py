@@ -13,9 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from fiftyone_regioncap import assets
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
-from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
@@ -29,10 +27,7 @@ from fiftyone_regioncap.captioning.patchioner.meacap import (
     SENTENCE_REPOSITORY,
     ConceptReader,
 )
-from fiftyone_regioncap.captioning.patchioner.memory import (
-    TextMemory,
-    memory_file_name,
-)
+from fiftyone_regioncap.captioning.patchioner.memory import TextMemory, memory_file_name
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
 from fiftyone_regioncap.captioning.patchioner.text import CLIP_REPOSITORY, TextEncoder
@@ -44,7 +39,9 @@ from fiftyone_regioncap.captioning.patchioner.viecap import (
     embed_entities,
 )
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, DinoTower
-from fiftyone_regioncap.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
+from fiftyone_regioncap.system import assets
 
 DEFAULT_REPOSITORY = "Ruggero1912/Patch-ioner_talk2dino_decap_COCO_Captions"
 """The model of the paper's main rows: Talk2DINO with a memory."""

@@ -15,7 +15,7 @@ from fiftyone_regioncap.captioning.patchioner.vision import (
     grid_of,
     preprocess,
 )
-from fiftyone_regioncap.regions import Frame
+from fiftyone_regioncap.core.types import Frame
 
 
 @dataclass(frozen=True)

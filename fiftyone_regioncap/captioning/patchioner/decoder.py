@@ -18,7 +18,7 @@ from fiftyone_regioncap.captioning.patchioner.gpt2 import (
     KeyValueCache,
     LanguageModel,
 )
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 STEPS = 30
 """Tokens per caption, the start token included."""

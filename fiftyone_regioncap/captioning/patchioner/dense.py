@@ -18,8 +18,8 @@ from fiftyone_regioncap.captioning.patchioner.aggregation import (
 from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
 from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
-from fiftyone_regioncap.errors import PromptError
-from fiftyone_regioncap.regions import Box, Frame, Mask, box_of_mask
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.types import Box, Frame, Mask, box_of_mask
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.confidence import SPACE, content_minimum
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
@@ -22,6 +21,7 @@ from fiftyone_regioncap.captioning.patchioner.viecap import (
     choose_entities,
     entity_probabilities,
 )
+from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 PARSER_REPOSITORY = "lizhuang144/flan-t5-base-VG-factual-sg"
 """A T5 that turns captions into scene graphs."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, WeightsError
 
 TEMPERATURE = 0.01
 """Of the softmax over cosines, fixed in all published models."""

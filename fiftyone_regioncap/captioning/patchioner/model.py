@@ -21,8 +21,8 @@ from fiftyone_regioncap.captioning.patchioner.aggregation import (
 )
 from fiftyone_regioncap.captioning.patchioner.language import Description, Language
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, FrameFeatures
-from fiftyone_regioncap.errors import WeightsError
-from fiftyone_regioncap.regions import Frame
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.core.types import Frame
 
 
 def embed_regions(

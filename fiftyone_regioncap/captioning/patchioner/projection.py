@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 PUBLISHED_SHA256 = "5db3e85d"
 """How the projection that the published memories and decoders belong to begins.

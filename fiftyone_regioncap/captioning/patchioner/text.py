@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch16"
 """The text tower of all Talk2DINO models."""

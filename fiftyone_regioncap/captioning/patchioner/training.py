@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fiftyone_regioncap.captioning.clip_vocabulary import ClipVocabulary
 from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     Checkpoint,
     save_checkpoint,
@@ -29,7 +28,8 @@ from fiftyone_regioncap.captioning.patchioner.memory import (
     build_memory,
     memory_file_name,
 )
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 NOISE = 0.08
 """Standard deviation of the published noise model, per channel of a unit vector."""

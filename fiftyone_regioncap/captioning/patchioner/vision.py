@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from fiftyone_regioncap.captioning.patchioner.aggregation import Grid, Weights
-from fiftyone_regioncap.regions import Frame
+from fiftyone_regioncap.core.types import Frame
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

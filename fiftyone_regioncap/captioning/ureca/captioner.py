@@ -17,13 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.backends import best_device
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.confidence import content_minimum, short_label
 from fiftyone_regioncap.captioning.dam.captioner import DTYPES
 from fiftyone_regioncap.captioning.dam.generation import Answer
-from fiftyone_regioncap.captioning.decoding import Sampling
 from fiftyone_regioncap.captioning.merging import best_look
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
 from fiftyone_regioncap.captioning.ureca.generation import (
@@ -49,13 +47,11 @@ from fiftyone_regioncap.captioning.ureca.tiling import (
     static_mask,
 )
 from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer, load_tokenizer
-from fiftyone_regioncap.captioning.ureca.weights import (
-    locate,
-    mask_channels,
-    revision,
-)
-from fiftyone_regioncap.errors import BackendError, PromptError, WeightsError
-from fiftyone_regioncap.regions import Caption, Frame, Mask, RegionClip
+from fiftyone_regioncap.captioning.ureca.weights import locate, mask_channels, revision
+from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
+from fiftyone_regioncap.models.registry import best_device
+from fiftyone_regioncap.models.sampling import Sampling
 
 REGIONS_AT_ONCE = {"cuda": 32, "cpu": 16}
 """Captions that are written together."""

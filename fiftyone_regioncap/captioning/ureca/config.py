@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import InternVLVisionConfig, LlamaConfig, Qwen2Config
 
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 INTERNLM2 = "InternLM2ForCausalLM"
 QWEN2 = "Qwen2ForCausalLM"

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.dam.language import Cache, Decoder
-from fiftyone_regioncap.captioning.decoding import (
+from fiftyone_regioncap.models.sampling import (
     Sampling,
     SamplingRows,
     choose,

@@ -20,7 +20,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
 from fiftyone_regioncap.captioning.ureca.tiling import normalize
 from fiftyone_regioncap.captioning.ureca.weights import load_weights
-from fiftyone_regioncap.errors import PromptError
+from fiftyone_regioncap.core.errors import PromptError
 
 TILES_AT_ONCE = {"cuda": 32, "cpu": 4}
 """Tiles that go through the vision tower together."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fiftyone_regioncap.regions import Frame, Mask
+from fiftyone_regioncap.core.types import Frame, Mask
 
 MEAN = (0.485, 0.456, 0.406)
 """Of ImageNet, by RGB channel, subtracted from values in [0, 1]."""

@@ -20,7 +20,7 @@ from tokenizers.normalizers import NFC
 from fiftyone_regioncap.captioning.confidence import SPACE
 from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, read_json
 from fiftyone_regioncap.captioning.ureca.prompts import TOKENS
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 
 FILES: dict[str, tuple[str, ...]] = {
     "internlm2": ("tokenizer.model",),

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fiftyone_regioncap import assets
-from fiftyone_regioncap.captioning.dam.weights import shard_paths, tensors
 from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, UrecaConfig
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.loading import shard_paths, tensors
+from fiftyone_regioncap.system import assets
 
 Named = Iterable[tuple[str, Tensor]]
 

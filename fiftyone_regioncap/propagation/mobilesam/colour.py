@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.propagation.mobilesam.segmenter import MASK_STRIDE, Grid
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE
-from fiftyone_regioncap.regions import Frame
 
 # Centres of the bins along L*, a* and b* of CIELAB. A colour counts for the two nearest
 # along each, so that a slight change of light changes a histogram slightly.

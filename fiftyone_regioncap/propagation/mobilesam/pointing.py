@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
-from fiftyone_regioncap.regions import Frame
 
 
 class PointSegmenter:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
-from fiftyone_regioncap.regions import Prompt
 
 CERTAIN = 10.0
 """Logit of a pixel that the user marked; logits of other pixels are its negative."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -23,7 +24,6 @@ from fiftyone_regioncap.propagation.stream import (
     check_prompts,
     plan_passes,
 )
-from fiftyone_regioncap.regions import Prompt
 
 SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
 """Of the published ``mobile_sam.pt``."""

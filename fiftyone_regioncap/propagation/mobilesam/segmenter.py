@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from transformers.models.sam.configuration_sam import SamConfig
 from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE, TinyViT
-from fiftyone_regioncap.regions import Frame
 
 INPUT_SIDE: Final = 1024
 """The longest side that the published weights were trained at, in pixels."""

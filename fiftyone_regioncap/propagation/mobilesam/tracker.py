@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fiftyone_regioncap.core.types import Frame, ObjectMask, Prompt, box_of_mask
 from fiftyone_regioncap.propagation.competition import compete, drop_fragments
 from fiftyone_regioncap.propagation.mobilesam.colour import (
     cell_colours,
@@ -35,7 +36,6 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import (
     half_is_fast,
 )
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import CHANNELS, STRIDE
-from fiftyone_regioncap.regions import Frame, ObjectMask, Prompt, box_of_mask
 
 # Bhattacharyya's coefficients of an object's colours on two frames that say that it is
 # another, or the same; and what is left of a score when they say it is another.

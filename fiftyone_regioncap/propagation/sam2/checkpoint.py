@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.propagation.base import Checkpoint
 from fiftyone_regioncap.propagation.sam2.bank import Bank, Outcome
 from fiftyone_regioncap.propagation.sam2.stream import LogitsStream

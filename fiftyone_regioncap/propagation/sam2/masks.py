@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiftyone_regioncap.regions import Mask
+from fiftyone_regioncap.core.types import Mask
 
 BATCH_PIXELS = 1 << 25
 """Pixels that are resized at once: 128 MiB of float32."""

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiftyone_regioncap.errors import PromptError
-from fiftyone_regioncap.regions import Mask, Prompt
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.types import Mask, Prompt
 
 ON, OFF, TOP_LEFT, BOTTOM_RIGHT = 1, 0, 2, 3
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -32,7 +33,6 @@ from fiftyone_regioncap.propagation.sam2.stream import (
     LogitsStream,
 )
 from fiftyone_regioncap.propagation.sam2.weights import Architecture, load_weights
-from fiftyone_regioncap.regions import FrameMasks, ObjectMask, Prompt
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.propagation.sam2.frames import normalise, shrink
 from fiftyone_regioncap.propagation.sam2.model import Features, TrackerModel
-from fiftyone_regioncap.regions import Frame
 
 
 class FrameSegmenter:

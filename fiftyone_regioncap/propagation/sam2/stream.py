@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.errors import BackendError
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.propagation.base import Direction, Frames
 from fiftyone_regioncap.propagation.sam2.bank import Bank, Limits, Outcome, Step
 from fiftyone_regioncap.propagation.sam2.frames import FrameFeed, normalise

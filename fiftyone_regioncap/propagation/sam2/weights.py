@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from fiftyone_regioncap.assets import sha256
-from fiftyone_regioncap.errors import WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.system.assets import sha256
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What captions say: facets, checks, differences, parts and wholes."""

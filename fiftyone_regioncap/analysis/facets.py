@@ -1,0 +1,252 @@
+"""What captions speak of, as short words to filter by.
+
+Rules and the lists of :mod:`.vocabulary` find nouns, colors and other attributes;
+nothing is downloaded. The sidebar filters by whole values, so that
+long texts are of no use there, and these lists are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import fiftyone as fo
+import fiftyone.core.collections as foco
+from fiftyone import ViewField as F
+
+from fiftyone_regioncap.analysis.vocabulary import (
+    ATTRIBUTES,
+    COLORS,
+    DETERMINERS,
+    IRREGULAR_PLURALS,
+    NOUNS,
+    STOPWORDS,
+)
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+
+NOUNS_FIELD = "nouns"
+"""Attribute of the labels for the nouns."""
+
+TRAITS_FIELD = "traits"
+"""Attribute of the labels for colours and other attributes."""
+
+LOW_CONFIDENCE = 0.5
+LONG_TRACK_FRAMES = 150
+
+_WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*|[.,;:!?()]")
+_KINDS = {word: kind for kind, words in ATTRIBUTES.items() for word in words}
+
+
+@dataclass(frozen=True)
+class Facets:
+    """What a caption speaks of.
+
+    Attributes:
+        nouns: in the singular, in the order of the text.
+        traits: such as ``"color:red"`` and ``"material:wooden"``.
+        subject_noun: the first noun of the text.
+        subject_colors: basic colours that the subject is said to have.
+    """
+
+    nouns: tuple[str, ...] = ()
+    traits: tuple[str, ...] = ()
+    subject_noun: str | None = None
+    subject_colors: tuple[str, ...] = ()
+
+
+def facets_of(caption: str, label: str | None = None) -> Facets:
+    """Finds nouns and attributes in an English caption.
+
+    Args:
+        caption: a sentence or more.
+        label: the short name; its last word is taken as a noun.
+    """
+    words = [word.lower() for word in _WORD.findall(caption)]
+    nouns: dict[str, None] = {}
+    traits: dict[str, None] = {}
+    subject: str | None = None
+    colors: dict[str, None] = {}
+    for place, word in enumerate(words):
+        color = COLORS.get(word)
+        if color is not None and not _names_fruit(words, place):
+            traits[f"color:{color}"] = None
+            if subject is None:
+                colors[color] = None
+        elif word in _KINDS:
+            traits[f"{_KINDS[word]}:{word}"] = None
+        noun = _noun_at(words, place)
+        if noun is not None:
+            nouns[noun] = None
+            subject = subject or noun
+    if label:
+        names = [word.lower() for word in _WORD.findall(label.replace("_", " "))]
+        if names and names[-1] not in COLORS and names[-1] not in STOPWORDS:
+            nouns.setdefault(singular(names[-1]))
+    return Facets(tuple(nouns), tuple(traits), subject, tuple(colors))
+
+
+def singular(word: str) -> str:
+    """An English noun in the singular.
+
+    Args:
+        word: in lower case.
+    """
+    if word in IRREGULAR_PLURALS:
+        return IRREGULAR_PLURALS[word]
+    if word in NOUNS or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+        return word
+    for ending, replacement in (("ies", "y"), ("es", ""), ("s", "")):
+        if word.endswith(ending) and word.removesuffix(ending) + replacement in NOUNS:
+            return word.removesuffix(ending) + replacement
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "xes", "sses")):
+        return word[:-2]
+    return word[:-1]
+
+
+def _noun_at(words: list[str], place: int) -> str | None:
+    """The noun that ends at a word, if one does."""
+    word = words[place]
+    if place and (pair := f"{words[place - 1]} {singular(word)}") in NOUNS:
+        return pair
+    if word in COLORS and not _names_fruit(words, place):
+        return None
+    if singular(word) in NOUNS:
+        return singular(word)
+    # A word that isn't known is a noun where it stands alone between a determiner,
+    # with attributes in between, and the end of the phrase: "a red and gray gizmo on".
+    if not word.isalpha() or word in STOPWORDS or word in _KINDS or word in DETERMINERS:
+        return None
+    before = place - 1
+    while before >= 0 and (
+        words[before] in COLORS or words[before] in _KINDS or words[before] == "and"
+    ):
+        before -= 1
+    if before < 0 or words[before] not in DETERMINERS:
+        return None
+    after = words[place + 1] if place + 1 < len(words) else "."
+    ends = after in STOPWORDS or not after[0].isalpha() or after.endswith(("ing", "ed"))
+    return singular(word) if ends else None
+
+
+def _names_fruit(words: list[str], place: int) -> bool:
+    """Whether "orange" is a thing here: after a determiner, before no noun."""
+    if words[place] != "orange" or not place or words[place - 1] not in DETERMINERS:
+        return False
+    after = words[place + 1] if place + 1 < len(words) else "."
+    return after in STOPWORDS or not after[0].isalpha()
+
+
+# -- on a dataset -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FacetSummary:
+    """What was written.
+
+    Attributes:
+        captions: how many have facets.
+        nouns: how many different ones there are.
+        traits: how many different ones there are.
+        fields: of the samples, to filter by in the sidebar.
+        views: names of the saved views.
+    """
+
+    captions: int
+    nouns: int
+    traits: int
+    fields: tuple[str, ...]
+    views: tuple[str, ...]
+
+
+def extract_facets(
+    samples: foco.SampleCollection, field: str = "captions"
+) -> FacetSummary:
+    """Writes what captions speak of, and makes it easy to filter by.
+
+    Labels get ``nouns`` and ``traits``; samples get ``<field>_nouns``,
+    ``<field>_traits`` and ``<field>_labels``, which are indexed and shown in a group
+    of the sidebar; views of captions to look at are saved (see :func:`save_views`).
+    What was made before is brought up to date.
+
+    Args:
+        samples: a dataset or a view.
+        field: of the captions.
+
+    Raises:
+        FieldError: when the field is absent or can't have captions.
+    """
+    captions = CaptionField.of(samples, field)
+    nouns: dict[str, list[str]] = {}
+    traits: dict[str, list[str]] = {}
+    for _, labels in captions.in_view(samples, ("caption", "label")):
+        for label in labels:
+            found = facets_of(label.get("caption") or "", label.get("label"))
+            nouns[str(label["_id"])] = list(found.nouns)
+            traits[str(label["_id"])] = list(found.traits)
+    captions.write(NOUNS_FIELD, nouns, fo.ListField, fo.StringField)
+    captions.write(TRAITS_FIELD, traits, fo.ListField, fo.StringField)
+    paths = {
+        f"{field}_nouns": NOUNS_FIELD,
+        f"{field}_traits": TRAITS_FIELD,
+        f"{field}_labels": "label",
+    }
+    summaries = tuple(_summarize(captions, name, path) for name, path in paths.items())
+    return FacetSummary(
+        captions=len(nouns),
+        nouns=len({word for words in nouns.values() for word in words}),
+        traits=len({word for words in traits.values() for word in words}),
+        fields=summaries,
+        views=tuple(save_views(captions)),
+    )
+
+
+def save_views(captions: CaptionField) -> Iterator[str]:
+    """Saves views of captions to look at, as far as what they ask for is there.
+
+    They are the captions that are unreviewed, that failed, that the model was unsure
+    of, that are about long tracks, and that another caption is nearly the same as.
+
+    Args:
+        captions: the field.
+
+    Yields:
+        the names of the views.
+    """
+    filters = {
+        "unreviewed": ("review", F("review") == "unreviewed"),
+        "failed": ("error", F("error") != None),  # noqa: E711  (becomes a query)
+        "low confidence": (
+            "confidence",
+            (F("confidence") != None) & (F("confidence") < LOW_CONFIDENCE),  # noqa: E711
+        ),
+        "long tracks": (
+            "support",
+            F("support")[1] - F("support")[0] >= LONG_TRACK_FRAMES,
+        ),
+        "duplicates": ("duplicate_of", F("duplicate_of") != None),  # noqa: E711
+    }
+    dataset = captions.dataset
+    for title, (attribute, condition) in filters.items():
+        if dataset.has_field(f"{captions.labels}.{attribute}"):
+            name = f"{captions.name}: {title}"
+            view = dataset.filter_labels(captions.name, condition)
+            dataset.save_view(name, view, overwrite=True)
+            yield name
+
+
+def _summarize(captions: CaptionField, name: str, attribute: str) -> str:
+    """A list of the values that a sample's labels have, for the sidebar."""
+    dataset = captions.dataset
+    if dataset.has_field(name):
+        dataset.update_summary_field(name)
+    else:
+        dataset.create_summary_field(
+            f"{captions.labels}.{attribute}",
+            field_name=name,
+            sidebar_group=f"{captions.name} facets",
+            create_index=True,
+        )
+    return name

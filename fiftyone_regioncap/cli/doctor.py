@@ -1,0 +1,263 @@
+"""Says what was found on this machine, and what to do about what is missing.
+
+Looks only: it starts no database, downloads nothing, and takes a few seconds.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.system import assets, database
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_HUB_SECONDS = 3.0
+_TOO_LITTLE = 1 << 30
+_LITTLE = 10 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for.
+
+    Attributes:
+        name: of the thing.
+        found: what is there, in a few words.
+        level: ``ok``; ``note`` where something useful is missing that the main job does
+            without; ``problem`` where the main job fails.
+        advice: what to do; empty where there is nothing to do.
+    """
+
+    name: str
+    found: str
+    level: Literal["ok", "note", "problem"] = "ok"
+    advice: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the main job runs in spite of it."""
+        return self.level != "problem"
+
+
+def examine() -> list[Finding]:
+    """Looks at everything that the main job, the App and the big models need.
+
+    Returns:
+        findings, the foundations first. Never raises: what breaks while it is looked
+        at is a finding too.
+    """
+    return [finding for check in _CHECKS for finding in _guarded(check)]
+
+
+def render(findings: Sequence[Finding]) -> str:
+    """Findings as text for people: a line each, and its advice below it.
+
+    Args:
+        findings: as :func:`examine` returns them.
+
+    Returns:
+        lines; the first column is ``ok``, ``note`` or ``problem``.
+    """
+    names = max((len(finding.name) for finding in findings), default=0)
+    levels = len("problem")
+    lines = []
+    for finding in findings:
+        lines.append(
+            f"{finding.level:{levels}}  {finding.name:{names}}  {finding.found}"
+        )
+        if finding.advice:
+            lines.append(f"{'':{levels}}  {'':{names}}  -> {finding.advice}")
+    return "\n".join(lines)
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except Exception as error:  # a broken installation raises anything
+        name = check.__name__.strip("_").replace("_", " ")
+        yield Finding(
+            name,
+            f"{type(error).__name__}: {error}",
+            "problem",
+            "" if isinstance(error, RegionCapError) else "reinstall it",
+        )
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("Python", f"{platform.python_version()} at {sys.executable}")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("torch", torch.__version__)
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(number)
+            memory = device.total_memory / (1 << 30)
+            yield Finding(f"cuda:{number}", f"{device.name}, {memory:.0f} GiB")
+    elif shutil.which("nvidia-smi") is None:
+        yield Finding("CUDA", "no NVIDIA GPU; models run on the CPU")
+    elif torch.version.cuda is None:
+        yield Finding(
+            "CUDA",
+            "an NVIDIA driver, but torch is a CPU build",
+            "note",
+            "install a CUDA build: https://pytorch.org/get-started/locally/",
+        )
+    else:
+        yield Finding(
+            "CUDA",
+            f"torch is built for CUDA {torch.version.cuda}, but finds no usable GPU",
+            "note",
+            "see what nvidia-smi says; the driver may be too old for this torch",
+        )
+
+
+def _packages() -> Iterator[Finding]:
+    for name in ("transformers", "fiftyone"):
+        try:
+            yield Finding(name, version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "not installed", "problem", f"pip install {name}")
+
+
+def _database() -> Iterator[Finding]:
+    server = database.which()
+    if server.kind == "fiftyone":
+        yield Finding("database", "FiftyOne's own mongod")
+    elif server.kind == "configured":
+        if server.uri and database.reachable(server.uri):
+            yield Finding("database", "configured, and it answers")
+        else:
+            yield Finding(
+                "database",
+                "configured, but it does not answer",
+                "problem",
+                "start it, or unset FIFTYONE_DATABASE_URI (database_uri in FiftyOne's "
+                "config.json) to get one of your own",
+            )
+    elif server.uri:
+        yield Finding("database", f"private mongod, running at {server.uri}")
+    else:
+        obstacle = database.obstacle()
+        if obstacle is None:
+            yield Finding("database", "private mongod, starts when it is needed")
+        else:
+            yield Finding("database", "none", "problem", obstacle)
+
+
+def _ffmpeg() -> Iterator[Finding]:
+    absent = [tool for tool in ("ffmpeg", "ffprobe") if shutil.which(tool) is None]
+    if not absent:
+        yield Finding("ffmpeg", str(shutil.which("ffmpeg")))
+    else:
+        yield Finding(
+            "ffmpeg",
+            f"no {' and no '.join(absent)}",
+            "note",
+            "only FiftyOne's own to_frames(sample_frames=True) and compute_metadata() "
+            "on videos need it: apt-get install ffmpeg",
+        )
+
+
+def _weights() -> Iterator[Finding]:
+    for asset in assets.ASSETS:
+        try:
+            found = assets.find(asset.name)
+        except RegionCapError as error:
+            yield Finding(asset.name, "not what it should be", "problem", str(error))
+            continue
+        if found is not None:
+            yield Finding(asset.name, str(found))
+            continue
+        advice = "comes with its first use"
+        if isinstance(asset.source, assets.HubRepo):
+            advice += ", from the model hub"
+        if not assets.license_accepted(asset.name):
+            advice += f", once its licence is accepted ({asset.license.notice})"
+        yield Finding(
+            asset.name,
+            f"not downloaded ({asset.readable_size}, {asset.license.id})",
+            "note",
+            advice,
+        )
+
+
+def _hub() -> Iterator[Finding]:
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        yield Finding("model hub", "HF_HUB_OFFLINE is set", "note", "unset it")
+        return
+    try:
+        request = urllib.request.Request(ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=_HUB_SECONDS).close()
+    except OSError as error:
+        yield Finding(
+            "model hub",
+            f"{ENDPOINT} is out of reach ({getattr(error, 'reason', error)})",
+            "note",
+            "SAM 2 and DAM then need their folders in $REGIONCAP_WEIGHTS; the "
+            "embedded defaults don't need it",
+        )
+    else:
+        yield Finding("model hub", f"{ENDPOINT} answers")
+
+
+def _disk() -> Iterator[Finding]:
+    for purpose, folder in (
+        ("downloads", assets.cache_dir()),
+        ("database", assets.data_dir()),
+    ):
+        free = _free_bytes(folder)
+        found = f"{free / (1 << 30):.1f} GiB free in {folder}"
+        name = f"disk for {purpose}"
+        if free < _TOO_LITTLE:
+            advice = "free some space, or set REGIONCAP_CACHE to another folder"
+            yield Finding(name, found, "problem", advice)
+        elif free < _LITTLE:
+            advice = "enough for the embedded defaults, not for DAM's weights"
+            yield Finding(name, found, "note", advice)
+        else:
+            yield Finding(name, found)
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free space, in bytes, where a folder is or would be made."""
+    candidates = (folder.absolute(), *folder.absolute().parents)
+    return shutil.disk_usage(next(path for path in candidates if path.exists())).free
+
+
+def _browser() -> Iterator[Finding]:
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path:
+        yield Finding("Chromium", path)
+    else:
+        yield Finding(
+            "Chromium",
+            "none",
+            "note",
+            "only the tests of the App need it: apt-get install chromium",
+        )
+
+
+_CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _torch,
+    _packages,
+    _database,
+    _weights,
+    _hub,
+    _disk,
+    _ffmpeg,
+    _browser,
+)

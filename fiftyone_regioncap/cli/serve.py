@@ -1,0 +1,66 @@
+"""``regioncap serve``: DAM behind HTTP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--weights", default="nvidia/DAM-3B", show_default=True)
+@click.option("--video", is_flag=True, help="The checkpoint is for videos too.")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=8000, show_default=True)
+@click.option("--rows", type=int, default=16, show_default=True, help="At once.")
+@click.option("--temperature", type=float, default=0.2, show_default=True)
+@click.option("--top-p", type=float, default=0.9, show_default=True)
+@click.option("--max-new-tokens", type=int, default=512, show_default=True)
+@click.option("--device", help="Such as cuda or cpu.")
+@click.option("--accept-license", is_flag=True, help="Accept the weights' licence.")
+def serve(
+    weights: str,
+    video: bool,
+    host: str,
+    port: int,
+    rows: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    device: str | None,
+    accept_license: bool,
+) -> None:
+    """Serves Describe Anything in its authors' dialect and in OpenAI's (/v1).
+
+    Sampling and length are for requests that say nothing of them. Beyond loopback
+    clients must send the token in $REGIONCAP_TOKEN.
+    """
+    import torch
+
+    from fiftyone_regioncap.captioning.dam import DAM
+    from fiftyone_regioncap.models.registry import best_device
+    from fiftyone_regioncap.models.sampling import Sampling
+    from fiftyone_regioncap.serving.app import Limits, ServerSettings
+    from fiftyone_regioncap.serving.server import serve as run
+    from fiftyone_regioncap.system import assets
+
+    if accept_license:
+        assets.accept_license(weights)
+    device = device or best_device()
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    settings = ServerSettings(
+        model=Path(weights).name,
+        video=video,
+        token=os.environ.get("REGIONCAP_TOKEN") or None,
+        sampling=Sampling(temperature, 50, top_p),
+        limits=Limits(max_new_tokens=max_new_tokens),
+        rows=rows,
+    )
+    run(
+        DAM.from_pretrained(weights, device, dtype),
+        settings,
+        host=host,
+        port=port,
+        ready=lambda url: click.echo(f"serving at {url} and {url}/v1"),
+    )

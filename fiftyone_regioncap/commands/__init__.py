@@ -1,1 +1,0 @@
-"""Subcommands of ``regioncap`` that live in modules of their own, one a file."""

@@ -1,0 +1,1 @@
+"""What every room speaks of: regions, errors, progress and options."""

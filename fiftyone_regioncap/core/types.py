@@ -1,0 +1,419 @@
+"""Regions of images and videos: prompts, masks, tracks, clips and captions.
+
+One coordinate rule for the whole package: x grows to the right, y downwards, in
+pixels, with pixel (column c, row r) covering the square [c, c + 1) x [r, r + 1).
+Boxes are ``(x1, y1, x2, y2)`` edges, so that the box of a single pixel (c, r) is
+``(c, r, c + 1, r + 1)``. Frames are counted from 0 here; only :mod:`labels` knows
+FiftyOne's 1-based frame numbers and relative boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.measurements import Measurements
+
+Frame: TypeAlias = NDArray[np.uint8]
+"""An RGB image: uint8 (H, W, 3)."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+"""A full-frame mask: bool (H, W)."""
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Pixel edges (x1, y1, x2, y2)."""
+
+
+@dataclass(frozen=True)
+class RLE:
+    """A run-length encoded mask in COCO's compressed form.
+
+    Attributes:
+        size: (height, width) in pixels.
+        counts: COCO's compressed column-major run lengths.
+    """
+
+    size: tuple[int, int]
+    counts: bytes
+
+    @classmethod
+    def encode(cls, mask: Mask) -> RLE:
+        """Encodes a bool (H, W) mask without loss."""
+        encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        height, width = encoded["size"]
+        return cls((int(height), int(width)), encoded["counts"])
+
+    def decode(self) -> Mask:
+        """The mask, bool (H, W)."""
+        coco = {"size": list(self.size), "counts": self.counts}
+        return coco_mask.decode(coco).astype(bool)
+
+    def area(self) -> int:
+        """The number of pixels of the mask."""
+        coco = {"size": list(self.size), "counts": self.counts}
+        return int(coco_mask.area(coco))
+
+
+def box_of_mask(mask: Mask) -> Box | None:
+    """The tight box around a bool (H, W) mask in pixel edges; None when it is empty."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+    columns = np.flatnonzero(mask.any(axis=0))
+    return (
+        float(columns[0]),
+        float(rows[0]),
+        float(columns[-1] + 1),
+        float(rows[-1] + 1),
+    )
+
+
+def crop_mask(mask: Mask) -> tuple[Box, Mask] | None:
+    """Cuts a full-frame mask to its tight box.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        the box in pixel edges and the cropped mask, bool (y2 - y1, x2 - x1), or None
+        when the mask is empty.
+    """
+    box = box_of_mask(mask)
+    if box is None:
+        return None
+    x1, y1, x2, y2 = (int(edge) for edge in box)
+    return box, np.ascontiguousarray(mask[y1:y2, x1:x2])
+
+
+def paste_mask(cropped: Mask, box: Box, height: int, width: int) -> Mask:
+    """Puts a cropped mask back into its frame.
+
+    The inverse of :func:`crop_mask`. A crop whose size is not the box's (masks from
+    other tools) is stretched to the box by nearest neighbour, and what lies outside the
+    frame is cut off.
+
+    Args:
+        cropped: bool (h, w).
+        box: pixel edges; rounded to whole pixels.
+        height: of the frame in pixels.
+        width: of the frame in pixels.
+
+    Returns:
+        bool (height, width).
+    """
+    x1, y1, x2, y2 = (round(edge) for edge in box)
+    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+    if cropped.shape != (y2 - y1, x2 - x1):
+        cropped = cv2.resize(
+            np.ascontiguousarray(cropped, dtype=np.uint8),
+            (x2 - x1, y2 - y1),
+            interpolation=cv2.INTER_NEAREST,
+        ).astype(bool)
+    full = np.zeros((height, width), dtype=bool)
+    top, left = max(y1, 0), max(x1, 0)
+    bottom, right = min(y2, height), min(x2, width)
+    if top < bottom and left < right:
+        full[top:bottom, left:right] = cropped[
+            top - y1 : bottom - y1, left - x1 : right - x1
+        ]
+    return full
+
+
+def polygons_to_mask(
+    polygons: Sequence[NDArray[np.floating]], height: int, width: int
+) -> Mask:
+    """Fills polygons: a pixel is inside when its centre is, by the even-odd rule.
+
+    Rasterisers of drawing libraries also set the pixels under the outline, which makes
+    every mask grow; this one is exact, so that masks survive the way through polygons.
+
+    Args:
+        polygons: each float (N, 2) of x, y in pixels, N >= 3; parts outside the frame
+            are cut off.
+        height: of the frame in pixels.
+        width: of the frame in pixels.
+
+    Returns:
+        bool (height, width).
+    """
+    # Each outline crossing flips the parity of all pixels to its right in that row.
+    flips = np.zeros((height, width + 1), dtype=np.int32)
+    for polygon in polygons:
+        starts = np.asarray(polygon, dtype=np.float64)
+        ends = np.roll(starts, -1, axis=0)
+        upper = np.where((starts[:, 1] < ends[:, 1])[:, None], starts, ends)
+        lower = np.where((starts[:, 1] < ends[:, 1])[:, None], ends, starts)
+        first = np.clip(np.ceil(upper[:, 1] - 0.5), 0, height).astype(np.int64)
+        last = np.clip(np.ceil(lower[:, 1] - 0.5), 0, height).astype(np.int64)
+        spans = last - first
+        edges = np.repeat(np.arange(len(starts)), spans)
+        rows = np.arange(spans.sum()) + np.repeat(
+            first - np.cumsum(spans) + spans, spans
+        )
+        (x1, y1), (x2, y2) = upper[edges].T, lower[edges].T
+        crossings = x1 + (rows + 0.5 - y1) * (x2 - x1) / (y2 - y1)
+        columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.int64)
+        np.add.at(flips, (rows, columns), 1)
+    return (np.cumsum(flips, axis=1)[:, :width] & 1).astype(bool)
+
+
+def mask_to_polygons(mask: Mask) -> list[NDArray[np.float64]]:
+    """Traces a mask along its pixel edges; :func:`polygons_to_mask` gives it back.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        closed rings, float64 (N, 2) of x, y in pixels, corners only; holes come as
+        rings of their own (even-odd rule).
+    """
+    padded = np.pad(mask, 1).astype(np.int8)
+    # Vertical edges between unlike neighbours, by the row they belong to and their x.
+    rows, columns = np.nonzero(np.diff(padded, axis=1))
+    upward = np.diff(padded, axis=1)[rows, columns] > 0
+    top = np.stack([columns, rows - 1], axis=1)
+    bottom = np.stack([columns, rows], axis=1)
+    starts = [np.where(upward[:, None], bottom, top)]
+    ends = [np.where(upward[:, None], top, bottom)]
+    rows, columns = np.nonzero(np.diff(padded, axis=0))
+    rightward = np.diff(padded, axis=0)[rows, columns] > 0
+    left = np.stack([columns - 1, rows], axis=1)
+    right = np.stack([columns, rows], axis=1)
+    starts.append(np.where(rightward[:, None], left, right))
+    ends.append(np.where(rightward[:, None], right, left))
+
+    following: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for start, end in zip(
+        np.concatenate(starts).tolist(), np.concatenate(ends).tolist(), strict=True
+    ):
+        following.setdefault(tuple(start), []).append(tuple(end))
+    rings = []
+    while following:
+        first = next(iter(following))
+        ring, point = [], first
+        while point in following:
+            ring.append(point)
+            nexts = following[point]
+            point = nexts.pop()
+            if not nexts:
+                del following[ring[-1]]
+        corners = np.asarray(ring, dtype=np.float64)
+        turning = np.roll(corners, 1, axis=0) - corners
+        straight = (turning == corners - np.roll(corners, -1, axis=0)).all(axis=1)
+        rings.append(corners[~straight])
+    return rings
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where an object is on one frame.
+
+    At least one of ``box``, ``points`` and ``mask`` is given. Several prompts may name
+    the same object, on the same frame or on others.
+
+    Attributes:
+        object_id: the caller's number of the object; comes back unchanged.
+        frame: 0-based frame index.
+        box: pixel edges, or None.
+        points: float (N, 2) of x, y in pixels, or None.
+        point_signs: bool (N,), True for points on the object, False for points off it.
+            None means that all are on it.
+        mask: bool (H, W) at the frame's size, or None.
+        label: what the object is, when known.
+    """
+
+    object_id: int
+    frame: int
+    box: Box | None = None
+    points: NDArray[np.float64] | None = None
+    point_signs: NDArray[np.bool_] | None = None
+    mask: Mask | None = None
+    label: str | None = None
+
+    def check(self, height: int, width: int, frame_count: int) -> None:
+        """Says what is wrong with the prompt, if anything is.
+
+        Args:
+            height: of the video's frames in pixels.
+            width: of the video's frames in pixels.
+            frame_count: the number of frames.
+
+        Raises:
+            PromptError: when the frame is past the end; the box has no area or lies
+                outside the frame; a point lies outside it; the mask is empty or of
+                another size; nothing is given at all.
+        """
+        who = f"prompt of object {self.object_id} on frame {self.frame}"
+        if not 0 <= self.frame < frame_count:
+            raise PromptError(
+                f"{who}: the video has frames 0 to {frame_count - 1}; "
+                "give a frame inside it"
+            )
+        if self.box is None and self.points is None and self.mask is None:
+            raise PromptError(f"{who}: give a box, points or a mask")
+        if self.box is not None:
+            self._check_box(who, self.box, height, width)
+        if self.points is not None:
+            self._check_points(who, self.points, height, width)
+        if self.mask is not None:
+            if self.mask.shape != (height, width):
+                raise PromptError(
+                    f"{who}: the mask is {self.mask.shape[1]}x{self.mask.shape[0]}, "
+                    f"the frame {width}x{height}; give a mask of the frame's size"
+                )
+            if not self.mask.any():
+                raise PromptError(f"{who}: the mask is empty; mark the object on it")
+
+    @staticmethod
+    def _check_box(who: str, box: Box, height: int, width: int) -> None:
+        x1, y1, x2, y2 = box
+        if not np.isfinite(box).all() or x2 <= x1 or y2 <= y1:
+            raise PromptError(
+                f"{who}: the box {box} has no area; give x1 < x2 and y1 < y2"
+            )
+        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+            raise PromptError(
+                f"{who}: the box {box} lies outside the {width}x{height} frame; "
+                "boxes are x1,y1,x2,y2 in pixels"
+            )
+
+    def _check_points(
+        self, who: str, points: NDArray[np.float64], height: int, width: int
+    ) -> None:
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+            raise PromptError(f"{who}: points are (N, 2) of x, y; got {points.shape}")
+        if self.point_signs is not None and len(self.point_signs) != len(points):
+            raise PromptError(
+                f"{who}: {len(points)} points but {len(self.point_signs)} signs"
+            )
+        x, y = points[:, 0], points[:, 1]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        if not inside.all():
+            raise PromptError(
+                f"{who}: point {points[~inside][0].tolist()} lies outside the "
+                f"{width}x{height} frame; points are x, y in pixels"
+            )
+        alone = self.box is None and self.mask is None
+        if alone and self.point_signs is not None and not self.point_signs.any():
+            raise PromptError(f"{who}: all points are off the object; give one on it")
+
+
+@dataclass(frozen=True)
+class ObjectMask:
+    """One object on one frame.
+
+    Attributes:
+        mask: bool (H, W) at the video's size, or None where it is not visible.
+        score: in [0, 1], how sure the propagator is; falls when the object is lost.
+    """
+
+    mask: Mask | None
+    score: float
+
+
+@dataclass(frozen=True)
+class FrameMasks:
+    """The objects of one frame.
+
+    Attributes:
+        frame: 0-based frame index.
+        objects: by object id; an object that is not visible is there without a mask.
+        prompted: ids of the objects that were prompted on this frame.
+    """
+
+    frame: int
+    objects: Mapping[int, ObjectMask]
+    prompted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where one object is over a video, light enough for long videos.
+
+    Attributes:
+        object_id: the caller's number.
+        frames: int (V,) 0-based indices of the frames where it is visible, ascending.
+        boxes: float (V, 4) pixel edges on those frames.
+        scores: float (V,) in [0, 1].
+        label: what the object is, when known.
+        instance: id of the track's ``fo.Instance``, when it has one.
+    """
+
+    object_id: int
+    frames: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    label: str | None = None
+    instance: str | None = None
+
+
+@dataclass(frozen=True)
+class RegionClip:
+    """What a captioner sees of one object.
+
+    Attributes:
+        frames: T images, each uint8 (H, W, 3) RGB; clips of one video share them, so
+            they are never written to.
+        masks: T masks, each bool (H, W), none empty unless the input was bad.
+        frame_indices: the T 0-based indices of the frames, ascending; all 0 for images.
+        label: what the object is, when known.
+        fps: frames a second of the video; None for images.
+        support: (first, last) 0-based frames, inclusive, that the caption is about.
+        track: the track inside the support, for facts that need every frame; None for
+            images.
+        facts: what was measured of it, when that was done already.
+    """
+
+    frames: Sequence[Frame]
+    masks: Sequence[Mask]
+    frame_indices: tuple[int, ...] = (0,)
+    label: str | None = None
+    fps: float | None = None
+    support: tuple[int, int] = (0, 0)
+    track: Track | None = None
+    facts: Measurements | None = None
+
+
+Scored: TypeAlias = tuple[str, float]
+"""A word or phrase and its score in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a captioner says of one clip.
+
+    Attributes:
+        text: the description; empty when there is an error.
+        label: a short name for the object.
+        confidence: mean token probability in [0, 1]; None where there is none.
+        min_confidence: the lowest token probability over content words in [0, 1].
+        agreement: in [0, 1], how far repeated samples agree; None when not sampled.
+        tags: short labels with scores.
+        attributes: such as ``"color:red"``, with scores.
+        category: the best name out of the user's class list, with its score.
+        tokens: the number of tokens generated.
+        error: why there is no description; None when there is one.
+        embedding: float32 (D,) of length 1, where the captioner places the region among
+            others (see ``CaptionerInfo.space``); None where it doesn't.
+    """
+
+    text: str = ""
+    label: str | None = None
+    confidence: float | None = None
+    min_confidence: float | None = None
+    agreement: float | None = None
+    tags: tuple[Scored, ...] = field(default=())
+    attributes: tuple[Scored, ...] = field(default=())
+    category: Scored | None = None
+    tokens: int = 0
+    error: str | None = None
+    embedding: NDArray[np.float32] | None = field(
+        default=None, repr=False, compare=False
+    )

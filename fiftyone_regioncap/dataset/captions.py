@@ -1,0 +1,448 @@
+"""Writes captions of tracks, keeps what people reviewed, and reads captions back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+import fiftyone as fo
+from bson import ObjectId
+from pymongo import UpdateMany
+from pymongo.errors import DocumentTooLarge, OperationFailure
+
+from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.types import Caption, Scored
+from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
+from fiftyone_regioncap.dataset.fields import (
+    require_captions,
+    require_output,
+    require_tracks,
+)
+from fiftyone_regioncap.dataset.schema import (
+    declare_captions,
+    declare_embeddings,
+    declare_tracks,
+)
+from fiftyone_regioncap.dataset.store import (
+    Document,
+    Store,
+    frame_path,
+    is_too_large,
+    now,
+    stable_id,
+)
+
+Review: TypeAlias = Literal["unreviewed", "accepted", "edited", "rejected"]
+"""What a person said of a caption."""
+
+Key: TypeAlias = tuple[int, tuple[int, int]]
+"""What makes two captions the same: object id and support."""
+
+
+@dataclass(frozen=True)
+class CaptionRecord:
+    """A caption of one track over one window, with all that is kept of it.
+
+    Attributes:
+        index: the object id.
+        support: (first, last) 0-based frames, inclusive.
+        label: a short name.
+        caption: the full text; empty when there is an error.
+        confidence: mean token probability in [0, 1].
+        min_confidence: the lowest token probability over content words in [0, 1].
+        agreement: in [0, 1], how far repeated samples agree.
+        instance: id of the track's ``fo.Instance``.
+        tags: short labels with scores.
+        attributes: such as ``"color:red"``, with scores.
+        category: the best name out of the user's list, with its score.
+        model: published name of the weights.
+        revision: of the weights.
+        prompt: what the model was asked.
+        frames_used: 0-based frames that the model saw.
+        visible_fraction: share of the window's frames where the object is visible.
+        mean_area: in shares of the frame.
+        speed: in frame widths a second.
+        direction: in words.
+        dominant_color: in words.
+        review: what a person said of it.
+        source_caption: the model's text, once a person has edited ``caption``.
+        error: why there is no caption; None when there is one.
+        embedding: where the region lies among others; None where nobody said.
+    """
+
+    index: int
+    support: tuple[int, int]
+    label: str | None = None
+    caption: str = ""
+    confidence: float | None = None
+    min_confidence: float | None = None
+    agreement: float | None = None
+    instance: str | None = None
+    tags: tuple[Scored, ...] = field(default=())
+    attributes: tuple[Scored, ...] = field(default=())
+    category: Scored | None = None
+    model: str | None = None
+    revision: str | None = None
+    prompt: str | None = None
+    frames_used: tuple[int, ...] = ()
+    visible_fraction: float | None = None
+    mean_area: float | None = None
+    speed: float | None = None
+    direction: str | None = None
+    dominant_color: str | None = None
+    review: Review = "unreviewed"
+    source_caption: str | None = None
+    error: str | None = None
+    embedding: RegionEmbedding | None = None
+
+    @classmethod
+    def of(
+        cls,
+        caption: Caption,
+        index: int,
+        support: tuple[int, int],
+        *,
+        label: str | None = None,
+        **facts: Any,
+    ) -> CaptionRecord:
+        """What a captioner said, as a record.
+
+        Args:
+            caption: of the window.
+            index: the object id.
+            support: (first, last) 0-based frames, inclusive.
+            label: what the object is, where the captioner gave no label.
+            **facts: the record's other attributes.
+        """
+        return cls(
+            index=index,
+            support=support,
+            label=caption.label or label,
+            caption=caption.text,
+            confidence=caption.confidence,
+            min_confidence=caption.min_confidence,
+            agreement=caption.agreement,
+            tags=caption.tags,
+            attributes=caption.attributes,
+            category=caption.category,
+            error=caption.error,
+            **facts,
+        )
+
+    @property
+    def key(self) -> Key:
+        """What makes two captions the same."""
+        return self.index, self.support
+
+
+def write_captions(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    records: Iterable[CaptionRecord],
+    *,
+    tracks_field: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Writes captions into a sample-level field of TemporalDetections.
+
+    A caption takes the place of the one with the same object and support; others stay.
+    Captions that a person accepted, edited or rejected stay too. Writing the same
+    thing twice changes nothing, ids included. One process writes a sample at a time.
+
+    Args:
+        sample: in a dataset of videos; a clip's captions go to its video.
+        field: for the captions; it is declared.
+        records: of this sample.
+        tracks_field: whose labels get the caption too, on the frames it is about, so
+            that the App shows it with the object (see :func:`mirror_captions`).
+        overwrite: whether to replace reviewed captions too.
+
+    Returns:
+        how many records were written; the others met a reviewed caption.
+
+    Raises:
+        FieldError: when a field has another type, or the captions of the video don't
+            fit into one document of the database.
+    """
+    store = Store.of(sample)
+    require_output(field, *filter(None, [tracks_field]))
+    declare_captions(store.dataset, field)
+    records = list(records)
+    if any(record.embedding is not None for record in records):
+        declare_embeddings(store.dataset, field)
+    documents = {_key(document): document for document in _documents(store, field)}
+    written = 0
+    touched: set[int] = set()
+    for record in records:
+        touched.add(record.index)
+        old = documents.get(record.key)
+        if old is not None and not overwrite and _reviewed(old):
+            continue
+        documents[record.key] = _document(store, field, record)
+        written += 1
+    _write(store, field, documents.values())
+    if tracks_field is not None:
+        mirror_captions(sample, field, tracks_field, objects=touched)
+    return written
+
+
+def read_captions(sample: fo.Sample | fo.SampleView, field: str) -> list[CaptionRecord]:
+    """Reads the captions of a sample, by object and support.
+
+    Raises:
+        FieldError: when there is no such field.
+    """
+    store = Store.of(sample)
+    require_captions(store.dataset, field)
+    return [_record(document) for document in _documents(store, field)]
+
+
+def clear_captions(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    *,
+    keep: Collection[Key] = (),
+    tracks_field: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Removes captions that a new run doesn't write again, such as of other windows.
+
+    Args:
+        sample: in a dataset of videos.
+        field: of the captions.
+        keep: captions to leave.
+        tracks_field: whose labels lose the caption too.
+        overwrite: whether to remove reviewed captions too.
+
+    Returns:
+        how many were removed.
+
+    Raises:
+        FieldError: when there is no such field.
+    """
+    store = Store.of(sample)
+    require_captions(store.dataset, field)
+    documents = _documents(store, field)
+    kept = [
+        document
+        for document in documents
+        if _key(document) in keep or (_reviewed(document) and not overwrite)
+    ]
+    if len(kept) < len(documents):
+        _write(store, field, kept)
+        if tracks_field is not None:
+            gone = {_key(document)[0] for document in documents if document not in kept}
+            mirror_captions(sample, field, tracks_field, objects=gone)
+    return len(documents) - len(kept)
+
+
+def mirror_captions(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    tracks_field: str,
+    *,
+    objects: Collection[int] | None = None,
+) -> None:
+    """Copies captions onto the labels of their tracks, frame by frame.
+
+    A label gets the caption whose window covers its frame; of several, the one that
+    begins last; none where there is none, or where it was rejected. What is on the
+    labels afterwards depends on the captions alone, so it is safe to repeat.
+
+    Args:
+        sample: in a dataset of videos.
+        field: of the captions.
+        tracks_field: of the tracks, with or without ``frames.`` in front.
+        objects: ids of the objects to look at; None means all that have captions.
+
+    Raises:
+        FieldError: when a field doesn't exist.
+    """
+    store = Store.of(sample)
+    require_captions(store.dataset, field)
+    declare_tracks(store.dataset, require_tracks(store.dataset, tracks_field))
+    records = [_record(document) for document in _documents(store, field)]
+    if objects is None:
+        objects = {record.index for record in records}
+    by_object = {
+        index: [record for record in records if record.index == index]
+        for index in sorted(objects)
+    }
+    store.write_frames(_mirror_updates(store, frame_path(tracks_field), by_object))
+    store.reload_frames()
+
+
+def _mirror_updates(
+    store: Store, name: str, by_object: dict[int, list[CaptionRecord]]
+) -> list[UpdateMany]:
+    """One update for each stretch of frames over which no caption changes.
+
+    Stretches are disjoint, so that each frame is written once, however many objects
+    and windows there are.
+    """
+    shown = {
+        index: [
+            record
+            for record in records
+            if record.error is None and record.review != "rejected"
+        ]
+        for index, records in by_object.items()
+    }
+    edges = {0}
+    for records in shown.values():
+        for record in records:
+            edges |= {record.support[0], record.support[1] + 1}
+    starts = sorted(edges)
+    labels = f"{name}.detections"
+    updates = []
+    for start, stop in zip(starts, [*starts[1:], None], strict=True):
+        query: Document = {
+            "_sample_id": store.sample_id,
+            "frame_number": {"$gte": start + 1, **({"$lte": stop} if stop else {})},
+        }
+        values: Document = {}
+        filters: list[Mapping[str, Any]] = []
+        belongs: list[Document] = []
+        for number, (index, records) in enumerate(shown.items()):
+            covering = [
+                record
+                for record in records
+                if record.support[0] <= start <= record.support[1]
+            ]
+            values[f"{labels}.$[o{number}].caption"] = (
+                covering[-1].caption if covering else None
+            )
+            # Tracks of other tools may have an instance in place of an index.
+            instances = {r.instance for r in by_object[index] if r.instance}
+            own: list[Document] = [
+                {"index": index},
+                *(
+                    {"index": None, "instance._id": ObjectId(instance)}
+                    for instance in sorted(instances)
+                ),
+            ]
+            belongs += own
+            filters.append(
+                {"$or": [{f"o{number}.{k}": v for k, v in o.items()} for o in own]}
+            )
+        if not belongs:
+            continue
+        query[labels] = {"$elemMatch": {"$or": belongs}}
+        values["last_modified_at"] = now()
+        updates.append(UpdateMany(query, {"$set": values}, array_filters=filters))
+    return updates
+
+
+def _documents(store: Store, field: str) -> list[Document]:
+    value = store.sample_document(field).get(field) or {}
+    return list(value.get("detections") or [])
+
+
+def _write(store: Store, field: str, documents: Iterable[Document]) -> None:
+    ordered = sorted(documents, key=_key)
+    value = {"_cls": "TemporalDetections", "detections": ordered}
+    try:
+        store.write_sample({field: value})
+    except (OperationFailure, DocumentTooLarge) as error:
+        if not is_too_large(error):
+            raise
+        raise FieldError(
+            f"{len(ordered)} captions of one video don't fit into one document of "
+            "MongoDB (16 MB); caption longer windows, or leave region embeddings out "
+            "(the captioner's option embeddings=false)"
+        ) from error
+
+
+def _key(document: Document) -> Key:
+    first, last = document["support"]
+    index = document.get("index")
+    return (-1 if index is None else index), (first - 1, last - 1)
+
+
+def _reviewed(document: Document) -> bool:
+    return document.get("review") not in (None, "unreviewed")
+
+
+def _document(store: Store, field: str, record: CaptionRecord) -> Document:
+    first, last = record.support
+    instance = record.instance
+    return {
+        "_cls": "TemporalDetection",
+        "_id": stable_id(store.sample_id, field, record.index, first, last),
+        "tags": [tag for tag, _ in record.tags],
+        "label": record.label,
+        "support": [int(first) + 1, int(last) + 1],
+        "confidence": _number(record.confidence),
+        "index": int(record.index),
+        "instance": None
+        if instance is None
+        else {"_cls": "Instance", "_id": ObjectId(instance)},
+        "caption": record.caption,
+        "min_confidence": _number(record.min_confidence),
+        "agreement": _number(record.agreement),
+        "tag_scores": [float(score) for _, score in record.tags],
+        "attributes": [attribute for attribute, _ in record.attributes],
+        "attribute_scores": [float(score) for _, score in record.attributes],
+        "category": record.category[0] if record.category else None,
+        "category_score": float(record.category[1]) if record.category else None,
+        "model": record.model,
+        "revision": record.revision,
+        "prompt": record.prompt,
+        "frames_used": [int(frame) + 1 for frame in record.frames_used],
+        "visible_fraction": _number(record.visible_fraction),
+        "mean_area": _number(record.mean_area),
+        "speed": _number(record.speed),
+        "direction": record.direction,
+        "dominant_color": record.dominant_color,
+        "review": record.review,
+        "source_caption": record.source_caption,
+        "error": record.error,
+        **(record.embedding.to_document() if record.embedding else {}),
+    }
+
+
+def _record(document: Document) -> CaptionRecord:
+    index, support = _key(document)
+    instance = document.get("instance")
+    category = document.get("category")
+    return CaptionRecord(
+        index=index,
+        support=support,
+        label=document.get("label"),
+        caption=document.get("caption") or "",
+        confidence=document.get("confidence"),
+        min_confidence=document.get("min_confidence"),
+        agreement=document.get("agreement"),
+        instance=None if instance is None else str(instance["_id"]),
+        tags=_scored(document, "tags", "tag_scores"),
+        attributes=_scored(document, "attributes", "attribute_scores"),
+        category=(category, document.get("category_score") or 0.0)
+        if category
+        else None,
+        model=document.get("model"),
+        revision=document.get("revision"),
+        prompt=document.get("prompt"),
+        frames_used=tuple(frame - 1 for frame in document.get("frames_used") or ()),
+        visible_fraction=document.get("visible_fraction"),
+        mean_area=document.get("mean_area"),
+        speed=document.get("speed"),
+        direction=document.get("direction"),
+        dominant_color=document.get("dominant_color"),
+        review=cast(Review, document.get("review") or "unreviewed"),
+        source_caption=document.get("source_caption"),
+        error=document.get("error"),
+        embedding=RegionEmbedding.read(document),
+    )
+
+
+def _scored(document: Document, names: str, scores: str) -> tuple[Scored, ...]:
+    """Words with their scores; words that a person added have none, which counts 1."""
+    words: Sequence[str] = document.get(names) or ()
+    numbers: Sequence[float] = document.get(scores) or ()
+    padded = [*numbers, *[1.0] * (len(words) - len(numbers))]
+    return tuple(zip(words, padded, strict=False))
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,212 @@
+"""Parts of whole pictures with captions, and maps of where a text is on them.
+
+Images hold them in a field of the sample, videos in a field of some frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeAlias
+
+import fiftyone as fo
+import fiftyone.core.media as fom
+import numpy as np
+from numpy.typing import NDArray
+from pymongo import UpdateMany, UpdateOne
+
+from fiftyone_regioncap.core.types import Caption, Mask, crop_mask
+from fiftyone_regioncap.dataset.fields import require_output
+from fiftyone_regioncap.dataset.geometry import inline_mask, relative_box
+from fiftyone_regioncap.dataset.schema import declare_dense
+from fiftyone_regioncap.dataset.store import Document, Store, frame_path, now, stable_id
+
+Support: TypeAlias = tuple[int, int]
+"""(first, last) 0-based frames, inclusive."""
+
+
+@dataclass(frozen=True)
+class CaptionedPart:
+    """A part of a picture.
+
+    Attributes:
+        mask: bool (H, W).
+        caption: what is said of it.
+    """
+
+    mask: Mask
+    caption: Caption
+
+
+class DenseWriter:
+    """Writes the parts and the map of an image, or of frames of a video.
+
+    Each write goes to the database at once, and writing the same thing twice changes
+    nothing, ids included. Use it as a context manager, so that frames in memory show
+    what was written.
+    """
+
+    def __init__(
+        self, sample: fo.Sample | fo.SampleView, field: str, heatmap: str | None = None
+    ) -> None:
+        """Declares the fields; writes nothing yet.
+
+        Args:
+            sample: an image or a video in a dataset.
+            field: for the parts, with or without ``frames.`` in front.
+            heatmap: for the maps, likewise; None for none.
+
+        Raises:
+            FieldError: when a name is none, both are one, or a field exists with
+                another type.
+        """
+        self._store = Store.of(sample)
+        self._field = frame_path(require_output(field))
+        self._heatmap = (
+            None if heatmap is None else frame_path(require_output(heatmap, field))
+        )
+        self._video = sample.media_type == fom.VIDEO
+        declare_dense(
+            self._store.dataset, self._field, self._heatmap, frames=self._video
+        )
+
+    def __enter__(self) -> DenseWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._video:
+            self._store.reload_frames()
+
+    def captioned(self) -> set[int]:
+        """0-based frames that have parts; 0 stands for an image."""
+        return {
+            frame
+            for frame, document in self._documents(f"{self._field}._cls")
+            if document.get(self._field)
+        }
+
+    def mapped(self, query: str) -> set[int]:
+        """0-based frames that have the map of a query; 0 stands for an image."""
+        name = self._heatmap
+        assert name is not None, "the writer was made without a heat map"
+        return {
+            frame
+            for frame, document in self._documents(f"{name}.query")
+            if (document.get(name) or {}).get("query") == query
+        }
+
+    def clear(self, supports: Sequence[Support] | None = None) -> None:
+        """Removes parts and maps.
+
+        Args:
+            supports: of a video; None means all of it.
+        """
+        for support in [None] if supports is None else supports:
+            self._unset([self._field, self._heatmap], support, {})
+
+    def clear_other_maps(self, query: str) -> None:
+        """Removes a video's maps of other queries, so that all its maps mean the same.
+
+        An image's only map is replaced by the next one.
+        """
+        if self._heatmap is not None:
+            other = {f"{self._heatmap}.query": {"$ne": query}}
+            self._unset([self._heatmap], None, other)
+
+    def write_parts(
+        self, frame: int, parts: Sequence[CaptionedPart], *, model: str
+    ) -> None:
+        """Writes what is on a picture, in place of what was written before.
+
+        Args:
+            frame: 0-based; 0 for an image.
+            parts: in the order in which they are to be drawn; empty ones are left out.
+            model: published name of the weights.
+        """
+        labels = [
+            label
+            for number, part in enumerate(parts)
+            if (label := self._part(frame, number, part, model)) is not None
+        ]
+        self._write(frame, self._field, {"_cls": "Detections", "detections": labels})
+
+    def write_map(self, frame: int, values: NDArray[np.float32], query: str) -> None:
+        """Writes where a text is on a picture, in place of what was written before.
+
+        Args:
+            frame: 0-based; 0 for an image.
+            values: (h, w) of any resolution over the whole picture, cosines in
+                [-1, 1]; NaN, where nothing is known, is kept as 0, which the App
+                doesn't draw.
+            query: the text.
+        """
+        assert self._heatmap is not None, "the writer was made without a heat map"
+        label = fo.Heatmap(
+            map=np.nan_to_num(values.astype(np.float32)), range=[-1, 1], query=query
+        )
+        document = dict(label.to_mongo().to_dict())
+        document["_id"] = stable_id(self._store.sample_id, self._heatmap, frame)
+        self._write(frame, self._heatmap, document)
+
+    def _part(
+        self, frame: int, number: int, part: CaptionedPart, model: str
+    ) -> Document | None:
+        cropped = crop_mask(part.mask)
+        if cropped is None:
+            return None
+        box, mask = cropped
+        caption = part.caption
+        return {
+            "_cls": "Detection",
+            "_id": stable_id(self._store.sample_id, self._field, frame, number),
+            "attributes": {},
+            "tags": [],
+            "label": caption.label,
+            "bounding_box": relative_box(box, *part.mask.shape),
+            "mask": inline_mask(mask),
+            "confidence": caption.confidence,
+            "caption": None if caption.error else caption.text,
+            "caption_model": model,
+            "caption_error": caption.error,
+        }
+
+    def _documents(self, path: str) -> Iterator[tuple[int, Document]]:
+        if self._video:
+            for document in self._store.frames([path], unfiltered=True):
+                yield document["frame_number"] - 1, document
+        else:
+            yield 0, self._store.sample_document(path)
+
+    def _write(self, frame: int, name: str, value: Document) -> None:
+        if not self._video:
+            self._store.write_sample({name: value})
+            return
+        time = now()
+        update = {
+            "$set": {
+                "_dataset_id": self._store.dataset._doc.id,
+                name: value,
+                "last_modified_at": time,
+            },
+            "$setOnInsert": {"created_at": time},
+        }
+        key = {"_sample_id": self._store.sample_id, "frame_number": frame + 1}
+        self._store.write_frames([UpdateOne(key, update, upsert=True)])
+
+    def _unset(
+        self, names: Sequence[str | None], support: Support | None, query: Document
+    ) -> None:
+        for name in filter(None, names):
+            if self._video:
+                found = {f"{name}._cls": {"$exists": True}, **query}
+                found.update(self._store.frame_query(support))
+                update = {"$set": {name: None, "last_modified_at": now()}}
+                self._store.write_frames([UpdateMany(found, update)])
+            elif not query:
+                self._store.write_sample({name: None})

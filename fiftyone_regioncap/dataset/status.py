@@ -1,0 +1,136 @@
+"""How far a sample has come, and from what: a job does what is missing or outdated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+import fiftyone as fo
+import fiftyone.core.clips as foc
+from fiftyone import ViewField as F
+
+from fiftyone_regioncap.dataset.fields import Collection
+from fiftyone_regioncap.dataset.schema import declare_origins, declare_status
+from fiftyone_regioncap.dataset.store import Store, frame_path
+
+State: TypeAlias = Literal["complete", "partial", "failed"]
+"""``partial`` from the first write on, ``complete`` or ``failed`` as the last one."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a sample has come.
+
+    Attributes:
+        state: None when no job has touched it.
+        error: the first error; None when there was none.
+    """
+
+    state: State | None
+    error: str | None = None
+
+
+def status_field(field: str) -> str:
+    """The sample-level field with the state of a field: ``<field>_status``."""
+    return f"{frame_path(field)}_status"
+
+
+def error_field(field: str) -> str:
+    """The sample-level field with the first error of a field: ``<field>_error``."""
+    return f"{frame_path(field)}_error"
+
+
+def origin_field(field: str) -> str:
+    """The sample-level field with a field's origins: ``<field>_origin``."""
+    return f"{frame_path(field)}_origin"
+
+
+def write_status(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    state: State,
+    error: str | None = None,
+) -> None:
+    """Records how far a sample has come; call it after everything else is written.
+
+    Args:
+        sample: in a dataset; a clip's status is kept with its video.
+        field: of tracks or captions, with or without ``frames.`` in front.
+        state: how far.
+        error: the first error.
+
+    Raises:
+        FieldError: when the status field exists with another type.
+    """
+    store = Store.of(sample)
+    declare_status(store.dataset, status_field(field), error_field(field))
+    store.write_sample({status_field(field): state, error_field(field): error})
+
+
+def read_status(sample: fo.Sample | fo.SampleView, field: str) -> Status:
+    """How far a sample has come with a field."""
+    document = Store.of(sample).sample_document(status_field(field), error_field(field))
+    state = cast("State | None", document.get(status_field(field)))
+    return Status(state, document.get(error_field(field)))
+
+
+def origin_key(object_id: int, start: int = 0, stop: int | None = None) -> str:
+    """What an object's origin is kept under.
+
+    Args:
+        object_id: whose labels.
+        start: first frame of interest of the job that makes them, 0-based.
+        stop: one past the last one; None means the end.
+    """
+    whole = start == 0 and stop is None
+    return str(object_id) if whole else f"{object_id}:{start}-{stop}"
+
+
+def origin_object(key: str) -> int:
+    """The object of an :func:`origin_key`."""
+    return int(key.partition(":")[0])
+
+
+def write_origins(
+    sample: fo.Sample | fo.SampleView, field: str, origins: Mapping[str, str | None]
+) -> None:
+    """Records what objects' labels were made from; other objects keep theirs.
+
+    Args:
+        sample: in a dataset; a clip's origins are kept with its video.
+        field: of tracks or captions, with or without ``frames.`` in front.
+        origins: by :func:`origin_key`, a hash of the object's prompts, a colon, and a
+            hash of all that its track was made from; None while it is being made.
+
+    Raises:
+        FieldError: when the field for it exists with another type.
+    """
+    if not origins:  # of tracks that others made
+        return
+    store = Store.of(sample)
+    name = origin_field(field)
+    declare_origins(store.dataset, name)
+    store.write_sample({f"{name}.{key}": value for key, value in origins.items()})
+
+
+def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:
+    """What objects' labels were made from, by :func:`origin_key`, where it is known."""
+    name = origin_field(field)
+    found = Store.of(sample).sample_document(name).get(name) or {}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def done(view: Collection, field: str) -> set[str]:
+    """Ids of the samples whose field is complete.
+
+    Args:
+        view: of samples; of clips, the ids are those of their videos.
+        field: of tracks or captions, with or without ``frames.`` in front.
+    """
+    dataset = view._root_dataset
+    if not dataset.has_sample_field(status_field(field)):
+        return set()
+    key = "sample_id" if isinstance(view, foc.ClipsView) else "id"
+    complete = dataset.match(F(status_field(field)) == "complete").values("id")
+    return set(complete) & set(view.values(key))

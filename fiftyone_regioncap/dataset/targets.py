@@ -1,0 +1,122 @@
+"""Which videos, and which frames of them, a collection of samples stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import fiftyone.core.clips as foc
+import fiftyone.core.collections as foco
+import fiftyone.core.dataset as fod
+import fiftyone.core.media as fom
+import fiftyone.core.sample as fos
+import fiftyone.core.view as fov
+
+from fiftyone_regioncap.core.errors import FieldError
+
+Sample: TypeAlias = fos.Sample | fos.SampleView
+"""Of a dataset, or of a view that hides some of its labels."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One sample to work on.
+
+    Attributes:
+        sample_id: of the sample in its dataset.
+        ranges: [start, stop) of 0-based frames, one per clip; None stands for the whole
+            video.
+    """
+
+    sample_id: str
+    ranges: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Targets(Sequence[Target]):
+    """The samples behind a dataset, a view or a clips view.
+
+    Attributes:
+        dataset: that holds the samples.
+        items: one per sample, in the collection's order.
+        view: where samples are loaded from when it hides some of their labels, so that
+            only what the user sees is worked on; else None.
+    """
+
+    dataset: fod.Dataset
+    items: tuple[Target, ...]
+    view: fov.DatasetView | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.items[index]
+
+    def samples(self) -> Iterator[tuple[Target, Sample]]:
+        """Each target with its sample, loaded one at a time.
+
+        A cursor over a collection dies during long jobs, so samples are fetched by id.
+        """
+        source = self.dataset if self.view is None else self.view
+        for target in self.items:
+            yield target, source[target.sample_id]
+
+
+def video_targets(collection: foco.SampleCollection) -> Targets:
+    """Finds the videos of a dataset, a view, or a clips view.
+
+    Raises:
+        FieldError: when the collection doesn't hold videos.
+    """
+    dataset = collection._dataset
+    if collection.media_type != fom.VIDEO:
+        raise FieldError(
+            f"{collection.name or 'the collection'} holds {collection.media_type} "
+            "samples; give a view of video samples (for groups, "
+            "select_group_slices() of the videos)"
+        )
+    if isinstance(collection, foc.ClipsView):
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        ids, supports = collection.values(["sample_id", "support"])
+        for sample_id, (first, last) in zip(ids, supports, strict=True):
+            ranges.setdefault(sample_id, []).append((first - 1, last))
+        return Targets(
+            collection._root_dataset,
+            tuple(Target(key, tuple(value)) for key, value in ranges.items()),
+        )
+    return Targets(
+        dataset,
+        tuple(Target(key) for key in collection.values("id")),
+        collection if _hides_labels(collection) else None,
+    )
+
+
+def _hides_labels(collection: foco.SampleCollection) -> bool:
+    """Whether the collection is a view that filters labels out of its samples."""
+    return isinstance(collection, fov.DatasetView) and any(
+        collection._get_filtered_fields(frames=frames) for frames in (False, True)
+    )
+
+
+def image_targets(collection: foco.SampleCollection) -> Targets:
+    """Finds the images of a dataset or a view.
+
+    Raises:
+        FieldError: when the collection doesn't hold images.
+    """
+    if collection.media_type != fom.IMAGE:
+        raise FieldError(
+            f"{collection.name or 'the collection'} holds {collection.media_type} "
+            "samples; give a view of image samples"
+        )
+    return Targets(
+        collection._dataset, tuple(Target(key) for key in collection.values("id"))
+    )
+
+
+def name_of(sample: Sample) -> str:
+    """What to call a sample in messages: its file's name and folder."""
+    return "/".join(Path(sample.filepath).parts[-2:])

@@ -1,0 +1,436 @@
+"""Writes masks as tracks while they are made, and reads tracks back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeAlias, get_args
+
+import fiftyone as fo
+import numpy as np
+from bson import ObjectId
+from pymongo import UpdateMany, UpdateOne
+from pymongo.errors import DocumentTooLarge, OperationFailure
+
+from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.types import FrameMasks, Mask, Track, crop_mask, paste_mask
+from fiftyone_regioncap.dataset.fields import (
+    frames_field,
+    require_output,
+    require_tracks,
+)
+from fiftyone_regioncap.dataset.geometry import (
+    inline_mask,
+    pixel_box,
+    relative_box,
+    save_mask,
+    stored_mask,
+)
+from fiftyone_regioncap.dataset.metadata import frame_size
+from fiftyone_regioncap.dataset.objects import identity, object_ids
+from fiftyone_regioncap.dataset.schema import declare_tracks
+from fiftyone_regioncap.dataset.store import (
+    Document,
+    Store,
+    frame_path,
+    is_too_large,
+    now,
+    stable_id,
+)
+
+MaskStorage: TypeAlias = Literal["auto", "inline", "disk"]
+"""Where masks go: the database, PNG files, or files only where a frame's masks would
+near MongoDB's limit."""
+
+CHUNK_FRAMES = 64
+"""Frames written at once; what a killed job loses at most."""
+
+CHUNK_BYTES = 8 * 2**20
+"""Masks held back at most before they are written."""
+
+FRAME_BYTES = 8 * 2**20
+"""Masks of one frame that still go into the database: half of MongoDB's limit for a
+document, the rest is for the frame's other fields."""
+
+_FrameLabels: TypeAlias = dict[int, Document | None]
+"""A frame's labels by object id; None takes the label away that is there."""
+
+
+class TrackWriter:
+    """Writes the masks of one sample into a frame field, some frames at a time.
+
+    Each frame's labels are merged by ``index`` with those that are there: objects of a
+    :class:`FrameMasks` replace their own earlier labels, others stay, so that a
+    backward pass can follow a forward pass, and writing the same thing twice changes
+    nothing, ids included. Use it as a context manager; what was written is in the
+    database when it ends, also when it ends by an error.
+
+    Save the sample before: its frames in memory are reloaded at the end.
+    """
+
+    def __init__(
+        self,
+        sample: fo.Sample | fo.SampleView,
+        field: str,
+        *,
+        instances: Mapping[int, str] | None = None,
+        labels: Mapping[int, str | None] | None = None,
+        mask_storage: MaskStorage = "auto",
+        output_dir: str | Path | None = None,
+        chunk_frames: int = CHUNK_FRAMES,
+    ) -> None:
+        """Declares the field; writes nothing yet.
+
+        Args:
+            sample: in a dataset of videos.
+            field: for the tracks, with or without ``frames.`` in front.
+            instances: ids of ``fo.Instance`` by object id; objects without one get one
+                that is the same for every run on this sample and field.
+            labels: what each object is, by object id.
+            mask_storage: where masks go.
+            output_dir: folder for masks on disk; None means FiftyOne's folder of the
+                dataset. Files are ``<field>/<sample id>/<frame number>-<index>.png``.
+            chunk_frames: how many frames are written at once.
+
+        Raises:
+            FieldError: when the field exists with another type, or ``mask_storage`` is
+                unknown.
+        """
+        if mask_storage not in get_args(MaskStorage):
+            raise FieldError(
+                f"no mask storage {mask_storage!r}; choose one of "
+                + ", ".join(get_args(MaskStorage))
+            )
+        self._store = Store.of(sample)
+        self._name = frame_path(require_output(field))
+        declare_tracks(self._store.dataset, self._name)
+        self._labels = labels or {}
+        self._instances = {
+            object_id: ObjectId(instance)
+            for object_id, instance in (instances or {}).items()
+        }
+        self._storage = mask_storage
+        self._folder = _mask_folder(self._store, self._name, output_dir)
+        self._chunk_frames = chunk_frames
+        self._pending: dict[int, _FrameLabels] = {}  # by frame number
+        self._pending_bytes = 0
+
+    def __enter__(self) -> TrackWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.flush()
+        self._store.reload_frames()
+
+    def instance(self, object_id: int) -> str:
+        """The id of the ``fo.Instance`` that links an object's labels."""
+        if object_id not in self._instances:
+            self._instances[object_id] = stable_id(
+                self._store.sample_id, self._name, object_id
+            )
+        return str(self._instances[object_id])
+
+    def write(self, frame_masks: FrameMasks) -> None:
+        """Takes one frame's masks; writes when a chunk is full.
+
+        Args:
+            frame_masks: in any order of frames; an object without a mask loses the
+                label that an earlier run left there.
+        """
+        number = frame_masks.frame + 1
+        if number in self._pending:
+            self.flush()
+        labels: _FrameLabels = {}
+        for object_id, item in frame_masks.objects.items():
+            labels[object_id] = None
+            cropped = None if item.mask is None else crop_mask(item.mask)
+            if item.mask is None or cropped is None:
+                continue
+            box, mask = cropped
+            labels[object_id] = {
+                "_cls": "Detection",
+                "_id": stable_id(self._store.sample_id, self._name, number, object_id),
+                "attributes": {},
+                "tags": [],
+                "label": self._labels.get(object_id),
+                "bounding_box": relative_box(box, *item.mask.shape),
+                "mask": inline_mask(mask),
+                "confidence": float(item.score),
+                "index": int(object_id),
+                "instance": {
+                    "_cls": "Instance",
+                    "_id": ObjectId(self.instance(object_id)),
+                },
+                "keyframe": object_id in frame_masks.prompted,
+                "caption": None,
+            }
+        size = _mask_bytes(labels)
+        if self._storage == "disk" or (self._storage == "auto" and size > FRAME_BYTES):
+            self._move_to_disk(number, labels)
+            size = 0
+        self._pending[number] = labels
+        self._pending_bytes += size
+        if (
+            len(self._pending) >= self._chunk_frames
+            or self._pending_bytes >= CHUNK_BYTES
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was taken so far.
+
+        Raises:
+            FieldError: when a frame's document would exceed MongoDB's limit and the
+                masks must stay inline.
+        """
+        if not self._pending:
+            return
+        operations = {
+            number: self._update(number, labels)
+            for number, labels in self._pending.items()
+        }
+        try:
+            self._store.write_frames(list(operations.values()))
+        except (OperationFailure, DocumentTooLarge) as error:
+            self._write_one_by_one(error)
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def clear_range(
+        self,
+        support: tuple[int, int] | None = None,
+        objects: Collection[int] | None = None,
+    ) -> None:
+        """Removes what earlier runs left in the field, files of masks included.
+
+        Args:
+            support: (first, last) 0-based frames, inclusive; None means all frames.
+            objects: ids of the objects to remove; None means all, also those that
+                other tools wrote without an index.
+        """
+        self.flush()
+        labels = f"{self._name}.detections"
+        paths = [f"{labels}.mask_path", f"{labels}.index"]
+        for document in self._store.frames(paths, support=support, unfiltered=True):
+            for label in (document.get(self._name) or {}).get("detections") or []:
+                own = objects is None or label.get("index") in objects
+                path = Path(label.get("mask_path") or "")
+                if own and path.parent == self._folder:
+                    path.unlink(missing_ok=True)
+        query = self._store.frame_query(support)
+        query[labels] = {"$exists": True}
+        remove: Document = (
+            {"$unset": {self._name: ""}}
+            if objects is None
+            else {"$pull": {labels: {"index": {"$in": list(objects)}}}}
+        )
+        self._store.write_frames(
+            [UpdateMany(query, {**remove, "$set": {"last_modified_at": now()}})]
+        )
+
+    def _update(self, number: int, labels: _FrameLabels) -> UpdateOne:
+        """Replaces these objects' labels on a frame, sorted by index with the others.
+
+        An update by pipeline does so in one trip and without reading masks back.
+        """
+        present = [label for label in labels.values() if label is not None]
+        path = f"${self._name}.detections"
+        others = {
+            "$filter": {
+                "input": {"$ifNull": [path, []]},
+                "cond": {"$not": {"$in": ["$$this.index", [int(i) for i in labels]]}},
+            }
+        }
+        merged = {
+            "$sortArray": {
+                # What comes from outside is marked as data: a label may begin with "$".
+                "input": {"$concatArrays": [others, {"$literal": present}]},
+                "sortBy": {"index": 1},
+            }
+        }
+        time = now()
+        return UpdateOne(
+            {"_sample_id": self._store.sample_id, "frame_number": number},
+            [
+                {
+                    "$set": {
+                        "_dataset_id": self._store.dataset._doc.id,
+                        self._name: {"_cls": "Detections", "detections": merged},
+                        "created_at": {"$ifNull": ["$created_at", time]},
+                        "last_modified_at": time,
+                    }
+                }
+            ],
+            # A frame without any object needs no document.
+            upsert=bool(present),
+        )
+
+    def _write_one_by_one(self, error: Exception) -> None:
+        """Finds the frames that are too large for the database, and moves their masks.
+
+        The updates that went through before are repeated, which changes nothing.
+        """
+        if not is_too_large(error):
+            raise error
+        for number, labels in self._pending.items():
+            try:
+                self._store.write_frames([self._update(number, labels)])
+            except (OperationFailure, DocumentTooLarge) as too_large:
+                if not is_too_large(too_large):
+                    raise
+                if self._storage == "inline":
+                    raise FieldError(
+                        f"the masks of frame {number} don't fit into one document of "
+                        "MongoDB (16 MB); use mask_storage='auto' or 'disk'"
+                    ) from too_large
+                self._move_to_disk(number, labels)
+                self._store.write_frames([self._update(number, labels)])
+
+    def _move_to_disk(self, number: int, labels: _FrameLabels) -> None:
+        for object_id, label in labels.items():
+            if label is not None and "mask" in label:
+                path = self._folder / f"{number:06d}-{object_id}.png"
+                mask = stored_mask(label)
+                assert mask is not None
+                save_mask(mask, path)
+                del label["mask"]
+                label["mask_path"] = str(path)
+
+
+def read_tracks(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    *,
+    support: tuple[int, int] | None = None,
+) -> list[Track]:
+    """Reads where objects are, without their masks.
+
+    Any frame-level Detections are tracks as far as they have an ``index`` or an
+    ``instance`` (see :class:`fiftyone_regioncap.dataset.objects.ObjectIds`). Filters of
+    the view that the sample comes from hold.
+
+    Args:
+        sample: in a dataset of videos.
+        field: of the tracks, with or without ``frames.`` in front.
+        support: (first, last) 0-based frames, inclusive; None means all.
+
+    Returns:
+        one track an object, by object id.
+
+    Raises:
+        FieldError: when there is no such field, or none of its labels has an index or
+            an instance.
+    """
+    require_tracks(sample._collection, field)
+    name = frame_path(field)
+    store = Store.of(sample)
+    ids = object_ids(store, name)
+    height, width = frame_size(sample)
+    paths = [
+        f"{name}.detections.{key}"
+        for key in ("index", "instance._id", "bounding_box", "confidence", "label")
+    ]
+    frames: dict[int, list[int]] = {}
+    boxes: dict[int, list[tuple[float, float, float, float]]] = {}
+    scores: dict[int, list[float]] = {}
+    labels: dict[int, str | None] = {}
+    instances: dict[int, str | None] = {}
+    untracked = 0
+    for document in store.frames(paths, support=support):
+        for label in (document.get(name) or {}).get("detections") or []:
+            own = identity(label)
+            object_id = ids.of(own)
+            if object_id is None or not label.get("bounding_box"):
+                untracked += 1
+                continue
+            frame = document["frame_number"] - 1
+            seen = frames.setdefault(object_id, [])
+            if seen and seen[-1] == frame:
+                continue  # one object is once on a frame; the first label counts
+            seen.append(frame)
+            box = pixel_box(label["bounding_box"], height, width)
+            boxes.setdefault(object_id, []).append(box)
+            score = label.get("confidence")
+            scores.setdefault(object_id, []).append(1.0 if score is None else score)
+            labels[object_id] = labels.get(object_id) or label.get("label")
+            instances[object_id] = instances.get(object_id) or own[1]
+    if untracked and not frames:
+        raise FieldError(
+            f"the labels of {frames_field(name)!r} have neither an index nor an "
+            "instance, so nothing says which are of one object; propagate prompts "
+            "first, or set `index`"
+        )
+    return [
+        Track(
+            object_id,
+            frames=np.asarray(frames[object_id], dtype=np.int64),
+            boxes=np.asarray(boxes[object_id], dtype=np.float64),
+            scores=np.asarray(scores[object_id], dtype=np.float64),
+            label=labels[object_id],
+            instance=instances[object_id],
+        )
+        for object_id in sorted(frames)
+    ]
+
+
+def read_masks(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    wanted: Mapping[int, Collection[int]],
+) -> Iterator[tuple[int, dict[int, Mask]]]:
+    """Reads the masks of some objects on some frames, and loads no others' frames.
+
+    Args:
+        sample: in a dataset of videos.
+        field: of the tracks, with or without ``frames.`` in front.
+        wanted: object ids by 0-based frame.
+
+    Yields:
+        0-based frames in ascending order, each with bool (H, W) masks by object id;
+        objects that have no mask there are left out, and so are frames without any.
+
+    Raises:
+        FieldError: when there is no such field, or a mask on disk can't be read.
+    """
+    require_tracks(sample._collection, field)
+    name = frame_path(field)
+    store = Store.of(sample)
+    ids = object_ids(store, name)
+    height, width = frame_size(sample)
+    paths = [
+        f"{name}.detections.{key}"
+        for key in ("index", "instance._id", "bounding_box", "mask", "mask_path")
+    ]
+    numbers = [frame + 1 for frame in wanted]
+    for document in store.frames(paths, numbers=numbers):
+        frame = document["frame_number"] - 1
+        masks: dict[int, Mask] = {}
+        for label in (document.get(name) or {}).get("detections") or []:
+            object_id = ids.of(identity(label))
+            if object_id is None or object_id not in wanted[frame]:
+                continue
+            mask = stored_mask(label)
+            if mask is not None:
+                box = pixel_box(label["bounding_box"], height, width)
+                masks[object_id] = paste_mask(mask, box, height, width)
+        if masks:
+            yield frame, masks
+
+
+def _mask_bytes(labels: _FrameLabels) -> int:
+    return sum(len(label["mask"]) for label in labels.values() if label is not None)
+
+
+def _mask_folder(store: Store, name: str, output_dir: str | Path | None) -> Path:
+    root = (
+        Path(fo.config.default_dataset_dir) / store.dataset.slug
+        if output_dir is None
+        else Path(output_dir)
+    )
+    return root.expanduser().resolve() / name / str(store.sample_id)

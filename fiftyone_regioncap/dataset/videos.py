@@ -1,0 +1,152 @@
+"""From files and boxes in the shell to a dataset with prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import fiftyone as fo
+
+from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset.prompts import same_prompts, write_prompts
+from fiftyone_regioncap.video.reader import read_metadata
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"}
+)
+
+PROMPTS = "prompts"
+"""The frame-level field for prompts given as boxes or masks."""
+
+POINTS = "prompt_points"
+"""The frame-level field for prompts given as points."""
+
+
+def find_videos(path: str | os.PathLike[str]) -> list[Path]:
+    """The video itself, or the videos directly inside a folder, by name.
+
+    Raises:
+        RegionCapError: when there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise RegionCapError(f"there is no {path}; give a video or a folder of videos")
+    if path.is_file():
+        return [path.resolve()]
+    videos = sorted(
+        file.resolve()
+        for file in path.iterdir()
+        if file.suffix.lower() in VIDEO_SUFFIXES
+    )
+    if not videos:
+        raise RegionCapError(
+            f"{path} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
+        )
+    return videos
+
+
+def open_dataset(name: str) -> fo.Dataset:
+    """Loads a dataset.
+
+    Raises:
+        RegionCapError: when there is none of that name.
+    """
+    if not fo.dataset_exists(name):
+        known = ", ".join(fo.list_datasets()[:20]) or "none yet"
+        raise RegionCapError(f"there is no dataset {name!r}; there are: {known}")
+    return fo.load_dataset(name)
+
+
+def has_others(name: str, videos: Sequence[Path], prompts: Sequence[Prompt]) -> bool:
+    """Whether one of the videos is in a dataset already, with other prompts.
+
+    Args:
+        name: of the dataset, which need not exist.
+        videos: absolute paths.
+        prompts: for each of the videos.
+
+    Raises:
+        PromptError: when a prompt doesn't fit a video.
+        RegionCapError: when points are mixed with boxes.
+    """
+    if not fo.dataset_exists(name):
+        return False
+    dataset, field = fo.load_dataset(name), _field_of(prompts)
+    known = dataset.match(fo.ViewField("filepath").is_in([str(v) for v in videos]))
+    return any(not same_prompts(sample, field, prompts) for sample in known)
+
+
+def _field_of(prompts: Sequence[Prompt]) -> str:
+    pointed = {prompt.points is not None for prompt in prompts}
+    if len(pointed) > 1:
+        raise RegionCapError("give all prompts as boxes, or all as points")
+    return POINTS if pointed == {True} else PROMPTS
+
+
+def add_videos(
+    name: str, videos: Sequence[Path], prompts: Sequence[Prompt]
+) -> tuple[fo.Dataset, list[str], str]:
+    """Puts videos with the same prompts into a dataset that stays.
+
+    A video that is there already keeps its sample; its prompts are replaced. What was
+    made from the old ones stays until a job overwrites it: see :func:`has_others`.
+
+    Args:
+        name: of the dataset; made when it doesn't exist.
+        videos: absolute paths.
+        prompts: for each of the videos; all boxes and masks, or all points.
+
+    Returns:
+        the dataset, the ids of the videos' samples, and the field of the prompts.
+
+    Raises:
+        VideoError: when a video can't be read.
+        PromptError: when a prompt doesn't fit a video.
+        RegionCapError: when points are mixed with boxes.
+    """
+    field = _field_of(prompts)
+    dataset, ids = open_videos(name, videos)
+    for sample_id in ids:
+        sample = dataset[sample_id]
+        write_prompts(sample, field, prompts)
+        sample.save()
+    return dataset, ids, f"frames.{field}"
+
+
+def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str]]:
+    """Puts videos into a dataset that stays.
+
+    Args:
+        name: of the dataset; made when it doesn't exist.
+        videos: absolute paths; those that are there already keep their samples.
+
+    Returns:
+        the dataset and the ids of the videos' samples.
+
+    Raises:
+        VideoError: when a video can't be read; then no dataset is made.
+    """
+    measured = [read_metadata(video) for video in videos]
+    dataset = fo.load_dataset(name) if fo.dataset_exists(name) else _new_dataset(name)
+    ids = []
+    for video, metadata in zip(videos, measured, strict=True):
+        known = dataset.match(fo.ViewField("filepath") == str(video)).values("id")
+        sample = dataset[known[0]] if known else fo.Sample(filepath=str(video))
+        sample.metadata = fo.VideoMetadata(**asdict(metadata))
+        if known:
+            sample.save()
+        else:
+            dataset.add_sample(sample)
+        ids.append(sample.id)
+    return dataset, ids
+
+
+def _new_dataset(name: str) -> fo.Dataset:
+    """An empty dataset, where an object and its captions are of one colour."""
+    dataset = fo.Dataset(name, persistent=True)
+    dataset.app_config.color_scheme = fo.ColorScheme(color_by="instance")
+    dataset.save()
+    return dataset

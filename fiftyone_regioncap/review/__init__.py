@@ -1,0 +1,1 @@
+"""Going through captions with a person."""

@@ -1,0 +1,468 @@
+"""Goes through captions with a person, and keeps what the model had said.
+
+A :class:`ReviewQueue` knows of each caption of a view no more than where it is, what a
+person said of it and how sure its model was, so that views of 100,000 captions open at
+once. :func:`apply` changes captions, one or all of a view, and gives back what
+:func:`undo` needs to take it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, Literal, TypeAlias, get_args
+
+import fiftyone as fo
+import fiftyone.core.clips as foc
+import fiftyone.core.collections as foco
+import fiftyone.core.sample as fos
+import numpy as np
+from bson import ObjectId
+from numpy.typing import NDArray
+from pymongo import UpdateOne
+
+from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.dataset.captions import Review, mirror_captions
+from fiftyone_regioncap.dataset.fields import require_captions
+from fiftyone_regioncap.dataset.schema import declare_captions
+from fiftyone_regioncap.dataset.store import Document, now
+
+REVIEWS: tuple[Review, ...] = get_args(Review)
+"""All that a person can say of a caption; the first is that nobody did."""
+
+Order: TypeAlias = Literal["view", "confidence"]
+"""As the view has its samples, or the least sure captions first."""
+
+_SAMPLES_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Where a caption is.
+
+    Attributes:
+        sample_id: of the video.
+        label_id: of the caption's label.
+    """
+
+    sample_id: str
+    label_id: str
+
+
+@dataclass(frozen=True)
+class State:
+    """What review can change of a caption.
+
+    Attributes:
+        caption: the text that counts; empty when there is none.
+        review: what a person said of it.
+        source_caption: the model's text, once a person has written another one.
+        error: why the model gave no text.
+    """
+
+    caption: str = ""
+    review: Review = "unreviewed"
+    source_caption: str | None = None
+    error: str | None = None
+
+    @property
+    def shown(self) -> str | None:
+        """The text on the object's labels; None for rejected captions and errors."""
+        hidden = self.review == "rejected" or self.error is not None
+        return None if hidden else self.caption
+
+
+Action: TypeAlias = Callable[[State], State]
+"""From a caption's state to the next one."""
+
+
+def accept(state: State) -> State:
+    """Says that the text is right; one that a person wrote stays ``edited``.
+
+    Raises:
+        RegionCapError: when there is no text.
+    """
+    if not state.caption.strip():
+        raise RegionCapError(
+            "there is no text to accept; write one, or reject the caption"
+        )
+    return replace(
+        state, review="accepted" if state.source_caption is None else "edited"
+    )
+
+
+def edit(text: str) -> Action:
+    """Makes the action that puts another text in the place of the model's.
+
+    Writing the model's own text again takes the edit back and accepts it.
+
+    Args:
+        text: of the caption; space around it is cut off.
+
+    Raises:
+        RegionCapError: when the text is empty.
+    """
+    text = text.strip()
+    if not text:
+        raise RegionCapError("an edited caption needs a text; or reject the caption")
+
+    def write(state: State) -> State:
+        source = state.caption if state.source_caption is None else state.source_caption
+        if text == source.strip():
+            return replace(
+                state, caption=source, source_caption=None, review="accepted"
+            )
+        return State(text, "edited", source)
+
+    return write
+
+
+def reject(state: State) -> State:
+    """Says that the caption is wrong; its text stays, off the object's labels."""
+    return replace(state, review="rejected")
+
+
+def reset(state: State) -> State:
+    """Forgets what people said; the model's text comes back."""
+    caption = state.caption if state.source_caption is None else state.source_caption
+    return replace(state, caption=caption, source_caption=None, review="unreviewed")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What happened to one caption.
+
+    Attributes:
+        ref: where it is.
+        index: the object id; None where the label has none.
+        before: its state before.
+        after: its state afterwards.
+    """
+
+    ref: Ref
+    index: int | None
+    before: State
+    after: State
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one action did.
+
+    Attributes:
+        field: of the captions.
+        tracks_field: of the labels that have the captions too; None for none.
+        edits: one for each caption that changed.
+        skipped: captions that the action could not be applied to, such as accepting
+            one without a text, or that are gone.
+    """
+
+    field: str
+    tracks_field: str | None = None
+    edits: tuple[Edit, ...] = ()
+    skipped: int = 0
+
+
+def apply(
+    dataset: fo.Dataset,
+    field: str,
+    refs: Iterable[Ref],
+    action: Action,
+    *,
+    tracks_field: str | None = None,
+    seen: str | None = None,
+) -> Change:
+    """Applies an action to captions.
+
+    Args:
+        dataset: of videos.
+        field: of the captions.
+        refs: the captions, of any number of samples.
+        action: :func:`accept`, :func:`edit` of a text, :func:`reject`, :func:`reset`,
+            or one of your own.
+        tracks_field: whose labels have the captions too; they follow.
+        seen: the text that the person had in front of them; None not to check it.
+
+    Returns:
+        what changed, for :func:`undo`.
+
+    Raises:
+        FieldError: when a field is absent or of another kind.
+        RegionCapError: when somebody else changed the text that was ``seen``; and what
+            the action raises, where there is one caption only.
+    """
+    require_captions(dataset, field)
+    if not dataset.has_field(f"{field}.detections.source_caption"):
+        declare_captions(dataset, field)
+    refs = list(refs)
+    states = {ref: (i, state) for ref, i, state in _states(dataset, field, refs)}
+    if len(refs) == 1 and not states:
+        raise RegionCapError("the caption is gone; refresh the review")
+    edits = []
+    skipped = len(refs) - len(states)
+    for ref, (index, before) in states.items():
+        if seen is not None and before.caption != seen:
+            raise RegionCapError(
+                "somebody changed this caption while you read it; look at it again"
+            )
+        try:
+            after = action(before)
+        except RegionCapError:
+            if len(refs) == 1:
+                raise
+            skipped += 1
+            continue
+        if after != before:
+            edits.append(Edit(ref, index, before, after))
+    change = Change(field, tracks_field, tuple(edits), skipped)
+    _write(dataset, change)
+    return change
+
+
+def undo(dataset: fo.Dataset, change: Change) -> Change:
+    """Takes a change back, except where somebody changed a caption since.
+
+    Args:
+        dataset: that the change was made in.
+        change: as :func:`apply` gave it.
+
+    Returns:
+        what changed now; undoing it does the first change again.
+    """
+    edits = {edit.ref: edit for edit in change.edits}
+    back = tuple(
+        Edit(ref, index, before=state, after=edits[ref].before)
+        for ref, index, state in _states(dataset, change.field, edits)
+        if state == edits[ref].after
+    )
+    undone = replace(change, edits=back, skipped=len(edits) - len(back))
+    _write(dataset, undone)
+    return undone
+
+
+def _states(
+    dataset: fo.Dataset, field: str, refs: Iterable[Ref]
+) -> Iterator[tuple[Ref, int | None, State]]:
+    """Where captions stand; those that are gone are left out."""
+    wanted: dict[str, set[str]] = {}
+    for ref in refs:
+        wanted.setdefault(ref.sample_id, set()).add(ref.label_id)
+    keys = ("_id", "index", "caption", "review", "source_caption", "error")
+    projection = {f"{field}.detections.{key}": 1 for key in keys}
+    ids = iter(wanted)
+    while chunk := list(islice(ids, _SAMPLES_AT_ONCE)):
+        query = {"_id": {"$in": [ObjectId(sample_id) for sample_id in chunk]}}
+        for document in dataset._sample_collection.find(query, projection):
+            sample_id = str(document["_id"])
+            for label in (document.get(field) or {}).get("detections") or []:
+                label_id = str(label["_id"])
+                if label_id in wanted[sample_id]:
+                    ref = Ref(sample_id, label_id)
+                    yield ref, label.get("index"), _state(label)
+
+
+def _state(label: Document) -> State:
+    return State(
+        caption=label.get("caption") or "",
+        review=label.get("review") or REVIEWS[0],
+        source_caption=label.get("source_caption"),
+        error=label.get("error"),
+    )
+
+
+def _write(dataset: fo.Dataset, change: Change) -> None:
+    by_sample: dict[str, list[Edit]] = {}
+    for change_edit in change.edits:
+        by_sample.setdefault(change_edit.ref.sample_id, []).append(change_edit)
+    samples = iter(by_sample.items())
+    while chunk := list(islice(samples, _SAMPLES_AT_ONCE)):
+        dataset._sample_collection.bulk_write(
+            [_update(change.field, sample_id, edits) for sample_id, edits in chunk],
+            ordered=False,
+        )
+    if by_sample:
+        fos.Sample._reload_docs(
+            dataset._sample_collection_name, sample_ids=list(by_sample)
+        )
+    if change.tracks_field is None:
+        return
+    for sample_id, edits in by_sample.items():
+        objects = {
+            e.index
+            for e in edits
+            if e.index is not None and e.before.shown != e.after.shown
+        }
+        if objects:
+            mirror_captions(
+                dataset[sample_id], change.field, change.tracks_field, objects=objects
+            )
+
+
+def _update(field: str, sample_id: str, edits: Collection[Edit]) -> UpdateOne:
+    """Sets what differs, on these labels alone."""
+    values: Document = {"last_modified_at": now()}
+    filters: list[Mapping[str, Any]] = []
+    for number, change in enumerate(edits):
+        for key in ("caption", "review", "source_caption", "error"):
+            value = getattr(change.after, key)
+            if value != getattr(change.before, key):
+                values[f"{field}.detections.$[e{number}].{key}"] = value
+        filters.append({f"e{number}._id": ObjectId(change.ref.label_id)})
+    return UpdateOne(
+        {"_id": ObjectId(sample_id)}, {"$set": values}, array_filters=filters
+    )
+
+
+class ReviewQueue:
+    """The captions of a view, in the order a person sees them."""
+
+    def __init__(
+        self,
+        refs: list[Ref],
+        reviews: Iterable[str | None],
+        confidences: Iterable[float | None],
+    ) -> None:
+        """Takes the captions in order.
+
+        Args:
+            refs: where they are.
+            reviews: what people said of them; None counts as unreviewed.
+            confidences: of their models.
+        """
+        self._refs = refs
+        self._positions = {ref.label_id: i for i, ref in enumerate(refs)}
+        self._reviews: NDArray[np.uint8] = np.fromiter(
+            (_code(review) for review in reviews), np.uint8, len(refs)
+        )
+        self._confidences: NDArray[np.float32] = np.fromiter(
+            (np.nan if c is None else c for c in confidences), np.float32, len(refs)
+        )
+
+    @classmethod
+    def of(
+        cls, samples: foco.SampleCollection, field: str, *, order: Order = "view"
+    ) -> ReviewQueue:
+        """Looks up the captions of a view.
+
+        Args:
+            samples: a dataset or a view of videos, whose filters of labels hold; or a
+                clips view: of the captions, in the order of the clips, or any other,
+                whose clips' captions are those that overlap them.
+            field: of the captions.
+            order: of the queue; captions of unknown confidence are the least sure.
+
+        Raises:
+            FieldError: when there is no such field.
+        """
+        found = (
+            _of_clips(samples, field)
+            if isinstance(samples, foc.ClipsView)
+            else _labels(samples, require_captions(samples, field))
+        )
+        rows = list(found)
+        if order == "confidence":
+            rows.sort(key=lambda row: -1.0 if row[2] is None else row[2])
+        return cls(
+            [row[0] for row in rows], (row[1] for row in rows), (row[2] for row in rows)
+        )
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, position: int) -> Ref:
+        return self._refs[position]
+
+    def position(self, label_id: str) -> int | None:
+        """Where a caption is in the queue; None when it is not in it."""
+        return self._positions.get(label_id)
+
+    def counts(self) -> dict[Review, int]:
+        """How many captions are in each state."""
+        counted = np.bincount(self._reviews, minlength=len(REVIEWS)).tolist()
+        return dict(zip(REVIEWS, counted, strict=True))
+
+    def select(self, reviews: Collection[Review] = REVIEWS) -> list[Ref]:
+        """The captions that are in one of these states, in order."""
+        return [self._refs[i] for i in self._matching(reviews)]
+
+    def find(
+        self, start: int, step: Literal[1, -1], reviews: Collection[Review] = REVIEWS
+    ) -> int | None:
+        """The next caption that is in one of some states.
+
+        Args:
+            start: where to begin; that position itself counts too.
+            step: forward or backward; behind the end the search goes on at the start.
+            reviews: the states.
+
+        Returns:
+            its position, or None when there is none at all.
+        """
+        matching = self._matching(reviews)
+        if not len(matching):
+            return None
+        if step > 0:
+            rank = np.searchsorted(matching, start)
+            return int(matching[rank % len(matching)])
+        rank = np.searchsorted(matching, start, side="right") - 1
+        return int(matching[rank])
+
+    def mark(self, change: Change) -> None:
+        """Takes over the states after a change, without asking the database."""
+        for done in change.edits:
+            position = self._positions.get(done.ref.label_id)
+            if position is not None:
+                self._reviews[position] = _code(done.after.review)
+
+    def _matching(self, reviews: Collection[Review]) -> NDArray[np.intp]:
+        codes = [_code(review) for review in reviews]
+        return np.flatnonzero(np.isin(self._reviews, codes))
+
+
+_Row: TypeAlias = tuple[Ref, str | None, float | None]
+
+
+def _code(review: str | None) -> int:
+    """A state as a number; one that other tools made up needs a look, too."""
+    return REVIEWS.index(review) if review in REVIEWS else 0
+
+
+def _labels(samples: foco.SampleCollection, field: str) -> Iterator[_Row]:
+    labels = f"{field}.detections"
+    projection = {f"{labels}.{key}": 1 for key in ("_id", "review", "confidence")}
+    # FiftyOne's own values() takes a pass for each of these.
+    for document in samples._aggregate(post_pipeline=[{"$project": projection}]):
+        sample_id = str(document["_id"])
+        for label in (document.get(field) or {}).get("detections") or ():
+            yield (
+                Ref(sample_id, str(label["_id"])),
+                label.get("review"),
+                label.get("confidence"),
+            )
+
+
+def _of_clips(clips: foc.ClipsView, field: str) -> Iterator[_Row]:
+    dataset = clips._root_dataset
+    require_captions(dataset, field)
+    clip_ids, sample_ids, supports = clips.values(["id", "sample_id", "support"])
+    view = dataset.select(list(dict.fromkeys(sample_ids)))
+    rows = list(_labels(view, field))
+    if clips._classification_field == field:
+        # Clips of captions have the ids of their captions.
+        by_id = {row[0].label_id: row for row in rows}
+        yield from (by_id[clip_id] for clip_id in clip_ids if clip_id in by_id)
+        return
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for sample_id, (first, last) in zip(sample_ids, supports, strict=True):
+        spans.setdefault(sample_id, []).append((first, last))
+    of_labels = chain(*filter(None, view.values(f"{field}.detections.support")))
+    for row, (first, last) in zip(rows, of_labels, strict=True):
+        if any(a <= last and first <= b for a, b in spans[row[0].sample_id]):
+            yield row
+
+
+def progress(counts: dict[Review, int]) -> float:
+    """The share of captions that a person has looked at, in [0, 1]; 1 for none."""
+    total = sum(counts.values())
+    return 1.0 if not total else 1 - counts[REVIEWS[0]] / total

@@ -1,0 +1,1 @@
+"""The machine: weights and clips, pip, the database."""

@@ -1,0 +1,1 @@
+"""Videos: exact frames by number, sampling of frames, clips, cuts."""

@@ -1,0 +1,190 @@
+"""Which frames of a track a captioner sees; windows for long tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fiftyone_regioncap.core.types import Track
+
+
+def sample_frames(visible: ArrayLike, count: int) -> tuple[int, ...]:
+    """Chooses frames evenly out of those where an object is visible.
+
+    With enough frames, the first, the last and evenly spaced ones between, rounded
+    down: the choice of the reference code of DAM (Lian et al., 2025) over frames with a
+    mask. With fewer than ``count``, all of them, each as often as the others give or
+    take one. A single one is the middle one.
+
+    Args:
+        visible: int (V,) frame indices, ascending, at least one.
+        count: how many to choose, at least 1.
+
+    Returns:
+        ``count`` of the indices, ascending; doubles only when V < count.
+
+    Raises:
+        ValueError: when there is nothing to choose from, or nothing to choose.
+    """
+    frames = np.asarray(visible, dtype=np.int64)
+    if frames.ndim != 1 or frames.size == 0:
+        raise ValueError("the object is visible on no frame; there is none to choose")
+    if count < 1:
+        raise ValueError(f"count is {count}; choose at least 1 frame")
+    steps = np.arange(count, dtype=np.int64)
+    if count == 1:
+        ranks = np.array([(frames.size - 1) // 2])
+    elif frames.size < count:
+        ranks = steps * frames.size // count
+    else:
+        ranks = steps * (frames.size - 1) // (count - 1)
+    return tuple(frames[ranks].tolist())
+
+
+def fixed_windows(visible: ArrayLike, length: int) -> Iterator[tuple[int, int]]:
+    """Cuts a track into windows of one length, without overlap.
+
+    The first window starts where the object is first visible, the last one ends where
+    it is last visible; windows in which it is never visible are left out.
+
+    Args:
+        visible: int (V,) frame indices, ascending.
+        length: of a window in frames, at least 1.
+
+    Yields:
+        (first, last) frame of each window, 0-based and inclusive, in order of time.
+
+    Raises:
+        ValueError: when the length is less than 1.
+    """
+    if length < 1:
+        raise ValueError(f"a window of {length} frames is none; give at least 1")
+    frames = np.asarray(visible, dtype=np.int64)
+    if frames.size == 0:
+        return
+    start, end = int(frames[0]), int(frames[-1])
+    for window in np.unique((frames - start) // length).tolist():
+        first = start + window * length
+        yield first, min(first + length - 1, end)
+
+
+@dataclass(frozen=True)
+class ChangeThresholds:
+    """When an object counts as changed against the start of its window.
+
+    Attributes:
+        aspect: factor by which width/height grew or shrank.
+        area: factor by which the area grew or shrank; 2 means twice or half as big.
+        velocity: change of the velocity of the box's centre, in object sizes (square
+            root of the box's area) a frame.
+        appearance: share of the colour histogram that moved to other bins, in [0, 1].
+        hold: visible frames for which a change has to last, so that a single bad mask
+            cuts nothing; also the frames a window's start is averaged over.
+        gap: frames without the object that always end a window.
+        shortest: visible frames before a change may end a window.
+        longest: visible frames after which a window always ends; None for no limit.
+    """
+
+    aspect: float = 1.6
+    area: float = 2.0
+    velocity: float = 0.15
+    appearance: float = 0.4
+    hold: int = 3
+    gap: int = 15
+    shortest: int = 12
+    longest: int | None = None
+
+
+def change_windows(
+    track: Track,
+    *,
+    areas: Sequence[float] | NDArray[np.float64] | None = None,
+    histograms: NDArray[np.float64] | None = None,
+    thresholds: ChangeThresholds | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Cuts a track where the object changes in shape, size, motion or appearance.
+
+    Each window is compared with its own start, so slow changes cut too once they add
+    up. Everything is measured in the image: a camera that turns sharply is a change of
+    motion like any other.
+
+    Args:
+        track: of one object.
+        areas: (V,) of its masks in pixels; the boxes' areas when None.
+        histograms: (V, B) of its colours, each summing to 1; None leaves appearance
+            out.
+        thresholds: of change; the defaults when None.
+
+    Yields:
+        (first, last) frame of each window, 0-based and inclusive, in order of time,
+        both visible; every visible frame is in exactly one.
+    """
+    limits = thresholds or ChangeThresholds()
+    frames = track.frames
+    if frames.size == 0:
+        return
+    changes = _Changes(track, areas, histograms, limits)
+    begin = lasting = 0
+    for rank in range(1, frames.size):
+        lasting = lasting + 1 if changes.changed(begin, rank) else 0
+        absent = frames[rank] - frames[rank - 1] > limits.gap
+        full = limits.longest is not None and rank - begin >= limits.longest
+        if absent or full:
+            cut = rank
+        elif lasting >= limits.hold and rank - begin >= limits.shortest:
+            # Where the change began, if the window is long enough without it.
+            cut = max(rank - lasting + 1, begin + limits.shortest)
+        else:
+            continue
+        yield int(frames[begin]), int(frames[cut - 1])
+        begin, lasting = cut, 0
+    yield int(frames[begin]), int(frames[-1])
+
+
+class _Changes:
+    """Compares visible frames of a track with the start of their window."""
+
+    def __init__(
+        self,
+        track: Track,
+        areas: Sequence[float] | NDArray[np.float64] | None,
+        histograms: NDArray[np.float64] | None,
+        limits: ChangeThresholds,
+    ) -> None:
+        x1, y1, x2, y2 = track.boxes.T
+        width, height = np.maximum(x2 - x1, 1e-6), np.maximum(y2 - y1, 1e-6)
+        size = width * height if areas is None else np.maximum(areas, 1e-6)
+        self._limits = limits
+        self._histograms = histograms
+        # Logarithms make growing and shrinking by one factor the same distance.
+        self._log_aspect = np.log(width / height)
+        self._log_area = np.log(size)
+        centres = np.stack([(x1 + x2) / 2, (y1 + y2) / 2], axis=1)
+        self._velocity = np.zeros_like(centres)
+        if len(centres) > 1:
+            back = np.maximum(np.arange(len(centres)) - limits.hold, 0)
+            back[0], ahead = 0, np.maximum(np.arange(len(centres)), 1)
+            passed = (track.frames[ahead] - track.frames[back])[:, None]
+            self._velocity = (centres[ahead] - centres[back]) / passed
+            self._velocity /= np.sqrt(width * height)[:, None]
+
+    def changed(self, begin: int, rank: int) -> bool:
+        """Whether the object on a frame differs from its window's first frames."""
+        limits = self._limits
+        start = slice(begin, min(begin + limits.hold, rank))
+
+        def moved(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return values[rank] - np.median(values[start], axis=0)
+
+        if abs(moved(self._log_aspect)) > np.log(limits.aspect):
+            return True
+        if abs(moved(self._log_area)) > np.log(limits.area):
+            return True
+        if np.linalg.norm(moved(self._velocity)) > limits.velocity:
+            return True
+        if self._histograms is None:
+            return False
+        return 0.5 * np.abs(moved(self._histograms)).sum() > limits.appearance

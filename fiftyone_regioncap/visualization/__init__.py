@@ -1,0 +1,1 @@
+"""Pictures of what jobs made: contact sheets, reports, maps."""

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import fiftyone as fo
+import pytest
+
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+
+
+@pytest.fixture
+def dataset(fiftyone_database: str) -> Iterator[fo.Dataset]:
+    """A video of two objects, with a caption each, and a label of neither."""
+    dataset = fo.Dataset()
+    sample = fo.Sample(filepath="/nowhere/1.mp4")
+    box = [0.1, 0.1, 0.2, 0.2]
+    for number in (1, 2):
+        sample.frames[number] = fo.Frame(
+            tracks=fo.Detections(
+                detections=[
+                    fo.Detection(index=index, bounding_box=box) for index in (1, 2)
+                ]
+            ),
+            truth=fo.Detections(detections=[fo.Detection(bounding_box=box)]),
+        )
+    dataset.add_sample(sample)
+    records = [
+        CaptionRecord(1, (0, 1), caption="A cat."),
+        CaptionRecord(2, (0, 0), caption="A dog."),
+    ]
+    write_captions(sample, "captions", records)
+    yield dataset
+    dataset.delete()
+
+
+def test_clips_show_the_object_they_speak_of_alone(dataset: fo.Dataset) -> None:
+    captions = CaptionField.of(dataset, "captions")
+    ids = dataset.first().captions.detections[::-1]
+    clips = captions.alone(captions.view([label.id for label in ids]))
+    assert clips.values("captions.caption") == ["A dog.", "A cat."]
+    assert clips.values("frames.tracks.detections.index") == [[[2]], [[1], [1]]]
+    assert clips.count("frames.truth.detections") == 3
+    assert captions.alone(dataset.view()) == dataset.view()

@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import fiftyone as fo
+import numpy as np
+import pytest
+
+from fiftyone_regioncap import exporters
+from fiftyone_regioncap.core.errors import Cancelled, FieldError, RegionCapError
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
+from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.tracks import TrackWriter
+from fiftyone_regioncap.exporters import records, templates
+from fiftyone_regioncap.exporters.coco import Coco
+from fiftyone_regioncap.exporters.staging import ExportError
+
+
+def export(samples, out, name="coco", **options):
+    return exporters.export(samples, name, out, progress=False, **options)
+
+
+def import_(samples, out, name="coco"):
+    return exporters.import_captions(samples, name, out, progress=False)
+
+
+# -- the target ------------------------------------------------------------------------
+
+
+def test_a_folder_that_exists_stays_as_it_is(dataset, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match="exists"):
+        export(dataset, out)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert list(tmp_path.iterdir()) == [out]
+    export(dataset, out, overwrite=True, media="none")
+    assert {p.name for p in out.iterdir()} == {"annotations.json", "manifest.json"}
+
+
+def test_an_empty_folder_is_filled(dataset, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert export(dataset, tmp_path / "out", media="none").ok
+
+
+class Full(Coco):
+    """A format whose second video meets a full disk."""
+
+    broken = True
+
+    def write(self, video, part, media):
+        if video.name == "two" and Full.broken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(video, part, media)
+
+
+def test_a_full_disk_leaves_nothing_that_looks_whole_and_goes_on_later(
+    dataset, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    with pytest.raises(ExportError, match="No space left"):
+        export(dataset, out, Full(), media="none")
+    assert not out.exists()
+    monkeypatch.setattr(Full, "broken", False)
+    done = export(dataset, out, Full(), media="none")
+    assert (done.videos, done.resumed) == (2, 1)
+    export(dataset, tmp_path / "again", media="none")
+    assert (out / "annotations.json").read_bytes() == (
+        tmp_path / "again/annotations.json"
+    ).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_an_export_killed_around_its_rename_loses_nothing(
+    dataset, tmp_path, monkeypatch, moment
+):
+    class Killed(BaseException):
+        pass
+
+    real = os.rename, os.replace
+
+    def rename(source, target):
+        if moment == "before":
+            raise Killed
+        real[0](source, target)
+
+    def replace(source, target):
+        if Path(target) == out and moment == "between":
+            raise Killed
+        real[1](source, target)
+        if Path(target) == out and moment == "after":
+            raise Killed
+
+    out = tmp_path / "out"
+    export(dataset, out, "csv", media="none")
+    with monkeypatch.context() as patches, pytest.raises(Killed):
+        patches.setattr(os, "rename", rename)
+        patches.setattr(os, "replace", replace)
+        export(dataset, out, "videorefer", overwrite=True)
+    if moment != "between":
+        assert (out / "manifest.json").exists()
+    with pytest.raises(ExportError, match="exists"):
+        # An export without leave to overwrite gives back what was there.
+        export(dataset, out, "videorefer")
+    assert (out / "captions.csv").exists() == (moment != "after")
+    export(dataset, out, "videorefer", overwrite=True)
+    assert {p.name for p in (out / "videos").iterdir()} == {"one.mp4", "two.mp4"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_several_processes_write_what_one_does(dataset, tmp_path):
+    view = dataset.filter_labels("captions", fo.ViewField("index") == 7)
+    for workers in (1, 2):
+        done = export(view, tmp_path / str(workers), media="none", workers=workers)
+        assert done.ok and done.videos == 2
+    one, two = (
+        (tmp_path / str(workers) / "annotations.json").read_bytes()
+        for workers in (1, 2)
+    )
+    assert one == two
+
+
+def test_what_changed_since_is_not_taken_from_an_interrupted_export(
+    dataset, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr(Full, "broken", True)
+    with pytest.raises(ExportError):
+        export(dataset, out, Full(), media="none")
+    record = CaptionRecord(7, (0, 23), "disc", "Something new.", review="accepted")
+    write_captions(dataset.first(), "captions", [record], overwrite=True)
+    monkeypatch.setattr(Full, "broken", False)
+    done = export(dataset, out, Full(), media="none")
+    assert done.resumed == 0
+    assert "Something new." in (out / "annotations.json").read_text()
+
+
+def test_a_cancelled_export_goes_on(dataset, tmp_path):
+    cancel = threading.Event()
+    with pytest.raises(Cancelled):
+        exporters.export(
+            dataset,
+            "jsonl",
+            tmp_path / "out",
+            progress=lambda event: cancel.set(),
+            cancel=cancel,
+        )
+    assert not (tmp_path / "out").exists()
+    done = export(dataset, tmp_path / "out", "jsonl")
+    assert (done.videos, done.resumed) == (2, 1)
+
+
+# -- the dataset -----------------------------------------------------------------------
+
+
+def test_a_missing_video_is_left_out_and_the_rest_goes_on(dataset, tmp_path):
+    copy = tmp_path / "gone.mp4"
+    sample = dataset.last()
+    sample.filepath = str(copy)
+    sample.save()
+    done = export(dataset, tmp_path / "out", "videorefer")
+    assert done.videos == 1 and "gone.mp4" in done.failures[0].error
+    out = tmp_path / "out"
+    assert [p.name for p in (out / "videos").iterdir()] == ["one.mp4"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert len(manifest["failures"]) == 1 and manifest["counts"]["videos"] == 1
+    # Without media it isn't missed.
+    assert export(dataset, tmp_path / "labels", "videorefer", media="none").ok
+
+
+def test_masks_that_vanished_are_named(videos, tmp_path, fiftyone_database):
+    made = fo.Dataset()
+    try:
+        for video in videos:
+            sample = fo.Sample(filepath=str(video))
+            sample.metadata = video_metadata(sample)
+            made.add_sample(sample)
+            full = np.zeros((72, 96), dtype=bool)
+            full[2:9, 3:11] = True
+            with TrackWriter(
+                sample, "tracks", mask_storage="disk", output_dir=tmp_path / "masks"
+            ) as writer:
+                writer.write(FrameMasks(0, {1: ObjectMask(full, 1.0)}))
+        shutil.rmtree(tmp_path / "masks/tracks" / made.first().id)
+        done = export(made, tmp_path / "out", captions=None, media="none")
+        assert done.videos == 1
+        assert "is not there" in done.failures[0].error
+    finally:
+        made.delete()
+
+
+@pytest.mark.parametrize("name", sorted(exporters.FORMATS))
+def test_captions_that_are_null_or_failed_are_never_exported(dataset, tmp_path, name):
+    if name == "hf-datasets":
+        pytest.importorskip("datasets")
+    for sample in dataset:
+        records = [
+            CaptionRecord(2, (3, 11), error="out of memory"),
+            CaptionRecord(2, (12, 23), "brick/wall", "  \n "),
+            CaptionRecord(7, (0, 23), "disc", "Only this.", review="accepted"),
+        ]
+        write_captions(sample, "captions", records, overwrite=True)
+        dataset._sample_collection.update_one(
+            {"_id": sample._id}, {"$set": {"captions.detections.0.caption": None}}
+        )
+    dataset.reload()
+    done = export(dataset, tmp_path / "out", name)
+    assert done.ok
+    assert done.counts.get("captions", done.counts.get("tracks")) == 2
+
+
+def test_filters_choose_captions(dataset, tmp_path):
+    out = tmp_path / "out"
+    cases = {
+        "reviewed": ({"reviews": ["edited"]}, {7}),
+        "sure": ({"min_confidence": 0.6}, {7}),
+        "short": ({"max_words": 4}, {2}),
+        "long": ({"min_words": 1000}, {2}),
+        "whole tracks": ({"min_frames": 22}, {7}),
+        "with the others": ({"reviews": ["edited"], "uncaptioned": True}, {2, 7}),
+        "masks only": ({"captions": None}, {2, 7}),
+    }
+    for word, (options, expected) in cases.items():
+        target = out / word
+        export(dataset, target, "jsonl", media="none", **options)
+        lines = (target / "tracks.jsonl").read_text().splitlines()
+        assert {json.loads(line)["index"] for line in lines} == expected, word
+    with pytest.raises(ExportError, match="no track or caption"):
+        export(dataset, out / "none", min_words=5000)
+    assert {path.name for path in out.iterdir()} == cases.keys()
+
+
+def test_a_view_s_filters_hold(dataset, tmp_path):
+    view = dataset.filter_labels("captions", fo.ViewField("confidence") > 0.6)
+    export(view, tmp_path / "out", "csv", media="none")
+    text = (tmp_path / "out/captions.csv").read_text(encoding="utf-8")
+    assert "blue brick" not in text and "مرحبا" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"tracks": "frames.nothing"}, FieldError),
+        ({"captions": "nothing"}, FieldError),
+        ({"val": 2.0}, ExportError),
+        ({"options": {"nothing": 1}}, ExportError),
+        ({"media": "move"}, ExportError),
+        ({"reviews": ["good"]}, ExportError),
+        ({"workers": 0}, ExportError),
+    ],
+)
+def test_wrong_arguments_touch_nothing(dataset, tmp_path, options, error):
+    with pytest.raises(error):
+        export(dataset, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_splits_go_by_video_and_stay_the_same(dataset, empty, contents_of, tmp_path):
+    source = records.Source(val=0.5)
+    seen = {source.split(f"folder/{n}.mp4") for n in range(50)}
+    assert seen == {"train", "val"}
+    share = sum(source.split(f"folder/{n}.mp4") == "val" for n in range(2000)) / 2000
+    assert 0.45 < share < 0.55
+    export(dataset, tmp_path / "out", val=0.5, seed=3)
+    found = {}
+    for split in ("train", "val"):
+        folder = tmp_path / "out" / split
+        if folder.exists():
+            assert import_(empty, folder).ok
+            for video in json.loads((folder / "annotations.json").read_text())[
+                "videos"
+            ]:
+                found[video["file_name"]] = split
+    assert found == {
+        Path(path).name: records.Source(val=0.5, seed=3).split(path)
+        for path in dataset.values("filepath")
+    }
+    assert contents_of(empty) == contents_of(dataset)
+
+
+def test_links_lead_to_the_videos(dataset, tmp_path):
+    export(dataset, tmp_path / "out", "videorefer", media="link")
+    link = tmp_path / "out/videos/one.mp4"
+    assert link.is_symlink() and link.resolve() == Path(dataset.first().filepath)
+
+
+# -- what is imported ------------------------------------------------------------------
+
+
+def broken(out: Path, name: str, change) -> Path:
+    path = out / name
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    return out
+
+
+def test_unknown_videos_and_wrong_sizes_are_left_out(
+    dataset, empty, contents_of, tmp_path
+):
+    out = tmp_path / "out"
+    export(dataset, out, "youtube-vis", media="none")
+    (out / "manifest.json").unlink()
+
+    def change(value):
+        first, second = value["videos"]
+        first["height"] = 71
+        stranger = {**second, "id": 9, "file_names": ["stranger/0.jpg"] * 24}
+        value["videos"].append(stranger)
+
+    back = import_(empty, broken(out, "instances.json", change), "youtube-vis")
+    assert back.videos == 1
+    assert {f.name for f in back.failures} == {"one", "stranger"}
+    found = contents_of(empty)
+    assert found["one.mp4"] == {"masks": {}, "captions": {}}
+    assert found["two.mp4"] == contents_of(dataset)["two.mp4"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v["videos"][0].update(length=25),
+        lambda v: v["annotations"][0]["segmentations"][9].update(counts="PPPPPPPP"),
+        lambda v: v["annotations"][0]["segmentations"][9].update(counts="\x01\x02"),
+        lambda v: v["annotations"][0]["segmentations"][9].update(size=[7200, 9600]),
+        lambda v: v["annotations"][0]["captions"][0].update(first_frame=-1),
+        lambda v: v["annotations"][0]["captions"][0].update(last_frame=99),
+        lambda v: v["annotations"][0]["captions"][0].update(review="perhaps"),
+        lambda v: v["annotations"][0].update(track_id="seven"),
+        lambda v: v["annotations"][0].pop("segmentations"),
+    ],
+    ids=[
+        "another length",
+        "runs too long",
+        "no run lengths",
+        "another size",
+        "a frame before the first",
+        "a frame past the end",
+        "an unknown state",
+        "an id in words",
+        "no masks",
+    ],
+)
+def test_a_damaged_video_is_left_as_it_was(
+    dataset, empty, contents_of, tmp_path, change
+):
+    out = tmp_path / "out"
+    export(dataset, out, "youtube-vis", media="none")
+    back = import_(empty, broken(out, "instances.json", change), "youtube-vis")
+    assert (back.videos, len(back.failures)) == (1, 1)
+    found = contents_of(empty)
+    assert found["one.mp4"] == {"masks": {}, "captions": {}}
+    assert found["two.mp4"] == contents_of(dataset)["two.mp4"]
+
+
+@pytest.mark.parametrize("name", sorted(exporters.IMPORTERS))
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1, 2", b'"text"'])
+def test_files_of_another_kind_are_refused(empty, tmp_path, name, content):
+    path = tmp_path / "file_manual.json"
+    if content is not None:
+        path.write_bytes(content)
+    try:
+        back = import_(empty, path, name)
+    except RegionCapError:
+        return
+    assert not back.videos
+
+
+def test_a_reviewed_caption_survives_an_import(dataset, tmp_path, contents_of):
+    export(dataset, tmp_path / "out", "jsonl", media="none")
+    record = CaptionRecord(7, (0, 23), "disc", "By hand.", review="edited")
+    write_captions(dataset.first(), "captions", [record], overwrite=True)
+    import_(dataset, tmp_path / "out", "jsonl")
+    assert contents_of(dataset)["one.mp4"]["captions"][7, (0, 23)] == "By hand."
+
+
+# -- pieces ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("../../etc/passwd", "_.._etc_passwd"),
+        ("a b/c", "a_b_c"),
+        (".hidden", "hidden"),
+        ("-rf", "rf"),
+        ("", "_"),
+        ("🦊", "_"),
+        ("مرحبا", "مرحبا"),
+        ("x" * 500, "x" * 120),
+        ("clip.v2", "clip.v2"),
+    ],
+)
+def test_names_of_files_are_harmless(text, name):
+    assert records.safe_name(text) == name
+
+
+def test_braces_of_captions_are_text():
+    filled = templates.fill("Is {label} a {x}? {", {"label": "{x} {label}"})
+    assert filled == "Is {x} {label} a {x}? {"

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.operators as foo
+import pytest
+import yaml
+from fiftyone.operators.delegated import DelegatedOperationService
+from fiftyone.operators.executor import ExecutionContext
+
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset import videos as datasets
+from tests.support import ROOT
+
+URI = "@fiftyone-regioncap/regioncap"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(fiftyone_database: str) -> Iterator[None]:
+    """FiftyOne finds this plugin."""
+    before = fo.config.plugins_dir
+    fo.config.plugins_dir = str(ROOT)
+    yield
+    fo.config.plugins_dir = before
+
+
+@pytest.fixture
+def dataset(videos: list[Path], tmp_path: Path, monkeypatch) -> Iterator[fo.Dataset]:
+    monkeypatch.setenv("REGIONCAP_CACHE", str(tmp_path))
+    prompts = [Prompt(7, 3, box=(10, 20, 34, 44), label="disc")]
+    made, _, _ = datasets.add_videos("operators", videos, prompts)
+    yield made
+    made.delete()
+
+
+def form(name: str, dataset: fo.Dataset, **params: Any) -> dict[str, Any]:
+    """The inputs of an operator's form, by name."""
+    operator = foo.get_operator(f"{URI}/{name}")
+    context = ExecutionContext(
+        {"dataset_name": dataset.name, "view": [], "params": params},
+        operator_uri=operator.uri,
+    )
+    return operator.resolve_input(context).to_json()["type"]["properties"]
+
+
+def invalid(inputs: dict[str, Any]) -> dict[str, str]:
+    return {k: v["error_message"] for k, v in inputs.items() if v.get("invalid")}
+
+
+def test_every_operator_of_the_manifest_is_registered():
+    manifest = yaml.safe_load((ROOT / "fiftyone.yml").read_text())
+    names = {
+        operator.name
+        for operator in foo.list_operators()
+        if operator.plugin_name == manifest["name"]
+    }
+    expected = {*manifest["operators"], *manifest.get("panels", ())}
+    assert names == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "asks"),
+    [
+        ("propagate_masks", {"prompts", "tracks", "propagator", "scene_cuts"}),
+        ("caption_tracks", {"tracks", "captions", "captioner", "window"}),
+        ("propagate_and_caption", {"prompts", "tracks", "captions", "captioner"}),
+    ],
+)
+def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, asks):
+    inputs = form(name, dataset)
+    assert asks <= set(inputs)
+    assert "view_target" in inputs
+    assert not invalid(inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "field", "says"),
+    [
+        ("propagate_masks", {"tracks": "frames.prompts"}, "tracks", "something else"),
+        ("propagate_masks", {"tracks": "a b"}, "tracks", "not a field name"),
+        ("caption_tracks", {"captions": "filepath"}, "captions", "something else"),
+        (
+            "caption_tracks",
+            {"captioner": "dam-video"},
+            "accept_license",
+            "Accept the licence",
+        ),
+        (
+            "propagate_masks",
+            {"propagator": "sam2", "propagator_options": "image_size"},
+            "propagator_options",
+            "no JSON object",
+        ),
+    ],
+)
+def test_forms_refuse_what_would_fail(
+    dataset, monkeypatch, tmp_path, name, params, field, says
+):
+    monkeypatch.setenv("REGIONCAP_CONFIG", str(tmp_path / "config"))
+    assert says in invalid(form(name, dataset, **params))[field]
+
+
+def test_forms_say_why_they_cannot_be_filled(fiftyone_database, videos):
+    empty = fo.Dataset()
+    empty.add_sample(fo.Sample(filepath=str(videos[0])))
+    try:
+        assert (
+            "No field marks objects"
+            in invalid(form("propagate_masks", empty))["refusal"]
+        )
+        assert "No frame field" in invalid(form("caption_tracks", empty))["refusal"]
+        assert "dataset of images" in invalid(form("caption_regions", empty))["refusal"]
+    finally:
+        empty.delete()
+
+
+def test_a_field_that_exists_may_be_skipped_or_overwritten(dataset):
+    api.propagate(dataset, propagator="flow", progress=False)
+    inputs = form("propagate_masks", dataset, tracks="frames.tracks")
+    assert inputs["existing"]["default"] == "skip"
+    assert not invalid(inputs)
+
+
+def test_operators_are_callable_from_python_with_defaults(dataset):
+    operator = foo.get_operator(f"{URI}/propagate_and_caption")
+    summary = operator(dataset.limit(1).view(), propagator="flow", captioner="measured")
+    assert summary.ok and summary.captions == 1
+    assert dataset.first()["captions_status"] == "complete"
+    assert not dataset.last().has_field("captions_status") or (
+        dataset.last()["captions_status"] is None
+    )
+
+
+def test_regions_are_embedded_by_an_operator(dataset, checkpoint):
+    assert (
+        "No field holds captions" in invalid(form("embed_regions", dataset))["refusal"]
+    )
+    api.propagate(dataset, propagator="flow", progress=False)
+    api.caption(dataset, captioner="measured", progress=False)
+    inputs = form("embed_regions", dataset)
+    assert inputs["tracks"]["default"] == "frames.tracks" and not invalid(inputs)
+    embed = foo.get_operator(f"{URI}/embed_regions")
+    summary = embed(dataset, weights=str(checkpoint))
+    assert summary.ok and summary.embedded == 2
+    vectors = dataset.values("captions.detections.region_embedding", unwind=True)
+    assert all(vector.shape == (64,) for vector in vectors)
+
+
+def test_operators_run_delegated_and_leave_their_summary(dataset):
+    operator = foo.get_operator(f"{URI}/propagate_masks")
+    operator(dataset, delegate=True, propagator="flow", prompts="frames.prompts")
+    service = DelegatedOperationService()
+    service.execute_queued_operations(limit=1, log=False)
+    (done,) = service.list_operations(operator=operator.uri)
+    assert done.run_state == "completed", done.result.error
+    assert done.result.result["samples"] == 2
+    assert dataset.count("frames.tracks.detections") == 48
+    service.delete_operation(done.id)

@@ -1,0 +1,172 @@
+"""MobileSAM's propagation on real clips and on squares."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fiftyone_regioncap.core.errors import PromptError, WeightsError
+from fiftyone_regioncap.core.types import Prompt, box_of_mask
+from fiftyone_regioncap.evaluation.masks import region_similarity
+from fiftyone_regioncap.propagation.mobilesam import (
+    MobileSam,
+    MobileSamPropagator,
+    Settings,
+)
+
+SMALL = Settings(side=512)
+
+
+def same(a, b):
+    assert (a.frame, a.prompted, a.objects.keys()) == (
+        b.frame,
+        b.prompted,
+        b.objects.keys(),
+    )
+    for k, found in a.objects.items():
+        assert found.score == b.objects[k].score
+        assert (found.mask is None) == (b.objects[k].mask is None)
+        assert np.array_equal(found.mask, b.objects[k].mask)
+
+
+@pytest.mark.parametrize("kind", ["mask", "box", "points"])
+@pytest.mark.parametrize("name", ["car-shadow", "soccerball"])
+def test_it_follows_real_objects(mobile_sam, clip_of, name, kind):
+    clip = clip_of(name, 6)
+    truth = clip.masks[0] == 1
+    x1, y1, x2, y2 = box_of_mask(truth)
+    inside = np.argwhere(truth).mean(axis=0)[::-1]
+    prompt = {
+        "mask": Prompt(7, 0, mask=truth),
+        "box": Prompt(7, 0, box=(x1, y1, x2, y2)),
+        "points": Prompt(
+            7, 0, box=(x1, y1, x2, y2),
+            points=np.array([inside, [2.0, 2.0]]),
+            point_signs=np.array([True, False]),
+        ),
+    }[kind]  # fmt: skip
+    propagator = MobileSamPropagator(mobile_sam, SMALL)
+    results = list(propagator.propagate(clip, [prompt]))
+    assert [r.frame for r in results] == list(range(6))
+    assert [r.prompted for r in results] == [{7}] + [frozenset()] * 5
+    values = [
+        region_similarity(r.objects[7].mask, clip.masks[r.frame] == 1) for r in results
+    ]
+    assert np.mean(values) > 0.75
+    if kind == "mask":
+        assert values[0] == 1
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_objects_share_frames_not_pixels(mobile_sam, clip_of, overlap):
+    clip = clip_of("dogs-jump", 5)
+    prompts = [Prompt(10 * n, 0, mask=clip.masks[0] == n) for n in (1, 2, 3)]
+    # An object inside another, so that they compete.
+    prompts.append(Prompt(99, 0, box=box_of_mask(clip.masks[0] == 3)))
+    propagator = MobileSamPropagator(mobile_sam, SMALL)
+    run = propagator.propagate(clip, prompts, overlap=overlap)
+    shared = 0
+    for result in run:
+        assert set(result.objects) == {10, 20, 30, 99}
+        masks = [o.mask for o in result.objects.values() if o.mask is not None]
+        shared += int((np.sum(masks, axis=0) > 1).sum())
+    assert (shared > 0) == overlap
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+def test_resume_at_any_frame_changes_nothing(mobile_sam, clip_of, direction):
+    clip = clip_of("dogs-jump", 6)
+    prompts = [
+        Prompt(1, 2, mask=clip.masks[2] == 1),
+        Prompt(3, 3, box=box_of_mask(clip.masks[3] == 3)),
+        Prompt(3, 4, mask=clip.masks[4] == 3),
+    ]
+    propagator = MobileSamPropagator(mobile_sam, Settings(side=256, recent=2, kept=1))
+    whole = list(propagator.propagate(clip, prompts, direction=direction))
+    for cut in range(len(whole) + 1):
+        run = propagator.propagate(clip, prompts, direction=direction)
+        for _ in itertools.islice(run, cut):
+            pass
+        state = {k: np.array(v) for k, v in run.checkpoint().items()}
+        rest = propagator.propagate(
+            clip, prompts, direction=direction, checkpoint=state
+        )
+        for a, b in zip(whole[cut:], rest, strict=True):
+            same(a, b)
+
+
+def test_a_lost_object_has_no_mask_and_comes_back(mobile_sam, clip_of):
+    clip = clip_of("soccerball", 3)
+    ground = clip.frames[0].copy()
+    ground[:] = ground.mean(axis=(0, 1)).astype(np.uint8)
+
+    class Hidden:
+        height, width = clip.height, clip.width
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return ground if 2 <= index < 7 else clip[min(index, 1)]
+
+    prompts = [Prompt(1, 0, mask=clip.masks[0] == 1)]
+    propagator = MobileSamPropagator(mobile_sam, SMALL)
+    results = list(propagator.propagate(Hidden(), prompts))
+    found = [r.objects[1] for r in results]
+    assert all(o.mask is None for o in found[3:7])
+    assert found[7].mask is not None
+    assert region_similarity(found[7].mask, clip.masks[1] == 1) > 0.6
+    assert max(o.score for o in found[3:7]) < 0.5 * found[7].score
+
+
+def test_memory_does_not_grow_with_the_video(mobile_sam, squares):
+    class Long:
+        height, width = squares.height, squares.width
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            return squares[index % 2]
+
+    # A prompt on every fifth frame: even those are not all remembered.
+    prompts = [
+        Prompt(1, frame, mask=squares.masks[frame % 2] == 1)
+        for frame in range(0, 60, 5)
+    ]
+    run = MobileSamPropagator(mobile_sam, Settings(side=128)).propagate(Long(), prompts)
+    sizes = [sum(a.nbytes for a in run.checkpoint().values()) for _ in run]
+    assert max(sizes[30:]) == max(sizes[:30])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([Prompt(1, 9, box=(1, 1, 5, 5))], "frames 0 to 7"),
+        ([Prompt(1, 0, box=(5, 5, 5, 9))], "no area"),
+        ([Prompt(1, 0, mask=np.zeros((90, 120), dtype=bool))], "empty"),
+        (
+            [Prompt(1, 0, box=(1, 1, 5, 5), label="cat"),
+             Prompt(1, 1, box=(1, 1, 5, 5), label="dog")],
+            "different objects",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_prompts_are_refused_at_once(mobile_sam, squares, prompts, message):
+    with pytest.raises(PromptError, match=message):
+        MobileSamPropagator(mobile_sam).propagate(squares, prompts)
+
+
+def test_bad_weights_are_refused(tmp_path):
+    import torch
+
+    with pytest.raises(WeightsError, match="no such file"):
+        MobileSam.from_pretrained(tmp_path / "mobile_sam.pt")
+    (tmp_path / "torn.pt").write_bytes(b"torn")
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        MobileSam.from_pretrained(tmp_path / "torn.pt")
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match="not MobileSAM's weights"):
+        MobileSam.from_pretrained(tmp_path / "other.pt")

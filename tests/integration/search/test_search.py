@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import fiftyone as fo
+import pytest
+from fiftyone import ViewField as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fiftyone_regioncap.core.errors import BackendError, FieldError
+from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.search import Query, QueryError, embedding, search
+
+HOSTILE = '<b>{{ $where }}</b> "quoted" \' OR 1=1; -- مرحبا 🚗'
+VIDEOS = (
+    ["A red car turning left at the crossing.", "A blue truck stands still."],
+    ["A dog runs to the left.", "Two red cars are racing.", HOSTILE],
+    ["A car, red as fire, turns right.", "", "x " * 5000 + "zebra"],
+)
+
+
+def texts(results):
+    return [hit.caption for hit in results.hits]
+
+
+def find(dataset, query, mode="text", **options):
+    return search(dataset, query, mode=mode, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("query", "firsts"),
+    [
+        ("truck", {1}),
+        ("trucks", {1}),  # stemmed
+        ("RACING", {3}),
+        ('"red car"', {0, 3}),  # word by word, not "car, red"
+        ('car -"red car"', {5}),
+        ("red -car", set()),
+        ("dog zebra", {2, 6}),  # none has both
+        ("turned red car", {0, 5}),  # those with all words come before others
+        ("مرحبا", {4}),
+        ("quoted OR 1=1; --", {4}),
+        ("thing", {0, 1, 2, 3, 4, 5, 6}),  # the label
+        ("unheard-of", set()),
+    ],
+)
+def test_words_phrases_and_exclusion(described, query, firsts):
+    dataset = described(*VIDEOS)
+    captions = [text for video in VIDEOS for text in video if text]
+    found = texts(find(dataset, query))
+    assert set(found[: max(len(firsts), 1)]) == {captions[place] for place in firsts}
+
+
+def test_tags_and_attributes_are_found_too(described):
+    record = CaptionRecord(
+        1,
+        (0, 9),
+        caption="It moves.",
+        tags=(("vehicle", 0.9),),
+        attributes=(("pattern:striped", 0.8),),
+    )
+    dataset = described([record, "A vehicle."])
+    assert len(find(dataset, "vehicle")) == 2
+    assert texts(find(dataset, "striped")) == ["It moves."]
+
+
+@given(st.text())
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_text_is_a_query_or_looks_for_nothing(built, text):
+    try:
+        Query.parse(text)
+    except QueryError:
+        assert not any(c.isalnum() for c in text.split("-")[0])
+        return
+    for mode in ("text", "hybrid"):
+        assert len(built(text, mode)) <= 3
+
+
+@pytest.fixture
+def built(described, embedder):
+    dataset = described(*VIDEOS)
+    return lambda text, mode: find(dataset, text, mode, model=embedder, k=3)
+
+
+@pytest.mark.parametrize("query", ["", "  ", "-red", '""', "-", "?!", '-"red car"'])
+def test_a_query_for_nothing_is_an_error_that_says_so(described, query):
+    with pytest.raises(QueryError, match="at least one word"):
+        find(described(*VIDEOS), query)
+
+
+def test_meaning_ranks_by_similarity_and_keeps_to_phrases_and_exclusion(
+    described, embedder
+):
+    dataset = described(*VIDEOS)
+    results = find(dataset, "red car turning", "semantic", model=embedder, k=3)
+    similarities = [hit.similarity for hit in results.hits]
+    assert results.hits[0].caption == VIDEOS[0][0]
+    assert similarities == sorted(similarities, reverse=True)
+    assert all(hit.bm25 is None for hit in results.hits)
+    without = find(dataset, "red car turning -racing", "semantic", model=embedder)
+    assert VIDEOS[1][1] not in texts(without) and VIDEOS[0][0] in texts(without)
+    phrase = find(dataset, 'left "red car"', "semantic", model=embedder)
+    assert set(texts(phrase)) == {VIDEOS[0][0], VIDEOS[1][1]}
+
+
+def test_fused_ranks(described, embedder):
+    """A caption that is first in both lists gets 1, one that is in one list half."""
+    dataset = described(*VIDEOS)
+    hits = find(dataset, "red car turning left", "hybrid", model=embedder).hits
+    assert hits[0].score == pytest.approx(1.0)
+    assert hits[0].bm25 is not None and hits[0].similarity is not None
+    only_meaning = [hit for hit in hits if hit.bm25 is None]
+    assert only_meaning and all(hit.score < 0.5 for hit in only_meaning)
+
+
+def test_results_are_a_ranked_view_of_clips_with_scores(described):
+    dataset = described(*VIDEOS)
+    results = find(dataset, "red cars turning left")
+    view = results.view("relevance")
+    assert view.media_type == "video" and len(view) == len(results) == 4
+    assert view.values("id") == [hit.id for hit in results.hits]
+    assert view.values("captions.caption") == texts(results)
+    assert view.values("captions.relevance") == [hit.score for hit in results.hits]
+    assert view.first().support == [1, 10]
+
+
+def test_only_what_is_in_the_view_is_found(described, embedder):
+    dataset = described(*VIDEOS)
+    for mode in ("text", "semantic", "hybrid"):
+        last = find(dataset[2:], "red car", mode, model=embedder)
+        assert VIDEOS[2][0] in texts(last) and set(texts(last)) <= set(VIDEOS[2])
+        labels = dataset.filter_labels("captions", F("caption").contains_str("dog"))
+        assert texts(find(labels, "red dog", mode, model=embedder)) == [VIDEOS[1][0]]
+        clips = dataset[:1].to_clips("captions")
+        assert set(texts(find(clips, "red car", mode, model=embedder))) <= set(
+            VIDEOS[0]
+        )
+
+
+def test_only_what_changed_is_read_again(described, embedder):
+    dataset = described(*VIDEOS)
+    find(dataset, "red", "hybrid", model=embedder)
+    embedder.embedded.clear()
+    find(dataset, "red", "hybrid", model=embedder)
+    assert embedder.embedded == ["red"]  # the query, and no caption
+
+    sample = dataset.first()
+    new = CaptionRecord(1, (0, 9), caption="A green tram.")
+    write_captions(sample, "captions", [new])
+    embedder.embedded.clear()
+    assert texts(find(dataset, "tram", "hybrid", model=embedder))[0] == "A green tram."
+    assert embedder.embedded == ["A green tram.", "tram"]
+    assert not find(dataset, "crossing")
+
+    label = dataset.last().captions.detections[0]
+    dataset.delete_labels(ids=[label.id])
+    dataset.delete_samples([sample.id])
+    assert not find(dataset, "tram") and not find(dataset, "fire")
+    for mode in ("semantic", "hybrid"):
+        left = texts(find(dataset, "green tram fire", mode, model=embedder))
+        assert set(left) <= {*VIDEOS[1], VIDEOS[2][2]}
+
+
+def test_captions_of_image_regions_are_found_as_patches(fiftyone_database, cache):
+    dataset = fo.Dataset()
+    box = [0.1, 0.1, 0.5, 0.5]
+    for text in ("A red boat on a lake.", None, "A cat."):
+        detection = fo.Detection(label="thing", bounding_box=box, caption=text)
+        sample = fo.Sample(filepath=f"/nowhere/{text}.png")
+        sample["regions"] = fo.Detections(detections=[detection])
+        dataset.add_sample(sample)
+    dataset.add_dynamic_sample_fields()
+    results = find(dataset, "boats", field="regions")
+    assert texts(results) == ["A red boat on a lake."]
+    assert results.view().values("regions.caption") == texts(results)
+    dataset.delete()
+
+
+def test_without_the_model_words_still_work_and_it_says_what_to_install(
+    described, monkeypatch
+):
+    monkeypatch.setattr(embedding.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedding, "_LOADED", {})  # by tests before this one
+    dataset = described(*VIDEOS)
+    results = search(dataset, "truck")
+    assert results.mode == "text" and len(results) == 1
+    assert "pip install" in results.note
+    with pytest.raises(BackendError, match=r"fiftyone-regioncap\[search\]"):
+        find(dataset, "truck", "semantic")
+
+
+def test_a_wrong_field_is_an_error_that_names_the_right_ones(described):
+    with pytest.raises(FieldError, match="captions"):
+        find(described(*VIDEOS), "red", field="nope")
+
+
+def test_no_phrase_reaches_from_a_caption_into_its_label(described):
+    record = CaptionRecord(1, (0, 9), label="car", caption="It is red")
+    assert not find(described([record]), '"red car"')
+    assert find(described([record]), "red car")

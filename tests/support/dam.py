@@ -1,0 +1,228 @@
+"""Checkpoints with random weights: the real layout in any size.
+
+For measuring speed at the published model's shapes where its weights are not at hand,
+and for tests at other shapes. What such a model says means nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import LlamaConfig
+
+from fiftyone_regioncap.captioning.dam.config import (
+    ADAPTERS,
+    LLM,
+    PROJECTOR,
+    VISION,
+    AdapterConfig,
+    DAMConfig,
+    EncoderConfig,
+    ImageConfig,
+)
+from fiftyone_regioncap.captioning.dam.model import DAM, empty_parts, finish_llm
+from fiftyone_regioncap.captioning.dam.prompts import SYSTEM, VIDEO_PROMPTS
+from fiftyone_regioncap.captioning.dam.tokenizer import Tokenizer
+from fiftyone_regioncap.models.loading import INDEX, SINGLE
+
+_HALF = (0.5, 0.5, 0.5)
+_IMAGE = ImageConfig(384, 3, 1 / 255, _HALF, _HALF, pad=False)
+
+DAM_3B = DAMConfig(
+    image=_IMAGE,
+    vision=EncoderConfig(1152, 4304, 27, 16, 1e-6, "gelu_pytorch_tanh"),
+    patch_size=14,
+    used_layers=26,
+    adapters=AdapterConfig(),
+    llm=LlamaConfig(
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        num_key_value_heads=20,
+        head_dim=128,
+        vocab_size=32000,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=4096,
+    ),
+    context=4096,
+)
+"""The sizes of the published 3B models."""
+
+TINY = DAMConfig(
+    image=replace(_IMAGE, size=112),
+    vision=EncoderConfig(32, 64, 3, 2, 1e-6, "gelu_pytorch_tanh"),
+    patch_size=14,
+    used_layers=2,
+    adapters=AdapterConfig(),
+    llm=LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=320,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=2048,
+    ),
+    context=2048,
+)
+"""Small enough for a test: an even patch grid and grouped-query attention."""
+
+
+def random_dam(
+    config: DAMConfig,
+    tokenizer: Tokenizer,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> DAM:
+    """A model with random weights, made on its device.
+
+    Args:
+        config: the sizes.
+        tokenizer: of no more tokens than the config's vocabulary.
+        device: where it runs.
+        dtype: what it computes in.
+        seed: of the weights.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    encoder, projector, llm = empty_parts(config)
+    for part in (encoder, projector, llm):
+        _randomise(part.to_empty(device=device).to(dtype), generator)
+    finish_llm(llm, config.llm, torch.device(device))
+    return DAM(config, tokenizer, encoder, projector, llm)
+
+
+def write_checkpoint(
+    folder: Path, config: DAMConfig = TINY, seed: int = 0, llm_shards: int = 1
+) -> None:
+    """Writes a checkpoint of random weights that :meth:`DAM.from_pretrained` reads.
+
+    Args:
+        folder: made when it is not there.
+        config: the sizes; the tokenizer has at most the config's vocabulary.
+        seed: of the weights.
+        llm_shards: files that the language model's weights are spread over.
+    """
+    for part in (LLM, VISION, PROJECTOR, ADAPTERS):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    _write_configs(folder, config)
+    train_tokenizer(folder / LLM, min(config.llm.vocab_size, 320))
+    dam = random_dam(config, Tokenizer(folder / LLM), seed=seed)
+    prefix = "vision_model."
+    save_file(_weights(dam.encoder.tower, prefix), folder / VISION / SINGLE)
+    prefix = "context_provider_module."
+    save_file(_weights(dam.encoder.adapters, prefix), folder / ADAPTERS / SINGLE)
+    save_file(_weights(dam.projector), folder / PROJECTOR / SINGLE)
+    weights = _weights(dam.llm)
+    if llm_shards == 1:
+        save_file(weights, folder / LLM / SINGLE)
+        return
+    names = sorted(weights)
+    where: dict[str, str] = {}
+    for number in range(llm_shards):
+        file = f"model-{number + 1:05}-of-{llm_shards:05}.safetensors"
+        part_names = names[number::llm_shards]
+        save_file({name: weights[name] for name in part_names}, folder / LLM / file)
+        where |= dict.fromkeys(part_names, file)
+    (folder / LLM / INDEX).write_text(json.dumps({"weight_map": where}))
+
+
+def train_tokenizer(folder: Path, size: int) -> None:
+    """Writes a small sentencepiece model of Llama's kind, ``tokenizer.model``.
+
+    Args:
+        folder: where to.
+        size: of its vocabulary, 260 or more: bytes take 256.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([SYSTEM, *VIDEO_PROMPTS.values()]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=size,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+
+
+def _randomise(part: nn.Module, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        for name, parameter in part.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1)
+            elif name.endswith("_factor"):
+                parameter.fill_(0.5)
+            else:
+                # Wide enough for answers that differ, narrow enough for no overflow.
+                width = parameter.shape[-1] if parameter.ndim > 1 else 64
+                parameter.normal_(std=width**-0.5, generator=generator)
+
+
+def _weights(module: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
+    return {
+        prefix + name: value.detach().clone()
+        for name, value in module.named_parameters()
+    }
+
+
+def _write_configs(folder: Path, config: DAMConfig) -> None:
+    vision, image = config.vision, config.image
+    encoder = {
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.layers,
+        "num_attention_heads": vision.heads,
+        "layer_norm_eps": vision.eps,
+        "hidden_act": vision.activation,
+        "image_size": image.size,
+        "patch_size": config.patch_size,
+    }
+    files: dict[str, dict[str, object]] = {
+        "config.json": {
+            "model_type": "llava_llama",
+            "llm_cfg": {},
+            "vision_tower_cfg": {"architectures": ["SiglipVisionModel"]},
+            "mm_projector_cfg": {},
+            "context_provider_cfg": {},
+            "mm_vision_select_layer": config.used_layers - vision.layers - 1,
+            "mm_vision_select_feature": "cls_patch",
+            "image_aspect_ratio": "pad" if image.pad else "resize",
+        },
+        f"{LLM}/config.json": {
+            **config.llm.to_dict(),
+            "tokenizer_model_max_length": config.context,
+        },
+        f"{VISION}/config.json": {"architectures": ["SiglipVisionModel"], **encoder},
+        f"{VISION}/preprocessor_config.json": {
+            "size": {"height": image.size, "width": image.size},
+            "resample": image.resample,
+            "rescale_factor": image.scale,
+            "image_mean": image.mean,
+            "image_std": image.std,
+        },
+        f"{PROJECTOR}/config.json": {"mm_projector_type": "mlp_downsample"},
+        f"{ADAPTERS}/config.json": {
+            "context_provider_type": "cross_attn_end_to_all",
+            "zero_init_output": config.adapters.gated,
+            "treat_image_as_cimage": config.adapters.always,
+            "masked_cross_attn": config.adapters.masked,
+            "context_image_as_queries": config.adapters.swapped,
+            **encoder,
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2))

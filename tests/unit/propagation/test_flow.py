@@ -1,0 +1,98 @@
+"""The fallback without weights, on squares that move."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.evaluation.masks import region_similarity
+from fiftyone_regioncap.propagation.flow import FlowPropagator
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"box": (60, 50, 84, 74)},
+        {"mask": None},
+    ],
+    ids=["box", "mask"],
+)
+def test_it_follows_and_keeps_objects_apart(squares, prompt):
+    prompts = [
+        Prompt(9, 0, mask=squares.masks[0] == 1),
+        Prompt(
+            4, 0, **(prompt if "box" in prompt else {"mask": squares.masks[0] == 2})
+        ),
+    ]
+    results = list(FlowPropagator().propagate(squares, prompts))
+    assert [r.frame for r in results] == list(range(8))
+    for result in results:
+        assert set(result.objects) == {9, 4}
+        nine, four = result.objects[9], result.objects[4]
+        truth = squares.masks[result.frame]
+        assert region_similarity(nine.mask, truth == 1) > 0.7
+        assert region_similarity(four.mask, truth == 2) > 0.7
+        assert not (nine.mask & four.mask).any()
+        assert 0 <= nine.score <= 1
+
+
+def test_an_object_that_vanishes_has_no_mask(squares):
+    class Cut:
+        height, width = squares.height, squares.width
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            if index < 2:
+                return squares[index]
+            return np.full((90, 120, 3), 40, dtype=np.uint8)
+
+    prompts = [Prompt(1, 0, mask=squares.masks[0] == 1)]
+    results = list(FlowPropagator().propagate(Cut(), prompts))
+    assert results[1].objects[1].mask is not None
+    assert results[3].objects[1].mask is None
+    assert results[3].objects[1].score < 0.2 < results[1].objects[1].score
+
+
+@pytest.mark.parametrize("cut", [1, 4, 7])
+def test_resume_changes_nothing(squares, cut):
+    prompts = [
+        Prompt(1, 2, mask=squares.masks[2] == 1),
+        Prompt(2, 4, box=(58, 48, 86, 76)),
+    ]
+    propagator = FlowPropagator()
+    whole = list(propagator.propagate(squares, prompts, direction="both"))
+    run = propagator.propagate(squares, prompts, direction="both")
+    for _ in range(cut):
+        next(run)
+    rest = list(
+        propagator.propagate(
+            squares, prompts, direction="both", checkpoint=run.checkpoint()
+        )
+    )
+    assert len(whole) == cut + len(rest)
+    for a, b in zip(whole[cut:], rest, strict=True):
+        assert a.frame == b.frame and a.objects.keys() == b.objects.keys()
+        for k in a.objects:
+            assert a.objects[k].score == b.objects[k].score
+            assert np.array_equal(a.objects[k].mask, b.objects[k].mask)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"points": np.array([[52.0, 32.0]])},  # one point
+        {"points": np.array([[45.0, 25.0], [5.0, 5.0]]),
+         "point_signs": np.array([True, False])},  # one on, one off
+        {"box": (-20.0, -20.0, 70.0, 50.0)},  # reaches out of the frame
+        {"box": (50.2, 30.1, 50.4, 30.3)},  # inside one pixel
+        {"box": (119.6, 89.6, 140.0, 130.0)},  # the last pixel's corner
+    ],
+    ids=["point", "signs", "outside", "tiny", "corner"],
+)  # fmt: skip
+def test_any_prompt_gives_some_mask(squares, prompt):
+    first = next(FlowPropagator().propagate(squares, [Prompt(1, 0, **prompt)]))
+    assert first.objects[1].mask.any()
+    assert first.prompted == {1}
