@@ -133,18 +133,18 @@ def seen(checkpoint: Path) -> Callable[..., CaptionRecord]:
     from fiftyone_regioncap.dataset.captions import CaptionRecord
     from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 
-    placer = PatchionerTexts.from_pretrained(checkpoint, "cpu")
+    encoder = PatchionerTexts.from_pretrained(checkpoint, "cpu")
 
     def make(
         index: int, caption: str, looks: str | None, noise: float = 0.1
     ) -> CaptionRecord:
         embedding = None
         if looks is not None:
-            (vector,) = placer.embed_text([looks])
+            (vector,) = encoder.embed_text([looks])
             rng = np.random.default_rng(index)
             vector = vector + noise * rng.standard_normal(len(vector)) / 8
             embedding = RegionEmbedding.of(
-                vector / np.linalg.norm(vector), placer.space
+                vector / np.linalg.norm(vector), encoder.space
             )
         return CaptionRecord(
             index, (0, 9), label="thing", caption=caption, embedding=embedding

@@ -86,29 +86,32 @@ class Captioner(Protocol):
 
 
 @runtime_checkable
-class TextPlacer(Protocol):
-    """Places texts among a captioner's regions, for search and checks."""
+class TextEncoder(Protocol):
+    """Embeds texts into the embedding space of a captioner's regions."""
 
     @property
     def space(self) -> EmbeddingSpace:
-        """Of the regions."""
+        """The embedding space, which texts and regions share."""
 
     @property
     def text_fingerprint(self) -> str:
-        """Of all that the vectors of texts depend on."""
+        """Identifies everything that the embeddings of texts depend on."""
 
     def embed_text(
         self, texts: Sequence[str], *, truncate: bool = False
     ) -> NDArray[np.float32]:
-        """Unit vectors (N, dimension) of texts.
+        """Embeds texts.
 
         Args:
-            texts: any number.
-            truncate: whether to cut those that are too long for the model.
+            texts: Any number of texts.
+            truncate: Whether to truncate texts that are too long for the model.
+
+        Returns:
+            Unit vectors, float32 (N, dimension).
 
         Raises:
-            PromptError: when a text is too long and may not be cut.
-            WeightsError: when what embeds texts is not there.
+            PromptError: If a text is too long and ``truncate`` is false.
+            WeightsError: If the weights of the text encoder are missing.
         """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from fiftyone_regioncap.captioning.base import Captioner, TextPlacer
+from fiftyone_regioncap.captioning.base import Captioner, TextEncoder
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.registry import (
     Backend,
@@ -60,19 +60,19 @@ def _patchioner(load: LoadOptions) -> Captioner:
     )
 
 
-def _patchioner_texts(load: LoadOptions) -> TextPlacer:
+def _patchioner_texts(load: LoadOptions) -> TextEncoder:
     from fiftyone_regioncap.captioning.patchioner import PatchionerTexts
 
     source = checked_path(load.weights or PATCHIONER)
     return PatchionerTexts.from_pretrained(source, load.device)
 
 
-_TEXT_PLACERS: dict[str, Callable[[LoadOptions], TextPlacer]] = {
+_TEXT_ENCODERS: dict[str, Callable[[LoadOptions], TextEncoder]] = {
     "patchioner": _patchioner_texts,
 }
 
 
-def text_placer(name: str, load: LoadOptions) -> TextPlacer:
+def text_encoder(name: str, load: LoadOptions) -> TextEncoder:
     """The text side of a captioner whose captions come with region embeddings.
 
     Args:
@@ -83,12 +83,12 @@ def text_placer(name: str, load: LoadOptions) -> TextPlacer:
         BackendError: when the captioner has none.
         WeightsError: when the weights are not to be had.
     """
-    if name not in _TEXT_PLACERS:
+    if name not in _TEXT_ENCODERS:
         raise BackendError(
-            f"the captioner {name!r} places no texts among regions; "
-            f"{', '.join(_TEXT_PLACERS)} does"
+            f"the captioner {name!r} has no text encoder; "
+            f"{', '.join(_TEXT_ENCODERS)} does"
         )
-    return _TEXT_PLACERS[name](load)
+    return _TEXT_ENCODERS[name](load)
 
 
 def _dynrefer(load: LoadOptions) -> Captioner:

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.captioning.base import EmbeddingSpace, TextPlacer
-from fiftyone_regioncap.captioning.registry import text_placer
+from fiftyone_regioncap.captioning.base import EmbeddingSpace, TextEncoder
+from fiftyone_regioncap.captioning.registry import text_encoder
 from fiftyone_regioncap.core.errors import BackendError, FieldError, RegionCapError
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding, space_of, vectors_of
 from fiftyone_regioncap.models.registry import LoadOptions, in_hub_cache
@@ -208,19 +208,19 @@ class RegionTexts:
     """Texts among the regions of a model, as search embeds texts.
 
     Args:
-        placer: of the model.
+        encoder: of the model.
         truncate: whether to cut texts that are too long for it.
     """
 
-    def __init__(self, placer: TextPlacer, *, truncate: bool = False) -> None:
-        self._placer = placer
+    def __init__(self, encoder: TextEncoder, *, truncate: bool = False) -> None:
+        self._encoder = encoder
         self._truncate = truncate
-        self.space = placer.space
+        self.space = encoder.space
 
     @property
     def name(self) -> str:
         """Of the model's text side."""
-        return f"{self.space.captioner}-{self._placer.text_fingerprint}"
+        return f"{self.space.captioner}-{self._encoder.text_fingerprint}"
 
     @property
     def dimension(self) -> int:
@@ -234,13 +234,13 @@ class RegionTexts:
             PromptError: when one is too long and may not be cut.
             WeightsError: when what embeds texts is not there.
         """
-        return self._placer.embed_text(texts, truncate=self._truncate)
+        return self._encoder.embed_text(texts, truncate=self._truncate)
 
 
-_LOADED: dict[tuple[str, str, str | None], TextPlacer] = {}
+_LOADED: dict[tuple[str, str, str | None], TextEncoder] = {}
 
 
-def load(captioner: str, source: str, device: str | None = None) -> TextPlacer:
+def load(captioner: str, source: str, device: str | None = None) -> TextEncoder:
     """The text side of a captioner's model; loaded once in a process.
 
     Args:
@@ -254,16 +254,16 @@ def load(captioner: str, source: str, device: str | None = None) -> TextPlacer:
     """
     key = captioner, source, device
     if key not in _LOADED:
-        _LOADED[key] = text_placer(captioner, LoadOptions(source, device))
+        _LOADED[key] = text_encoder(captioner, LoadOptions(source, device))
     return _LOADED[key]
 
 
 def choose(
     known: Sequence[KnownSpace],
     field: str,
-    model: str | TextPlacer | None = None,
+    model: str | TextEncoder | None = None,
     device: str | None = None,
-) -> TextPlacer:
+) -> TextEncoder:
     """What places texts among the regions of a field.
 
     Args:
@@ -293,21 +293,21 @@ def choose(
     if model is None or isinstance(model, str):
         source = model or most.model
         try:
-            placer = load(most.captioner, source, device)
+            encoder = load(most.captioner, source, device)
         except RegionCapError as error:
             raise BackendError(
                 f"{made}, and {source} can't be loaded here: {error}; name the folder "
                 "or hub id of that model with model="
             ) from error
     else:
-        placer = model
-    if all(one.space.fingerprint != placer.space.fingerprint for one in known):
+        encoder = model
+    if all(one.space.fingerprint != encoder.space.fingerprint for one in known):
         raise BackendError(
-            f"{made} (fingerprint {most.fingerprint}), and {placer.space.model} is "
-            f"another model now ({placer.space.fingerprint}); name the one that made "
+            f"{made} (fingerprint {most.fingerprint}), and {encoder.space.model} is "
+            f"another model now ({encoder.space.fingerprint}); name the one that made "
             "them with model=, or embed the regions again"
         )
-    return placer
+    return encoder
 
 
 def _at_hand(model: str) -> bool:

@@ -14,7 +14,7 @@ import fiftyone.core.view as fov
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.captioning.base import TextPlacer
+from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.search import appearance as looks
@@ -84,7 +84,7 @@ def search(
     k: int = 25,
     field: str = "captions",
     mode: ModeChoice = "auto",
-    model: str | TextEmbedder | TextPlacer | None = None,
+    model: str | TextEmbedder | TextEncoder | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> SearchResults:
@@ -132,9 +132,9 @@ def search(
     embedder: TextEmbedder | RegionTexts | None = None
     if chosen == "visual":
         known = known_spaces(captions, index)
-        placer = looks.choose(known, field, region_placer(model), device)
-        embedder = RegionTexts(placer)
-        note = looks.others(known, placer.space)
+        encoder = looks.choose(known, field, region_encoder(model), device)
+        embedder = RegionTexts(encoder)
+        note = looks.others(known, encoder.space)
     elif chosen != "text":
         embedder = text_embedder(model, device)
         index.embed(embedder, progress=progress)
@@ -166,7 +166,7 @@ def rows_in(
 
 
 def text_embedder(
-    model: str | TextEmbedder | TextPlacer | None, device: str | None
+    model: str | TextEmbedder | TextEncoder | None, device: str | None
 ) -> TextEmbedder:
     """The model of sentences that ``model`` stands for; None for the default.
 
@@ -183,15 +183,15 @@ def text_embedder(
     return model
 
 
-def region_placer(
-    model: str | TextEmbedder | TextPlacer | None,
-) -> str | TextPlacer | None:
+def region_encoder(
+    model: str | TextEmbedder | TextEncoder | None,
+) -> str | TextEncoder | None:
     """The model of regions that ``model`` stands for; None for whose they are.
 
     Raises:
         BackendError: when it is one of sentences.
     """
-    if model is None or isinstance(model, str | TextPlacer):
+    if model is None or isinstance(model, str | TextEncoder):
         return model
     raise BackendError(
         "this model embeds sentences, and can't be compared with regions; give the "

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fiftyone_regioncap.analysis.facets import facets_of, save_views
 from fiftyone_regioncap.analysis.vocabulary import STOPWORDS
-from fiftyone_regioncap.captioning.base import TextPlacer
+from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.fields import require_output
@@ -34,7 +34,7 @@ from fiftyone_regioncap.search.index import CaptionIndex
 from fiftyone_regioncap.search.results import (
     known_spaces,
     open_index,
-    region_placer,
+    region_encoder,
     rows_in,
     text_embedder,
 )
@@ -114,7 +114,7 @@ def embed_captions(
     key: str | None = None,
     clusters: int | None = None,
     duplicate: float = DUPLICATE,
-    model: str | TextEmbedder | TextPlacer | None = None,
+    model: str | TextEmbedder | TextEncoder | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> MapSummary:
@@ -227,7 +227,7 @@ class _Points:
 def _texts(
     captions: CaptionField,
     samples: foco.SampleCollection,
-    model: str | TextEmbedder | TextPlacer | None,
+    model: str | TextEmbedder | TextEncoder | None,
     device: str | None,
     progress: bool,
     notes: list[str],
@@ -247,7 +247,7 @@ def _texts(
 def _looks(
     captions: CaptionField,
     samples: foco.SampleCollection,
-    model: str | TextEmbedder | TextPlacer | None,
+    model: str | TextEmbedder | TextEncoder | None,
     device: str | None,
     progress: bool,
     notes: list[str],
@@ -256,16 +256,16 @@ def _looks(
     index = open_index(captions)
     index.update(FieldSource(captions))
     known = known_spaces(captions, index)
-    chosen = region_placer(model)
+    chosen = region_encoder(model)
     try:
-        placer = looks.choose(known, captions.name, chosen, device)
+        encoder = looks.choose(known, captions.name, chosen, device)
     except BackendError as error:
         if chosen is not None:
             raise
         notes.append(f"the map takes no texts here: {error}")
         space, embedder = known[0].space, None
     else:
-        space, embedder = placer.space, RegionTexts(placer)
+        space, embedder = encoder.space, RegionTexts(encoder)
     left = looks.others(known, space)
     notes += [] if left is None else [left]
     store = index.looks.store(space)

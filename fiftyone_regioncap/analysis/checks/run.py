@@ -16,7 +16,7 @@ from fiftyone_regioncap.analysis.checks.facts import color_conflict, motion_conf
 from fiftyone_regioncap.analysis.checks.similarity import ATTRIBUTE, fits
 from fiftyone_regioncap.analysis.checks.texts import repetition, truncation
 from fiftyone_regioncap.analysis.checks.tracks import Said, contradictions, indistinct
-from fiftyone_regioncap.captioning.base import TextPlacer
+from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.store import Document
 
@@ -103,7 +103,7 @@ def check_captions(
     field: str = "captions",
     *,
     similarity: bool = False,
-    model: str | TextPlacer | None = None,
+    model: str | TextEncoder | None = None,
     device: str | None = None,
 ) -> CheckSummary:
     """Looks for captions that are probably bad.

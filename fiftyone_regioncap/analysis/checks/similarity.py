@@ -13,7 +13,7 @@ import fiftyone.core.collections as foco
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.captioning.base import TextPlacer
+from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.search import appearance as looks
 from fiftyone_regioncap.search.appearance import RegionTexts
@@ -52,7 +52,7 @@ def fits(
     captions: CaptionField,
     samples: foco.SampleCollection,
     *,
-    model: str | TextPlacer | None = None,
+    model: str | TextEncoder | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> Iterator[Fit]:
@@ -78,9 +78,9 @@ def fits(
     index = open_index(captions)
     index.update(FieldSource(captions))
     known = known_spaces(captions, index)
-    placer = looks.choose(known, captions.name, model, device)
-    regions = index.looks.store(placer.space)
-    texts = index.embed(RegionTexts(placer, truncate=True), progress=progress)
+    encoder = looks.choose(known, captions.name, model, device)
+    regions = index.looks.store(encoder.space)
+    texts = index.embed(RegionTexts(encoder, truncate=True), progress=progress)
     current = index.catalog.hashes()
     there = np.flatnonzero(regions.hashes(len(current))[: len(current)])
     wanted = rows_in(captions, samples, index)

@@ -247,7 +247,7 @@ class PatchionerCaptioner:
         Raises:
             BackendError: when the captioner was made without a checkpoint.
         """
-        return self._placer().space
+        return self._encoder().space
 
     @property
     def text_fingerprint(self) -> str:
@@ -256,7 +256,7 @@ class PatchionerCaptioner:
         Raises:
             BackendError: when the captioner was made without a checkpoint.
         """
-        return self._placer().text_fingerprint
+        return self._encoder().text_fingerprint
 
     def caption(
         self, clips: Sequence[RegionClip], *, prompt: str | None = None
@@ -319,9 +319,9 @@ class PatchionerCaptioner:
             WeightsError: when the projection or the text tower is not there.
             BackendError: when the captioner was made without a checkpoint.
         """
-        return self._placer().embed_text(texts, truncate=truncate)
+        return self._encoder().embed_text(texts, truncate=truncate)
 
-    def _placer(self) -> PatchionerTexts:
+    def _encoder(self) -> PatchionerTexts:
         if self._texts is None:
             raise BackendError(
                 "this captioner has no text tower; load it by from_pretrained"

@@ -162,9 +162,9 @@ def test_vectors_of_nobody_knows_whom_are_passed_over(dataset):
 def test_models_of_sentences_are_not_those_of_regions(dataset, embedder, checkpoint):
     with pytest.raises(BackendError, match="can't be compared with regions"):
         found(dataset, CAR, model=embedder)
-    placer = PatchionerTexts.from_pretrained(checkpoint)
+    encoder = PatchionerTexts.from_pretrained(checkpoint)
     with pytest.raises(BackendError, match="mode='visual'"):
-        search(dataset, CAR, mode="semantic", model=placer)
+        search(dataset, CAR, mode="semantic", model=encoder)
     with pytest.raises(PromptError, match="77"):
         found(dataset, "car " * 100)
 
