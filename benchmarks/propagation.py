@@ -30,7 +30,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from fiftyone_regioncap.core.types import Frame, Prompt
 from fiftyone_regioncap.propagation.sam2 import Sam2Propagator
-from fiftyone_regioncap.propagation.sam2.frames import normalise, shrink
+from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 
 TURN = 10
 """Frames that one side runs before the other has its turn."""
@@ -70,7 +70,7 @@ class Prepared:
         if index not in self._kept:
             pixels = torch.from_numpy(self._video[index]).permute(2, 0, 1)
             small = shrink(pixels, self._image_size)
-            self._kept[index] = normalise(small, torch.device("cpu"))[0]
+            self._kept[index] = normalize(small, torch.device("cpu"))[0]
         return self._kept[index]
 
 

@@ -167,7 +167,7 @@ def pick_backend(
         choices.add_choice(
             backend.name,
             label=f"{backend.name}: {backend.summary}",
-            description=f"licence {backend.license}{use}; {state}",
+            description=f"license {backend.license}{use}; {state}",
         )
     inputs.enum(
         name,
@@ -199,12 +199,12 @@ def pick_backend(
         consent = inputs.bool(
             "accept_license",
             default=False,
-            label=f"I accept the licence: {registry[wanted].license}",
+            label=f"I accept the license: {registry[wanted].license}",
             description=f"Of {registry[wanted].weights}; asked once",
         )
         if not ctx.params.get("accept_license"):
             consent.invalid = True
-            consent.error_message = "Accept the licence to download the weights"
+            consent.error_message = "Accept the license to download the weights"
     if wanted != "auto" and not weights:
         missing = registry[wanted].missing()
         if missing is not None:

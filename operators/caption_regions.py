@@ -20,11 +20,11 @@ from ._operator import JobOperator
 
 
 class CaptionRegions(JobOperator):
-    """Describes the labelled regions of images."""
+    """Describes the labeled regions of images."""
 
     name = "caption_regions"
     label = "Caption regions"
-    description = "Describe the labelled regions of images"
+    description = "Describe the labeled regions of images"
     action = "Caption"
     media = ("image", "group")
 

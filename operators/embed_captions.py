@@ -41,9 +41,7 @@ class EmbedCaptions(CaptionOperator):
         if problem is not None and not visual:
             _forms.refuse(inputs, problem)
         layouts = types.RadioGroup()
-        layouts.add_choice(
-            "umap", label="UMAP", description="Keeps neighbours together"
-        )
+        layouts.add_choice("umap", label="UMAP", description="Keeps neighbors together")
         layouts.add_choice("pca", label="PCA", description="Fast; keeps the main axes")
         inputs.enum(
             "layout", layouts.values(), default="umap", label="Layout", view=layouts

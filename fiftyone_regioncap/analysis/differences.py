@@ -28,7 +28,7 @@ FASTER = 1.25
 """Factor from which one speed is higher than another."""
 
 APART = 0.02
-"""Shares of the frame between centres from which one is farther to a side."""
+"""Shares of the frame between centers from which one is farther to a side."""
 
 _STATED = re.compile(
     r" (?:Among the \d+ objects described alike, only this one|"
@@ -283,12 +283,12 @@ def _order(
     frame = min(common)
     when = "" if subjects[number].still else f" in frame {frame + 1}"
     boxes = np.array([subjects[one].box(frame) for one in everyone])
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = (("left", "leftmost", "rightmost"), ("top", "topmost", "lowest"))
     # Several captions of one object count once.
     objects = {subjects[one].object_id: n for n, one in enumerate(everyone)}
     for axis, (side, first, last) in enumerate(sides):
-        moved = centres[:, axis] - centres[0, axis]
+        moved = centers[:, axis] - centers[0, axis]
         unlike = frozenset(
             rival
             for rival, by in zip(rivals, moved[1:], strict=True)

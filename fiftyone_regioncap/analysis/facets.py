@@ -29,7 +29,7 @@ NOUNS_FIELD = "nouns"
 """Attribute of the labels for the nouns."""
 
 TRAITS_FIELD = "traits"
-"""Attribute of the labels for colours and other attributes."""
+"""Attribute of the labels for colors and other attributes."""
 
 LOW_CONFIDENCE = 0.5
 LONG_TRACK_FRAMES = 150
@@ -46,7 +46,7 @@ class Facets:
         nouns: in the singular, in the order of the text.
         traits: such as ``"color:red"`` and ``"material:wooden"``.
         subject_noun: the first noun of the text.
-        subject_colors: basic colours that the subject is said to have.
+        subject_colors: basic colors that the subject is said to have.
     """
 
     nouns: tuple[str, ...] = ()

@@ -154,7 +154,7 @@ def make_unique(
 
     Objects of one video or image are compared. A captioner that takes prompts is asked
     for the differences first. What is alike still (everything, without a captioner)
-    gets its differences stated from what was measured: colour, place, size, direction,
+    gets its differences stated from what was measured: color, place, size, direction,
     speed, first and last frame. Captions that a person reviewed are compared with but
     stay. Doing it twice changes nothing the second time.
 

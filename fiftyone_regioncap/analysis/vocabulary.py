@@ -40,7 +40,7 @@ COLORS = {
     "charcoal": "gray",
     "chestnut": "brown",
 }
-"""The basic colour that a word names."""
+"""The basic color that a word names."""
 
 ATTRIBUTES: dict[str, frozenset[str]] = {
     "material": _words(

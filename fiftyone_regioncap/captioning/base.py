@@ -39,7 +39,7 @@ class CaptionerInfo:
         model: the published name of the weights; the captioner's own name if none.
         revision: of the weights: a hub commit or a sha256; the package's version if
             there are none.
-        license: SPDX id of the weights' licence, or a short name for others.
+        license: SPDX id of the weights' license, or a short name for others.
         frames: how many frames of a clip it looks at; 1 for image models.
         batch_size: how many clips it likes to get at once on this device.
         prompts: text by name; empty where it takes no prompt.
@@ -63,7 +63,7 @@ class Captioner(Protocol):
 
     @property
     def info(self) -> CaptionerInfo:
-        """Name, weights, licence and needs."""
+        """Name, weights, license and needs."""
 
     def caption(
         self, clips: Sequence[RegionClip], *, prompt: str | None = None

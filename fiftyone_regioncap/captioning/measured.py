@@ -1,6 +1,6 @@
 """A captioner without a model: it says what was measured, and nothing else.
 
-Its sentences name the colours, the size and place in the frame, the object's own
+Its sentences name the colors, the size and place in the frame, the object's own
 motion, how it comes into the frame and goes out of it, and when it is hidden. What the
 object *is* comes from the clip's label alone.
 """
@@ -18,7 +18,7 @@ from fiftyone_regioncap.measuring.regions import Measurements, measure
 
 _CAMERA_MOVES = 0.1  # frame widths of view shift from which the camera is mentioned
 
-# A colour before these would be read as a statement about the person.
+# A color before these would be read as a statement about the person.
 _PERSON = re.compile(
     r".*(man|men|boy|girl)s?|adults?|athletes?|bab(y|ies)|bicyclists?|bikers?|child|"
     r"children|climbers?|cyclists?|dancers?|drivers?|females?|goalkeepers?|guys?|"
@@ -48,7 +48,7 @@ class MeasuredCaptioner:
 
     @property
     def info(self) -> CaptionerInfo:
-        """No weights and no prompts; the attributes are colours with their shares."""
+        """No weights and no prompts; the attributes are colors with their shares."""
         return CaptionerInfo(
             name="measured",
             model="measured",

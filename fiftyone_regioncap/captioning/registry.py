@@ -134,7 +134,7 @@ CAPTIONERS: Registry[Captioner] = Registry(
         for backend in (
             Backend(
                 name="measured",
-                summary="colour, size, place and path as measured; no model",
+                summary="color, size, place and path as measured; no model",
                 weights=None,
                 license="Apache-2.0",
                 commercial=True,

@@ -1,4 +1,4 @@
-"""The demo: a real clip with a clear licence, and two boxes on it.
+"""The demo: a real clip with a clear license, and two boxes on it.
 
 Big Buck Bunny, (c) 2008 Blender Foundation, www.bigbuckbunny.org, CC BY 3.0.
 """

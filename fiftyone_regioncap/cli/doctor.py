@@ -183,7 +183,7 @@ def _weights() -> Iterator[Finding]:
         if isinstance(asset.source, assets.HubRepo):
             advice += ", from the model hub"
         if not assets.license_accepted(asset.name):
-            advice += f", once its licence is accepted ({asset.license.notice})"
+            advice += f", once its license is accepted ({asset.license.notice})"
         yield Finding(
             asset.name,
             f"not downloaded ({asset.readable_size}, {asset.license.id})",

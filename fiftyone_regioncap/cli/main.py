@@ -235,7 +235,7 @@ def _common_options(command: F) -> F:
             click.option(
                 "--accept-license",
                 is_flag=True,
-                help="Accept the weights' licence; `regioncap models` names it.",
+                help="Accept the weights' license; `regioncap models` names it.",
             ),
             click.option("--overwrite", is_flag=True, help="Do again what is done."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),

@@ -18,7 +18,7 @@ import click
 @click.option("--top-p", type=float, default=0.9, show_default=True)
 @click.option("--max-new-tokens", type=int, default=512, show_default=True)
 @click.option("--device", help="Such as cuda or cpu.")
-@click.option("--accept-license", is_flag=True, help="Accept the weights' licence.")
+@click.option("--accept-license", is_flag=True, help="Accept the weights' license.")
 def serve(
     weights: str,
     video: bool,

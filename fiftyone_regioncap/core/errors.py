@@ -42,7 +42,7 @@ class WeightsError(RegionCapError):
 
 
 class LicenseError(RegionCapError):
-    """The licence of some weights has not been accepted yet."""
+    """The license of some weights has not been accepted yet."""
 
 
 class BackendError(RegionCapError):

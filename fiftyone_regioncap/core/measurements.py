@@ -9,7 +9,7 @@ Side: TypeAlias = Literal["left", "right", "top", "bottom"]
 """An edge of the frame."""
 
 SECONDARY_SHARE = 0.2
-"""Share of the region from which a second colour is named."""
+"""Share of the region from which a second color is named."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Measurements:
 
     @property
     def main_colors(self) -> tuple[tuple[str, float], ...]:
-        """The colour with the largest share, and the second if it is strong."""
+        """The color with the largest share, and the second if it is strong."""
         strong = len(self.colors) > 1 and self.colors[1][1] >= SECONDARY_SHARE
         return self.colors[: 2 if strong else 1]
 
     @property
     def dominant_color(self) -> str | None:
-        """The name of the colour with the largest share."""
+        """The name of the color with the largest share."""
         return self.colors[0][0] if self.colors else None
 
     @property
     def secondary_color(self) -> str | None:
-        """The name of the second colour, if it is strong."""
+        """The name of the second color, if it is strong."""
         return self.main_colors[1][0] if len(self.main_colors) > 1 else None

@@ -96,7 +96,7 @@ def paste_mask(cropped: Mask, box: Box, height: int, width: int) -> Mask:
     """Puts a cropped mask back into its frame.
 
     The inverse of :func:`crop_mask`. A crop whose size is not the box's (masks from
-    other tools) is stretched to the box by nearest neighbour, and what lies outside the
+    other tools) is stretched to the box by nearest neighbor, and what lies outside the
     frame is cut off.
 
     Args:
@@ -129,9 +129,9 @@ def paste_mask(cropped: Mask, box: Box, height: int, width: int) -> Mask:
 def polygons_to_mask(
     polygons: Sequence[NDArray[np.floating]], height: int, width: int
 ) -> Mask:
-    """Fills polygons: a pixel is inside when its centre is, by the even-odd rule.
+    """Fills polygons: a pixel is inside when its center is, by the even-odd rule.
 
-    Rasterisers of drawing libraries also set the pixels under the outline, which makes
+    Rasterizers of drawing libraries also set the pixels under the outline, which makes
     every mask grow; this one is exact, so that masks survive the way through polygons.
 
     Args:
@@ -175,7 +175,7 @@ def mask_to_polygons(mask: Mask) -> list[NDArray[np.float64]]:
         rings of their own (even-odd rule).
     """
     padded = np.pad(mask, 1).astype(np.int8)
-    # Vertical edges between unlike neighbours, by the row they belong to and their x.
+    # Vertical edges between unlike neighbors, by the row they belong to and their x.
     rows, columns = np.nonzero(np.diff(padded, axis=1))
     upward = np.diff(padded, axis=1)[rows, columns] > 0
     top = np.stack([columns, rows - 1], axis=1)

@@ -177,7 +177,7 @@ def encode_crop(
     crop = crop[:, : max(width - max(left, 0), 0)]
     left, top = max(left, 0), max(top, 0)
     h, w = crop.shape
-    # A row of nothing below keeps the runs of neighbouring columns apart, which in the
+    # A row of nothing below keeps the runs of neighboring columns apart, which in the
     # frame they are unless the crop is as high. A zero before and after makes every
     # run begin and end.
     rows = h + (h < height)

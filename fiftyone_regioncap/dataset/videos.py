@@ -145,7 +145,7 @@ def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str
 
 
 def _new_dataset(name: str) -> fo.Dataset:
-    """An empty dataset, where an object and its captions are of one colour."""
+    """An empty dataset, where an object and its captions are of one color."""
     dataset = fo.Dataset(name, persistent=True)
     dataset.app_config.color_scheme = fo.ColorScheme(color_by="instance")
     dataset.save()

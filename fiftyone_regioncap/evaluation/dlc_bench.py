@@ -41,7 +41,7 @@ choices:
 
 LETTERS = "abcde"
 ANSWER_NAMES = ("response", "pred_answer", "answer", "output", "pred")
-"""Names that stored judgements have for what the judge said."""
+"""Names that stored judgments have for what the judge said."""
 
 
 class DLCBenchError(RegionCapError, ValueError):

@@ -76,7 +76,7 @@ def contour_accuracy(
 def boundary(mask: Mask) -> Mask:
     """The pixels of a one pixel wide boundary.
 
-    A pixel is on it when its right, lower or lower right neighbour differs from it; the
+    A pixel is on it when its right, lower or lower right neighbor differs from it; the
     frame's own border is none.
 
     Args:

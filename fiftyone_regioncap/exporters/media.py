@@ -163,7 +163,7 @@ def cut(video: VideoRecord, support: tuple[int, int], path: Path) -> None:
     with av.open(os.fspath(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height = video.width, video.height
-        # Half the resolution for colour, as players expect, takes even sizes.
+        # Half the resolution for color, as players expect, takes even sizes.
         even = video.width % 2 == 0 and video.height % 2 == 0
         stream.pix_fmt = "yuv420p" if even else "yuv444p"
         stream.options = {"crf": "18"}

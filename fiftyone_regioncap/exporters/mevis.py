@@ -195,7 +195,7 @@ def _save_palette(picture: np.ndarray, path: Path) -> None:
 
 
 def _palette() -> list[int]:
-    """PASCAL VOC's colours: bits of the number, spread over the three channels."""
+    """PASCAL VOC's colors: bits of the number, spread over the three channels."""
     colors = []
     for number in range(256):
         channels = [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Jobs on images: regions that are labelled already get captions."""
+"""Jobs on images: regions that are labeled already get captions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Names of colours, by how alike colours look.
+"""Names of colors, by how alike colors look.
 
-The names are the eleven basic colour terms of English (Berlin & Kay, 1969) and beige
+The names are the eleven basic color terms of English (Berlin & Kay, 1969) and beige
 and teal. Each is given by several examples, dark and light, because a name covers a
-region of colours, not a point; a pixel gets the name of the example nearest to it in
+region of colors, not a point; a pixel gets the name of the example nearest to it in
 CIELAB (D65), where lightness counts half: shadow changes it more than the name.
 """
 
@@ -55,7 +55,7 @@ _EXAMPLES_LAB = _lab(
 
 
 def name_pixels(pixels: NDArray[np.uint8]) -> list[str]:
-    """The name of each colour.
+    """The name of each color.
 
     Args:
         pixels: uint8 (N, 3), sRGB.
@@ -67,7 +67,7 @@ def name_pixels(pixels: NDArray[np.uint8]) -> list[str]:
 
 
 def color_shares(frames: Sequence[Frame], masks: Sequence[Mask]) -> tuple[Scored, ...]:
-    """Which colours a region has.
+    """Which colors a region has.
 
     The rim of each mask is left out, where object and background mix.
 

@@ -105,7 +105,7 @@ def measure(clip: RegionClip) -> Measurements:
 
 
 def place(box: Box, width: int, height: int) -> str:
-    """Where in the frame a box is, by the third that its centre is in each way.
+    """Where in the frame a box is, by the third that its center is in each way.
 
     Args:
         box: pixel edges.
@@ -233,13 +233,13 @@ def _motion(
     scales = np.sqrt([abs(np.linalg.det(view[:2, :2])) for view in views])
     areas = np.array([mask.sum() for mask in masks]) * scales**2
     whole = np.flatnonzero(~_dips(areas))
-    centres = np.array([_centroid(mask) for mask in masks])
+    centers = np.array([_centroid(mask) for mask in masks])
     path = [np.zeros(2)]
     for before, after in pairwise(whole):
         moved = _displacement(
             [views[before], views[after]],
             boxes[[before, after]],
-            centres[[before, after]],
+            centers[[before, after]],
             (width, height),
         )
         if moved is None:
@@ -278,18 +278,18 @@ def _dips(areas: NDArray[np.float64], reach: int = 3) -> NDArray[np.bool_]:
 def _displacement(
     views: Sequence[NDArray[np.float64]],
     boxes: NDArray[np.float64],
-    centres: NDArray[np.float64],
+    centers: NDArray[np.float64],
     size: tuple[int, int],
 ) -> NDArray[np.float64] | None:
     """The object's own motion between two frames, in the first view's pixels.
 
-    Where the frame's edge cuts the object, its centre lags behind, so that the sides
+    Where the frame's edge cuts the object, its center lags behind, so that the sides
     that are free in both frames are followed instead.
 
     Args:
         views: two matrices (3, 3) from the frames' pixels to the first view's.
         boxes: (2, 4) pixel edges.
-        centres: (2, 2) of x, y in pixels.
+        centers: (2, 2) of x, y in pixels.
         size: (width, height) of the frame in pixels.
 
     Returns:
@@ -306,7 +306,7 @@ def _displacement(
 
     cut = np.any([_touched(box, *size) for box in boxes], axis=0)
     if not cut.any():
-        return moved(centres)
+        return moved(centers)
     if cut.all():
         return None
     motion = np.zeros(2)

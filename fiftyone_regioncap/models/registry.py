@@ -22,7 +22,7 @@ class LoadOptions:
         weights: a folder, a file or a hub id; None for the backend's own default.
         device: a torch device such as ``"cuda"``; None for the best there is.
         options: what only this backend knows, such as ``{"image_size": 512}``.
-        accept_license: whether the user accepts the licence of the default weights,
+        accept_license: whether the user accepts the license of the default weights,
             where it asks for consent.
     """
 
@@ -57,10 +57,10 @@ class Backend(Generic[T]):
     missing: Callable[[], str | None]
 
     def make(self, options: LoadOptions) -> T:
-        """Loads it, noting first that the user accepts the licence if they do.
+        """Loads it, noting first that the user accepts the license if they do.
 
         Raises:
-            LicenseError: when the default weights' licence asks for consent that was
+            LicenseError: when the default weights' license asks for consent that was
                 never given.
             WeightsError: when the weights are not to be had.
         """
@@ -69,7 +69,7 @@ class Backend(Generic[T]):
         return self.load(options)
 
     def wants_consent(self) -> bool:
-        """Whether the user has yet to accept the licence of the default weights."""
+        """Whether the user has yet to accept the license of the default weights."""
         asked = {item.name for item in assets.ASSETS if item.license.consent}
         return self.weights in asked and not assets.license_accepted(str(self.weights))
 

@@ -42,7 +42,7 @@ class PropagatorInfo:
         name: as users choose it, such as ``"sam2"``.
         model: the published name of the weights (``"facebook/sam2.1-hiera-tiny"``).
         revision: of the weights: a hub commit or a sha256.
-        license: SPDX id of the weights' licence.
+        license: SPDX id of the weights' license.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Propagator(Protocol):
 
     @property
     def info(self) -> PropagatorInfo:
-        """Name, weights and licence."""
+        """Name, weights and license."""
 
     def propagate(
         self,

@@ -39,7 +39,7 @@ class FlowPropagator:
     """Moves masks along the optical flow from each frame to the next.
 
     A :class:`~fiftyone_regioncap.propagation.base.Propagator`. The score compares the
-    colours under the mask with those under the prompt, and an object that no longer
+    colors under the mask with those under the prompt, and an object that no longer
     looks like itself is lost for good.
     """
 
@@ -83,7 +83,7 @@ class FlowTracker:
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._previous: NDArray[np.uint8] | None = None
         self._soft: dict[int, NDArray[np.float32]] = {}
-        self._colours: dict[int, NDArray[np.float32]] = {}
+        self._colors: dict[int, NDArray[np.float32]] = {}
 
     def step(
         self, index: int, frame: Frame, prompts: Sequence[Prompt]
@@ -113,11 +113,11 @@ class FlowTracker:
         results = {}
         for object_id, mask in zip(list(self._soft), masks, strict=True):
             mask = drop_fragments(mask, _FRAGMENT)
-            colours = _histogram(frame, mask)
+            colors = _histogram(frame, mask)
             if object_id in prompted:
-                self._colours[object_id] = colours
-            # Bhattacharyya's coefficient: 1 for equal colours, 0 without any pixel.
-            score = float(np.sqrt(colours * self._colours[object_id]).sum())
+                self._colors[object_id] = colors
+            # Bhattacharyya's coefficient: 1 for equal colors, 0 without any pixel.
+            score = float(np.sqrt(colors * self._colors[object_id]).sum())
             visible = score >= _VISIBLE
             if not visible:
                 self._soft[object_id] = np.zeros_like(self._soft[object_id])
@@ -133,7 +133,7 @@ class FlowTracker:
             state["previous"] = self._previous
         for object_id in self._soft:
             state[f"soft.{object_id}"] = self._soft[object_id]
-            state[f"colours.{object_id}"] = self._colours[object_id]
+            state[f"colors.{object_id}"] = self._colors[object_id]
         return state
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -143,8 +143,8 @@ class FlowTracker:
             np.array(state["previous"], dtype=np.uint8) if "previous" in state else None
         )
         self._soft = {i: np.array(state[f"soft.{i}"], dtype=np.float32) for i in ids}
-        self._colours = {
-            i: np.array(state[f"colours.{i}"], dtype=np.float32) for i in ids
+        self._colors = {
+            i: np.array(state[f"colors.{i}"], dtype=np.float32) for i in ids
         }
 
 
@@ -204,7 +204,7 @@ def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
     on = (cut & 1).astype(bool)
     if on.sum() < _GRABCUT_SAMPLES or (~on).sum() < _GRABCUT_SAMPLES:
         return likely
-    cv2.setRNGSeed(0)  # its colour models start from random clusters
+    cv2.setRNGSeed(0)  # its color models start from random clusters
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(small, cut, None, *models, 2, cv2.GC_INIT_WITH_MASK)
     found = cv2.resize((cut & 1).astype(np.float32), trimap.shape[::-1]) > 0.5
@@ -216,11 +216,11 @@ def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
 
 
 def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
-    """What a prompt means, as well as colours can tell.
+    """What a prompt means, as well as colors can tell.
 
     Args:
         frame: uint8 (H, W, 3) RGB.
-        prompt: a mask is taken as it is; a box is cut out by colour; points become the
+        prompt: a mask is taken as it is; a box is cut out by color; points become the
             box around those on the object, at least a tenth of the frame wide.
 
     Returns:
@@ -240,7 +240,7 @@ def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
     x1, y1, x2, y2 = box
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
-    if not inside.any():  # thinner than a pixel, or between two centres
+    if not inside.any():  # thinner than a pixel, or between two centers
         inside[min(max(int(y1), 0), height - 1), min(max(int(x1), 0), width - 1)] = True
     # Most objects touch their box in the middle of its sides and leave its corners.
     across = (2 * x - x1 - x2) / (x2 - x1)
@@ -259,7 +259,7 @@ def _sharpened(frame: Frame, mask: Mask) -> Mask:
 
 
 def _histogram(frame: Frame, mask: Mask) -> NDArray[np.float32]:
-    """Colours under a mask, (8, 8, 8), summing to 1 (0 for an empty mask)."""
+    """Colors under a mask, (8, 8, 8), summing to 1 (0 for an empty mask)."""
     counts = cv2.calcHist(
         [frame], [0, 1, 2], mask.astype(np.uint8), _BINS, [0, 256] * 3
     )

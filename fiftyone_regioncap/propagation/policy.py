@@ -28,7 +28,7 @@ SHARED_FRAMES = 8
 """Decoded frames kept, so that the propagator and the policy don't both decode them."""
 
 ALIKE = 0.6
-"""Overlap of two colour histograms above which they count as the same object's."""
+"""Overlap of two color histograms above which they count as the same object's."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Policy:
         patience: in frames.
         scene_cuts: ``"ignore"`` them; ``"stop"`` every object at one until its next
             prompt; or ``"redetect"``: hide it until the propagator shows something
-            with the colours that it had when it was last seen well.
+            with the colors that it had when it was last seen well.
         cut_sensitivity: in (0, 1]; see :class:`SceneCutDetector`.
     """
 

@@ -167,7 +167,7 @@ def _candidates(
 
 
 def grid_points(side: int, height: int, width: int) -> NDArray[np.float64]:
-    """Centres of a grid of side x side cells, (side * side, 2) of x, y in pixels."""
+    """Centers of a grid of side x side cells, (side * side, 2) of x, y in pixels."""
     steps = (np.arange(side) + 0.5) / side
     x, y = np.meshgrid(steps * width, steps * height)
     return np.stack([x.ravel(), y.ravel()], axis=1)
@@ -186,7 +186,7 @@ def mask_iou(one: Mask, other: Mask) -> float:
 
 
 def _same_object(one: Proposal, other: Proposal, options: ProposalOptions) -> bool:
-    """By place; or, for what has moved, by colours, size and nearness."""
+    """By place; or, for what has moved, by colors, size and nearness."""
     if mask_iou(one.mask, other.mask) >= options.same_object_iou:
         return True
     areas = sorted((int(one.mask.sum()), int(other.mask.sum())))
@@ -197,13 +197,13 @@ def _same_object(one: Proposal, other: Proposal, options: ProposalOptions) -> bo
 
 
 def _distance(one: Mask, other: Mask) -> float:
-    """Between the centres of two masks' boxes, in diagonals of the frame."""
-    centres = []
+    """Between the centers of two masks' boxes, in diagonals of the frame."""
+    centers = []
     for mask in (one, other):
         box = box_of_mask(mask)
         assert box is not None, "proposals are never empty"
-        centres.append(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
-    return float(np.hypot(*np.subtract(centres[0], centres[1])) / np.hypot(*one.shape))
+        centers.append(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+    return float(np.hypot(*np.subtract(centers[0], centers[1])) / np.hypot(*one.shape))
 
 
 def _colors(frame: Frame, mask: Mask) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from fiftyone_regioncap.propagation.base import (
     Frames,
     PropagatorInfo,
 )
-from fiftyone_regioncap.propagation.sam2.frames import normalise, shrink
+from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.masks import masks_of
 from fiftyone_regioncap.propagation.sam2.prompts import (
     FramePrompt,
@@ -60,7 +60,7 @@ class _Images:
     def __getitem__(self, index: int) -> Tensor:
         frame = np.array(self._frames[index], order="C")
         pixels = torch.from_numpy(frame).permute(2, 0, 1)
-        return normalise(shrink(pixels, self._image_size), torch.device("cpu"))[0]
+        return normalize(shrink(pixels, self._image_size), torch.device("cpu"))[0]
 
 
 class Sam2OfficialPropagator:
@@ -113,7 +113,7 @@ class Sam2OfficialPropagator:
 
     @property
     def info(self) -> PropagatorInfo:
-        """Name, weights and licence."""
+        """Name, weights and license."""
         return self._info
 
     def propagate(

@@ -106,7 +106,7 @@ def check_prompts(
             known = labels.setdefault(prompt.object_id, prompt.label)
             if known != prompt.label:
                 raise PromptError(
-                    f"{who}: labelled {prompt.label!r}, elsewhere {known!r}; "
+                    f"{who}: labeled {prompt.label!r}, elsewhere {known!r}; "
                     "give different objects different ids"
                 )
     return end

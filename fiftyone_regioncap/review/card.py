@@ -78,7 +78,7 @@ class Card:
 def load_card(
     dataset: fo.Dataset, field: str, ref: Ref, *, compare: str | None = None
 ) -> Card:
-    """Reads one caption and its neighbours; no masks and no frames.
+    """Reads one caption and its neighbors; no masks and no frames.
 
     Args:
         dataset: of videos.
@@ -269,7 +269,7 @@ def facts(card: Card) -> str:
             if record.speed is None
             else f"{record.speed:.2f} frame widths/s {record.direction or ''}".strip(),
         ),
-        ("colour", record.dominant_color),
+        ("color", record.dominant_color),
         ("tags", ", ".join(tag for tag, _ in record.tags)),
         ("attributes", ", ".join(attribute for attribute, _ in record.attributes)),
         ("category", record.category[0] if record.category else None),

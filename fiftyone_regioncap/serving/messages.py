@@ -1,7 +1,7 @@
 """Chat messages with masked images: what is asked of which object.
 
 An image is a PNG whose alpha channel is the mask, as the authors' server takes it:
-where alpha is above 0 is the object; the colours below count as they are stored.
+where alpha is above 0 is the object; the colors below count as they are stored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where weights and demo clips come from: source, sha256, licence, offline rules.
+"""Where weights and demo clips come from: source, sha256, license, offline rules.
 
 Nothing is fetched by importing or by :func:`find`; only :func:`fetch` uses the network,
 and what it stores is checked by sha256 before it gets its final name, so that a file
@@ -277,7 +277,7 @@ def data_dir() -> Path:
 
 
 def config_dir() -> Path:
-    """Where accepted licences are noted: ``$REGIONCAP_CONFIG``, else the user's."""
+    """Where accepted licenses are noted: ``$REGIONCAP_CONFIG``, else the user's."""
     chosen = os.environ.get("REGIONCAP_CONFIG")
     return Path(chosen) if chosen else _own_folder("XDG_CONFIG_HOME", ".config")
 
@@ -324,7 +324,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
         as :func:`find`.
 
     Raises:
-        LicenseError: when its licence must be accepted first.
+        LicenseError: when its license must be accepted first.
         WeightsError: when it cannot be had, with what to do by hand.
     """
     asset = get(name)
@@ -347,7 +347,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
 
 def license_accepted(name: str) -> bool:
-    """Whether an asset may be fetched: its licence asks for no consent, or has it.
+    """Whether an asset may be fetched: its license asks for no consent, or has it.
 
     Args:
         name: of the asset.
@@ -360,7 +360,7 @@ def license_accepted(name: str) -> bool:
 
 
 def accept_license(name: str) -> None:
-    """Notes that the user accepts the licence of an asset, for good.
+    """Notes that the user accepts the license of an asset, for good.
 
     Args:
         name: of the asset.
@@ -379,13 +379,13 @@ def accept_license(name: str) -> None:
 
 
 def require_license(name: str) -> None:
-    """Stops where a licence has not been accepted.
+    """Stops where a license has not been accepted.
 
     Args:
         name: of the asset.
 
     Raises:
-        LicenseError: with the licence's terms and address, and how to accept it.
+        LicenseError: with the license's terms and address, and how to accept it.
         WeightsError: when the name is unknown.
     """
     if not license_accepted(name):

@@ -78,9 +78,9 @@ class ChangeThresholds:
     Attributes:
         aspect: factor by which width/height grew or shrank.
         area: factor by which the area grew or shrank; 2 means twice or half as big.
-        velocity: change of the velocity of the box's centre, in object sizes (square
+        velocity: change of the velocity of the box's center, in object sizes (square
             root of the box's area) a frame.
-        appearance: share of the colour histogram that moved to other bins, in [0, 1].
+        appearance: share of the color histogram that moved to other bins, in [0, 1].
         hold: visible frames for which a change has to last, so that a single bad mask
             cuts nothing; also the frames a window's start is averaged over.
         gap: frames without the object that always end a window.
@@ -114,7 +114,7 @@ def change_windows(
     Args:
         track: of one object.
         areas: (V,) of its masks in pixels; the boxes' areas when None.
-        histograms: (V, B) of its colours, each summing to 1; None leaves appearance
+        histograms: (V, B) of its colors, each summing to 1; None leaves appearance
             out.
         thresholds: of change; the defaults when None.
 
@@ -162,13 +162,13 @@ class _Changes:
         # Logarithms make growing and shrinking by one factor the same distance.
         self._log_aspect = np.log(width / height)
         self._log_area = np.log(size)
-        centres = np.stack([(x1 + x2) / 2, (y1 + y2) / 2], axis=1)
-        self._velocity = np.zeros_like(centres)
-        if len(centres) > 1:
-            back = np.maximum(np.arange(len(centres)) - limits.hold, 0)
-            back[0], ahead = 0, np.maximum(np.arange(len(centres)), 1)
+        centers = np.stack([(x1 + x2) / 2, (y1 + y2) / 2], axis=1)
+        self._velocity = np.zeros_like(centers)
+        if len(centers) > 1:
+            back = np.maximum(np.arange(len(centers)) - limits.hold, 0)
+            back[0], ahead = 0, np.maximum(np.arange(len(centers)), 1)
             passed = (track.frames[ahead] - track.frames[back])[:, None]
-            self._velocity = (centres[ahead] - centres[back]) / passed
+            self._velocity = (centers[ahead] - centers[back]) / passed
             self._velocity /= np.sqrt(width * height)[:, None]
 
     def changed(self, begin: int, rank: int) -> bool:

@@ -1,4 +1,4 @@
-"""Finds cuts between shots from colours and layout, at a millisecond a frame."""
+"""Finds cuts between shots from colors and layout, at a millisecond a frame."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Look:
 
     Attributes:
         colors: float32 (n,), histogram of hue, saturation and value; its sum is 1.
-        layout: float32 (m,), brightness of a thumbnail, standardised.
+        layout: float32 (m,), brightness of a thumbnail, standardized.
     """
 
     colors: NDArray[np.float32]
@@ -48,9 +48,9 @@ class Look:
         return cls(colors / colors.sum(), gray / max(float(gray.std()), 1.0))
 
     def difference(self, other: Look) -> float:
-        """In [0, 1]: how unlike two frames are, in colours and in layout at once.
+        """In [0, 1]: how unlike two frames are, in colors and in layout at once.
 
-        A flash changes colours and keeps the layout, a fast pan the other way round;
+        A flash changes colors and keeps the layout, a fast pan the other way round;
         only a cut changes both.
         """
         colors = 1 - float(np.minimum(self.colors, other.colors).sum())

@@ -1,7 +1,7 @@
 """A visualization of the captions of videos that FiftyOne's Embeddings panel opens.
 
 FiftyOne has maps of samples, and of the labels of images. A map of clips is one of
-samples, but the panel looks for what points are coloured by among the samples of the
+samples, but the panel looks for what points are colored by among the samples of the
 dataset, where clips are not. Captions of videos are labels, with ids and attributes
 like those of images; all that stands against a map of them is that FiftyOne's results
 refuse to find the labels of a view of videos. These find them.

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fiftyone_regioncap.core.types import Frame, Mask, RegionClip, box_of_mask
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
+# Okabe and Ito's colors, which people with any color vision can tell apart.
 _PALETTE = sv.ColorPalette.from_hex(
     ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
 )
@@ -45,7 +45,7 @@ class SheetRow:
     """One track of the sheet.
 
     Attributes:
-        object_id: picks the colour, which is the same as in the scenes.
+        object_id: picks the color, which is the same as in the scenes.
         clip: frames and masks of the track; some are shown, evenly chosen.
         title: such as ``"#1 dog"``.
         caption: what is said of the object, or why nothing is.
@@ -379,7 +379,7 @@ def _text(title: str, note: str, body: str, color: str | None) -> Image.Image:
     indent = 0 if color is None else _TITLE_SIZE + 8
     title_font = _font(_TITLE_SIZE)
     text_font = _font(_TEXT_SIZE)
-    # (text, font, colour, x) of each line, from the top
+    # (text, font, color, x) of each line, from the top
     lines = [
         (line, title_font, _INK, indent)
         for line in _wrap(title, title_font, _TEXT_WIDTH - indent)

@@ -57,7 +57,7 @@ MOST_CLUSTERS = 50
 
 _ALIKE: dict[Space, str] = {"text": "say", "visual": "look"}
 
-_FEWEST_FOR_UMAP = 10  # fewer points have no neighbourhoods to keep
+_FEWEST_FOR_UMAP = 10  # fewer points have no neighborhoods to keep
 _LAYOUT_FIT = 50_000  # points that UMAP is fitted to; the others are put among them
 _CHUNK = 1024
 _TERMS = 3

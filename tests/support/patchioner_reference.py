@@ -77,7 +77,7 @@ class Answers:
 
     Attributes:
         described: by the reference's output names, for one image.
-        embeddings: every embedding in the order of evaluation, before normalisation.
+        embeddings: every embedding in the order of evaluation, before normalization.
     """
 
     described: dict[str, list[Description]] = field(default_factory=dict)
@@ -134,7 +134,7 @@ def forward(features: FrameFeatures, language: Language, request: Request) -> An
         answer("attn_heads_capts", heads)
     if request.get_patch_capts:
         answer("patch_tokens_capts", patches)
-        if _normalises_in_place(language):
+        if _normalizes_in_place(language):
             patches = torch.nn.functional.normalize(patches, dim=1)
     if request.get_register_capts and features.registers is not None:
         answer("register_capts", features.registers)
@@ -162,7 +162,7 @@ def _box_weighting(request: Request) -> Weighting:
     return MEAN
 
 
-def _normalises_in_place(language: Language) -> bool:
+def _normalizes_in_place(language: Language) -> bool:
     """Whether captioning the patches leaves them with length 1 for what follows."""
     if isinstance(language, DecapLanguage):
         return language.memory is not None

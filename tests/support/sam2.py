@@ -28,7 +28,7 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
 
 from fiftyone_regioncap.core.types import Frame, Prompt
 from fiftyone_regioncap.propagation.base import Direction
-from fiftyone_regioncap.propagation.sam2.frames import normalise, shrink
+from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.prompts import (
     merge_prompts,
     model_masks,
@@ -225,7 +225,7 @@ def _reference(
     height, width = clip.height, clip.width
     video = torch.stack(
         [
-            normalise(
+            normalize(
                 shrink(
                     torch.from_numpy(image.copy()).permute(2, 0, 1), model.image_size
                 ),

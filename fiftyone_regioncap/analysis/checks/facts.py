@@ -34,7 +34,7 @@ _NEIGHBORS = frozenset(
         ("green", "yellow"),
     )
 )
-"""Colours that people and light take for one another."""
+"""Colors that people and light take for one another."""
 
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 _OPPOSITE |= {"towards": "away", "away": "towards"}
@@ -64,15 +64,15 @@ _STILL = re.compile(
 def color_conflict(
     said: Facets, dominant: str | None, others: Collection[str] = ()
 ) -> float | None:
-    """How surely a caption gives its subject a colour that it doesn't have.
+    """How surely a caption gives its subject a color that it doesn't have.
 
     Args:
         said: what the caption says.
-        dominant: the measured colour.
-        others: further colours that were measured.
+        dominant: the measured color.
+        others: further colors that were measured.
 
     Returns:
-        1 when no measured colour is said, 0.5 when one is said that is often taken
+        1 when no measured color is said, 0.5 when one is said that is often taken
         for a measured one, 0 when one is said; None when nothing is said or measured.
     """
     if not said.subject_colors or dominant is None:

@@ -70,8 +70,8 @@ def contradictions(captions: Sequence[Said]) -> Iterator[tuple[str, float, str]]
         captions: of one video.
 
     Yields:
-        label id, score, and why: 1 for another noun and another colour, 0.7 for
-        another noun or colour.
+        label id, score, and why: 1 for another noun and another color, 0.7 for
+        another noun or color.
     """
     for index in sorted({c.index for c in captions if c.index is not None}):
         own = sorted(

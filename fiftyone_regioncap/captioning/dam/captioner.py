@@ -151,12 +151,12 @@ class DamCaptioner:
             video: see the class.
             quantization: ``"8bit"`` or ``"4bit"`` weights in the language model,
                 through bitsandbytes.
-            accept_license: whether the user accepts the licence of the weights; asked
+            accept_license: whether the user accepts the license of the weights; asked
                 for once, before the first download.
             options: of the constructor.
 
         Raises:
-            LicenseError: when the licence has not been accepted.
+            LicenseError: when the license has not been accepted.
             WeightsError: when the folder is not a whole DAM checkpoint.
             BackendError: when an option or the device is not possible here.
         """
@@ -190,7 +190,7 @@ class DamCaptioner:
 
     @cached_property
     def info(self) -> CaptionerInfo:
-        """Name, weights, licence and needs."""
+        """Name, weights, license and needs."""
         model, revision, license = self._facts
         return CaptionerInfo(
             name="dam-video" if self._video else "dam",
@@ -249,7 +249,7 @@ class DamCaptioner:
             PromptError: when the clip or the prompt is bad.
         """
         prepared = self.prepare(clip, prompt)
-        views = self.dam.normalise(prepared.views)
+        views = self.dam.normalize(prepared.views)
         yield from self.dam.stream(
             views, prepared.query, self._max_new_tokens, self._sampling
         )

@@ -110,7 +110,7 @@ class DAM:
             quantization: of the language model's layers, through bitsandbytes.
 
         Raises:
-            LicenseError: when the weights must be downloaded and their licence has not
+            LicenseError: when the weights must be downloaded and their license has not
                 been accepted.
             WeightsError: when the folder is not a whole checkpoint of this kind.
             BackendError: when the device or bitsandbytes is not there.
@@ -131,7 +131,7 @@ class DAM:
         encoder, projector, llm = empty_parts(config)
         _load_vision(encoder, config, folder, target, dtype)
         load_strict(projector, folder / PROJECTOR, device=target, dtype=dtype)
-        # Quantised layers are made on the way to the device, not on it.
+        # Quantized layers are made on the way to the device, not on it.
         load_strict(
             llm,
             folder / LLM,
@@ -176,9 +176,9 @@ class DAM:
             PromptError: when the mask is empty, not 2-D, or of another size.
         """
         views, window = self.processor.views(image, mask)
-        return torch.from_numpy(self.processor.normalise(views)), window
+        return torch.from_numpy(self.processor.normalize(views)), window
 
-    def normalise(self, views: Tensor) -> Tensor:
+    def normalize(self, views: Tensor) -> Tensor:
         """8-bit views (B, 8, S, S) on any device as the model's input on its own."""
         views = views.to(self.device, non_blocking=True)
         values = self._table[self._channels, views.int()]
@@ -220,7 +220,7 @@ class DAM:
         for start in range(0, len(views), size):
             some = views[start : start + size]
             if some.dtype == torch.uint8:
-                some = self.normalise(some)
+                some = self.normalize(some)
             known = None if distinct is None else distinct[start : start + size]
             parts.append(self.project(self.features(some, known)))
         return torch.cat(parts)

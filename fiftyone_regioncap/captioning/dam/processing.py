@@ -149,7 +149,7 @@ class Processor:
             views[7] = self._mask(stencil.crop(window))
         return views, window
 
-    def normalise(self, views: Views) -> NDArray[np.float32]:
+    def normalize(self, views: Views) -> NDArray[np.float32]:
         """The 8-bit views as the tower's input, float32 of the same shape."""
         channels = np.array([0, 1, 2, 0, 0, 1, 2, 0])[:, None, None]
         return self.table[channels, views]
@@ -193,7 +193,7 @@ def _squared(picture: Image.Image, grey: int | tuple[int, ...]) -> Image.Image:
 def _table(config: ImageConfig) -> NDArray[np.float32]:
     """What each 8-bit value becomes, float32 (3, 256) by RGB channel.
 
-    Scaling in float64 and normalising in float32 gives the authors' numbers to the bit.
+    Scaling in float64 and normalizing in float32 gives the authors' numbers to the bit.
     """
     scaled = (np.arange(256) * config.scale).astype(np.float32)
     mean = np.asarray(config.mean, dtype=np.float32)[:, None]

@@ -30,7 +30,7 @@ def quantize(
     Args:
         llm: on the CPU, with its weights.
         bits: what is kept of each weight.
-        device: where it goes; quantisation happens on the way.
+        device: where it goes; quantization happens on the way.
         dtype: what is computed in.
 
     Raises:

@@ -27,7 +27,7 @@ _CHINESE = re.compile(
     "\U0002f800-\U0002fa1f]"
 )
 
-# Two serialised protocol buffers, one after the other, are their merge: this one sets
+# Two serialized protocol buffers, one after the other, are their merge: this one sets
 # normalizer_spec.add_dummy_prefix to false.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 

@@ -94,7 +94,7 @@ class Adapter(nn.Module):
             self.mlp_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """Of tokens (B, N, C), with the context as it is, not normalised."""
+        """Of tokens (B, N, C), with the context as it is, not normalized."""
         attended = self.cross_attn(self.layer_norm1(x), context, mask)
         x = x + (self.attn_factor * attended if self.gated else attended)
         processed = self.mlp(self.layer_norm2(x))
@@ -166,7 +166,7 @@ class FocalEncoder(nn.Module):
         """Tokens that enter the projector.
 
         Args:
-            views: (B, 8, S, S), normalised.
+            views: (B, 8, S, S), normalized.
             distinct: bool (B,) on the CPU, whether the crop differs from the full view;
                 found from the views when not given, at the price of waiting for them.
 

@@ -280,7 +280,7 @@ class DynReferCaptioner:
 
     @property
     def info(self) -> CaptionerInfo:
-        """Name, weights, licence and needs."""
+        """Name, weights, license and needs."""
         return self._info
 
     def use_classes(self, names: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ Texts don't see each other, so thousands of names go through in pieces.
 class QueryLayer(nn.Module):
     """Attention to the region's tokens, then a feed-forward block; no self-attention.
 
-    Normalisation follows each sum, as in BERT.
+    Normalization follows each sum, as in BERT.
     """
 
     def __init__(self, width: int, hidden: int, heads: int) -> None:

@@ -33,7 +33,7 @@ from fiftyone_regioncap.core.errors import BackendError
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-"""OpenAI CLIP's normalisation of RGB in [0, 1]."""
+"""OpenAI CLIP's normalization of RGB in [0, 1]."""
 
 VISION_NORM_EPS = 1e-5
 """Of the layer norm after the tower; transformers gives it the tower's own 1e-6."""
@@ -201,7 +201,7 @@ class DynReferModel(nn.Module):
         """The ViT's tokens, class token first: float32 (N, 1 + cells, C).
 
         Args:
-            pixels: float32 (N, 3, size, size), normalised.
+            pixels: float32 (N, 3, size, size), normalized.
         """
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         with self._autocast(half):

@@ -132,7 +132,7 @@ class TextTower:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings that are not normalised, float32 (N, E), on the tower's device.
+        """Embeddings that are not normalized, float32 (N, E), on the tower's device.
 
         Args:
             texts: of any length; what goes beyond the tower's context is cut.

@@ -156,7 +156,7 @@ class AttentionMap:
 
     Attributes:
         weights: float32 (rows, columns), sum 1 at the start.
-        compat: whose behaviour.
+        compat: whose behavior.
     """
 
     weights: Weights

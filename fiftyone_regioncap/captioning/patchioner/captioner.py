@@ -37,7 +37,7 @@ from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, Frame, RegionClip
 
 LICENSE = "LicenseRef-Patchioner-unstated"
-"""The authors state no licence of code or weights; see ``docs/patchioner.md``."""
+"""The authors state no license of code or weights; see ``docs/patchioner.md``."""
 
 
 class FeatureCache:

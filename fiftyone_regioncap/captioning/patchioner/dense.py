@@ -72,7 +72,7 @@ def heatmap(
         vector: see :func:`similarity_map`.
 
     Returns:
-        float32 (H, W) in [-1, 1], linear between the centres of patches; NaN where
+        float32 (H, W) in [-1, 1], linear between the centers of patches; NaN where
         no patch sees the frame, as where cropping has cut it off.
     """
     grid = features.grid
@@ -89,7 +89,7 @@ def clusters(
 ) -> NDArray[np.int64]:
     """Parts the patches into connected clusters of like features.
 
-    By Ward's linkage over unit features, where only neighbouring patches may join.
+    By Ward's linkage over unit features, where only neighboring patches may join.
 
     Args:
         features: of the frame.
@@ -150,7 +150,7 @@ def caption_everything(
     if proposals is None:
         parts = clusters(features, count, smallest)
         masks = [patch_mask(parts == n, features.grid) for n in range(parts.max() + 1)]
-        # On a frame of few pixels, some patches lie between their centres.
+        # On a frame of few pixels, some patches lie between their centers.
         masks = [mask for mask in masks if mask.any()]
     regions: list[Region] = [MaskRegion(mask) for mask in masks]
     embeddings = embed_regions(features, regions, compat=model.compat)
@@ -165,7 +165,7 @@ def caption_everything(
 
 
 def patch_mask(patches: NDArray[np.bool_], grid: Grid) -> Mask:
-    """The pixels of a frame whose centres lie under some patches.
+    """The pixels of a frame whose centers lie under some patches.
 
     Args:
         patches: bool (rows, columns).

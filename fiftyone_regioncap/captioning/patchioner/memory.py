@@ -26,7 +26,7 @@ TEMPERATURE = 0.01
 ROWS_AT_ONCE = 16_384
 """Rows of the memory per chunk; with 1,369 queries, similarities take 90 MB."""
 
-NEIGHBOURS = 128
+NEIGHBORS = 128
 """Rows per feature that an index is asked for."""
 
 _NEGLIGIBLE = 1e-6
@@ -43,7 +43,7 @@ class TextMemory:
     Rows of zeros (the published file is padded with them) never match anything.
 
     Attributes:
-        embeddings: float32 or, on CUDA, half precision (rows, D), not normalised.
+        embeddings: float32 or, on CUDA, half precision (rows, D), not normalized.
         texts: the captions, row by row; empty when the memory has none.
         raw_values: whether rows are averaged as they are (Talk2DINO's memories, where
             long rows weigh more) or with length 1 (the CLIP memories).
@@ -203,7 +203,7 @@ class TextMemory:
         """
         queries = self._directions(features)
         if self._index is not None:
-            means = self._project_neighbours(queries, temperature)
+            means = self._project_neighbors(queries, temperature)
         else:
             means = self._project_all(queries, temperature)
         return torch.nn.functional.normalize(means, dim=1) if normalize else means
@@ -343,15 +343,15 @@ class TextMemory:
             best = higher
         return means / total
 
-    def _project_neighbours(self, queries: Tensor, temperature: float) -> Tensor:
+    def _project_neighbors(self, queries: Tensor, temperature: float) -> Tensor:
         cosines, numbers = self._index.search(
-            queries.cpu().numpy(), min(NEIGHBOURS, len(self))
+            queries.cpu().numpy(), min(NEIGHBORS, len(self))
         )
         found = torch.from_numpy(numbers).to(queries.device)
         logits = torch.from_numpy(cosines).to(queries.device).div(temperature)
         nothing = (found < 0) | (self._lengths[found.clamp_min(0)] == 0)
         weights = torch.softmax(logits.masked_fill(nothing, -torch.inf), dim=1)
-        # Most neighbours of a patch count for nothing: their rows need not be read.
+        # Most neighbors of a patch count for nothing: their rows need not be read.
         kept = weights > _NEGLIGIBLE
         owners, _ = kept.nonzero(as_tuple=True)
         rows, places = torch.unique(found[kept], return_inverse=True)

@@ -43,7 +43,7 @@ def embed_regions(
             attention under each box for the boxes after it.
 
     Returns:
-        float32 (regions, D), not normalised.
+        float32 (regions, D), not normalized.
 
     Raises:
         PromptError: when nothing of a region is in the frame.

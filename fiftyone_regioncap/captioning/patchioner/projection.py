@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class TextProjection(nn.Module):
     """A linear layer, then hidden layers with the activation before each.
 
-    Text features go in as CLIP gives them, not normalised: their length matters.
+    Text features go in as CLIP gives them, not normalized: their length matters.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ class TextEncoder:
             truncate: whether to cut those of more than 77 tokens.
 
         Returns:
-            float32 (texts, D), not normalised.
+            float32 (texts, D), not normalized.
 
         Raises:
             PromptError: when a text has more than 77 tokens and may not be cut.

@@ -50,7 +50,7 @@ class Recipe:
         weight_decay: of AdamW.
         label_smoothing: of the cross-entropy.
         noise: standard deviation on the embeddings; :data:`NOISE` for the noise model.
-        tokens: of a caption that are learnt, the start token included.
+        tokens: of a caption that are learned, the start token included.
         held_out: fraction of the captions that is not trained on.
         seed: of weights, order, noise and dropout.
     """

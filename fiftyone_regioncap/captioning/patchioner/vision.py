@@ -37,7 +37,7 @@ class FrameFeatures:
 
     Attributes:
         grid: how the patches lie on the frame.
-        patches: (rows * columns, D) after the final norm, row-major, not normalised.
+        patches: (rows * columns, D) after the final norm, row-major, not normalized.
         cls: (D,) the image token, or None where the backbone has none.
         registers: (G, D) register tokens; G may be 0.
         head_logits: (heads, rows * columns) attention logits of the CLS token over the
@@ -97,7 +97,7 @@ def preprocess(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Resizes and normalises a frame as the published evaluations do.
+    """Resizes and normalizes a frame as the published evaluations do.
 
     Args:
         frame: uint8 (H, W, 3) RGB.

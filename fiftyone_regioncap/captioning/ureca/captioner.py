@@ -263,7 +263,7 @@ class UrecaCaptioner:
 
     @property
     def info(self) -> CaptionerInfo:
-        """Name, weights, licence and needs."""
+        """Name, weights, license and needs."""
         return self._info
 
     @torch.inference_mode()

@@ -125,7 +125,7 @@ class UrecaModel(nn.Module):
         return torch.cat(parts)
 
     def _shuffled(self, patches: Tensor) -> Tensor:
-        """Moves neighbouring patches into channels, in InternVL's order ("v2")."""
+        """Moves neighboring patches into channels, in InternVL's order ("v2")."""
         side = round(patches.shape[1] ** 0.5)
         fewer = int(side * self.config.downsample)
         more = side // fewer

@@ -1,7 +1,7 @@
 """Carrying soft masks from remembered frames to a new one by matching features.
 
 Space-time label propagation as in A. Jabri et al., "Space-Time Correspondence as a
-Contrastive Random Walk", NeurIPS 2020, over the embeddings of MobileSAM and the colours
+Contrastive Random Walk", NeurIPS 2020, over the embeddings of MobileSAM and the colors
 of their cells.
 """
 
@@ -32,35 +32,35 @@ class Memory:
     labels: Mapping[int, Tensor]
 
 
-def cell_features(embedding: Tensor, mean: Tensor, colours: Tensor) -> Tensor:
+def cell_features(embedding: Tensor, mean: Tensor, colors: Tensor) -> Tensor:
     """What is remembered of each cell.
 
     Args:
         embedding: float (256, rows, columns).
         mean: float (256,), what all cells have in common.
-        colours: float (45, rows, columns), unit length in each cell.
+        colors: float (45, rows, columns), unit length in each cell.
 
     Returns:
         float (301, rows, columns): the embedding without the mean, of unit length in
-        each cell, and the colours.
+        each cell, and the colors.
     """
-    centred = F.normalize(embedding - mean[:, None, None], dim=0)
-    return torch.cat([centred, colours])
+    centerd = F.normalize(embedding - mean[:, None, None], dim=0)
+    return torch.cat([centerd, colors])
 
 
-def similarity(features: Tensor, remembered: Tensor, colour: float) -> Tensor:
+def similarity(features: Tensor, remembered: Tensor, color: float) -> Tensor:
     """How alike the cells of two frames are.
 
     Args:
         features: float (301, rows, columns) of :func:`cell_features`.
         remembered: the same of the other frame.
-        colour: how much the colours count, in [0, 1].
+        color: how much the colors count, in [0, 1].
 
     Returns:
         float (cells, cells), the first frame's by the other's, in [-1, 1].
     """
-    weights = features.new_full((len(features), 1, 1), colour)
-    weights[:CHANNELS] = 1 - colour
+    weights = features.new_full((len(features), 1, 1), color)
+    weights[:CHANNELS] = 1 - color
     return (features * weights).flatten(1).T @ remembered.flatten(1)
 
 
@@ -105,7 +105,7 @@ def carry(
     similarities: Sequence[Tensor],
     labels: Sequence[Tensor],
     *,
-    neighbours: int,
+    neighbors: int,
     temperature: float,
 ) -> Tensor:
     """Soft masks on a new frame from those on remembered frames.
@@ -113,13 +113,13 @@ def carry(
     Args:
         similarities: of each remembered frame, float (cells, cells), new by remembered.
         labels: of each remembered frame, float (N, rows, columns), of the same objects.
-        neighbours: matches counted for each cell.
+        neighbors: matches counted for each cell.
         temperature: of the softmax over them.
 
     Returns:
         float (N, rows, columns) in [0, 1].
     """
-    top, at = torch.cat(list(similarities), dim=1).topk(neighbours, dim=1, sorted=False)
+    top, at = torch.cat(list(similarities), dim=1).topk(neighbors, dim=1, sorted=False)
     weights = (top / temperature).softmax(dim=1)
     remembered = torch.cat([label.flatten(1) for label in labels], dim=1)
     return (remembered[:, at] * weights).sum(dim=2).view_as(labels[0])

@@ -97,7 +97,7 @@ class Downsampling(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside square windows with a learnt bias per relative offset."""
+    """Self-attention inside square windows with a learned bias per relative offset."""
 
     offsets: Tensor
 
@@ -230,7 +230,7 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encodes normalised images.
+        """Encodes normalized images.
 
         Args:
             pixels: float (B, 3, H, W), H and W divisible by 16.

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fiftyone_regioncap.core.types import Frame, ObjectMask, Prompt, box_of_mask
 from fiftyone_regioncap.propagation.competition import compete, drop_fragments
-from fiftyone_regioncap.propagation.mobilesam.colour import (
-    cell_colours,
-    colour_agreement,
+from fiftyone_regioncap.propagation.mobilesam.color import (
+    cell_colors,
+    color_agreement,
 )
 from fiftyone_regioncap.propagation.mobilesam.matching import (
     Memory,
@@ -37,11 +37,11 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import (
 )
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import CHANNELS, STRIDE
 
-# Bhattacharyya's coefficients of an object's colours on two frames that say that it is
+# Bhattacharyya's coefficients of an object's colors on two frames that say that it is
 # another, or the same; and what is left of a score when they say it is another.
-_COLOURS_DIFFER = 0.7
-_COLOURS_AGREE = 0.95
-_COLOURLESS = 0.25
+_COLORS_DIFFER = 0.7
+_COLORS_AGREE = 0.95
+_COLORLESS = 0.25
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Settings:
             anywhere, so that objects come back wherever they do.
         recency: how much more alike cells of recent frames count. Objects change their
             pose, so how one looked just now says more than how it looked at first.
-        neighbours: matches counted for each cell.
+        neighbors: matches counted for each cell.
         temperature: of the softmax over them.
-        colour: how much of the likeness of two cells is that of their colours, in
+        color: how much of the likeness of two cells is that of their colors, in
             [0, 1]; the rest is that of MobileSAM's embeddings. About 0.4 helps where
-            an object crosses others of other colours, or at a small side; it hurts
+            an object crosses others of other colors, or at a small side; it hurts
             among animals that are alike.
         fragment: parts smaller than this share of the largest are dropped.
         agreement: least IoU of the decoder's mask with the carried one to be trusted.
@@ -84,9 +84,9 @@ class Settings:
     remembered_score: float = 0.4
     window: float = 12 / 64
     recency: float = 0.03
-    neighbours: int = 8
+    neighbors: int = 8
     temperature: float = 0.01
-    colour: float = 0.0
+    color: float = 0.0
     fragment: float = 0.1
     agreement: float = 0.5
     visible: float = 0.1
@@ -136,14 +136,14 @@ class MobileSamTracker:
         embedding = self._model.encode(frame, side=self._grid.side, half=self._half)
         if self._mean is None:
             self._mean = embedding.mean(dim=(1, 2))
-        colours = cell_colours(frame, self._grid, self._model.device)
-        features = cell_features(embedding, self._mean, colours)
+        colors = cell_colors(frame, self._grid, self._model.device)
+        features = cell_features(embedding, self._mean, colors)
         by_id: dict[int, list[Prompt]] = {}
         for prompt in prompts:
             by_id.setdefault(prompt.object_id, []).append(prompt)
         self._ids += [object_id for object_id in by_id if object_id not in self._ids]
         alike = {
-            known: similarity(features, memory.features, self._settings.colour)
+            known: similarity(features, memory.features, self._settings.color)
             for known, memory in self._memories.items()
         }
 
@@ -162,7 +162,7 @@ class MobileSamTracker:
         for object_id, mask, share in zip(self._ids, masks, shares, strict=True):
             score = 1.0
             if object_id not in by_id:
-                score = self._score(object_id, alike, colours, share)
+                score = self._score(object_id, alike, colors, share)
             visible = bool(mask.any()) and score >= self._settings.visible
             results[object_id] = ObjectMask(mask if visible else None, score)
             labels[object_id] = share if visible else torch.zeros_like(share)
@@ -188,7 +188,7 @@ class MobileSamTracker:
                     torch.stack([self._memories[frame].labels[k] for k in members])
                     for frame, _ in known
                 ],
-                neighbours=self._settings.neighbours,
+                neighbors=self._settings.neighbors,
                 temperature=self._settings.temperature,
             )
             soft |= dict(zip(members, carried, strict=True))
@@ -246,7 +246,7 @@ class MobileSamTracker:
         self,
         object_id: int,
         alike: Mapping[int, Tensor],
-        colours: Tensor,
+        colors: Tensor,
         share: Tensor,
     ) -> float:
         """How sure it is that a mask is the object's, in [0, 1]."""
@@ -257,8 +257,8 @@ class MobileSamTracker:
             share,
         )
         sure = [self._memories[k] for k in {*frames, *self._kept}]
-        agreement = colour_agreement(
-            colours,
+        agreement = color_agreement(
+            colors,
             share,
             [
                 (memory.features[CHANNELS:], memory.labels[object_id])
@@ -266,10 +266,10 @@ class MobileSamTracker:
                 if object_id in memory.labels
             ],
         )
-        low, high = _COLOURS_DIFFER, _COLOURS_AGREE
+        low, high = _COLORS_DIFFER, _COLORS_AGREE
         certainty = min(max((agreement - low) / (high - low), 0.0), 1.0)
-        # Light changes colours too, so they alone don't make an object lost.
-        return looks * (_COLOURLESS + (1 - _COLOURLESS) * certainty)
+        # Light changes colors too, so they alone don't make an object lost.
+        return looks * (_COLORLESS + (1 - _COLORLESS) * certainty)
 
     def _remember(
         self,

@@ -97,7 +97,7 @@ def shrink(pixels: Tensor, image_size: int) -> Tensor:
     return resized[0].contiguous()
 
 
-def normalise(pixels: Tensor, device: torch.device) -> Tensor:
+def normalize(pixels: Tensor, device: torch.device) -> Tensor:
     """Moves uint8 (3, S, S) to the device and makes it float32 (1, 3, S, S)."""
     values = pixels.to(device, non_blocking=True).float().unsqueeze(0) / 255
     mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)

@@ -33,7 +33,7 @@ def masks_of(
     """
     if fill_hole_area > 0:
         logits = fill_holes(logits, fill_hole_area)
-    # Resizing only mixes neighbours, so what has no pixel now gets none.
+    # Resizing only mixes neighbors, so what has no pixel now gets none.
     alive = torch.nonzero(logits.flatten(1).amax(dim=1) > 0)[:, 0].tolist()
     if overlap or len(alive) < 2:
         found = _each(logits, alive, height, width)
@@ -103,7 +103,7 @@ def pack_bits(bits: Tensor) -> Tensor:
 def fill_holes(logits: Tensor, max_area: int) -> Tensor:
     """Fills small holes as SAM 2 does: their logits become slightly positive.
 
-    A hole is a connected part (8 neighbours) of what is not object, of at most
+    A hole is a connected part (8 neighbors) of what is not object, of at most
     ``max_area`` pixels. Parts that small are found by as many rounds of spreading the
     highest pixel number, which runs on any device.
 

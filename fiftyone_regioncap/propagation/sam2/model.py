@@ -112,7 +112,7 @@ class TrackerModel:
         """Runs the image encoder once for all objects.
 
         Args:
-            pixels: normalised float (1, 3, S, S).
+            pixels: normalized float (1, 3, S, S).
         """
         levels, positions = self._levels(self._encoder(pixels, return_dict=True))
         decoder = self.model.mask_decoder

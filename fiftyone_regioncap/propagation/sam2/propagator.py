@@ -194,7 +194,7 @@ class StreamingPropagator:
 
     @property
     def info(self) -> PropagatorInfo:
-        """Name, weights and licence."""
+        """Name, weights and license."""
         return self._info
 
     def propagate(

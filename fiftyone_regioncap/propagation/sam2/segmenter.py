@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.types import Frame
-from fiftyone_regioncap.propagation.sam2.frames import normalise, shrink
+from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.model import Features, TrackerModel
 
 
@@ -23,7 +23,7 @@ class FrameSegmenter:
         pixels = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)
         small = shrink(pixels, self._model.image_size)
         with self._model.arithmetic(self._dtype):
-            features = self._model.encode_image(normalise(small, self._model.device))
+            features = self._model.encode_image(normalize(small, self._model.device))
         return features, (frame.shape[0], frame.shape[1])
 
     def decode(

@@ -13,7 +13,7 @@ from torch import Tensor
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.propagation.base import Direction, Frames
 from fiftyone_regioncap.propagation.sam2.bank import Bank, Limits, Outcome, Step
-from fiftyone_regioncap.propagation.sam2.frames import FrameFeed, normalise
+from fiftyone_regioncap.propagation.sam2.frames import FrameFeed, normalize
 from fiftyone_regioncap.propagation.sam2.model import Decoded, Features, TrackerModel
 from fiftyone_regioncap.propagation.sam2.prompts import (
     FramePrompt,
@@ -252,7 +252,7 @@ class LogitsStream:
         if known is not None:
             self._features.move_to_end(frame)
             return known
-        pixels = normalise(feed.get(frame), self._model.device)
+        pixels = normalize(feed.get(frame), self._model.device)
         while len(self._features) >= KEPT_FEATURES:
             self._features.popitem(last=False)
         try:

@@ -191,7 +191,7 @@ def test_a_captioner_is_asked_for_the_differences_first(
 
 
 class Colors:
-    """Regions look the same when they have the same mean colour."""
+    """Regions look the same when they have the same mean color."""
 
     def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
         means = [clip.frames[0][clip.masks[0]].mean(axis=0) - 120 for clip in clips]

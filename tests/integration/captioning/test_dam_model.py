@@ -334,7 +334,7 @@ class TestLoading:
         with pytest.raises(WeightsError, match="no folder"):
             DAM.from_pretrained(tmp_path / "nothing")
 
-    def test_the_licence_comes_before_the_download(
+    def test_the_license_comes_before_the_download(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for variable in ("REGIONCAP_CONFIG", "REGIONCAP_CACHE", "HF_HOME"):

@@ -255,11 +255,11 @@ def test_crop_windows() -> None:
         assert crop_window(mask) == expected, values
 
 
-def test_normalisation_table(dam: DAM) -> None:
+def test_normalization_table(dam: DAM) -> None:
     table = np.asarray(read("u8_to_float")["table"], dtype=np.float32)
     assert np.array_equal(dam.processor.table, np.stack([table] * 3))
     values = np.arange(256, dtype=np.uint8).repeat(8).reshape(1, 256, 8).transpose()
-    on_device = dam.normalise(torch.from_numpy(values.copy())[None])
+    on_device = dam.normalize(torch.from_numpy(values.copy())[None])
     assert np.array_equal(on_device[0, :, :, 0], np.stack([table] * 8))
 
 
@@ -267,7 +267,7 @@ def test_preprocessing_stages(dam: DAM) -> None:
     stages = read("preprocess_stages")
     case = read(f"cases/{stages['case']}")
     views, _ = dam.processor.views(picture(case["image"]), picture(case["mask"]))
-    floats = dam.processor.normalise(views)
+    floats = dam.processor.normalize(views)
     for stage, (first, last) in {
         "full_image": (0, 3),
         "full_mask": (3, 4),
@@ -277,8 +277,8 @@ def test_preprocessing_stages(dam: DAM) -> None:
         for kind, array in (("resized_u8", views), ("normalised_f32", floats)):
             expected = stages["stages"][stage][kind]
             channels = array[first:last].transpose(1, 2, 0)
-            colour = np.broadcast_to(channels, expected["shape"])
-            assert digest(colour) == expected["sha256"], (stage, kind)
+            color = np.broadcast_to(channels, expected["shape"])
+            assert digest(color) == expected["sha256"], (stage, kind)
         stored = arrays("preprocess_stages_sub")[f"{stage}_resized_u8"]
         stride = -(-views.shape[-1] // len(stored))
         sub = views[first:last, ::stride, ::stride].transpose(1, 2, 0)

@@ -1,4 +1,4 @@
-"""DynRefer's own behaviour: loading, tasks, batches, tracks, and what is bad."""
+"""DynRefer's own behavior: loading, tasks, batches, tracks, and what is bad."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_dense_score_of_places_alone() -> None:
     assert DenseTask().result([]).mean == 0
 
 
-def test_merging_takes_the_box_with_most_neighbours_first() -> None:
+def test_merging_takes_the_box_with_most_neighbors_first() -> None:
     boxes = [((0, 0, 10, 10 + n), (str(n),)) for n in range(0, 8, 2)]
     merged = merge_boxes(boxes)
     assert sum(len(captions) for _, captions in merged) == 4

@@ -334,11 +334,11 @@ def test_half_precision_is_near() -> None:
 def test_index_finds_what_matters(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     torch.manual_seed(0)
-    centres = torch.randn(60, 32)
-    rows = centres.repeat_interleave(50, 0) + 0.3 * torch.randn(3000, 32)
+    centers = torch.randn(60, 32)
+    rows = centers.repeat_interleave(50, 0) + 0.3 * torch.randn(3000, 32)
     rows = rows * (1 + torch.rand(3000, 1))
     rows[2900:] = 0  # as the published file is padded
-    queries = centres[:50] + 0.3 * torch.randn(50, 32)
+    queries = centers[:50] + 0.3 * torch.randn(50, 32)
     for raw in (True, False):
         memory = TextMemory(rows, raw_values=raw)
         memory.use_index(tmp_path / f"{raw}.faiss")

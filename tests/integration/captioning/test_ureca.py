@@ -188,7 +188,7 @@ def pixel() -> NDArray[np.bool_]:
 
 
 def far_pixels() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Two pixels that nearest-neighbour sampling steps over."""
+    """Two pixels that nearest-neighbor sampling steps over."""
     mask = np.zeros((600, 600), dtype=bool)
     mask[3, 3:5] = True
     return np.zeros((600, 600, 3), dtype=np.uint8), mask

@@ -160,7 +160,7 @@ class TestRun:
         assert again == run(*paths, str(store)) == report
         assert "0.000, 1.000, 0.500" in str(report)
 
-    def test_judgements_of_others(self, files: Path) -> None:
+    def test_judgments_of_others(self, files: Path) -> None:
         """Found by their prompts, wherever in the file they are."""
         captions = {"7": "A mug.", "8": "Red glasses."}
         regions = [

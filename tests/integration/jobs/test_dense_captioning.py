@@ -221,8 +221,8 @@ def test_a_cancelled_job_goes_on_where_it_stopped(dataset, captioner):
     assert dataset.first().everything_status == "complete"
 
 
-class ByColour:
-    """Segments what has the colour under each point."""
+class ByColor:
+    """Segments what has the color under each point."""
 
     def encode(self, frame: np.ndarray) -> np.ndarray:
         return frame.astype(np.float32)
@@ -230,15 +230,15 @@ class ByColour:
     def decode(
         self, encoded: np.ndarray, points: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        colours = encoded[points[:, 1].astype(int), points[:, 0].astype(int)]
-        far = np.abs(encoded[None] - colours[:, None, None]).max(axis=3)
+        colors = encoded[points[:, 1].astype(int), points[:, 0].astype(int)]
+        far = np.abs(encoded[None] - colors[:, None, None]).max(axis=3)
         logits = np.where(far < 50, 8.0, -8.0).astype(np.float32)
         return logits, np.full(len(points), 0.95, np.float32)
 
 
-class ColourPropagator(FlowPropagator):
-    def segmenter(self) -> ByColour:
-        return ByColour()
+class ColorPropagator(FlowPropagator):
+    def segmenter(self) -> ByColor:
+        return ByColor()
 
 
 def test_parts_may_be_what_a_segmenter_finds(dataset, captioner):
@@ -247,7 +247,7 @@ def test_parts_may_be_what_a_segmenter_finds(dataset, captioner):
             dataset,
             options=EverythingOptions(every=24, count=count, overwrite=True),
             captioner=captioner,
-            propagator=ColourPropagator(),
+            propagator=ColorPropagator(),
             progress=False,
         )
         assert summary.ok, summary.failures
@@ -276,7 +276,7 @@ def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights)
             dataset,
             options=EverythingOptions(query="a brick"),
             captioner=cropping,
-            propagator=ColourPropagator(),
+            propagator=ColorPropagator(),
             progress=False,
         )
         assert summary.ok, summary.failures

@@ -31,13 +31,13 @@ def test_objects_that_nobody_marked_are_found_and_followed(dataset):
     assert found.ok and found.tracks >= 2, found
     first = dataset.first().frames[1]["prompts"].detections
     assert len({label.index for label in first}) == len(first)
-    # The disc (centre 19, 32 of 96 x 72) and the brick are among what was found.
-    centres = [
+    # The disc (center 19, 32 of 96 x 72) and the brick are among what was found.
+    centers = [
         ((b[0] + b[2] / 2) * 96, (b[1] + b[3] / 2) * 72)
         for b in (label.bounding_box for label in first)
     ]
     for x, y in ((19, 32), (68, 48)):
-        assert any(abs(cx - x) < 4 and abs(cy - y) < 4 for cx, cy in centres)
+        assert any(abs(cx - x) < 4 and abs(cy - y) < 4 for cx, cy in centers)
     assert api.propose(view, options=options, progress=False).skipped == 1
     summary = api.propagate(view, propagator="flow", progress=False)
     assert summary.ok and summary.tracks == found.tracks

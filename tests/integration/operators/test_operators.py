@@ -87,7 +87,7 @@ def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, a
             "caption_tracks",
             {"captioner": "dam-video"},
             "accept_license",
-            "Accept the licence",
+            "Accept the license",
         ),
         (
             "propagate_masks",

@@ -267,7 +267,7 @@ def test_unknown_name_lists_the_known(cache: Path, call) -> None:
         call("mobile_sam.onnx")
 
 
-def test_licence_is_asked_once(cache: Path, tmp_path: Path) -> None:
+def test_license_is_asked_once(cache: Path, tmp_path: Path) -> None:
     assert assets.license_accepted("mobile_sam.pt")
     assert not assets.license_accepted(CONSENT)
     with pytest.raises(LicenseError) as raised:
@@ -287,7 +287,7 @@ def test_licence_is_asked_once(cache: Path, tmp_path: Path) -> None:
     [
         pytest.param("{", id="broken"),
         pytest.param("[]", id="of another kind"),
-        pytest.param(f'{{"{CONSENT}": "LicenseRef-older"}}', id="an older licence"),
+        pytest.param(f'{{"{CONSENT}": "LicenseRef-older"}}', id="an older license"),
     ],
 )
 def test_unusable_notes_count_as_no_consent(

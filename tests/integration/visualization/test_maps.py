@@ -52,7 +52,7 @@ def test_the_map_of_videos_is_one_of_labels_that_any_view_takes_some_of(
     summary = make(dataset, embedder)
     dataset.clear_cache()  # as in the process of the App
     results = dataset.load_brain_results(summary.key)
-    # The Embeddings panel asks for these, to colour points by attributes of labels.
+    # The Embeddings panel asks for these, to color points by attributes of labels.
     assert results.config.patches_field == "captions"
     assert set(results.sample_ids) == set(dataset.values("id"))
     clips = dataset.load_saved_view(summary.view)

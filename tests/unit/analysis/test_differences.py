@@ -46,7 +46,7 @@ def stated(subjects: list[Subject]) -> list[str]:
 
 
 TOLD_APART = {
-    "by colour": (
+    "by color": (
         [subject(1, color="red"), subject(2, color="blue")],
         ["has red as its main color", "has blue as its main color"],
     ),

@@ -132,7 +132,7 @@ def test_sentences(changes: dict[str, Any], text: str) -> None:
         ("traffic_light", ("red", "black"), "A red and black traffic light, "),
         ("dogs", ("black",), "Black dogs, "),
         ("glass of water", ("white",), "A white glass of water, "),
-        # No colour is said of a person, whose clothes may have it.
+        # No color is said of a person, whose clothes may have it.
         ("person", ("black",), "A person, "),
         ("old woman with a hat", ("white",), "An old woman with a hat, "),
         ("goalkeepers", ("brown",), "Goalkeepers, "),

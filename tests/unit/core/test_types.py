@@ -63,13 +63,13 @@ def test_pasting_anywhere_stays_inside_the_box(edges, inner):
     [
         # A square on pixel edges fills exactly its pixels.
         ([[1, 1], [3, 1], [3, 3], [1, 3]], {(1, 1), (1, 2), (2, 1), (2, 2)}),
-        # A triangle fills the pixels whose centres it covers.
+        # A triangle fills the pixels whose centers it covers.
         ([[0, 0], [3, 0], [0, 3]], {(0, 0), (0, 1), (1, 0)}),
         # What lies outside the frame is cut off.
         ([[-5, 3], [9, 3], [9, 9], [-5, 9]], {(3, 0), (3, 1), (3, 2), (3, 3)}),
     ],
 )
-def test_polygons_fill_by_pixel_centres(polygon, expected):
+def test_polygons_fill_by_pixel_centers(polygon, expected):
     mask = polygons_to_mask([np.asarray(polygon, float)], 4, 4)
     on_an_edge = {(0, 2), (1, 1), (2, 0)}
     assert set(zip(*map(tuple, np.nonzero(mask)), strict=True)) - on_an_edge == (

@@ -45,7 +45,7 @@ class Scene:
     """A red disc in front of a background, seen by a camera.
 
     ``disc`` and ``camera`` give positions at a share of the clip's time, in pixels of
-    the world: of the disc's centre, and of the view's upper left corner.
+    the world: of the disc's center, and of the view's upper left corner.
     """
 
     disc: Curve
@@ -63,8 +63,8 @@ class Scene:
             mask = np.zeros(image.shape[:2], np.uint8)
             x, y = self.disc(share)
             for canvas, color in ((image, (210, 25, 25)), (mask, 1)):
-                centre, radius = (round(x), round(y)), round(self.radius(share))
-                cv2.circle(canvas, centre, radius, color, -1)
+                center, radius = (round(x), round(y)), round(self.radius(share))
+                cv2.circle(canvas, center, radius, color, -1)
             left, top = (round(edge) for edge in self.camera(share))
             view = np.s_[top : top + HEIGHT, left : left + WIDTH]
             frames.append(np.ascontiguousarray(image[view]))
@@ -181,7 +181,7 @@ def test_a_disc_that_is_half_hidden_for_a_while_does_not_move() -> None:
 
 
 def test_an_object_cut_by_the_frame_is_followed_by_its_free_side() -> None:
-    # Its centre moves at half its speed while it comes in.
+    # Its center moves at half its speed while it comes in.
     scene = Scene(line((390, 320), (450, 320)), radius=lambda share: 40)
     facts = measure(scene.clip())
     assert facts.direction == "right"

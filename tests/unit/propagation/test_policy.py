@@ -11,7 +11,7 @@ RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 160, 30)
 
 
 class Clip:
-    """A coloured square on a ground that changes with the shot."""
+    """A colored square on a ground that changes with the shot."""
 
     height, width = 60, 80
 

@@ -31,7 +31,7 @@ class Clip:
 
 
 class ByColor:
-    """Takes everything of the colour under a point; sure of all but the ground."""
+    """Takes everything of the color under a point; sure of all but the ground."""
 
     def encode(self, frame):
         return frame

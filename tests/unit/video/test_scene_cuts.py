@@ -8,7 +8,7 @@ from fiftyone_regioncap.video.scene_cuts import SceneCutDetector
 
 
 def shot(seed: int, length: int, speed: int = 2) -> list[np.ndarray]:
-    """A camera that pans over a random scene of a few colours."""
+    """A camera that pans over a random scene of a few colors."""
     random = np.random.default_rng(seed)
     palette = random.integers(0, 256, (5, 3))
     scene = palette[random.integers(0, 5, (6, 40))].astype(np.uint8)

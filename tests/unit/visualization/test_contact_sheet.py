@@ -76,7 +76,7 @@ def test_any_row_is_drawn(sheet_row: SheetRow) -> None:
     assert max(sheet.shape) < 4000
 
 
-def test_object_keeps_its_colour_in_rows_and_scenes() -> None:
+def test_object_keeps_its_color_in_rows_and_scenes() -> None:
     first, second = row(7), row(3)
     scene = Scene(first.clip.frames[0], {3: box_mask(90, 160)}, 4)
     rows_only = contact_sheet([first, second])
@@ -87,7 +87,7 @@ def test_object_keeps_its_colour_in_rows_and_scenes() -> None:
     assert has(above, BLUE) and not has(above, ORANGE)
 
 
-def test_windows_of_one_track_share_its_colour() -> None:
+def test_windows_of_one_track_share_its_color() -> None:
     windows = contact_sheet([row(7), row(7), row(3)])
     band = windows.shape[0] // 3
     assert has(windows[band : 2 * band], ORANGE)

@@ -66,7 +66,7 @@ CASES = {
         "forward",
     ),
     "two prompts on different frames": ([box(1), mask(1, 13)], "forward"),
-    "neighbouring prompts": ([box(1, t) for t in (2, 3, 4, 6)], "forward"),
+    "neighboring prompts": ([box(1, t) for t in (2, 3, 4, 6)], "forward"),
     "object added at frame 10": ([box(1), click(2, 10)], "forward"),
     "backward": ([mask(1, 25), click(2, 20)], "backward"),
     "backward with two prompts": ([box(1, 6), mask(1, 22)], "backward"),

@@ -1,7 +1,7 @@
-"""The colours of an embedding's cells, which the embedding itself says little of.
+"""The colors of an embedding's cells, which the embedding itself says little of.
 
-MobileSAM learnt where things end, not which is which: a red car that drives in front of
-a silver one matches it well. Colours tell them apart.
+MobileSAM learned where things end, not which is which: a red car that drives in front
+of a silver one matches it well. Colors tell them apart.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.propagation.mobilesam.segmenter import MASK_STRIDE, Grid
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE
 
-# Centres of the bins along L*, a* and b* of CIELAB. A colour counts for the two nearest
+# Centers of the bins along L*, a* and b* of CIELAB. A color counts for the two nearest
 # along each, so that a slight change of light changes a histogram slightly.
 _LIGHTNESS: Final = (0.0, 25.0, 50.0, 75.0, 100.0)
 _CHROMA: Final = (-30.0, 0.0, 30.0)
 
 
-def cell_colours(frame: Frame, grid: Grid, device: torch.device) -> Tensor:
-    """How the colours of each cell are distributed.
+def cell_colors(frame: Frame, grid: Grid, device: torch.device) -> Tensor:
+    """How the colors of each cell are distributed.
 
     Args:
         frame: uint8 (H, W, 3) RGB.
@@ -60,13 +60,13 @@ def cell_colours(frame: Frame, grid: Grid, device: torch.device) -> Tensor:
     return F.avg_pool2d(bins, per_cell).clamp(min=0).sqrt()
 
 
-def colour_agreement(
-    colours: Tensor, share: Tensor, remembered: Sequence[tuple[Tensor, Tensor]]
+def color_agreement(
+    colors: Tensor, share: Tensor, remembered: Sequence[tuple[Tensor, Tensor]]
 ) -> float:
-    """How alike an object's colours are to those that it had.
+    """How alike an object's colors are to those that it had.
 
     Args:
-        colours: float (45, rows, columns) from :func:`cell_colours`.
+        colors: float (45, rows, columns) from :func:`cell_colors`.
         share: float (rows, columns), how much of each cell is the object's.
         remembered: the same two of frames on which the object is known.
 
@@ -74,19 +74,19 @@ def colour_agreement(
         in [0, 1]: Bhattacharyya's coefficient with the most alike of those; 0 for an
         object without a cell.
     """
-    now = _histogram(colours, share)
+    now = _histogram(colors, share)
     return max(
         float((now * _histogram(then, known)).sqrt().sum())
         for then, known in remembered
     )
 
 
-def _memberships(values: Tensor, centres: Sequence[float]) -> Tensor:
+def _memberships(values: Tensor, centers: Sequence[float]) -> Tensor:
     """Shares (..., bins) of each value in bins that overlap, of sum 1."""
-    at = torch.tensor(centres, device=values.device)
-    inside = values.clamp(centres[0], centres[-1])[..., None]
-    return (1 - (inside - at).abs() / (centres[1] - centres[0])).clamp(min=0)
+    at = torch.tensor(centers, device=values.device)
+    inside = values.clamp(centers[0], centers[-1])[..., None]
+    return (1 - (inside - at).abs() / (centers[1] - centers[0])).clamp(min=0)
 
 
-def _histogram(colours: Tensor, share: Tensor) -> Tensor:
-    return F.normalize((colours.square() * share).sum(dim=(1, 2)), p=1, dim=0)
+def _histogram(colors: Tensor, share: Tensor) -> Tensor:
+    return F.normalize((colors.square() * share).sum(dim=(1, 2)), p=1, dim=0)

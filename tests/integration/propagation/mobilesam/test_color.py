@@ -1,4 +1,4 @@
-"""Histograms of cells, on plain colours."""
+"""Histograms of cells, on plain colors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fiftyone_regioncap.propagation.mobilesam.colour import (
-    cell_colours,
-    colour_agreement,
+from fiftyone_regioncap.propagation.mobilesam.color import (
+    cell_colors,
+    color_agreement,
 )
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid
 
@@ -23,8 +23,8 @@ SILVER, SHADED, RED, BLUE = (
 )
 
 
-def plain(colour, height=32, width=48):
-    return np.full((height, width, 3), colour, dtype=np.uint8)
+def plain(color, height=32, width=48):
+    return np.full((height, width, 3), color, dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,9 @@ def plain(colour, height=32, width=48):
 def test_each_cell_has_a_histogram(height, width, side):
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     grid = Grid(height, width, side)
-    colours = cell_colours(frame, grid, CPU)
-    assert colours.shape == (45, *grid.cells)
-    lengths = colours.square().sum(dim=0)
+    colors = cell_colors(frame, grid, CPU)
+    assert colors.shape == (45, *grid.cells)
+    lengths = colors.square().sum(dim=0)
     assert torch.allclose(lengths, torch.ones(grid.cells), atol=1e-4)
 
 
@@ -49,18 +49,18 @@ def test_each_cell_has_a_histogram(height, width, side):
         (BLUE, RED, 0.0, 0.1),
     ],
 )
-def test_other_colours_agree_less(then, now, least, most):
+def test_other_colors_agree_less(then, now, least, most):
     grid = Grid(32, 48, 48)
     share = torch.ones(grid.cells)
-    old, new = (cell_colours(plain(c), grid, CPU) for c in (then, now))
-    assert least <= colour_agreement(new, share, [(old, share)]) <= most
+    old, new = (cell_colors(plain(c), grid, CPU) for c in (then, now))
+    assert least <= color_agreement(new, share, [(old, share)]) <= most
 
 
 def test_the_most_alike_of_the_remembered_counts():
     grid = Grid(32, 48, 48)
     share = torch.ones(grid.cells)
-    red, blue = (cell_colours(plain(c), grid, CPU) for c in (RED, BLUE))
-    both = colour_agreement(red, share, [(blue, share), (red, share)])
+    red, blue = (cell_colors(plain(c), grid, CPU) for c in (RED, BLUE))
+    both = color_agreement(red, share, [(blue, share), (red, share)])
     assert both == pytest.approx(1.0, abs=1e-4)
 
 
@@ -68,21 +68,21 @@ def test_only_the_objects_cells_count():
     grid = Grid(32, 48, 48)
     frame = plain(RED)
     frame[:, 16:] = BLUE
-    colours = cell_colours(frame, grid, CPU)
+    colors = cell_colors(frame, grid, CPU)
     share = torch.zeros(grid.cells)
     share[:, 0] = 1
-    red = cell_colours(plain(RED), grid, CPU)
+    red = cell_colors(plain(RED), grid, CPU)
     everywhere = torch.ones(grid.cells)
-    assert colour_agreement(colours, share, [(red, everywhere)]) > 0.99
-    assert colour_agreement(colours, 1 - share, [(red, everywhere)]) < 0.1
-    assert colour_agreement(colours, 0 * share, [(red, everywhere)]) == 0
+    assert color_agreement(colors, share, [(red, everywhere)]) > 0.99
+    assert color_agreement(colors, 1 - share, [(red, everywhere)]) < 0.1
+    assert color_agreement(colors, 0 * share, [(red, everywhere)]) == 0
 
 
 @given(st.tuples(*[st.integers(0, 255)] * 3), st.tuples(*[st.integers(0, 255)] * 3))
 def test_agreement_is_symmetric_and_a_share(one, other):
     grid = Grid(16, 16, 16)
     share = torch.ones(grid.cells)
-    a, b = (cell_colours(plain(c, 16, 16), grid, CPU) for c in (one, other))
-    there = colour_agreement(a, share, [(b, share)])
+    a, b = (cell_colors(plain(c, 16, 16), grid, CPU) for c in (one, other))
+    there = color_agreement(a, share, [(b, share)])
     assert 0 <= there <= 1 + 1e-5
-    assert there == pytest.approx(colour_agreement(b, share, [(a, share)]), abs=1e-5)
+    assert there == pytest.approx(color_agreement(b, share, [(a, share)]), abs=1e-5)
