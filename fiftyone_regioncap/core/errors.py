@@ -45,6 +45,10 @@ class LicenseError(RegionCapError):
     """The license of some weights has not been accepted yet."""
 
 
+class OptionError(RegionCapError, ValueError):
+    """An option is unknown, missing, or has a value that it can't have."""
+
+
 class BackendError(RegionCapError):
     """A propagator or captioner is unknown or cannot run on this machine."""
 

@@ -1,0 +1,385 @@
+"""Options that are declared once and that every door reads.
+
+A job or a backend declares its options as a frozen dataclass that derives from
+:class:`Options`, one :func:`option` per field::
+
+    @dataclass(frozen=True)
+    class FlowOptions(Options):
+        scale: float = option(
+            0.5, "Size of the image that flow is computed on.", minimum=0.1, maximum=1
+        )
+
+Constructing it validates the values. The shell's options, the App's forms, the SDK's
+signatures and documentation, the tables in the docs and the provenance record of a job
+are made from the same declarations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fiftyone_regioncap.core.errors import OptionError
+
+T = TypeVar("T", bound="Options")
+
+Picker = Literal[
+    "prompts", "tracks", "captions", "regions", "output", "file", "folder", "text"
+]
+"""What helps to choose a value in the App: a field of some kind, a file explorer."""
+
+_KEY = "fiftyone_regioncap"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is declared of an option beside its name, type and default.
+
+    Attributes:
+        help: What the option does, as a full sentence.
+        label: Its name in forms; None derives one from the field's name.
+        unit: The unit of its value, such as ``"pixels"``.
+        choices: Allowed values with a description each; None when the type says all.
+        minimum: Smallest value allowed.
+        maximum: Largest value allowed.
+        picker: What helps to choose a value in the App.
+        advanced: Whether forms show it only under "Advanced".
+        flag: Its name in the shell without dashes; None derives one from the name.
+        secret: Whether the value must never be shown or stored.
+    """
+
+    help: str
+    label: str | None = None
+    unit: str | None = None
+    choices: Mapping[Any, str] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    picker: Picker | None = None
+    advanced: bool = False
+    flag: str | None = None
+    secret: bool = False
+
+
+def option(default: Any = MISSING, help: str = "", **declared: Any) -> Any:
+    """Declares a field of an :class:`Options` class.
+
+    Args:
+        default: The default value; without one, the option is required.
+        help: What the option does, as a full sentence.
+        **declared: Other attributes of :class:`Declaration`.
+
+    Returns:
+        A dataclass field.
+    """
+    return dataclasses.field(
+        default=default, metadata={_KEY: Declaration(help, **declared)}
+    )
+
+
+def group(options: type[Options]) -> Any:
+    """Declares a field that holds further options, which appear beside the others."""
+    return dataclasses.field(default_factory=options)
+
+
+@dataclass(frozen=True)
+class OptionField:
+    """One option of a class, with all that is declared of it.
+
+    Attributes:
+        name: Name of the option, the same at every door.
+        type: Resolved type annotation.
+        default: Default value; ``dataclasses.MISSING`` for a required option.
+        declaration: What else is declared.
+        group: Name of the field of nested options that it belongs to, if any.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    declaration: Declaration
+    group: str | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is MISSING
+
+    @property
+    def label(self) -> str:
+        """The option's name for people."""
+        return self.declaration.label or self.name.replace("_", " ").capitalize()
+
+    @property
+    def flag(self) -> str:
+        """The option's name in the shell, with dashes."""
+        return "--" + (self.declaration.flag or self.name).replace("_", "-")
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The types that a value may have, without ``None``."""
+        return tuple(kind for kind in _members(self.type) if kind is not type(None))
+
+    @property
+    def optional(self) -> bool:
+        """Whether ``None`` is a value."""
+        return type(None) in _members(self.type)
+
+    @property
+    def choices(self) -> dict[Any, str]:
+        """Allowed values with a description each; empty when they are not listed."""
+        if self.declaration.choices is not None:
+            return dict(self.declaration.choices)
+        if all(get_origin(kind) is Literal for kind in self.kinds):
+            return {value: "" for kind in self.kinds for value in get_args(kind)}
+        return {}
+
+    @property
+    def expects(self) -> str:
+        """What a value must be, for messages and documentation."""
+        declared, choices = self.declaration, self.choices
+        if choices:
+            text = "one of " + ", ".join(map(str, choices))
+        else:
+            text = " or ".join(_name_of(kind) for kind in self.kinds)
+        low, high = declared.minimum, declared.maximum
+        if low is not None and high is not None:
+            text += f" from {low:g} to {high:g}"
+        elif low is not None:
+            text += f" of at least {low:g}"
+        elif high is not None:
+            text += f" of at most {high:g}"
+        return text + (f" ({declared.unit})" if declared.unit else "")
+
+    def check(self, value: Any) -> Any:
+        """Validates a value.
+
+        Args:
+            value: A value as Python code, a form or parsed JSON gives it.
+
+        Returns:
+            The value in the option's own type: numbers of other libraries become
+            Python's, lists become tuples.
+
+        Raises:
+            OptionError: When the value is of another type, out of range, or not among
+                the choices.
+        """
+        if value is None and self.optional:
+            return None
+        for kind in self.kinds:
+            found = _convert(value, kind)
+            if found is not MISSING and self._allows(found):
+                return found
+        shown = "***" if self.declaration.secret else repr(value)
+        raise OptionError(f"{self.name}={shown}: give {self.expects}")
+
+    def parse(self, text: str) -> Any:
+        """Validates a value that was written as text, such as in a shell.
+
+        Raises:
+            OptionError: When the text is no value of this option.
+        """
+        try:
+            return self.check(text)
+        except OptionError:
+            try:
+                return self.check(json.loads(text))
+            except (json.JSONDecodeError, OptionError):
+                pass
+            raise
+
+    def _allows(self, value: Any) -> bool:
+        """Whether a value of the right type is within the declared bounds."""
+        choices, declared = self.choices, self.declaration
+        if choices and value not in choices:
+            return False
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return True
+        low = -math.inf if declared.minimum is None else declared.minimum
+        high = math.inf if declared.maximum is None else declared.maximum
+        return low <= value <= high
+
+
+class Options:
+    """Base of all options: validates on construction, converts from and to mappings."""
+
+    def __post_init__(self) -> None:
+        """Validates each field.
+
+        Raises:
+            OptionError: When a value doesn't fit its declaration.
+        """
+        for field in fields_of(type(self)):
+            if field.group is None:
+                value = field.check(getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def from_mapping(
+        cls: type[T], values: Mapping[str, Any], owner: str | None = None
+    ) -> T:
+        """Makes options of values by name; those that are absent have the default.
+
+        Args:
+            values: Values by option name; options of groups stand beside the others.
+            owner: Whose options they are, for messages, such as ``"captioner dam"``.
+
+        Raises:
+            OptionError: When a name is unknown, a required option is missing, or a
+                value doesn't fit.
+        """
+        known = {field.name: field for field in fields_of(cls)}
+        where = f"{owner}: " if owner else ""
+        for name in values:
+            if name not in known:
+                raise OptionError(where + _unknown(name, known))
+        own: dict[str, Any] = {}
+        nested: dict[str, dict[str, Any]] = {}
+        for name, field in known.items():
+            if name in values:
+                place = (
+                    own if field.group is None else nested.setdefault(field.group, {})
+                )
+                place[name] = values[name]
+            elif field.required:
+                raise OptionError(f"{where}{name} is missing; give {field.expects}")
+        hints = _hints(cls)
+        try:
+            for name, inner in nested.items():
+                own[name] = hints[name].from_mapping(inner)
+            return cls(**own)
+        except OptionError as error:
+            raise OptionError(f"{where}{error}") from None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The options by name as JSON holds them, secrets left out."""
+        return {
+            field.name: _plain(self._value(field))
+            for field in fields_of(type(self))
+            if not field.declaration.secret
+        }
+
+    def _value(self, field: OptionField) -> Any:
+        holder = self if field.group is None else getattr(self, field.group)
+        return getattr(holder, field.name)
+
+
+def fields_of(options: type[Options]) -> tuple[OptionField, ...]:
+    """The options of a class, those of its groups included, in their order.
+
+    Raises:
+        TypeError: When a field was not declared by :func:`option` or :func:`group`.
+    """
+    found: list[OptionField] = []
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        hint = _hints(options)[field.name]
+        if isinstance(hint, type) and issubclass(hint, Options):
+            found += [
+                dataclasses.replace(inner, group=field.name)
+                for inner in fields_of(hint)
+            ]
+        elif _KEY in field.metadata:
+            declared = field.metadata[_KEY]
+            found.append(OptionField(field.name, hint, field.default, declared))
+        else:
+            raise TypeError(f"{options.__name__}.{field.name} is not declared")
+    return tuple(found)
+
+
+def documentation(options: type[Options]) -> str:
+    """The lines of a Google docstring's ``Args:`` for the options of a class."""
+    return "\n".join(
+        f"    {field.name}: {field.declaration.help} Give {field.expects}"
+        + ("." if field.required else f"; default {field.default!r}.")
+        for field in fields_of(options)
+    )
+
+
+def markdown_table(options: type[Options]) -> str:
+    """A table of the options of a class for the docs."""
+    rows = ["| option | what it does | values | default |", "|---|---|---|---|"]
+    for field in fields_of(options):
+        default = "required" if field.required else f"`{field.default}`"
+        expects = field.expects.replace("|", "\\|")
+        rows.append(
+            f"| `{field.name}` | {field.declaration.help} | {expects} | {default} |"
+        )
+    return "\n".join(rows)
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """The message for a name that is no option."""
+    names = sorted(known)
+    if not names:
+        return f"unknown option {name!r}; there are none"
+    close = get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"unknown option {name!r}{hint} known options: {', '.join(names)}"
+
+
+def _hints(options: type) -> dict[str, Any]:
+    return get_type_hints(options)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    union = get_origin(hint) in (Union, types.UnionType)
+    return get_args(hint) if union else (hint,)
+
+
+def _name_of(kind: Any) -> str:
+    """A type's name for people."""
+    if get_origin(kind) is Literal:
+        return " or ".join(str(value) for value in get_args(kind))
+    if get_origin(kind) is tuple:
+        inner, *rest = get_args(kind)
+        count = "" if rest == [Ellipsis] else f"{len(rest) + 1} "
+        return f"a list of {count}{_name_of(inner)}s"
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """A value as the type has it; ``MISSING`` when it is none of it."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value if value in get_args(kind) else MISSING
+    if origin is tuple:
+        return _convert_tuple(value, get_args(kind))
+    if origin is not None:
+        kind = origin
+    if kind is bool:
+        return value if isinstance(value, bool) else MISSING
+    if kind is int:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return int(value) if whole else MISSING
+    if kind is float:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        return float(value) if number and math.isfinite(value) else MISSING
+    if kind is str:
+        return str(value) if isinstance(value, str | Path) else MISSING
+    return value if isinstance(value, kind) else MISSING
+
+
+def _convert_tuple(value: Any, members: tuple[Any, ...]) -> Any:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return MISSING
+    items = list(value)
+    if members[-1] is Ellipsis:
+        members = members[:1] * len(items)
+    if len(members) != len(items):
+        return MISSING
+    found = tuple(map(_convert, items, members))
+    return MISSING if MISSING in found else found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
