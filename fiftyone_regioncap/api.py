@@ -11,7 +11,7 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.captioning.base import Captioner, RegionEmbedder
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError
-from fiftyone_regioncap.core.progress import Listener, listening
+from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
 from fiftyone_regioncap.dataset.fields import track_fields
 from fiftyone_regioncap.dataset.tracks import MaskStorage
 from fiftyone_regioncap.jobs import (
@@ -50,7 +50,7 @@ def propagate(
     output_dir: str | None = None,
     overwrite: bool = False,
     policy: Policy = Policy(),  # noqa: B008
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Carries prompts through videos and writes a mask per object and frame.
@@ -118,7 +118,7 @@ def caption(
     window: int | Literal["change"] | None = None,
     summary: bool = False,
     overwrite: bool = False,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Describes every track and writes the captions as temporal detections.
@@ -175,7 +175,7 @@ def propagate_and_caption(
     propagator_load: LoadOptions = LoadOptions(),  # noqa: B008
     captioner: str | Captioner = "auto",
     captioner_load: LoadOptions = LoadOptions(),  # noqa: B008
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Does both in one pass: a video is captioned while the next one is propagated.
@@ -201,7 +201,7 @@ def propagate_and_caption(
     """
     database.ensure()
     reasons: list[str] = []
-    with listening(progress) as listener:
+    with progress_listener(progress) as listener:
         summary = videos.run(
             samples,
             propagate=propagate,
@@ -245,7 +245,7 @@ def caption_regions(
     segmenter: str | Propagator | None = "auto",
     prompt: str | None = None,
     overwrite: bool = False,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Describes the regions of images, and writes captions onto their labels.
@@ -275,7 +275,7 @@ def caption_regions(
     database.ensure()
     reasons: list[str] = []
     load = LoadOptions(weights, device, backend_options or {})
-    with listening(progress) as listener:
+    with progress_listener(progress) as listener:
         summary = images.run(
             samples,
             RegionOptions(field, prompt, overwrite),
@@ -301,7 +301,7 @@ def propose(
     device: str | None = None,
     options: ProposalOptions = ProposalOptions(),  # noqa: B008
     overwrite: bool = False,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Finds the objects of videos that have no prompts, and writes a prompt for each.
@@ -326,7 +326,7 @@ def propose(
     """
     database.ensure()
     reasons: list[str] = []
-    with listening(progress) as listener:
+    with progress_listener(progress) as listener:
         summary = proposing.run(
             samples,
             output,
@@ -350,7 +350,7 @@ def embed_regions(
     device: str | None = None,
     backend_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> EmbedSummary:
     """Embeds the regions of captions by how they look, whoever wrote the captions.
@@ -391,7 +391,7 @@ def embed_regions(
         )
     if tracks is None:
         tracks = next(iter(track_fields(samples._root_dataset)), None)
-    with listening(progress) as listener:
+    with progress_listener(progress) as listener:
         summary = embedding.run(
             samples,
             field,

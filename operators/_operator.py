@@ -10,7 +10,7 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.executor import ExecutionContext
 
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 
 from . import _forms, _running
 
@@ -57,7 +57,7 @@ class JobOperator(foo.Operator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> _running.Outcome:
         """Calls the library, with defaults for parameters that are not given."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.core.progress import Event, Listener
+from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 
 
 class Outcome(Protocol):
@@ -23,7 +23,7 @@ class Outcome(Protocol):
         """A few lines for people."""
 
 
-Job = Callable[[Listener, threading.Event], Outcome]
+Job = Callable[[ProgressListener, threading.Event], Outcome]
 """A library call that takes a listener and an event that cancels it."""
 
 SECONDS_BETWEEN_EVENTS = 0.5
@@ -45,10 +45,10 @@ def run(ctx: Any, job: Job) -> Any:
     return _stream(ctx, job)
 
 
-def _throttled(ctx: Any) -> Listener:
+def _throttled(ctx: Any) -> ProgressListener:
     last = 0.0
 
-    def tell(event: Event) -> None:
+    def tell(event: ProgressEvent) -> None:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_EVENTS:
             last = time.monotonic()
@@ -57,7 +57,7 @@ def _throttled(ctx: Any) -> Listener:
     return tell
 
 
-def _label(event: Event) -> str:
+def _label(event: ProgressEvent) -> str:
     if event.text:
         return event.text
     if event.eta is None:
@@ -67,7 +67,7 @@ def _label(event: Event) -> str:
 
 
 def _stream(ctx: Any, job: Job) -> Iterator[Any]:
-    events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    events: queue.SimpleQueue[ProgressEvent | None] = queue.SimpleQueue()
     cancel = threading.Event()
     outcome: list[Outcome] = []
     errors: list[BaseException] = []
@@ -98,7 +98,7 @@ def _stream(ctx: Any, job: Job) -> Iterator[Any]:
     )
 
 
-def _latest(events: queue.SimpleQueue[Event | None]) -> Event | None:
+def _latest(events: queue.SimpleQueue[ProgressEvent | None]) -> ProgressEvent | None:
     """The newest event after a short rest; None once the job has ended."""
     event = events.get()
     deadline = time.monotonic() + SECONDS_BETWEEN_EVENTS

@@ -9,7 +9,7 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.jobs import Summary
 
 from . import _parts
@@ -39,7 +39,7 @@ class TrackOperator(JobOperator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> Summary:
         """Does it."""

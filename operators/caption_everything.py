@@ -11,7 +11,7 @@ import fiftyone.core.media as fom
 from fiftyone.operators import types
 
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.jobs import Summary
 from fiftyone_regioncap.jobs.dense_captions import EverythingOptions, caption_everything
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
@@ -101,7 +101,7 @@ class CaptionEverything(JobOperator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> Summary:
         """Describes everything."""

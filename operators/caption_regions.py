@@ -10,7 +10,7 @@ from fiftyone.operators import types
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.jobs import Summary
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
@@ -52,7 +52,7 @@ class CaptionRegions(JobOperator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> Summary:
         """Captions."""

@@ -9,7 +9,7 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.caption_fields import caption_fields
 from fiftyone_regioncap.jobs.embedding import EmbedSummary
@@ -63,7 +63,7 @@ class EmbedRegions(JobOperator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> EmbedSummary:
         """Embeds, and writes."""

@@ -9,7 +9,7 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap import exporters
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.captions import Review
 from fiftyone_regioncap.exporters.registry import SUMMARIES
@@ -86,7 +86,7 @@ class ExportCaptions(JobOperator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> exporters.ExportSummary:
         """Exports."""

@@ -11,7 +11,7 @@ from fiftyone.operators import types
 from fiftyone_regioncap.analysis.differences import ALIKE
 from fiftyone_regioncap.analysis.unique import UniqueReport, make_unique
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 
 from . import _forms, _parts
@@ -92,7 +92,7 @@ class MakeUnique(JobOperator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> UniqueReport:
         """Compares, and writes."""

@@ -9,7 +9,7 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.core.progress import Listener
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.jobs import Summary
 from fiftyone_regioncap.propagation.proposals import ProposalOptions
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
@@ -50,7 +50,7 @@ class ProposeObjects(JobOperator):
         self,
         samples: Any,
         params: Mapping[str, Any],
-        listener: Listener | bool,
+        listener: ProgressListener | bool,
         cancel: threading.Event | None,
     ) -> Summary:
         """Finds objects."""

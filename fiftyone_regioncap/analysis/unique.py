@@ -30,7 +30,11 @@ from fiftyone_regioncap.captioning.base import Captioner, CaptionerInfo
 from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError, Cancelled
-from fiftyone_regioncap.core.progress import Listener, Meter, listening
+from fiftyone_regioncap.core.progress import (
+    ProgressListener,
+    ProgressReporter,
+    progress_listener,
+)
 from fiftyone_regioncap.core.types import Caption, RegionClip, Track, box_of_mask
 from fiftyone_regioncap.dataset import fields, runs
 from fiftyone_regioncap.dataset.captions import (
@@ -147,7 +151,7 @@ def make_unique(
     captioner: str | Captioner | None = None,
     captioner_load: LoadOptions = LoadOptions(),  # noqa: B008
     embedder: RegionEmbedder | None = None,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> UniqueReport:
     """Describes objects again that have nearly the same captions, differences included.
@@ -199,10 +203,10 @@ def make_unique(
     before: list[list[Subject]] = []
     after: list[list[Subject]] = []
     began = time.monotonic()
-    with listening(progress) as listener:
-        meter = Meter(["caption"], len(targets), listener, cancel)
+    with progress_listener(progress) as listener:
+        reporter = ProgressReporter(["caption"], len(targets), listener, cancel)
         for _, sample in targets.samples():
-            meter.check()
+            reporter.check_cancelled()
             try:
                 scene: _Scene = (
                     _Image(sample, captions_field)
@@ -210,7 +214,7 @@ def make_unique(
                     else _Video(sample, captions_field, tracks_field)
                 )
                 old, new = _rewrite(
-                    scene, captioner, embedder, threshold, report, meter
+                    scene, captioner, embedder, threshold, report, reporter
                 )
                 before.append(old)
                 after.append(new)
@@ -222,7 +226,7 @@ def make_unique(
                 report.failures.append(
                     Failure(sample.id, sample.filepath, "caption", message)
                 )
-            meter.finish("caption", name_of(sample))
+            reporter.finish("caption", name_of(sample))
     report.before = uniqueness(before, threshold)
     report.after = uniqueness(after, threshold)
     report.seconds = time.monotonic() - began
@@ -274,7 +278,7 @@ def _rewrite(
     embedder: RegionEmbedder | None,
     threshold: float,
     report: UniqueReport,
-    meter: Meter,
+    reporter: ProgressReporter,
 ) -> tuple[list[Subject], list[Subject]]:
     """Makes the captions of a sample unique; gives the old and the new."""
     old = scene.subjects()
@@ -284,7 +288,7 @@ def _rewrite(
         for group in groups(subjects, threshold):
             same = _same_looks(scene, group, embedder)
             for number in group:
-                meter.check()
+                reporter.check_cancelled()
                 if scene.reviewed(number) or _tells(subjects[number]):
                     continue
                 others = [

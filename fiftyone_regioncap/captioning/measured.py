@@ -80,36 +80,37 @@ def _caption(clip: RegionClip) -> Caption:
     sizes = {image.shape[:2] for image in (*clip.frames, *clip.masks)}
     if len(sizes) > 1 or len(clip.frames) != len(clip.masks):
         return Caption(error="masks and frames differ in number or size")
-    facts = clip.facts or measure(clip)
-    if facts.dominant_color is None:
+    measured = clip.measurements or measure(clip)
+    if measured.dominant_color is None:
         return Caption(error="the mask is empty on every frame")
     return Caption(
-        text=describe(facts, clip.label, moving=clip.fps is not None),
-        label=_clean(clip.label) or f"{facts.dominant_color} object",
-        attributes=tuple((f"color:{name}", share) for name, share in facts.main_colors),
+        text=describe(measured, clip.label, moving=clip.fps is not None),
+        label=_clean(clip.label) or f"{measured.dominant_color} object",
+        attributes=tuple((f"color:{name}", x) for name, x in measured.main_colors),
     )
 
 
-def describe(facts: Measurements, label: str | None, *, moving: bool) -> str:
+def describe(measured: Measurements, label: str | None, *, moving: bool) -> str:
     """Puts measurements into one sentence, or two.
 
     Args:
-        facts: of an object that is visible somewhere.
+        measured: of an object that is visible somewhere.
         label: what the object is, when known.
         moving: whether they are of a video.
     """
     name = _clean(label)
     noun = name or "object"
     plural = _is_plural(noun)
-    main = facts.main_colors
+    main = measured.main_colors
     colors = " and ".join(color for color, _ in main)
     fitting = not _DETERMINER.match(noun) and not _PERSON.fullmatch(_head(noun))
     sayable = fitting and sum(share for _, share in main) >= 0.5
     subject = _with_article(f"{colors} {noun}" if sayable else noun, plural)
-    verbs = list(_verbs(facts)) if moving else [f"is {_in(facts.first_place)}"]
+    verbs = list(_verbs(measured)) if moving else [f"is {_in(measured.first_place)}"]
     if plural:
         verbs = [_PLURAL_VERB.sub(_plural_verb, verb) for verb in verbs]
-    area = f"{_percent(facts.mean_area or 0)} of the {'frame' if moving else 'image'}"
+    whole = "frame" if moving else "image"
+    area = f"{_percent(measured.mean_area or 0)} of the {whole}"
     text = f"{subject}, {area}, {_listed(verbs)}."
     if colors and not sayable:
         one = len(main) == 1
@@ -121,50 +122,50 @@ def describe(facts: Measurements, label: str | None, *, moving: bool) -> str:
 # What the object does.
 
 
-def _verbs(facts: Measurements) -> Iterator[str]:
+def _verbs(measured: Measurements) -> Iterator[str]:
     """Clauses without a subject, in the order of what happens."""
-    if facts.enters:
-        yield f"comes in from the {facts.enters}"
-    yield _motion(facts)
-    if facts.leaves:
-        yield f"goes out {_PREPOSITIONS[facts.leaves]} the {facts.leaves}"
-    absences = len(facts.visible_spans) - 1
+    if measured.enters:
+        yield f"comes in from the {measured.enters}"
+    yield _motion(measured)
+    if measured.leaves:
+        yield f"goes out {_PREPOSITIONS[measured.leaves]} the {measured.leaves}"
+    absences = len(measured.visible_spans) - 1
     if absences > 0:
         times = {1: "once", 2: "twice"}.get(absences, f"{absences} times")
-        (first, _), (_, last) = facts.visible_spans[0], facts.visible_spans[-1]
-        seen = sum(end - start + 1 for start, end in facts.visible_spans)
+        (first, _), (_, last) = measured.visible_spans[0], measured.visible_spans[-1]
+        seen = sum(end - start + 1 for start, end in measured.visible_spans)
         share = _percent(1 - seen / (last - first + 1))
         # Whether it was hidden or only lost by the tracker, the masks do not tell.
         yield f"is not found {times} in between, {share} of the time"
 
 
-def _motion(facts: Measurements) -> str:
-    first, last = facts.first_place, facts.last_place
-    camera_moves = (facts.camera_shift or 0) >= _CAMERA_MOVES
-    if facts.direction is None:
+def _motion(measured: Measurements) -> str:
+    first, last = measured.first_place, measured.last_place
+    camera_moves = (measured.camera_shift or 0) >= _CAMERA_MOVES
+    if measured.direction is None:
         return _where(first, last)
-    if facts.direction == "still":
+    if measured.direction == "still":
         while_moving = " while the camera moves" if camera_moves else ""
         if first == last or not camera_moves:
             return f"stays nearly still {_in(first)} of the frame{while_moving}"
         return f"stays nearly still{while_moving}, shifting {_route(first, last)}"
-    if facts.direction in ("towards", "away"):
-        return f"{_depth(facts.direction, 'gets')}, {_route(first, last)}"
-    speed = _speed(facts.speed or 0)
-    depth = f", {_depth(facts.depth, 'getting')}" if facts.depth else ""
+    if measured.direction in ("towards", "away"):
+        return f"{_depth(measured.direction, 'gets')}, {_route(first, last)}"
+    speed = _speed(measured.speed or 0)
+    depth = f", {_depth(measured.depth, 'getting')}" if measured.depth else ""
     turns = {0: "", 1: ", turning sharply once", 2: ", turning sharply twice"}.get(
-        facts.turns or 0, f", turning sharply {facts.turns} times"
+        measured.turns or 0, f", turning sharply {measured.turns} times"
     )
     if camera_moves:
         follows = "followed by the camera, " if first == last else ""
-        way = f"{facts.direction} across the scene {speed}, {follows}"
+        way = f"{measured.direction} across the scene {speed}, {follows}"
         way += _route(first, last)
-    elif {first, last} in _OPPOSITES and facts.direction == last:
+    elif {first, last} in _OPPOSITES and measured.direction == last:
         way = f"{_route(first, last)} {speed}"
     elif first == last:
-        way = f"{facts.direction} {_route(first, last)} {speed}"
+        way = f"{measured.direction} {_route(first, last)} {speed}"
     else:
-        way = f"{facts.direction}, {_route(first, last)}, {speed}"
+        way = f"{measured.direction}, {_route(first, last)}, {speed}"
     return f"moves {way}{depth}{turns}"
 
 

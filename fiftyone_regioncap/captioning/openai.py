@@ -29,7 +29,7 @@ from fiftyone_regioncap.captioning.dam.prompts import (
     VIDEO_PROMPTS,
 )
 from fiftyone_regioncap.captioning.feeding import Feeder
-from fiftyone_regioncap.captioning.streaming import Tell
+from fiftyone_regioncap.captioning.streaming import OnToken
 from fiftyone_regioncap.captioning.views import nested_views
 from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
@@ -161,14 +161,14 @@ class OpenAICaptioner:
         clips: Iterable[RegionClip],
         *,
         prompt: str | None = None,
-        tell: Tell | None = None,
+        on_token: OnToken | None = None,
     ) -> Iterator[Caption]:
         """Describes each clip of a stream, in order, some of them at once.
 
         Args:
             clips: may never end.
             prompt: the name of one of the prompts of :attr:`info`, or a text.
-            tell: is told nothing, as answers come whole.
+            on_token: not called, as answers come whole.
         """
         source = Feeder(
             clips,

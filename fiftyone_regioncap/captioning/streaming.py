@@ -10,8 +10,8 @@ from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.core.types import Caption, RegionClip
 
-Tell: TypeAlias = Callable[[str], None]
-"""Takes the text so far of the caption that comes next."""
+OnToken: TypeAlias = Callable[[str], None]
+"""Called with the text so far of the next caption whenever a token is added."""
 
 
 @runtime_checkable
@@ -23,15 +23,15 @@ class StreamingCaptioner(Protocol):
         clips: Iterable[RegionClip],
         *,
         prompt: str | None = None,
-        tell: Tell | None = None,
+        on_token: OnToken | None = None,
     ) -> Iterator[Caption]:
         """Describes each clip, in order, looking only a bounded number ahead.
 
         Args:
             clips: may never end.
             prompt: see :meth:`Captioner.caption`.
-            tell: is told of the caption that comes next while it is written, by
-                captioners that write word by word.
+            on_token: called with the text so far of the next caption, by captioners
+                that write token by token.
         """
 
 
@@ -40,7 +40,7 @@ def caption_stream(
     clips: Iterable[RegionClip],
     *,
     prompt: str | None = None,
-    tell: Tell | None = None,
+    on_token: OnToken | None = None,
 ) -> Generator[Caption, None, None]:
     """Describes each clip of a stream, in order; closing it stops the captioner.
 
@@ -49,10 +49,10 @@ def caption_stream(
             one.
         clips: may come from many videos, and never end.
         prompt: see :meth:`Captioner.caption`.
-        tell: see :meth:`StreamingCaptioner.caption_stream`.
+        on_token: see :meth:`StreamingCaptioner.caption_stream`.
     """
     if isinstance(captioner, StreamingCaptioner):
-        yield from captioner.caption_stream(clips, prompt=prompt, tell=tell)
+        yield from captioner.caption_stream(clips, prompt=prompt, on_token=on_token)
         return
     clips = iter(clips)
     while batch := list(islice(clips, captioner.info.batch_size)):

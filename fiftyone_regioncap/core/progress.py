@@ -1,4 +1,4 @@
-"""One stream of progress events for the shell, the SDK, the App and delegated runs."""
+"""Progress events of jobs: one stream for the shell, the SDK, the App and executors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from tqdm import tqdm
@@ -17,17 +17,18 @@ Stage: TypeAlias = Literal["propose", "propagate", "caption", "embed", "export"]
 
 
 @dataclass(frozen=True)
-class Event:
-    """How far a job is.
+class ProgressEvent:
+    """The progress of a job at one moment.
 
     Attributes:
-        stage: what just moved.
+        stage: the stage that advanced.
         message: one line for people, such as ``"propagate 3/10 street.mp4: 40/289"``.
-        fraction: of the whole job, in [0, 1]; never falls.
-        frames: frames propagated so far.
-        captions: captions made so far.
-        eta: seconds left by the pace so far; None before there is any.
-        text: of the caption that is being written, in a job of a single one; else None.
+        fraction: share of the whole job that is done, in [0, 1]; never decreases.
+        frames: number of frames propagated so far.
+        captions: number of captions made so far.
+        eta: estimated seconds left; None before there is an estimate.
+        text: the text so far of the caption being written, in a job with a single
+            caption; else None.
     """
 
     stage: Stage
@@ -39,25 +40,25 @@ class Event:
     text: str | None = None
 
 
-Listener: TypeAlias = Callable[[Event], None]
-"""Called on every event, from whichever thread moved the job on."""
+ProgressListener: TypeAlias = Callable[[ProgressEvent], None]
+"""Called with each event, from whichever thread advanced the job."""
 
 
-class Meter:
-    """Turns the steps of a job into events, and stops the job when asked to.
+class ProgressReporter:
+    """Turns the steps of a job into progress events, and stops a cancelled job.
 
     Args:
-        stages: the stages of the job; each counts the same in ``fraction``.
-        samples: how many samples pass through each stage.
-        listener: who is told; None for nobody.
-        cancel: set by anyone who wants the job to stop.
+        stages: the stages of the job; each has the same weight in ``fraction``.
+        samples: number of samples that pass through each stage.
+        listener: called with each event; None for no reporting.
+        cancel: set by any thread to stop the job.
     """
 
     def __init__(
         self,
         stages: Sequence[Stage],
         samples: int,
-        listener: Listener | None = None,
+        listener: ProgressListener | None = None,
         cancel: threading.Event | None = None,
     ) -> None:
         self._samples = samples
@@ -71,101 +72,107 @@ class Meter:
         self._began = time.monotonic()
         self._lock = threading.Lock()
 
-    def check(self) -> None:
-        """Raises :class:`Cancelled` when the job was asked to stop."""
+    def check_cancelled(self) -> None:
+        """Raises :class:`Cancelled` if the job was cancelled."""
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled("cancelled; run the same job again to go on from here")
 
-    def step(self, stage: Stage, name: str, done: int, total: int) -> None:
-        """Tells that a sample moved on inside a stage.
+    def update(self, stage: Stage, name: str, done: int, total: int) -> None:
+        """Reports how far a sample is within a stage.
 
         Args:
-            stage: where it is.
-            name: of the sample, for people.
-            done: frames or captions of this sample that are done.
-            total: frames or captions that this sample has in this stage.
+            stage: the current stage.
+            name: the sample's name, for people.
+            done: number of the sample's frames or captions that are done.
+            total: number of frames or captions of the sample in this stage.
 
         Raises:
-            Cancelled: when the job was asked to stop.
+            Cancelled: if the job was cancelled.
         """
-        self.check()
+        self.check_cancelled()
         with self._lock:
             self._within[stage] = min(done / total, 1.0) if total else 0.0
             number = min(self._finished[stage] + 1, self._samples)
-            event = self._event(
-                stage, f"{stage} {number}/{self._samples} {name}: {done}/{total}"
-            )
-        self._tell(event)
+            message = f"{stage} {number}/{self._samples} {name}: {done}/{total}"
+            event = self._event(stage, message)
+        self._emit(event)
 
-    def write(self, stage: Stage, name: str, text: str) -> None:
-        """Tells the text so far of a job's only caption.
+    def update_text(self, stage: Stage, name: str, text: str) -> None:
+        """Reports the text so far of a job's only caption.
 
         Args:
-            stage: where it is written.
-            name: of the sample, for people.
-            text: so far.
+            stage: the current stage.
+            name: the sample's name, for people.
+            text: the text so far.
 
         Raises:
-            Cancelled: when the job was asked to stop.
+            Cancelled: if the job was cancelled.
         """
-        self.check()
+        self.check_cancelled()
         with self._lock:
-            event = self._event(stage, f"{stage} {name}")
-        self._tell(replace(event, text=text))
+            event = self._event(stage, f"{stage} {name}", text)
+        self._emit(event)
 
-    def count(self, *, frames: int = 0, captions: int = 0) -> None:
+    def add(self, *, frames: int = 0, captions: int = 0) -> None:
         """Adds to the totals that events carry."""
         with self._lock:
             self._frames += frames
             self._captions += captions
 
     def finish(self, stage: Stage, name: str) -> None:
-        """Tells that a sample is through a stage, in whichever way."""
+        """Reports that a sample has left a stage, complete or not."""
         with self._lock:
             self._finished[stage] += 1
             self._within[stage] = 0.0
-            event = self._event(
-                stage, f"{stage} {self._finished[stage]}/{self._samples} {name}: done"
-            )
-        self._tell(event)
+            message = f"{stage} {self._finished[stage]}/{self._samples} {name}: done"
+            event = self._event(stage, message)
+        self._emit(event)
 
-    def drop(self, name: str) -> None:
-        """Tells that a sample failed and goes through no further stage."""
+    def skip(self, name: str) -> None:
+        """Reports that a sample failed and goes through no further stage."""
         for stage in self._finished:
             self.finish(stage, name)
 
-    def _event(self, stage: Stage, message: str) -> Event:
+    def _event(
+        self, stage: Stage, message: str, text: str | None = None
+    ) -> ProgressEvent:
         done = sum(self._finished.values()) + sum(self._within.values())
         total = len(self._finished) * self._samples
         self._fraction = max(self._fraction, min(done / total, 1.0) if total else 1.0)
         elapsed = time.monotonic() - self._began
-        eta = (
-            elapsed * (1 - self._fraction) / self._fraction if self._fraction else None
+        left = 1 - self._fraction
+        return ProgressEvent(
+            stage=stage,
+            message=message,
+            fraction=self._fraction,
+            frames=self._frames,
+            captions=self._captions,
+            eta=elapsed * left / self._fraction if self._fraction else None,
+            text=text,
         )
-        return Event(stage, message, self._fraction, self._frames, self._captions, eta)
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: ProgressEvent) -> None:
         if self._listener is not None:
             self._listener(event)
 
 
-class Bar:
-    """A listener that draws a tqdm bar on stderr.
+class ProgressBar:
+    """A progress listener that draws a tqdm bar on stderr.
 
-    Use as a context manager, so that the bar is closed.
+    Use it as a context manager, so that the bar is closed.
     """
 
     def __init__(self) -> None:
         self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
 
-    def __call__(self, event: Event) -> None:
-        """Moves the bar."""
+    def __call__(self, event: ProgressEvent) -> None:
+        """Updates the bar."""
         left = "" if event.eta is None else f", {tqdm.format_interval(event.eta)} left"
         self._bar.set_description_str(event.message + left, refresh=False)
         # tqdm draws only now and then; what it draws is the newest.
         self._bar.update(event.fraction - self._bar.n)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,19 +180,21 @@ class Bar:
 
 
 @contextmanager
-def listening(progress: bool | Listener) -> Iterator[Listener | None]:
-    """Who is told, as the ``progress`` of the functions for Python says.
+def progress_listener(
+    progress: bool | ProgressListener,
+) -> Iterator[ProgressListener | None]:
+    """Resolves the ``progress`` argument of the functions of the SDK.
 
     Args:
-        progress: whether to draw a bar, or who is told instead.
+        progress: True for a bar on stderr, False for none, or a listener.
 
     Yields:
-        the listener; None for nobody.
+        the listener; None for no reporting.
     """
     if callable(progress):
         yield progress
     elif progress:
-        with Bar() as bar:
+        with ProgressBar() as bar:
             yield bar
     else:
         yield None

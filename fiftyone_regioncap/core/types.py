@@ -366,9 +366,9 @@ class RegionClip:
         label: what the object is, when known.
         fps: frames a second of the video; None for images.
         support: (first, last) 0-based frames, inclusive, that the caption is about.
-        track: the track inside the support, for facts that need every frame; None for
-            images.
-        facts: what was measured of it, when that was done already.
+        track: the track inside the support, for measurements that need every frame;
+            None for images.
+        measurements: of the object, where they were made already; else None.
     """
 
     frames: Sequence[Frame]
@@ -378,7 +378,7 @@ class RegionClip:
     fps: float | None = None
     support: tuple[int, int] = (0, 0)
     track: Track | None = None
-    facts: Measurements | None = None
+    measurements: Measurements | None = None
 
 
 Scored: TypeAlias = tuple[str, float]

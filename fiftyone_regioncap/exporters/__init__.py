@@ -10,7 +10,7 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.core.progress import Listener, listening
+from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
 from fiftyone_regioncap.dataset.captions import Review
 from fiftyone_regioncap.dataset.tracks import MaskStorage
 from fiftyone_regioncap.exporters import importing, job
@@ -61,7 +61,7 @@ def export(
     seed: int = 0,
     overwrite: bool = False,
     workers: int = 1,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
     """Writes tracks and captions in a format that other tools read.
@@ -120,7 +120,7 @@ def export(
         val=val,
         seed=seed,
     )
-    with listening(progress) as listener:
+    with progress_listener(progress) as listener:
         return job.run(
             samples,
             make_format(format, options) if isinstance(format, str) else format,
@@ -144,7 +144,7 @@ def import_captions(
     mask_storage: MaskStorage = "auto",
     output_dir: str | None = None,
     overwrite: bool = False,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
     """Reads tracks and captions into the fields of videos that are in a dataset.
@@ -175,7 +175,7 @@ def import_captions(
         Cancelled: when ``cancel`` was set.
     """
     database.ensure()
-    with listening(progress) as listener:
+    with progress_listener(progress) as listener:
         return importing.run(
             samples,
             find_importer(format) if isinstance(format, str) else format,

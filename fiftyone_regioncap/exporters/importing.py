@@ -12,7 +12,7 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.captions import write_captions
@@ -55,7 +55,7 @@ def run(
     path: Path,
     options: ImportOptions,
     *,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
     """Imports videos; see :func:`fiftyone_regioncap.exporters.import_captions`."""
@@ -69,11 +69,11 @@ def run(
     videos = importer(path)
     finder = _Finder.of(targets, path)
     summary = ExportSummary("imported", str(path), counts={"tracks": 0, "captions": 0})
-    meter = Meter([STAGE], len(targets), listener, cancel)
+    reporter = ProgressReporter([STAGE], len(targets), listener, cancel)
     schema.declare_tracks(targets.dataset, options.tracks)
     schema.declare_captions(targets.dataset, options.captions)
     for video in videos:
-        meter.check()
+        reporter.check_cancelled()
         try:
             if isinstance(video, BrokenVideo):
                 raise ExportError(video.error)
@@ -86,7 +86,7 @@ def run(
             summary.failures.append(VideoFailure(video.name, message))
         else:
             summary.videos += 1
-        meter.finish(STAGE, video.name)
+        reporter.finish(STAGE, video.name)
     summary.seconds = time.monotonic() - began
     return summary
 

@@ -17,7 +17,7 @@ import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.core.progress import Listener, Meter, Stage
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter, Stage
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.targets import Targets, video_targets
 from fiftyone_regioncap.exporters.base import Format
@@ -89,7 +89,7 @@ def run(
     media: Media,
     overwrite: bool = False,
     workers: int = 1,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
     """Exports videos; see :func:`fiftyone_regioncap.exporters.export`."""
@@ -117,7 +117,7 @@ def run(
     summary = ExportSummary("exported", str(path))
     with Staging(path, signature(facts), overwrite=overwrite) as staging:
         try:
-            meter = Meter([STAGE], len(jobs), listener, cancel)
+            reporter = ProgressReporter([STAGE], len(jobs), listener, cancel)
             task = Task(format, source, media, staging.parts)
             outcomes = (
                 _in_order(targets, jobs, task)
@@ -127,8 +127,8 @@ def run(
             with closing(outcomes):
                 for outcome in outcomes:
                     _count(outcome, summary)
-                    meter.finish(STAGE, outcome.name)
-                    meter.check()
+                    reporter.finish(STAGE, outcome.name)
+                    reporter.check_cancelled()
             if not summary.videos:
                 raise ExportError(_nothing(summary))
             merges = _finish(format, jobs, staging)

@@ -46,7 +46,7 @@ class _Waiting:
 
     sample: Sample
     plan: ClipPlan | None = None
-    facts: Measurements | None = None
+    measurements: Measurements | None = None
     number: int = 0
     total: int = 0
     keep: frozenset[Key] | None = None
@@ -73,7 +73,7 @@ class Captioning:
 
     def run(self, samples: Iterable[tuple[Target, Sample]]) -> None:
         """Captions sample after sample; batches reach across samples."""
-        captioner, meter = self._captioner, self._ledger.meter
+        captioner, reporter = self._captioner, self._ledger.reporter
         waiting: deque[_Waiting] = deque()
 
         def clips() -> Iterator[RegionClip]:
@@ -83,15 +83,15 @@ class Captioning:
                     if clip is not None:
                         yield clip
 
-        def tell(text: str) -> None:
+        def on_token(text: str) -> None:
             item = waiting[0]
             if item.total == 1 and self._ledger.summary.samples == 1:
-                meter.write("caption", name_of(item.sample), text)
+                reporter.update_text("caption", name_of(item.sample), text)
 
         made: list[CaptionRecord] = []
         prompt = self._options.prompt
         ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
-        captions = caption_stream(captioner, ahead, prompt=prompt, tell=tell)
+        captions = caption_stream(captioner, ahead, prompt=prompt, on_token=on_token)
         # The captions first: a captioner may be reading clips in a thread of its own.
         with closing(ahead), closing(captions):
             for caption in captions:
@@ -103,7 +103,9 @@ class Captioning:
                 if len(made) >= CAPTIONS_AT_ONCE:
                     self._write(item.sample, made)
                     made.clear()
-                meter.step("caption", name_of(item.sample), item.number, item.total)
+                reporter.update(
+                    "caption", name_of(item.sample), item.number, item.total
+                )
         for item in waiting:
             self._end(item, made)
 
@@ -130,8 +132,9 @@ class Captioning:
                     reader.fps,
                 )
                 for number, (plan, clip) in enumerate(clips, start=1):
-                    seen = replace(clip, facts=measure(clip))
-                    yield _Waiting(sample, plan, seen.facts, number, len(todo)), seen
+                    measured = measure(clip)
+                    waiting = _Waiting(sample, plan, measured, number, len(todo))
+                    yield waiting, replace(clip, measurements=measured)
             # What a clips view or a filtered view shows is some of many; others stay.
             some = target.ranges or isinstance(sample, SampleView)
             keep = None if some else frozenset(map(_key, plans))
@@ -170,7 +173,7 @@ class Captioning:
                 )
             status.write_origins(item.sample, options.output, item.origins)
             status.write_status(item.sample, options.output, "complete")
-        self._ledger.meter.finish("caption", name_of(item.sample))
+        self._ledger.reporter.finish("caption", name_of(item.sample))
 
 
 def _key(plan: ClipPlan) -> Key:
@@ -246,8 +249,8 @@ def _record_of(
     item: _Waiting, caption: Caption, prompt: str | None, info: CaptionerInfo
 ) -> CaptionRecord:
     """Everything that is stored of a caption."""
-    plan, facts = item.plan, item.facts
-    assert plan is not None and facts is not None  # only ends have none
+    plan, measured = item.plan, item.measurements
+    assert plan is not None and measured is not None  # only ends have none
     return CaptionRecord.of(
         caption,
         plan.track.object_id,
@@ -258,11 +261,11 @@ def _record_of(
         revision=info.revision,
         prompt=prompt,
         frames_used=plan.frames,
-        visible_fraction=facts.visible_fraction,
-        mean_area=facts.mean_area,
-        speed=facts.speed,
-        direction=facts.direction,
-        dominant_color=facts.dominant_color,
+        visible_fraction=measured.visible_fraction,
+        mean_area=measured.mean_area,
+        speed=measured.speed,
+        direction=measured.direction,
+        dominant_color=measured.dominant_color,
         embedding=RegionEmbedding.of(caption.embedding, info.space),
     )
 

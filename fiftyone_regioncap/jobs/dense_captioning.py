@@ -18,7 +18,7 @@ from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner, dense
 from fiftyone_regioncap.captioning.patchioner.captioner import caption_of
 from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
 from fiftyone_regioncap.core.errors import Cancelled
-from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.types import Frame, Mask
 from fiftyone_regioncap.dataset import fields, runs, status
 from fiftyone_regioncap.dataset.dense import CaptionedPart, DenseWriter
@@ -78,7 +78,7 @@ def run(
     captioner: PatchionerCaptioner,
     *,
     segmenter: Segmenter | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Describes all parts of images, or of some frames of videos.
@@ -113,12 +113,12 @@ def run(
         vector = captioner.embed_text([options.query])[0]
     declare_dense(targets.dataset, options.output, heatmap, frames=not images)
     summary = Summary(samples=len(targets))
-    meter = Meter(["caption"], len(targets), listener, cancel)
-    ledger = Ledger(summary, meter)
+    reporter = ProgressReporter(["caption"], len(targets), listener, cancel)
+    ledger = Ledger(summary, reporter)
     describer = _Describer(options, captioner, segmenter, vector)
     began = time.monotonic()
     for target, sample in targets.samples():
-        meter.check()
+        reporter.check_cancelled()
         try:
             if not _describe(sample, target, describer, ledger):
                 summary.skipped += 1
@@ -127,7 +127,7 @@ def run(
             raise
         except Exception as error:
             ledger.failed("caption", sample, options.output, error)
-        meter.finish("caption", name_of(sample))
+        reporter.finish("caption", name_of(sample))
     summary.seconds = time.monotonic() - began
     summary.run = runs.run_key("caption_everything")
     config = {"options": asdict(options), "captioner": asdict(captioner.info)}
@@ -214,7 +214,7 @@ def _describe(
             if query is not None and describer.vector is not None:
                 values = similarity(features, describer.vector)
                 writer.write_map(number, values, query)
-            ledger.meter.step("caption", name, done, len(left))
+            ledger.reporter.update("caption", name, done, len(left))
         return bool(left)
 
 

@@ -11,7 +11,7 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError
-from fiftyone_regioncap.core.progress import Listener, listening
+from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
 from fiftyone_regioncap.jobs import dense_captioning as everything
 from fiftyone_regioncap.jobs.dense_captioning import EverythingOptions
 from fiftyone_regioncap.jobs.ledger import Summary
@@ -33,7 +33,7 @@ def caption_everything(
     backend_options: Mapping[str, Any] | None = None,
     propagator: str | Propagator | None = None,
     propagator_weights: str | None = None,
-    progress: bool | Listener = True,
+    progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Describes every part of images or of frames of videos, and maps where a text is.
@@ -70,7 +70,7 @@ def caption_everything(
         segmenter = _segmenter(propagator, load, reasons)
     load = LoadOptions(weights, device, backend_options or {})
     describer = _captioner(captioner, load, reasons)
-    with listening(progress) as listener:
+    with progress_listener(progress) as listener:
         summary = everything.run(
             samples,
             options,

@@ -15,7 +15,7 @@ import fiftyone.core.media as fom
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace, RegionEmbedder
 from fiftyone_regioncap.core.errors import BackendError, Cancelled
-from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.dataset import fields, runs, schema
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
@@ -78,7 +78,7 @@ def run(
     embedder: RegionEmbedder,
     *,
     overwrite: bool = False,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> EmbedSummary:
     """Embeds the regions of captions.
@@ -118,7 +118,7 @@ def run(
     shown = captions.ids_in(samples)
     allowed = None if shown is None else frozenset(shown)
     summary = EmbedSummary(samples=len(targets))
-    meter = Meter(["embed"], len(targets), listener, cancel)
+    reporter = ProgressReporter(["embed"], len(targets), listener, cancel)
     began = time.monotonic()
     for _, sample in targets.samples():
         try:
@@ -139,7 +139,7 @@ def run(
                 write_embeddings(sample, captions.labels, found)
                 summary.embedded += len(found)
                 done += len(batch)
-                meter.step("embed", name_of(sample), done, len(todo))
+                reporter.update("embed", name_of(sample), done, len(todo))
                 todo = {k: v for k, v in todo.items() if k not in found}
             summary.unseen += len(todo)
         except Cancelled:
@@ -150,7 +150,7 @@ def run(
             summary.failures.append(
                 Failure(sample.id, sample.filepath, "embed", message)
             )
-        meter.finish("embed", name_of(sample))
+        reporter.finish("embed", name_of(sample))
     summary.seconds = time.monotonic() - began
     summary.run = runs.run_key("embed_regions")
     config = {"captions": name, "tracks": tracks, "space": asdict(space)}

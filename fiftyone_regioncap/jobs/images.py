@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.core.errors import RegionCapError
-from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, Prompt, RegionClip
 from fiftyone_regioncap.dataset import fields, runs, schema, status
 from fiftyone_regioncap.dataset.regions import (
@@ -76,7 +76,7 @@ def run(
     captioner: Captioner,
     *,
     segmenter: Propagator | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Captions the regions of images.
@@ -101,8 +101,8 @@ def run(
     fields.require_regions(targets.dataset, options.field)
     schema.declare_regions(targets.dataset, options.field)
     summary = Summary(samples=len(targets))
-    meter = Meter(["caption"], len(targets), listener, cancel)
-    ledger = Ledger(summary, meter)
+    reporter = ProgressReporter(["caption"], len(targets), listener, cancel)
+    ledger = Ledger(summary, reporter)
     began = time.monotonic()
     waiting: deque[_Waiting] = deque()
 
@@ -128,7 +128,7 @@ def run(
             summary.skipped += 1
         else:
             status.write_status(item.sample, options.field, "complete")
-        meter.finish("caption", name_of(item.sample))
+        reporter.finish("caption", name_of(item.sample))
 
     ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
     captions = caption_stream(captioner, ahead, prompt=options.prompt)
@@ -140,7 +140,7 @@ def run(
             assert item.region is not None  # ends were taken off above
             made[item.region.id] = caption
             ledger.captioned(caption)
-            meter.check()
+            reporter.check_cancelled()
     for item in waiting:
         end(item)
 

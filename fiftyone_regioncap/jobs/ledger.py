@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fiftyone_regioncap.core.progress import Meter, Stage
+from fiftyone_regioncap.core.progress import ProgressReporter, Stage
 from fiftyone_regioncap.core.types import Caption
 from fiftyone_regioncap.dataset import status
 from fiftyone_regioncap.dataset.targets import Sample
@@ -108,17 +108,17 @@ class Ledger:
 
     Attributes:
         summary: of the whole job.
-        meter: tells the listener.
+        reporter: tells the listener.
     """
 
     summary: Summary
-    meter: Meter
+    reporter: ProgressReporter
 
     def captioned(self, caption: Caption) -> None:
         """Counts a caption."""
         self.summary.captions += 1
         self.summary.caption_errors += caption.error is not None
-        self.meter.count(captions=1)
+        self.reporter.add(captions=1)
 
     def failed(
         self, stage: Stage, sample: Sample, output: str, error: Exception

@@ -62,9 +62,9 @@ class Propagating:
                 raise
             except Exception as error:
                 self._ledger.failed("propagate", sample, self._options.output, error)
-                self._ledger.meter.drop(name_of(sample))
+                self._ledger.reporter.skip(name_of(sample))
             else:
-                self._ledger.meter.finish("propagate", name_of(sample))
+                self._ledger.reporter.finish("propagate", name_of(sample))
                 yield target, sample
 
     def _sample(self, target: Target, sample: Sample) -> None:
@@ -128,7 +128,7 @@ class Propagating:
             overlap=options.overlap,
             checkpoint=state,
         )
-        meter = self._ledger.meter
+        reporter = self._ledger.reporter
         total = _frames_to_come(prompts, options.direction, start, stop)
         done = 0
         seen: set[int] = set()
@@ -151,8 +151,8 @@ class Propagating:
                         mark.save(checkpoint)
                     seen |= masks.objects.keys()
                     done += 1
-                    meter.count(frames=1)
-                    meter.step("propagate", name_of(sample), done, total)
+                    reporter.add(frames=1)
+                    reporter.update("propagate", name_of(sample), done, total)
         status.write_origins(sample, options.output, origins)
         mark.remove()
         self._ledger.summary.frames += done

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.errors import BackendError, Cancelled
-from fiftyone_regioncap.core.progress import Listener, Meter
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.dataset import fields, runs, status
 from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.prompts import write_prompts
@@ -37,7 +37,7 @@ def run(
     options: ProposalOptions,
     *,
     overwrite: bool = False,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Writes a mask prompt for each object that is found.
@@ -66,11 +66,11 @@ def run(
     targets = video_targets(samples)
     fields.require_output(output)
     summary = Summary(samples=len(targets))
-    meter = Meter(["propose"], len(targets), listener, cancel)
-    ledger = Ledger(summary, meter)
+    reporter = ProgressReporter(["propose"], len(targets), listener, cancel)
+    ledger = Ledger(summary, reporter)
     began = time.monotonic()
     for target, sample in targets.samples():
-        meter.check()
+        reporter.check_cancelled()
         try:
             done = status.read_status(sample, output).state == "complete"
             if done and not overwrite:
@@ -91,7 +91,7 @@ def run(
         except Exception as error:
             ledger.failed("propose", sample, output, error)
         finally:
-            meter.finish("propose", name_of(sample))
+            reporter.finish("propose", name_of(sample))
     summary.seconds = time.monotonic() - began
     summary.run = runs.run_key("propose_objects")
     config = {"options": asdict(options), "propagator": asdict(propagator.info)}

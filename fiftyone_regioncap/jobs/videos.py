@@ -11,7 +11,7 @@ from typing import Any
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.captioning.base import Captioner
-from fiftyone_regioncap.core.progress import Listener, Meter, Stage
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter, Stage
 from fiftyone_regioncap.dataset import fields, runs, schema
 from fiftyone_regioncap.dataset.targets import Targets, video_targets
 from fiftyone_regioncap.jobs.captioning import Captioning
@@ -28,7 +28,7 @@ def run(
     propagator: Propagator | None = None,
     caption: CaptionOptions | None = None,
     captioner: Captioner | None = None,
-    listener: Listener | None = None,
+    listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> Summary:
     """Propagates prompts, captions tracks, or both.
@@ -60,7 +60,7 @@ def run(
     if caption is not None:
         stages.append("caption")
     summary = Summary(samples=len(targets))
-    ledger = Ledger(summary, Meter(stages, len(targets), listener, cancel))
+    ledger = Ledger(summary, ProgressReporter(stages, len(targets), listener, cancel))
     began = time.monotonic()
 
     waiting = targets.samples()

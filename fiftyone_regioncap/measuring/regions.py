@@ -61,7 +61,7 @@ def measure(clip: RegionClip) -> Measurements:
         clip: of one object; empty masks are passed over.
 
     Returns:
-        the facts; none at all when all masks are empty.
+        the measurements; none at all when all masks are empty.
 
     Raises:
         ValueError: when frames, masks and indices differ in number.
@@ -201,7 +201,7 @@ def _centroid(mask: Mask) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Motion:
-    """The motion facts of :class:`Measurements`."""
+    """The motion measurements of :class:`Measurements`."""
 
     speed: float | None = None
     direction: str | None = None

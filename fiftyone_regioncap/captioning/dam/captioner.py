@@ -27,7 +27,7 @@ from fiftyone_regioncap.captioning.dam.processing import FullViews
 from fiftyone_regioncap.captioning.dam.quantization import Quantization
 from fiftyone_regioncap.captioning.dam.scheduler import ENCODED_AT_ONCE, Job, Scheduler
 from fiftyone_regioncap.captioning.feeding import Feeder
-from fiftyone_regioncap.captioning.streaming import Tell
+from fiftyone_regioncap.captioning.streaming import OnToken
 from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.models.loading import shard_paths
@@ -213,7 +213,7 @@ class DamCaptioner:
         clips: Iterable[RegionClip],
         *,
         prompt: str | None = None,
-        tell: Tell | None = None,
+        on_token: OnToken | None = None,
     ) -> Iterator[Caption]:
         """Describes each clip of a stream, in order.
 
@@ -225,7 +225,7 @@ class DamCaptioner:
             clips: may never end.
             prompt: the name of one of the prompts of :attr:`info`, or a text; image
                 tags are put before it when it has none.
-            tell: is told the text so far of the caption that comes next.
+            on_token: called with the text so far of the next caption.
         """
         source = Feeder(
             clips,
@@ -238,7 +238,7 @@ class DamCaptioner:
         scheduler = self._idle.pop() if self._idle else Scheduler(self.dam, self._rows)
         try:
             with source:
-                yield from self._stream(source, scheduler, tell)
+                yield from self._stream(source, scheduler, on_token)
         finally:
             self._idle.append(scheduler)
 
@@ -319,7 +319,7 @@ class DamCaptioner:
         self,
         source: Feeder[RegionClip, Prepared | Caption],
         scheduler: Scheduler,
-        tell: Tell | None,
+        on_token: OnToken | None,
     ) -> Iterator[Caption]:
         labels: dict[int, str | None] = {}
         drafts: dict[int, list[int]] = {}
@@ -349,11 +349,11 @@ class DamCaptioner:
                     elif update.answers is not None:
                         done[number] = self._caption(update.answers, labels[number])
                     else:
-                        if tell is not None and update.token is not None:
+                        if on_token is not None and update.token is not None:
                             draft = drafts.setdefault(number, [])
                             draft.append(update.token)
                             if number == given:
-                                tell(self.dam.tokenizer.answer(draft))
+                                on_token(self.dam.tokenizer.answer(draft))
                         continue
                     del labels[number]
                     drafts.pop(number, None)

@@ -187,7 +187,7 @@ class TestPrompts:
 class TestStream:
     def test_tells_what_is_being_written(self, video: DamCaptioner) -> None:
         told: list[str] = []
-        (caption,) = video.caption_stream([clip(1)], tell=told.append)
+        (caption,) = video.caption_stream([clip(1)], on_token=told.append)
         assert len(told) > 1 and told[0] != told[-1]
         assert all(b.startswith(a) for a, b in itertools.pairwise(told))
         assert caption.text.startswith(told[-1])
@@ -195,7 +195,7 @@ class TestStream:
     def test_tells_of_the_captions_in_turn(self, video: DamCaptioner) -> None:
         told: list[str] = []
         for caption in video.caption_stream(
-            [clip(n) for n in range(4)], tell=told.append
+            [clip(n) for n in range(4)], on_token=told.append
         ):
             if told:  # those that ended before their turn are not told of
                 assert caption.text.startswith(told[-1])

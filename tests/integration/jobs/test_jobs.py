@@ -11,7 +11,7 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
 from fiftyone_regioncap.core.errors import Cancelled, FieldError
-from fiftyone_regioncap.core.progress import Event
+from fiftyone_regioncap.core.progress import ProgressEvent
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import (
@@ -92,8 +92,10 @@ def test_the_same_job_twice_does_nothing_and_overwriting_the_same(dataset, conte
     assert contents(dataset) == before
 
 
-def cancel_after(cancel: threading.Event, frames: int) -> Callable[[Event], None]:
-    def listen(event: Event) -> None:
+def cancel_after(
+    cancel: threading.Event, frames: int
+) -> Callable[[ProgressEvent], None]:
+    def listen(event: ProgressEvent) -> None:
         if event.frames >= frames:
             cancel.set()
 
@@ -315,7 +317,7 @@ def test_a_single_caption_is_told_while_it_is_written(dataset, tmp_path):
     def texts(view) -> list[str]:
         heard: list[str] = []
 
-        def listen(event: Event) -> None:
+        def listen(event: ProgressEvent) -> None:
             if event.text is not None:
                 heard.append(event.text)
 
