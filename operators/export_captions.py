@@ -79,7 +79,9 @@ class ExportCaptions(JobOperator):
             label="Share for validation",
             description="0 for no splits",
         )
-        inputs.bool("overwrite", default=False, label="Replace a folder that exists")
+        inputs.bool(
+            "overwrite", default=False, label="Replace an earlier export in the folder"
+        )
         return None
 
     def job(

@@ -89,7 +89,9 @@ def _parse_option(
 @click.option("--clips", is_flag=True, help="Cut the frames of each caption out.")
 @click.option("--val", type=float, default=0.0, help="Share of the videos for val/.")
 @click.option("--seed", type=int, default=0, help="Which videos these are.")
-@click.option("--overwrite", is_flag=True, help="Replace a folder that exists.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace an earlier export in the folder."
+)
 @click.option("--workers", type=int, default=1, help="Processes to use.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

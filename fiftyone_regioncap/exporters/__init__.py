@@ -89,7 +89,9 @@ def export(
         val: share of the videos that goes to ``val/``, the others to ``train/``; 0 for
             no splits.
         seed: which videos these are.
-        overwrite: whether to replace a folder that exists.
+        overwrite: whether to replace an earlier export in the folder. Only files that
+            its manifest names are replaced; a folder that has no manifest, or holds
+            media of the dataset, is refused.
         workers: processes to use; more than one pays for more than about a hundred
             videos.
         progress: whether to draw a bar, or who is told of progress.

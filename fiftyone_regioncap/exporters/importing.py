@@ -20,10 +20,10 @@ from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.targets import Sample, Targets, video_targets
 from fiftyone_regioncap.dataset.tracks import MaskStorage, TrackWriter
 from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo, Importer
-from fiftyone_regioncap.exporters.job import MANIFEST, STAGE, ExportSummary
+from fiftyone_regioncap.exporters.job import STAGE, ExportSummary
 from fiftyone_regioncap.exporters.reading import read_json
 from fiftyone_regioncap.exporters.records import safe_name
-from fiftyone_regioncap.exporters.staging import ExportError
+from fiftyone_regioncap.exporters.staging import MANIFEST, ExportError
 from fiftyone_regioncap.exporters.tasks import VideoFailure
 
 logger = logging.getLogger(__name__)

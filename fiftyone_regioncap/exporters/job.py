@@ -24,11 +24,16 @@ from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.files import dumps, sha256_of, write_object
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import Job, Source, plan
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Staging
+from fiftyone_regioncap.exporters.staging import (
+    GENERATOR,
+    MANIFEST,
+    ExportError,
+    Merge,
+    Staging,
+    files_of,
+)
 from fiftyone_regioncap.exporters.tasks import Outcome, Task, VideoFailure, in_processes
 from fiftyone_regioncap.jobs.checkpoints import signature
-
-MANIFEST = "manifest.json"
 
 STAGE: Stage = "export"
 
@@ -113,9 +118,12 @@ def run(
         "media": asdict(media),
         "view": [] if targets.view is None else _stages(targets),
     }
-    path = Path(os.path.abspath(path.expanduser()))
+    path = Path(os.path.realpath(path.expanduser()))
     summary = ExportSummary("exported", str(path))
-    with Staging(path, signature(facts), overwrite=overwrite) as staging:
+    sources = targets.dataset.values("filepath")
+    with Staging(
+        path, signature(facts), overwrite=overwrite, sources=sources
+    ) as staging:
         try:
             reporter = ProgressReporter([STAGE], len(jobs), listener, cancel)
             task = Task(format, source, media, staging.parts)
@@ -217,7 +225,7 @@ def _write_manifest(
     summary.counts = dict(counts)
     models = sorted({model for merge in merges for model in merge.models})
     head = {
-        "generator": f"fiftyone-regioncap {__version__}",
+        "generator": f"{GENERATOR} {__version__}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dataset": facts["dataset"],
         "format": facts["format"],
@@ -237,17 +245,13 @@ def _write_manifest(
 
 
 def _files(tree: Path) -> Iterator[bytes]:
-    for folder, folders, names in os.walk(tree):
-        folders.sort()
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        for name in sorted([*names, *links]):
-            path = Path(folder, name)
-            entry: dict[str, Any] = {"path": path.relative_to(tree).as_posix()}
-            if entry["path"] == MANIFEST:
-                continue
-            if path.is_symlink():
-                entry["link"] = os.readlink(path)
-            else:
-                entry["bytes"] = path.stat().st_size
-                entry["sha256"] = sha256_of(path)
-            yield dumps(entry)
+    for path in files_of(tree):
+        entry: dict[str, Any] = {"path": path.relative_to(tree).as_posix()}
+        if entry["path"] == MANIFEST:
+            continue
+        if path.is_symlink():
+            entry["link"] = os.readlink(path)
+        else:
+            entry["bytes"] = path.stat().st_size
+            entry["sha256"] = sha256_of(path)
+        yield dumps(entry)

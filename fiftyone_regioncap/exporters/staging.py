@@ -29,6 +29,9 @@ from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.exporters.files import dumps, replace_file
 from fiftyone_regioncap.system import assets
 
+MANIFEST = "manifest.json"
+GENERATOR = "fiftyone-regioncap"
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -217,19 +220,29 @@ class Parts:
 class Staging:
     """The hidden folder of one export; a context manager that holds its lock."""
 
-    def __init__(self, target: Path, signature: str, *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        target: Path,
+        signature: str,
+        *,
+        overwrite: bool,
+        sources: Iterable[str] = (),
+    ) -> None:
         """Touches nothing yet.
 
         Args:
             target: folder that the export becomes.
             signature: of everything that the parts depend on; parts of an export of
                 another signature are thrown away.
-            overwrite: whether the target may exist; it stays as it is until the new
-                export is whole.
+            overwrite: whether an earlier export in the target may be replaced; it stays
+                as it is until the new export is whole.
+            sources: paths of the dataset's media; a folder that holds one of them is
+                never replaced.
         """
         self.target = target
         self._signature = signature
         self._overwrite = overwrite
+        self._sources = sources
         self._root = target.parent / f".{target.name}.partial"
         # A lock beside the target would be left behind, or raced for when removed.
         name = f"export-{sha256(os.fsencode(target)).hexdigest()[:16]}.lock"
@@ -269,13 +282,13 @@ class Staging:
                 f"another export to {self.target} is under way; wait for it, or choose "
                 "another folder"
             ) from error
+        # An earlier run was killed while it replaced the target, or right after.
         if self._old.exists() and not self.target.exists():
-            os.rename(self._old, self.target)  # killed while it was replaced
-        if self._occupied() and not self._overwrite:
-            raise ExportError(
-                f"{self.target} exists and is not empty; choose another folder, or "
-                "overwrite it"
-            )
+            os.rename(self._old, self.target)
+        elif self._old.exists():
+            self._restore_other_files()
+        if self._occupied():
+            self._check_replaceable()
         job = self._root / "job.json"
         # Without a tree it was killed after the rename, and its files are gone.
         if not self.tree.is_dir() or json.loads(job.read_bytes()) != self._signature:
@@ -288,6 +301,28 @@ class Staging:
         if not self.target.is_dir():
             return self.target.exists() or self.target.is_symlink()
         return self.target.is_symlink() or any(self.target.iterdir())
+
+    def _check_replaceable(self) -> None:
+        """Raises an error unless the target is an export that may be replaced."""
+        if not self._overwrite:
+            raise ExportError(
+                f"{self.target} exists and is not empty; choose another folder, or "
+                "overwrite it"
+            )
+        if manifest_files(self.target) is None:
+            raise ExportError(
+                f"{self.target} exists and is not a folder that an export has written "
+                f"(it has no {MANIFEST} of one); choose another folder"
+            )
+        folder = os.path.realpath(self.target)
+        for source in self._sources:
+            # Of a link, both its own place and that of what it leads to count.
+            for path in (os.path.abspath(source), os.path.realpath(source)):
+                if Path(path).is_relative_to(folder):
+                    raise ExportError(
+                        f"{self.target} holds media of the dataset ({source}); choose "
+                        "another folder"
+                    )
 
     def __exit__(
         self,
@@ -328,11 +363,33 @@ class Staging:
         shutil.rmtree(self._root, ignore_errors=True)
 
     def publish(self) -> None:
-        """Puts the whole export where it belongs, by one rename."""
+        """Puts the whole export where it belongs, by one rename.
+
+        Files of an earlier export are replaced; all others in its folder stay.
+        """
         if self._occupied():
+            self._check_replaceable()  # it may have been written to meanwhile
+            for name in self._other_files(self.target):
+                if os.path.lexists(self.tree / name):
+                    raise ExportError(
+                        f"{self.target / name} was not written by an export and is in "
+                        "the way of one of its files; move it, or choose another folder"
+                    )
             os.rename(self.target, self._old)
         os.replace(self.tree, self.target)
+        self._restore_other_files()
         self.discard()
+
+    def _other_files(self, folder: Path) -> list[str]:
+        """Paths within a folder of the files that no export has written there."""
+        replaced = manifest_files(folder) or set()
+        names = (path.relative_to(folder).as_posix() for path in files_of(folder))
+        return [name for name in names if name not in replaced]
+
+    def _restore_other_files(self) -> None:
+        """Moves what no export has written from the earlier export into the new one."""
+        for name in self._other_files(self._old):
+            _move(self._old / name, self.target / name)
 
     @property
     def _old(self) -> Path:
@@ -341,8 +398,35 @@ class Staging:
 
 
 def _move_files(source: Path, tree: Path) -> None:
-    for path in sorted(source.rglob("*")):
-        if path.is_symlink() or not path.is_dir():
-            to = tree / path.relative_to(source)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, to)
+    for path in files_of(source):
+        _move(path, tree / path.relative_to(source))
+
+
+def _move(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(path, to)
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """The files and links below a folder, in the order of their names."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in sorted([*names, *links]):
+            yield Path(parent, name)
+
+
+def manifest_files(folder: Path) -> set[str] | None:
+    """What an export has written into a folder, by its manifest.
+
+    Returns:
+        paths within the folder, that of the manifest included; None when there is no
+        manifest of an export.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not manifest["generator"].startswith(GENERATOR):
+            return None
+        return {MANIFEST, *(str(entry["path"]) for entry in manifest["files"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -33,16 +33,92 @@ def import_(samples, out, name="coco"):
 # -- the target ------------------------------------------------------------------------
 
 
-def test_a_folder_that_exists_stays_as_it_is(dataset, tmp_path):
+@pytest.fixture
+def own_videos(dataset, tmp_path):
+    """A folder ``videos`` with copies of the videos, which the dataset points at."""
+    folder = tmp_path / "media/videos"
+    folder.mkdir(parents=True)
+    for sample in dataset:
+        sample.filepath = shutil.copy(sample.filepath, folder)
+        sample.save()
+    return folder
+
+
+def contents_of_folder(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_folder_that_no_export_wrote_is_never_replaced(dataset, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(ExportError, match="exists"):
-        export(dataset, out)
-    assert [path.name for path in out.iterdir()] == ["mine.txt"]
-    assert list(tmp_path.iterdir()) == [out]
-    export(dataset, out, overwrite=True, media="none")
-    assert {p.name for p in out.iterdir()} == {"annotations.json", "manifest.json"}
+    for overwrite in (False, True):
+        with pytest.raises(ExportError, match="exists"):
+            export(dataset, out, overwrite=overwrite)
+        assert [path.name for path in out.iterdir()] == ["mine.txt"]
+        assert list(tmp_path.iterdir()) == [out]
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(ExportError, match="not a folder that an export has written"):
+        export(dataset, file, overwrite=True)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "manifest", ["{", "[]", '{"files": []}', '{"generator": "other 1", "files": []}']
+)
+def test_a_manifest_of_another_tool_is_none(dataset, tmp_path, manifest):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/manifest.json").write_text(manifest)
+    with pytest.raises(ExportError, match="not a folder that an export has written"):
+        export(dataset, tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("media", ["copy", "link"])
+@pytest.mark.parametrize("where", [".", ".."])
+def test_source_videos_are_never_replaced(dataset, own_videos, tmp_path, media, where):
+    out = Path(os.path.normpath(own_videos / where))
+    before = contents_of_folder(tmp_path)
+    with pytest.raises(ExportError, match="not a folder that an export has written"):
+        export(dataset, out, "videorefer", media=media, overwrite=True)
+    assert contents_of_folder(tmp_path) == before
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["file", "link"])
+def test_an_export_whose_videos_became_a_dataset_is_not_replaced(
+    dataset, videos, tmp_path, linked
+):
+    out = tmp_path / "out"
+    export(dataset, out, "videorefer", media="link" if linked else "copy")
+    for sample in dataset:
+        sample.filepath = str(out / "videos" / Path(sample.filepath).name)
+        sample.save()
+    before = contents_of_folder(out)
+    with pytest.raises(ExportError, match="holds media of the dataset"):
+        # A view of one video protects those of the others too.
+        export(dataset[:1], out, "csv", media="none", overwrite=True)
+    assert contents_of_folder(out) == before
+
+
+def test_only_files_of_the_earlier_export_are_replaced(dataset, tmp_path):
+    out = tmp_path / "out"
+    export(dataset, out, "videorefer")
+    (out / "mine.txt").write_text("mine")
+    (out / "videos/mine.mp4").write_text("mine too")
+    for _ in range(2):
+        export(dataset, out, media="none", overwrite=True)
+        assert contents_of_folder(out).keys() == {
+            *("annotations.json", "manifest.json", "mine.txt", "videos/mine.mp4")
+        }
+    (out / "captions.csv").write_text("in the way")
+    with pytest.raises(ExportError, match="in the way"):
+        export(dataset, out, "csv", media="none", overwrite=True)
+    assert (out / "captions.csv").read_text() == "in the way"
+    assert (out / "annotations.json").exists()
 
 
 def test_an_empty_folder_is_filled(dataset, tmp_path):
@@ -78,7 +154,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_goes_on_later(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "again"}
 
 
-@pytest.mark.parametrize("moment", ["before", "between", "after"])
+@pytest.mark.parametrize("moment", ["before", "between", "after", "while restored"])
 def test_an_export_killed_around_its_rename_loses_nothing(
     dataset, tmp_path, monkeypatch, moment
 ):
@@ -95,12 +171,15 @@ def test_an_export_killed_around_its_rename_loses_nothing(
     def replace(source, target):
         if Path(target) == out and moment == "between":
             raise Killed
+        if Path(target) == out / "mine.txt" and moment == "while restored":
+            raise Killed
         real[1](source, target)
         if Path(target) == out and moment == "after":
             raise Killed
 
     out = tmp_path / "out"
     export(dataset, out, "csv", media="none")
+    (out / "mine.txt").write_text("mine")
     with monkeypatch.context() as patches, pytest.raises(Killed):
         patches.setattr(os, "rename", rename)
         patches.setattr(os, "replace", replace)
@@ -110,9 +189,11 @@ def test_an_export_killed_around_its_rename_loses_nothing(
     with pytest.raises(ExportError, match="exists"):
         # An export without leave to overwrite gives back what was there.
         export(dataset, out, "videorefer")
-    assert (out / "captions.csv").exists() == (moment != "after")
+    assert (out / "captions.csv").exists() == (moment in ("before", "between"))
+    assert (out / "mine.txt").read_text() == "mine"
     export(dataset, out, "videorefer", overwrite=True)
     assert {p.name for p in (out / "videos").iterdir()} == {"one.mp4", "two.mp4"}
+    assert (out / "mine.txt").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [out]
 
 
