@@ -35,22 +35,12 @@ from PIL import Image
 from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
 from fiftyone_regioncap.evaluation.masks import contour_accuracy, region_similarity
 from fiftyone_regioncap.models.registry import LoadOptions
-from fiftyone_regioncap.propagation.base import (
-    Checkpoint,
-    Direction,
-    Frames,
-    PropagatorInfo,
-)
+from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.flow import FlowTracker
 from fiftyone_regioncap.propagation.mobilesam import MobileSam
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid
 from fiftyone_regioncap.propagation.registry import MOBILE_SAM, PROPAGATORS
-from fiftyone_regioncap.propagation.stream import (
-    StreamPropagation,
-    Tracker,
-    check_prompts,
-    plan_passes,
-)
+from fiftyone_regioncap.propagation.stream import StreamPropagation, Tracker
 from fiftyone_regioncap.system import assets
 
 
@@ -192,22 +182,9 @@ class Baseline:
         self.info = PropagatorInfo(name, "none", "none", "Apache-2.0")
         self._new_tracker = new_tracker
 
-    def propagate(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-        overlap: bool = False,
-        checkpoint: Checkpoint | None = None,
-    ) -> StreamPropagation:
+    def propagate(self, request: PropagationRequest) -> StreamPropagation:
         """Starts a run."""
-        del overlap
-        stop = check_prompts(prompts, frames, start, stop)
-        passes = plan_passes(prompts, direction, start, stop)
-        return StreamPropagation(frames, passes, self._new_tracker, checkpoint)
+        return StreamPropagation(request, self._new_tracker)
 
 
 @dataclass(frozen=True)
@@ -244,7 +221,8 @@ def measure(propagator: object, clip: Clip, kind: str) -> Result:
     """
     rows = []
     seconds, count = 0.0, 0
-    run = propagator.propagate(clip, clip.prompts(kind))  # type: ignore[attr-defined]
+    request = PropagationRequest(clip, clip.prompts(kind))
+    run = propagator.propagate(request)  # type: ignore[attr-defined]
     while True:
         before = time.perf_counter()
         masks = next(run, None)

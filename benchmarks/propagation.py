@@ -29,6 +29,7 @@ from transformers import Sam2VideoConfig, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from fiftyone_regioncap.core.types import Frame, Prompt
+from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2 import Sam2Propagator
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 
@@ -133,7 +134,8 @@ def boxes(count: int) -> list[Prompt]:
 def run_ours(model: Any, video: Video, objects: int, device: str) -> Iterator[object]:
     """Our masks, frame by frame."""
     propagator = Sam2Propagator(model, device=device)
-    return iter(propagator.propagate(video, boxes(objects), overlap=True))
+    request = PropagationRequest(video, boxes(objects), overlap=True)
+    return iter(propagator.propagate(request))
 
 
 def run_session(
@@ -213,11 +215,12 @@ def outside_the_model(model: Any, frames: int, device: str) -> float:
     side = model.image_size
     easy = Video(frames, side, side)  # nothing to resize, and no masks made
     start = time.perf_counter()
-    for found in propagator.logits(easy, boxes(1)):
+    for found in propagator.logits(PropagationRequest(easy, boxes(1))):
         found.presence.cpu()
     alone = time.perf_counter() - start
     start = time.perf_counter()
-    for _ in propagator.propagate(Video(frames, 720, 1280), boxes(1)):
+    request = PropagationRequest(Video(frames, 720, 1280), boxes(1))
+    for _ in propagator.propagate(request):
         pass
     return max(1 - alone / (time.perf_counter() - start), 0.0)
 

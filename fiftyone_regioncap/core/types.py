@@ -237,6 +237,11 @@ class Prompt:
     mask: Mask | None = None
     label: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What people call the prompt: its object, and its frame counted from 1."""
+        return f"prompt of object {self.object_id} on frame {self.frame + 1}"
+
     def check(self, height: int, width: int, frame_count: int) -> None:
         """Says what is wrong with the prompt, if anything is.
 
@@ -250,10 +255,10 @@ class Prompt:
                 outside the frame; a point lies outside it; the mask is empty or of
                 another size; nothing is given at all.
         """
-        who = f"prompt of object {self.object_id} on frame {self.frame}"
+        who = self.name
         if not 0 <= self.frame < frame_count:
             raise PromptError(
-                f"{who}: the video has frames 0 to {frame_count - 1}; "
+                f"{who}: the video has frames 1 to {frame_count}; "
                 "give a frame inside it"
             )
         if self.box is None and self.points is None and self.mask is None:

@@ -28,7 +28,7 @@ from fiftyone_regioncap.dataset.regions import (
 from fiftyone_regioncap.dataset.targets import image_targets, name_of
 from fiftyone_regioncap.jobs.ledger import Ledger, Summary
 from fiftyone_regioncap.jobs.options import RegionOptions
-from fiftyone_regioncap.propagation.base import Propagator
+from fiftyone_regioncap.propagation.base import PropagationRequest, Propagator
 from fiftyone_regioncap.video.clips import box_mask
 from fiftyone_regioncap.video.reader import decode_ahead
 
@@ -219,7 +219,8 @@ def region_masks(
     ]
     made: dict[int, Mask | None] = {}
     if prompts and segmenter is not None:
-        still = next(iter(segmenter.propagate(Still(image), prompts, overlap=True)))
+        request = PropagationRequest(Still(image), prompts, overlap=True)
+        still = next(iter(segmenter.propagate(request)))
         made = {number: item.mask for number, item in still.objects.items()}
     elif any(prompt.points is not None for prompt in prompts):
         raise RegionCapError(

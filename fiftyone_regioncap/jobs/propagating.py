@@ -24,6 +24,7 @@ from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
     Propagation,
+    PropagationRequest,
     Propagator,
     PropagatorInfo,
 )
@@ -120,13 +121,15 @@ class Propagating:
         status.write_origins(sample, options.output, dict.fromkeys(origins))
         state = mark.load()
         propagation = PolicyPropagator(self._propagator, options.policy).propagate(
-            reader,
-            prompts,
-            direction=options.direction,
-            start=start,
-            stop=stop,
-            overlap=options.overlap,
-            checkpoint=state,
+            PropagationRequest(
+                reader,
+                prompts,
+                direction=options.direction,
+                start=start,
+                stop=stop,
+                overlap=options.overlap,
+                checkpoint=state,
+            )
         )
         reporter = self._ledger.reporter
         total = _frames_to_come(prompts, options.direction, start, stop)

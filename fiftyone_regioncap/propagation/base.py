@@ -1,15 +1,17 @@
-"""What a propagator is: prompts in, masks through the video out."""
+"""The protocol of propagators: prompts in, masks through the video out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Frame, FrameMasks, Prompt
+from fiftyone_regioncap.propagation.prompts import check_prompts
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
 
@@ -32,6 +34,70 @@ class Frames(Protocol):
 
     def __getitem__(self, index: int) -> Frame:
         """The frame, uint8 (H, W, 3) RGB."""
+
+
+@dataclass(frozen=True)
+class PropagationRequest:
+    """A run of a propagator over a video; constructing it validates it.
+
+    Attributes:
+        frames: The video.
+        prompts: Where the objects are, on any frames in [start, stop); several per
+            object allowed, also on one frame.
+        direction: Which way masks are carried from the prompts: ``"forward"``,
+            ``"backward"`` or ``"both"``.
+        start: First frame of interest, 0-based.
+        stop: One past the last frame of interest; None for the end of the video.
+        overlap: Whether objects may share pixels; else each pixel goes to the object
+            that claims it most.
+        checkpoint: The state of an interrupted run with the same arguments, to resume
+            it; None to begin.
+
+    Raises:
+        PromptError: When the video has no frames, the range holds none of them, the
+            direction is unknown, there is no prompt, or one does not fit (see
+            :func:`~fiftyone_regioncap.propagation.prompts.check_prompts`).
+    """
+
+    frames: Frames
+    prompts: Sequence[Prompt]
+    direction: Direction = "forward"
+    start: int = 0
+    stop: int | None = None
+    overlap: bool = False
+    checkpoint: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        frame_count = len(self.frames)
+        if frame_count == 0:
+            raise PromptError("the video has no frames; check that it can be decoded")
+        if not 0 <= self.start < self.end <= frame_count:
+            raise PromptError(
+                f"start {self.start} and stop {self.end} are no range of the video's "
+                f"{frame_count} frames; give 0 <= start < stop <= the number of frames"
+            )
+        if self.direction not in get_args(Direction):
+            raise PromptError(
+                f"there is no direction {self.direction!r}; "
+                f"choose one of {', '.join(get_args(Direction))}"
+            )
+        if not self.prompts:
+            raise PromptError("no prompts; give at least one box, point or mask")
+        _, problems = check_prompts(
+            self.prompts,
+            height=self.frames.height,
+            width=self.frames.width,
+            frame_count=frame_count,
+            start=self.start,
+            stop=self.end,
+        )
+        if problems:
+            raise PromptError("; ".join(problem.reason for problem in problems))
+
+    @property
+    def end(self) -> int:
+        """One past the last frame of interest."""
+        return len(self.frames) if self.stop is None else self.stop
 
 
 @dataclass(frozen=True)
@@ -66,7 +132,7 @@ class Propagation(Protocol):
         """
 
     def checkpoint(self) -> Checkpoint:
-        """The state after the last frame given out; continuing from it changes nothing.
+        """The state after the last frame emitted; continuing from it changes nothing.
 
         Its size is bounded by the model's memory, never by the video's length.
         """
@@ -79,33 +145,15 @@ class Propagator(Protocol):
     def info(self) -> PropagatorInfo:
         """Name, weights and license."""
 
-    def propagate(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-        overlap: bool = False,
-        checkpoint: Checkpoint | None = None,
-    ) -> Propagation:
-        """Starts a run.
+    def propagate(self, request: PropagationRequest) -> Propagation:
+        """Starts or resumes a run.
 
         Args:
-            frames: the video.
-            prompts: on any frames in [start, stop), several per object allowed.
-            direction: which way from the prompts.
-            start: first frame of interest, 0-based.
-            stop: one past the last frame of interest; None means the end.
-            overlap: whether objects may share pixels; else each pixel goes to the
-                object that claims it most.
-            checkpoint: of an interrupted run with the same arguments, to go on from.
+            request: The video, the prompts, and how they are carried.
 
         Returns:
-            an iterator over frames.
+            An iterator over the masks of each frame.
 
         Raises:
-            PromptError: when a prompt doesn't fit (see :meth:`Prompt.check`), lies
-                outside [start, stop), or one object has two different labels.
+            BackendError: When the request's checkpoint belongs to another run.
         """

@@ -15,18 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
-from fiftyone_regioncap.propagation.base import (
-    Checkpoint,
-    Direction,
-    Frames,
-    PropagatorInfo,
-)
+from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.competition import compete, drop_fragments
-from fiftyone_regioncap.propagation.stream import (
-    StreamPropagation,
-    check_prompts,
-    plan_passes,
-)
+from fiftyone_regioncap.propagation.stream import StreamPropagation
 
 _BINS: Final = (8, 8, 8)
 _VISIBLE: Final = 0.2
@@ -47,25 +38,9 @@ class FlowPropagator:
         "flow", "none: optical flow and GrabCut", "none", "Apache-2.0"
     )
 
-    def propagate(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-        overlap: bool = False,
-        checkpoint: Checkpoint | None = None,
-    ) -> StreamPropagation:
-        """Starts a run; see the protocol."""
-        stop = check_prompts(prompts, frames, start, stop)
-        return StreamPropagation(
-            frames,
-            plan_passes(prompts, direction, start, stop),
-            lambda: FlowTracker(overlap),
-            checkpoint,
-        )
+    def propagate(self, request: PropagationRequest) -> StreamPropagation:
+        """Starts or resumes a run; see the protocol."""
+        return StreamPropagation(request, lambda: FlowTracker(request.overlap))
 
 
 class FlowTracker:

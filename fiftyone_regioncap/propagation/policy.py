@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.core.types import Frame, FrameMasks, Mask, ObjectMask, Prompt
+from fiftyone_regioncap.core.types import Frame, FrameMasks, Mask, ObjectMask
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
-    Direction,
     Frames,
     Propagation,
+    PropagationRequest,
     Propagator,
     PropagatorInfo,
 )
@@ -74,58 +74,33 @@ class PolicyPropagator:
         """Of the propagator underneath."""
         return self._propagator.info
 
-    def propagate(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-        overlap: bool = False,
-        checkpoint: Checkpoint | None = None,
-    ) -> Propagation:
-        """Starts a run; see :meth:`Propagator.propagate`."""
-        policy = self._policy
-        stop = len(frames) if stop is None else stop
-        if policy.max_frames is not None and prompts:
-            start, stop = _reach(prompts, direction, start, stop, policy.max_frames)
-            prompts = [prompt for prompt in prompts if start <= prompt.frame < stop]
+    def propagate(self, request: PropagationRequest) -> Propagation:
+        """Starts or resumes a run; see :meth:`Propagator.propagate`."""
+        policy, checkpoint = self._policy, request.checkpoint
+        if policy.max_frames is not None:
+            request = _narrowed(request, policy.max_frames)
         if policy.scene_cuts != "ignore":
-            frames = _SharedFrames(frames)
-        inner = None
+            request = replace(request, frames=_SharedFrames(request.frames))
         if checkpoint is not None:
             inner = {k: v for k, v in checkpoint.items() if not k.startswith(PREFIX)}
-        run = self._propagator.propagate(
-            frames,
-            prompts,
-            direction=direction,
-            start=start,
-            stop=stop,
-            overlap=overlap,
-            checkpoint=inner,
-        )
-        supervised = _Supervised(run, frames, prompts, direction, policy)
+            request = replace(request, checkpoint=inner)
+        supervised = _Supervised(self._propagator.propagate(request), request, policy)
         if checkpoint is not None:
             supervised.restore(checkpoint)
         return supervised
 
 
-def _reach(
-    prompts: Sequence[Prompt],
-    direction: Direction,
-    start: int,
-    stop: int,
-    max_frames: int,
-) -> tuple[int, int]:
-    frames = [prompt.frame for prompt in prompts]
-    first, last = min(frames), max(frames)
-    if direction == "backward":
-        return max(start, last - max_frames + 1), stop
-    stop = min(stop, first + max_frames)
-    if direction == "both":
-        start = max(start, first - max_frames + 1)
-    return start, stop
+def _narrowed(request: PropagationRequest, max_frames: int) -> PropagationRequest:
+    """The request over at most so many frames from the first (last) prompt."""
+    start, stop = request.start, request.end
+    frames = [prompt.frame for prompt in request.prompts]
+    if request.direction != "forward":
+        seed = max(frames) if request.direction == "backward" else min(frames)
+        start = max(start, seed - max_frames + 1)
+    if request.direction != "backward":
+        stop = min(stop, min(frames) + max_frames)
+    prompts = [prompt for prompt in request.prompts if start <= prompt.frame < stop]
+    return replace(request, prompts=prompts, start=start, stop=stop)
 
 
 @dataclass
@@ -149,17 +124,12 @@ class _Watch:
 
 class _Supervised:
     def __init__(
-        self,
-        run: Propagation,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        direction: Direction,
-        policy: Policy,
+        self, run: Propagation, request: PropagationRequest, policy: Policy
     ) -> None:
         self._run = run
-        self._frames = frames
-        self._prompted = {prompt.frame for prompt in prompts}
-        self._direction = direction
+        self._frames = request.frames
+        self._prompted = {prompt.frame for prompt in request.prompts}
+        self._direction = direction = request.direction
         self._policy = policy
         self._watches: dict[int, _Watch] = {}
         self._last: int | None = None

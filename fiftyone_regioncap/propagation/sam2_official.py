@@ -8,7 +8,7 @@ dropped while it runs.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
-from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
-    Direction,
     Frames,
+    PropagationRequest,
     PropagatorInfo,
 )
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.masks import masks_of
-from fiftyone_regioncap.propagation.sam2.prompts import (
-    FramePrompt,
-    check_prompts,
-    merge_prompts,
-)
+from fiftyone_regioncap.propagation.sam2.prompts import FramePrompt, merge_prompts
 from fiftyone_regioncap.system.assets import sha256
 
 CONFIGS = {
@@ -116,40 +112,16 @@ class Sam2OfficialPropagator:
         """Name, weights and license."""
         return self._info
 
-    def propagate(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-        overlap: bool = False,
-        checkpoint: Checkpoint | None = None,
-    ) -> _OfficialRun:
-        """Starts a run; see :meth:`Propagator.propagate`."""
-        stop = len(frames) if stop is None else stop
-        check_prompts(prompts, frames.height, frames.width, len(frames), start, stop)
-        merged = merge_prompts(prompts)
+    def propagate(self, request: PropagationRequest) -> _OfficialRun:
+        """Starts or resumes a run; see :meth:`Propagator.propagate`."""
+        checkpoint = request.checkpoint
         done = 0 if checkpoint is None else int(checkpoint["done"])
+        return _OfficialRun(self._run(request), done)
 
-        def begin() -> Iterator[FrameMasks]:
-            return self._run(frames, merged, direction, start, stop, overlap)
-
-        return _OfficialRun(begin, done)
-
-    def _run(
-        self,
-        frames: Frames,
-        prompts: dict[int, dict[int, FramePrompt]],
-        direction: Direction,
-        start: int,
-        stop: int,
-        overlap: bool,
-    ) -> Iterator[FrameMasks]:
-        if not prompts:
-            return
-        predictor = self._predictor
+    def _run(self, request: PropagationRequest) -> Iterator[FrameMasks]:
+        predictor, frames = self._predictor, request.frames
+        prompts = merge_prompts(request.prompts)
+        direction, start, stop = request.direction, request.start, request.end
         state = self._state(frames)
         # Its memories are bfloat16 on any device, so it needs autocast on any.
         with (
@@ -189,7 +161,7 @@ class Sam2OfficialPropagator:
                         logits[keep, 0].float(),
                         frames.height,
                         frames.width,
-                        overlap=overlap,
+                        overlap=request.overlap,
                     )
                     scores = [_score(state, i, frame) for i in keep]
                     _forget(predictor, state, frame, step)
@@ -233,8 +205,8 @@ class Sam2OfficialPropagator:
 
 
 class _OfficialRun:
-    def __init__(self, begin: Callable[[], Iterator[FrameMasks]], done: int) -> None:
-        self._frames = begin()
+    def __init__(self, frames: Iterator[FrameMasks], done: int) -> None:
+        self._frames = frames
         self._skip = done
         self._done = 0
 

@@ -1,7 +1,7 @@
 """The passes over a video that every streaming propagator makes.
 
 A propagator that looks at one frame after the other only writes a :class:`Tracker`; the
-order of frames, what is given out when, validation and checkpoints are here.
+order of frames, what is emitted when, and checkpoints are here.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Frame, FrameMasks, ObjectMask, Prompt
-from fiftyone_regioncap.propagation.base import Checkpoint, Direction, Frames
+from fiftyone_regioncap.propagation.base import Checkpoint, PropagationRequest
 
 _TRACKER: Final = "tracker."
 
@@ -46,19 +45,19 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """One walk over the video.
+    """One pass over the video.
 
     Attributes:
-        order: the frames in the order of the walk.
-        prompts: that take effect on the walk, by frame.
-        entries: by object id, the first frame of the walk on which it is given out.
+        order: the frames in the order of the pass.
+        prompts: that take effect on the pass, by frame.
+        entries: by object id, the first frame of the pass on which it is emitted.
     """
 
     order: range
     prompts: Mapping[int, Sequence[Prompt]]
     entries: Mapping[int, int]
 
-    def given_out(self, frame: int) -> frozenset[int]:
+    def emitted(self, frame: int) -> frozenset[int]:
         """The ids of the objects that results on this frame carry."""
         sign = self.order.step
         return frozenset(
@@ -68,77 +67,29 @@ class Pass:
         )
 
 
-def check_prompts(
-    prompts: Sequence[Prompt], frames: Frames, start: int, stop: int | None
-) -> int:
-    """Validates a run's arguments.
+def plan_passes(request: PropagationRequest) -> list[Pass]:
+    """Splits a run into passes so that no (frame, object) is emitted twice.
 
     Args:
-        prompts: of the run.
-        frames: the video.
-        start: first frame of interest.
-        stop: one past the last frame of interest, or None.
+        request: The run.
 
     Returns:
-        the actual ``stop``.
-
-    Raises:
-        PromptError: as :meth:`Propagator.propagate` says.
-    """
-    end = len(frames) if stop is None else stop
-    if not 0 <= start < end <= len(frames):
-        raise PromptError(
-            f"frames {start} to {end} were asked for, the video has {len(frames)}; "
-            "give 0 <= start < stop <= the number of frames"
-        )
-    if not prompts:
-        raise PromptError("no prompts; give at least one box, point or mask")
-    labels: dict[int, str] = {}
-    for prompt in prompts:
-        prompt.check(frames.height, frames.width, len(frames))
-        who = f"prompt of object {prompt.object_id} on frame {prompt.frame}"
-        if not start <= prompt.frame < end:
-            raise PromptError(
-                f"{who}: outside the frames of interest, {start} to {end - 1}; "
-                "widen them or drop the prompt"
-            )
-        if prompt.label is not None:
-            known = labels.setdefault(prompt.object_id, prompt.label)
-            if known != prompt.label:
-                raise PromptError(
-                    f"{who}: labeled {prompt.label!r}, elsewhere {known!r}; "
-                    "give different objects different ids"
-                )
-    return end
-
-
-def plan_passes(
-    prompts: Sequence[Prompt], direction: Direction, start: int, stop: int
-) -> list[Pass]:
-    """Splits a run into walks so that no (frame, object) is given out twice.
-
-    Args:
-        prompts: validated by :func:`check_prompts`.
-        direction: which way from the prompts.
-        start: first frame of interest.
-        stop: one past the last frame of interest.
-
-    Returns:
-        one walk, or two for ``both`` (none of them empty).
+        One pass, or two for ``both``; none of them is empty.
     """
     by_frame: dict[int, list[Prompt]] = {}
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    for prompt in prompts:
+    for prompt in request.prompts:
         by_frame.setdefault(prompt.frame, []).append(prompt)
         object_id, frame = prompt.object_id, prompt.frame
         first[object_id] = min(first.get(object_id, frame), frame)
         last[object_id] = max(last.get(object_id, frame), frame)
-    if direction == "backward":
+    start = request.start
+    if request.direction == "backward":
         return [Pass(range(max(by_frame), start - 1, -1), by_frame, last)]
-    passes = [Pass(range(min(by_frame), stop), by_frame, first)]
+    passes = [Pass(range(min(by_frame), request.end), by_frame, first)]
     early = {object_id: frame for object_id, frame in first.items() if frame > start}
-    if direction == "both" and early:
+    if request.direction == "both" and early:
         seeds = {
             frame: [
                 prompt
@@ -147,7 +98,7 @@ def plan_passes(
             ]
             for frame in early.values()
         }
-        # The prompted frame itself was given out by the forward walk.
+        # The prompted frame itself was emitted by the forward pass.
         before = {object_id: frame - 1 for object_id, frame in early.items()}
         passes.append(Pass(range(max(seeds), start - 1, -1), seeds, before))
     return passes
@@ -158,25 +109,22 @@ class StreamPropagation:
 
     def __init__(
         self,
-        frames: Frames,
-        passes: Sequence[Pass],
+        request: PropagationRequest,
         new_tracker: Callable[[], Tracker],
-        checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Starts a run or goes on with one.
+        """Starts or resumes a run.
 
         Args:
-            frames: the video.
-            passes: from :func:`plan_passes`.
-            new_tracker: makes a tracker that has seen nothing, one for each pass.
-            checkpoint: of :meth:`checkpoint`, to go on from.
+            request: The run.
+            new_tracker: Makes a tracker that has seen nothing, one for each pass.
         """
-        self._frames = frames
-        self._passes = passes
+        self._frames = request.frames
+        self._passes = plan_passes(request)
         self._new_tracker = new_tracker
         self._tracker = new_tracker()
         self._pass = 0
         self._step = 0
+        checkpoint = request.checkpoint
         if checkpoint is not None:
             self._pass, self._step = (int(n) for n in checkpoint["position"])
             self._tracker.restore(
@@ -193,25 +141,25 @@ class StreamPropagation:
     def __next__(self) -> FrameMasks:
         """The next frame; see :class:`~fiftyone_regioncap.propagation.base`."""
         while self._pass < len(self._passes):
-            walk = self._passes[self._pass]
-            if self._step == len(walk.order):
+            current = self._passes[self._pass]
+            if self._step == len(current.order):
                 self._pass, self._step = self._pass + 1, 0
                 self._tracker = self._new_tracker()
                 continue
-            index = walk.order[self._step]
-            prompts = walk.prompts.get(index, ())
+            index = current.order[self._step]
+            prompts = current.prompts.get(index, ())
             objects = self._tracker.step(index, self._frames[index], prompts)
             self._step += 1
-            shown = walk.given_out(index)
-            if shown:
+            emitted = current.emitted(index)
+            if emitted:
                 return FrameMasks(
                     frame=index,
-                    objects={k: v for k, v in objects.items() if k in shown},
-                    prompted=frozenset(p.object_id for p in prompts) & shown,
+                    objects={k: v for k, v in objects.items() if k in emitted},
+                    prompted=frozenset(p.object_id for p in prompts) & emitted,
                 )
         raise StopIteration
 
     def checkpoint(self) -> Checkpoint:
-        """The state after the last frame given out."""
+        """The state after the last frame emitted."""
         state = {_TRACKER + name: a for name, a in self._tracker.state().items()}
         return {"position": np.array([self._pass, self._step]), **state}

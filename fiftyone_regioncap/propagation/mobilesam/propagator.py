@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fiftyone_regioncap.core.types import Prompt
-from fiftyone_regioncap.propagation.base import (
-    Checkpoint,
-    Direction,
-    Frames,
-    PropagatorInfo,
-)
+from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.mobilesam.pointing import PointSegmenter
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
 from fiftyone_regioncap.propagation.mobilesam.tracker import MobileSamTracker, Settings
-from fiftyone_regioncap.propagation.stream import (
-    StreamPropagation,
-    check_prompts,
-    plan_passes,
-)
+from fiftyone_regioncap.propagation.stream import StreamPropagation
 
 SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
 """Of the published ``mobile_sam.pt``."""
@@ -76,23 +65,11 @@ class MobileSamPropagator:
         """The model on single frames, for proposals."""
         return PointSegmenter(self._model, self._settings.side)
 
-    def propagate(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-        overlap: bool = False,
-        checkpoint: Checkpoint | None = None,
-    ) -> StreamPropagation:
-        """Starts a run; see the protocol."""
-        stop = check_prompts(prompts, frames, start, stop)
-        grid = Grid(frames.height, frames.width, self._settings.side)
+    def propagate(self, request: PropagationRequest) -> StreamPropagation:
+        """Starts or resumes a run; see the protocol."""
+        frames, settings = request.frames, self._settings
+        grid = Grid(frames.height, frames.width, settings.side)
         return StreamPropagation(
-            frames,
-            plan_passes(prompts, direction, start, stop),
-            lambda: MobileSamTracker(self._model, grid, self._settings, overlap),
-            checkpoint,
+            request,
+            lambda: MobileSamTracker(self._model, grid, settings, request.overlap),
         )

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Mask, Prompt
 
 ON, OFF, TOP_LEFT, BOTTOM_RIGHT = 1, 0, 2, 3
@@ -31,54 +30,6 @@ class FramePrompt:
     points: Tensor | None
     labels: Tensor | None
     mask: Mask | None
-
-
-def check_prompts(
-    prompts: Sequence[Prompt],
-    height: int,
-    width: int,
-    frame_count: int,
-    start: int,
-    stop: int,
-) -> None:
-    """Says what is wrong with a run's prompts, if anything is.
-
-    Args:
-        prompts: of all objects.
-        height: of the frames in pixels.
-        width: of the frames in pixels.
-        frame_count: of the video.
-        start: first frame of interest.
-        stop: one past the last frame of interest.
-
-    Raises:
-        PromptError: see :meth:`Prompt.check`; also when the video has no frames, the
-            range holds none of them, a prompt lies outside it, or one object has two
-            labels.
-    """
-    if frame_count == 0:
-        raise PromptError("the video has no frames; check that it can be decoded")
-    if not 0 <= start < stop <= frame_count:
-        raise PromptError(
-            f"frames {start} to {stop} are no range of the video's {frame_count} "
-            "frames; give 0 <= start < stop <= its length"
-        )
-    labels: dict[int, str] = {}
-    for prompt in prompts:
-        prompt.check(height, width, frame_count)
-        if not start <= prompt.frame < stop:
-            raise PromptError(
-                f"prompt of object {prompt.object_id} on frame {prompt.frame} lies "
-                f"outside frames {start} to {stop - 1}; widen the range or drop it"
-            )
-        if prompt.label is None:
-            continue
-        known = labels.setdefault(prompt.object_id, prompt.label)
-        if known != prompt.label:
-            raise PromptError(
-                f"object {prompt.object_id} is called both {known!r} and "
-                f"{prompt.label!r}; give each object an id of its own"
-            )
 
 
 def merge_prompts(

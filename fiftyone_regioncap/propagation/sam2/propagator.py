@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
-    Direction,
-    Frames,
+    PropagationRequest,
     PropagatorInfo,
 )
 from fiftyone_regioncap.propagation.sam2.checkpoint import load_state, save_state
@@ -21,11 +20,7 @@ from fiftyone_regioncap.propagation.sam2.model import (
     Sam3TrackerModel,
     TrackerModel,
 )
-from fiftyone_regioncap.propagation.sam2.prompts import (
-    check_prompts,
-    fingerprint,
-    merge_prompts,
-)
+from fiftyone_regioncap.propagation.sam2.prompts import fingerprint, merge_prompts
 from fiftyone_regioncap.propagation.sam2.segmenter import FrameSegmenter
 from fiftyone_regioncap.propagation.sam2.stream import (
     Compute,
@@ -197,69 +192,40 @@ class StreamingPropagator:
         """Name, weights and license."""
         return self._info
 
-    def propagate(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-        overlap: bool = False,
-        checkpoint: Checkpoint | None = None,
-    ) -> MaskStream:
-        """Starts a run; see :meth:`Propagator.propagate`."""
-        stream, identity = self._start(
-            frames, prompts, direction, start, stop, checkpoint
-        )
+    def propagate(self, request: PropagationRequest) -> MaskStream:
+        """Starts or resumes a run; see :meth:`Propagator.propagate`."""
+        stream, identity = self._start(request)
         return MaskStream(
             stream,
-            height=frames.height,
-            width=frames.width,
-            overlap=overlap,
+            height=request.frames.height,
+            width=request.frames.width,
+            overlap=request.overlap,
             fill_hole_area=self._fill_hole_area,
             identity=identity,
         )
 
-    def logits(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        *,
-        direction: Direction = "forward",
-        start: int = 0,
-        stop: int | None = None,
-    ) -> LogitsStream:
+    def logits(self, request: PropagationRequest) -> LogitsStream:
         """The same run as :meth:`propagate`, before it becomes masks.
 
         Returns:
             an iterator over :class:`FrameLogits`.
         """
-        return self._start(frames, prompts, direction, start, stop, None)[0]
+        return self._start(request)[0]
 
     def segmenter(self) -> FrameSegmenter:
         """The image part of the model, for :func:`propagation.proposals.propose`."""
         return FrameSegmenter(self._model, self._compute.dtype)
 
-    def _start(
-        self,
-        frames: Frames,
-        prompts: Sequence[Prompt],
-        direction: Direction,
-        start: int,
-        stop: int | None,
-        checkpoint: Checkpoint | None,
-    ) -> tuple[LogitsStream, bytes]:
-        stop = len(frames) if stop is None else stop
-        check_prompts(prompts, frames.height, frames.width, len(frames), start, stop)
-        merged = merge_prompts(prompts)
+    def _start(self, request: PropagationRequest) -> tuple[LogitsStream, bytes]:
+        frames, checkpoint = request.frames, request.checkpoint
+        merged = merge_prompts(request.prompts)
         stream = LogitsStream(
             self._model,
             frames,
             merged,
-            direction=direction,
-            start=start,
-            stop=stop,
+            direction=request.direction,
+            start=request.start,
+            stop=request.end,
             compute=self._compute,
         )
         run = (
@@ -268,7 +234,7 @@ class StreamingPropagator:
             self._compute.dtype,
             self._compute.max_conditioning_frames,
             (len(frames), frames.height, frames.width),
-            (direction, start, stop),
+            (request.direction, request.start, request.end),
         )
         identity = repr(run).encode() + fingerprint(merged)
         if checkpoint is not None:

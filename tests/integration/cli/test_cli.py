@@ -95,7 +95,7 @@ def test_a_folder_of_videos_takes_the_same_prompts(videos, name):
         (["run", "VIDEO", "--box", "1,2,3"], 2, "x1,y1,x2,y2"),
         (["run", "VIDEO", "--box", BOX, "--point", "1,1"], 2, "mark the objects"),
         (["run", "VIDEO", "--box", BOX, "--at", "1", "--at", "2"], 2, "2 --at"),
-        (["run", "VIDEO", "--box", BOX, "--at", "99"], 3, "frames 0 to 23"),
+        (["run", "VIDEO", "--box", BOX, "--at", "99"], 3, "frames 1 to 24"),
         (["run", "VIDEO", "--box", "900,0,950,9"], 3, "outside the 96x72 frame"),
         (["run", "VIDEO", "--box", BOX, "--propagator", "none"], 3, "choose one of"),
         (

@@ -232,7 +232,7 @@ def test_no_prompts(dataset: fo.Dataset) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({11: [box()]}, "frames 0 to 9"),
+        ({11: [box()]}, "frames 1 to 10"),
         ({1: [fo.Detection(bounding_box=[0.5, 0.5, 0, 0])]}, "no area"),
         ({1: [fo.Detection(bounding_box=[2, 2, 1, 1])]}, "outside"),
         ({1: [fo.Keypoint(points=[(1.5, 0.5)])]}, "outside"),

@@ -207,7 +207,7 @@ def test_windows_get_a_caption_each(dataset):
                     )
                 }
             ),
-            "frames 0 to 23",
+            "frames 1 to 24",
         ),
     ],
     ids=["missing", "no video", "no prompt", "outside", "past the end"],

@@ -7,6 +7,7 @@ import pytest
 
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
 from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2_official import Sam2OfficialPropagator
 
 
@@ -67,13 +68,20 @@ class TestWithThePackage:
         ],
     )
     def test_ids_and_frames(self, propagator, direction, starts, expected):
-        run = propagator.propagate(Clip(), boxes(starts), direction=direction)
+        run = propagator.propagate(
+            PropagationRequest(Clip(), boxes(starts), direction=direction)
+        )
         assert [(one.frame, set(one.objects)) for one in run] == expected
 
     @pytest.mark.slow
     def test_going_on(self, propagator):
         again = propagator.propagate(
-            Clip(), boxes({7: 1}), direction="both", checkpoint={"done": np.array(1)}
+            PropagationRequest(
+                Clip(),
+                boxes({7: 1}),
+                direction="both",
+                checkpoint={"done": np.array(1)},
+            )
         )
         assert [one.frame for one in again] == [2, 0]
 
@@ -90,7 +98,9 @@ class TestWithThePackage:
                 point_signs=np.array([True, False]),
             ),
         ]
-        (first, *_) = propagator.propagate(Clip(), prompts, overlap=True)
+        (first, *_) = propagator.propagate(
+            PropagationRequest(Clip(), prompts, overlap=True)
+        )
         kept = first.objects[1].mask
         assert kept is not None and first.prompted == {1, 2}
         assert (kept & mask).sum() / (kept | mask).sum() > 0.95

@@ -80,8 +80,8 @@ def test_polygons_fill_by_pixel_centers(polygon, expected):
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
-        (Prompt(1, 9, box=(0, 0, 2, 2)), "frames 0 to 4"),
-        (Prompt(1, -1, box=(0, 0, 2, 2)), "frames 0 to 4"),
+        (Prompt(1, 9, box=(0, 0, 2, 2)), "frames 1 to 5"),
+        (Prompt(1, -1, box=(0, 0, 2, 2)), "frames 1 to 5"),
         (Prompt(1, 0), "give a box, points or a mask"),
         (Prompt(1, 0, box=(3, 3, 3, 5)), "has no area"),
         (Prompt(1, 0, box=(float("nan"), 0, 3, 5)), "has no area"),

@@ -7,6 +7,7 @@ import pytest
 
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.evaluation.masks import region_similarity
+from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 
 
@@ -25,7 +26,7 @@ def test_it_follows_and_keeps_objects_apart(squares, prompt):
             4, 0, **(prompt if "box" in prompt else {"mask": squares.masks[0] == 2})
         ),
     ]
-    results = list(FlowPropagator().propagate(squares, prompts))
+    results = list(FlowPropagator().propagate(PropagationRequest(squares, prompts)))
     assert [r.frame for r in results] == list(range(8))
     for result in results:
         assert set(result.objects) == {9, 4}
@@ -50,7 +51,7 @@ def test_an_object_that_vanishes_has_no_mask(squares):
             return np.full((90, 120, 3), 40, dtype=np.uint8)
 
     prompts = [Prompt(1, 0, mask=squares.masks[0] == 1)]
-    results = list(FlowPropagator().propagate(Cut(), prompts))
+    results = list(FlowPropagator().propagate(PropagationRequest(Cut(), prompts)))
     assert results[1].objects[1].mask is not None
     assert results[3].objects[1].mask is None
     assert results[3].objects[1].score < 0.2 < results[1].objects[1].score
@@ -63,13 +64,17 @@ def test_resume_changes_nothing(squares, cut):
         Prompt(2, 4, box=(58, 48, 86, 76)),
     ]
     propagator = FlowPropagator()
-    whole = list(propagator.propagate(squares, prompts, direction="both"))
-    run = propagator.propagate(squares, prompts, direction="both")
+    whole = list(
+        propagator.propagate(PropagationRequest(squares, prompts, direction="both"))
+    )
+    run = propagator.propagate(PropagationRequest(squares, prompts, direction="both"))
     for _ in range(cut):
         next(run)
     rest = list(
         propagator.propagate(
-            squares, prompts, direction="both", checkpoint=run.checkpoint()
+            PropagationRequest(
+                squares, prompts, direction="both", checkpoint=run.checkpoint()
+            )
         )
     )
     assert len(whole) == cut + len(rest)
@@ -93,6 +98,10 @@ def test_resume_changes_nothing(squares, cut):
     ids=["point", "signs", "outside", "tiny", "corner"],
 )  # fmt: skip
 def test_any_prompt_gives_some_mask(squares, prompt):
-    first = next(FlowPropagator().propagate(squares, [Prompt(1, 0, **prompt)]))
+    first = next(
+        FlowPropagator().propagate(
+            PropagationRequest(squares, [Prompt(1, 0, **prompt)])
+        )
+    )
     assert first.objects[1].mask.any()
     assert first.prompted == {1}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
-from fiftyone_regioncap.propagation.base import PropagatorInfo
+from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.policy import Policy, PolicyPropagator
 
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 160, 30)
@@ -37,25 +37,17 @@ class Scripted:
     def __init__(self, scores):
         self.scores = scores
 
-    def propagate(
-        self,
-        frames,
-        prompts,
-        *,
-        direction="forward",
-        start=0,
-        stop=None,
-        overlap=False,
-        checkpoint=None,
-    ):
+    def propagate(self, request):
+        checkpoint = request.checkpoint
         assert all(not name.startswith("policy/") for name in checkpoint or {})
-        done = int(checkpoint["done"]) if checkpoint else 0
-        return Run(self.scores, prompts, direction, start, stop, done)
+        return Run(self.scores, request, int(checkpoint["done"]) if checkpoint else 0)
 
 
 class Run:
-    def __init__(self, scores, prompts, direction, start, stop, done):
+    def __init__(self, scores, request, done):
         first = {}
+        prompts, direction = request.prompts, request.direction
+        start, stop = request.start, request.end
         for prompt in prompts:
             first.setdefault(prompt.object_id, prompt.frame)
         forward = [(t, [o for o in first if first[o] <= t]) for t in range(start, stop)]
@@ -170,9 +162,9 @@ def run(case, checkpoint=None):
         OTHER_THEN_SAME if cuts == "redetect" else SAME,
         ONE_SHOT if cuts == "ignore" else TWO_SHOTS,
     )
-    return PolicyPropagator(Scripted(scores), policy).propagate(
-        clip, [prompt(t) for t in prompted], direction=direction, checkpoint=checkpoint
-    )
+    prompts = [prompt(t) for t in prompted]
+    request = PropagationRequest(clip, prompts, direction, checkpoint=checkpoint)
+    return PolicyPropagator(Scripted(scores), policy).propagate(request)
 
 
 @pytest.mark.parametrize("case", CASES)

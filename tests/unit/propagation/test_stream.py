@@ -1,8 +1,9 @@
-"""The order of frames, what is given out, validation and checkpoints."""
+"""The order of frames, what is emitted, and checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Frame, ObjectMask, Prompt
-from fiftyone_regioncap.propagation.stream import (
-    StreamPropagation,
-    check_prompts,
-    plan_passes,
-)
+from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.stream import StreamPropagation
 
 
 class Video:
@@ -52,8 +49,8 @@ class Counting:
         self.seen = dict(zip(state["ids"].tolist(), state["v"].tolist(), strict=True))
 
 
-def prompt(object_id: int, frame: int, label: str | None = None) -> Prompt:
-    return Prompt(object_id, frame, box=(1, 1, 4, 4), label=label)
+def prompt(object_id: int, frame: int) -> Prompt:
+    return Prompt(object_id, frame, box=(1, 1, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +62,7 @@ def prompt(object_id: int, frame: int, label: str | None = None) -> Prompt:
         ([(7, 3)], "backward", 1, 6, [(3, {7}), (2, {7}), (1, {7})]),
         # both: no frame twice
         ([(7, 3)], "both", 2, 5, [(3, {7}), (4, {7}), (2, {7})]),
-        # both from the first frame needs no second walk
+        # both from the first frame needs no second pass
         ([(7, 0)], "both", 0, 2, [(0, {7}), (1, {7})]),
         # a later object enters with its prompt
         ([(1, 0), (2, 1)], "forward", 0, 3, [(0, {1}), (1, {1, 2}), (2, {1, 2})]),
@@ -79,7 +76,7 @@ def prompt(object_id: int, frame: int, label: str | None = None) -> Prompt:
             [(1, 1), (2, 3)], "both", 0, 4,
             [(1, {1}), (2, {1}), (3, {1, 2}), (2, {2}), (1, {2}), (0, {1, 2})],
         ),
-        # both: frames between the first prompts that nobody needs are not given out
+        # both: frames between the first prompts that nobody needs are not emitted
         (
             [(1, 0), (2, 2)], "both", 0, 3,
             [(0, {1}), (1, {1}), (2, {1, 2}), (1, {2}), (0, {2})],
@@ -88,8 +85,8 @@ def prompt(object_id: int, frame: int, label: str | None = None) -> Prompt:
 )  # fmt: skip
 def test_order_and_entries(prompts, direction, start, stop, expected):
     prompts = [prompt(*p) for p in prompts]
-    passes = plan_passes(prompts, direction, start, stop)
-    run = StreamPropagation(Video(), passes, Counting)
+    request = PropagationRequest(Video(), prompts, direction, start, stop)
+    run = StreamPropagation(request, Counting)
     assert [(r.frame, set(r.objects)) for r in run] == expected
 
 
@@ -99,35 +96,14 @@ def test_order_and_entries(prompts, direction, start, stop, expected):
     st.integers(0, 20),
 )
 def test_interrupted_anywhere_it_goes_on_as_if_not(where, direction, cut):
-    passes = plan_passes([prompt(*w) for w in where], direction, 0, 10)
-    whole = list(StreamPropagation(Video(), passes, Counting))
+    request = PropagationRequest(Video(), [prompt(*w) for w in where], direction)
+    whole = list(StreamPropagation(request, Counting))
     pairs = [(r.frame, k) for r in whole for k in r.objects]
     assert len(pairs) == len(set(pairs))
-    run = StreamPropagation(Video(), passes, Counting)
+    run = StreamPropagation(request, Counting)
     begun = [r for r, _ in zip(run, range(cut), strict=False)]
-    resumed = StreamPropagation(Video(), passes, Counting, run.checkpoint())
+    again = replace(request, checkpoint=run.checkpoint())
+    resumed = StreamPropagation(again, Counting)
     assert whole[: len(begun)] == begun
     # zip has taken one more result than it gave back when it stopped for the count
     assert list(resumed) == whole[len(begun) + (len(begun) < len(whole)) :]
-
-
-@pytest.mark.parametrize(
-    ("prompts", "start", "stop", "message"),
-    [
-        ([], 0, None, "no prompts"),
-        ([prompt(1, 12)], 0, None, "frames 0 to 9"),
-        ([prompt(1, 2)], 3, None, "outside the frames of interest"),
-        ([prompt(1, 5)], 3, 5, "outside the frames of interest"),
-        ([prompt(1, 2)], 3, 2, "give 0 <= start"),
-        ([prompt(1, 2)], 0, 11, "give 0 <= start"),
-        ([prompt(1, 2, "cat"), prompt(1, 3, "dog")], 0, None, "'dog', elsewhere 'cat'"),
-    ],
-)
-def test_bad_prompts_are_refused(prompts, start, stop, message):
-    with pytest.raises(PromptError, match=message):
-        check_prompts(prompts, Video(), start, stop)
-
-
-def test_one_label_may_be_given_once():
-    prompts = [prompt(1, 2, "cat"), prompt(1, 3), prompt(2, 3, "dog")]
-    assert check_prompts(prompts, Video(), 2, None) == 10

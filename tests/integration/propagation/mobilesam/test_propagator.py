@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from fiftyone_regioncap.core.errors import PromptError, WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.evaluation.masks import region_similarity
+from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.mobilesam import (
     MobileSam,
     MobileSamPropagator,
@@ -48,7 +49,7 @@ def test_it_follows_real_objects(mobile_sam, clip_of, name, kind):
         ),
     }[kind]  # fmt: skip
     propagator = MobileSamPropagator(mobile_sam, SMALL)
-    results = list(propagator.propagate(clip, [prompt]))
+    results = list(propagator.propagate(PropagationRequest(clip, [prompt])))
     assert [r.frame for r in results] == list(range(6))
     assert [r.prompted for r in results] == [{7}] + [frozenset()] * 5
     values = [
@@ -66,7 +67,7 @@ def test_objects_share_frames_not_pixels(mobile_sam, clip_of, overlap):
     # An object inside another, so that they compete.
     prompts.append(Prompt(99, 0, box=box_of_mask(clip.masks[0] == 3)))
     propagator = MobileSamPropagator(mobile_sam, SMALL)
-    run = propagator.propagate(clip, prompts, overlap=overlap)
+    run = propagator.propagate(PropagationRequest(clip, prompts, overlap=overlap))
     shared = 0
     for result in run:
         assert set(result.objects) == {10, 20, 30, 99}
@@ -84,14 +85,18 @@ def test_resume_at_any_frame_changes_nothing(mobile_sam, clip_of, direction):
         Prompt(3, 4, mask=clip.masks[4] == 3),
     ]
     propagator = MobileSamPropagator(mobile_sam, Settings(side=256, recent=2, kept=1))
-    whole = list(propagator.propagate(clip, prompts, direction=direction))
+    whole = list(
+        propagator.propagate(PropagationRequest(clip, prompts, direction=direction))
+    )
     for cut in range(len(whole) + 1):
-        run = propagator.propagate(clip, prompts, direction=direction)
+        run = propagator.propagate(
+            PropagationRequest(clip, prompts, direction=direction)
+        )
         for _ in itertools.islice(run, cut):
             pass
         state = {k: np.array(v) for k, v in run.checkpoint().items()}
         rest = propagator.propagate(
-            clip, prompts, direction=direction, checkpoint=state
+            PropagationRequest(clip, prompts, direction=direction, checkpoint=state)
         )
         for a, b in zip(whole[cut:], rest, strict=True):
             same(a, b)
@@ -113,7 +118,7 @@ def test_a_lost_object_has_no_mask_and_comes_back(mobile_sam, clip_of):
 
     prompts = [Prompt(1, 0, mask=clip.masks[0] == 1)]
     propagator = MobileSamPropagator(mobile_sam, SMALL)
-    results = list(propagator.propagate(Hidden(), prompts))
+    results = list(propagator.propagate(PropagationRequest(Hidden(), prompts)))
     found = [r.objects[1] for r in results]
     assert all(o.mask is None for o in found[3:7])
     assert found[7].mask is not None
@@ -136,27 +141,11 @@ def test_memory_does_not_grow_with_the_video(mobile_sam, squares):
         Prompt(1, frame, mask=squares.masks[frame % 2] == 1)
         for frame in range(0, 60, 5)
     ]
-    run = MobileSamPropagator(mobile_sam, Settings(side=128)).propagate(Long(), prompts)
+    run = MobileSamPropagator(mobile_sam, Settings(side=128)).propagate(
+        PropagationRequest(Long(), prompts)
+    )
     sizes = [sum(a.nbytes for a in run.checkpoint().values()) for _ in run]
     assert max(sizes[30:]) == max(sizes[:30])
-
-
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        ([Prompt(1, 9, box=(1, 1, 5, 5))], "frames 0 to 7"),
-        ([Prompt(1, 0, box=(5, 5, 5, 9))], "no area"),
-        ([Prompt(1, 0, mask=np.zeros((90, 120), dtype=bool))], "empty"),
-        (
-            [Prompt(1, 0, box=(1, 1, 5, 5), label="cat"),
-             Prompt(1, 1, box=(1, 1, 5, 5), label="dog")],
-            "different objects",
-        ),
-    ],
-)  # fmt: skip
-def test_bad_prompts_are_refused_at_once(mobile_sam, squares, prompts, message):
-    with pytest.raises(PromptError, match=message):
-        MobileSamPropagator(mobile_sam).propagate(squares, prompts)
 
 
 def test_bad_weights_are_refused(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2 import (
     EdgeTamPropagator,
     Sam2Propagator,
@@ -150,7 +151,9 @@ def test_full_size_equals_session(direction, size, make_clip, reference):
 def assert_same(propagator, model, clip, prompts, direction, reference):
     expected = reference(model, clip, prompts, direction)
     order, seen = [], {}
-    for found in propagator.logits(clip, prompts, direction=direction):
+    for found in propagator.logits(
+        PropagationRequest(clip, prompts, direction=direction)
+    ):
         order.append(found.frame)
         for index, object_id in enumerate(found.object_ids):
             assert (found.frame, object_id) not in seen

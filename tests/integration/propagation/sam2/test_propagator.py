@@ -9,15 +9,16 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from fiftyone_regioncap.core.errors import BackendError, PromptError, VideoError
+from fiftyone_regioncap.core.errors import BackendError, VideoError
 from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2 import Sam2Propagator
 from fiftyone_regioncap.propagation.sam2.model import TrackerModel
 
 
-def box(object_id: int, frame: int = 0, label: str | None = None) -> Prompt:
+def box(object_id: int, frame: int = 0) -> Prompt:
     left = 10.0 + 9 * (object_id % 8)
-    return Prompt(object_id, frame, box=(left, 10, left + 50, 60), label=label)
+    return Prompt(object_id, frame, box=(left, 10, left + 50, 60))
 
 
 def mask(object_id: int, frame: int = 0) -> Prompt:
@@ -48,7 +49,7 @@ def same(one, other) -> bool:
 def test_masks_ids_scores(propagator, make_clip):
     clip = make_clip(6)
     prompts = [box(7), mask(3), box(40, 2)]
-    found = list(propagator.propagate(clip, prompts, overlap=True))
+    found = list(propagator.propagate(PropagationRequest(clip, prompts, overlap=True)))
     assert [one.frame for one in found] == list(range(6))
     assert [set(one.objects) for one in found] == [{7, 3}] * 2 + [{7, 3, 40}] * 4
     assert [set(one.prompted) for one in found] == [{7, 3}, set(), {40}] + [set()] * 3
@@ -68,8 +69,8 @@ def test_objects_share_no_pixel_unless_allowed(propagator, make_clip):
     prompts = [box(1), mask(2), mask(3)]
     shared = False
     for apart, together in zip(
-        propagator.propagate(clip, prompts),
-        propagator.propagate(clip, prompts, overlap=True),
+        propagator.propagate(PropagationRequest(clip, prompts)),
+        propagator.propagate(PropagationRequest(clip, prompts, overlap=True)),
         strict=True,
     ):
         for kind, found in (("apart", apart), ("together", together)):
@@ -88,18 +89,21 @@ def test_objects_share_no_pixel_unless_allowed(propagator, make_clip):
         ([box(1, 3)], (2, 6), "backward", [3, 2]),
         ([box(1, 3)], (2, 6), "both", [3, 4, 5, 2]),
         ([box(1, 3), box(2, 5)], (2, 7), "both", [3, 4, 5, 6, 4, 3, 2]),
-        ([], (0, None), "forward", []),
     ],
 )
 def test_range_and_direction(propagator, make_clip, prompts, range_, direction, frames):
     start, stop = range_
     found = propagator.propagate(
-        make_clip(8), prompts, direction=direction, start=start, stop=stop
+        PropagationRequest(
+            make_clip(8), prompts, direction=direction, start=start, stop=stop
+        )
     )
     pairs = [(one.frame, key) for one in found for key in one.objects]
     assert list(dict.fromkeys(pairs)) == pairs  # no (frame, object) twice
     again = propagator.propagate(
-        make_clip(8), prompts, direction=direction, start=start, stop=stop
+        PropagationRequest(
+            make_clip(8), prompts, direction=direction, start=start, stop=stop
+        )
     )
     assert [one.frame for one in again] == frames
 
@@ -112,20 +116,24 @@ def test_going_on_from_a_checkpoint_changes_nothing(
     clip = make_clip(16)
     prompts = [box(1, 6), mask(2, 7), box(1, 9), box(3, 12)]
     arguments = {"direction": direction, "overlap": True}
-    whole = list(propagator.propagate(clip, prompts, **arguments))
-    first = propagator.propagate(clip, prompts, **arguments)
+    whole = list(propagator.propagate(PropagationRequest(clip, prompts, **arguments)))
+    first = propagator.propagate(PropagationRequest(clip, prompts, **arguments))
     start = [next(first) for _ in range(min(cut, len(whole)))]
     # Through a file, as jobs keep it.
     arrays = {k: np.ascontiguousarray(v) for k, v in first.checkpoint().items()}
     kept = load(save(arrays))
-    rest = list(propagator.propagate(clip, prompts, **arguments, checkpoint=kept))
+    rest = list(
+        propagator.propagate(
+            PropagationRequest(clip, prompts, **arguments, checkpoint=kept)
+        )
+    )
     assert len(start) + len(rest) == len(whole)
     assert all(same(a, b) for a, b in zip(start + rest, whole, strict=True))
 
 
 def test_a_checkpoint_does_not_grow_with_the_video(propagator, make_clip):
     clip = make_clip(60)
-    run = propagator.propagate(clip, [box(1), mask(2)])
+    run = propagator.propagate(PropagationRequest(clip, [box(1), mask(2)]))
     sizes = []
     for found in run:
         if found.frame in (20, 58):
@@ -144,43 +152,11 @@ def test_a_checkpoint_does_not_grow_with_the_video(propagator, make_clip):
 )
 def test_a_checkpoint_of_another_run_is_refused(propagator, make_clip, change):
     clip = make_clip(6)
-    run = propagator.propagate(clip, [box(1)])
+    run = propagator.propagate(PropagationRequest(clip, [box(1)]))
     next(run)
     arguments = {"prompts": [box(1)], "checkpoint": run.checkpoint()} | change
     with pytest.raises(BackendError, match="another model, video or prompts"):
-        propagator.propagate(clip, **arguments)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "arguments", "message"),
-    [
-        ([box(1, 8)], {}, "frames 0 to 7"),
-        ([box(1, -1)], {}, "frames 0 to 7"),
-        ([Prompt(1, 0, box=(150, 10, 160, 20))], {}, "outside the 140x90 frame"),
-        ([Prompt(1, 0, mask=np.zeros((90, 140), bool))], {}, "mask is empty"),
-        ([Prompt(1, 0, mask=np.ones((9, 14), bool))], {}, "frame's size"),
-        ([Prompt(1, 0)], {}, "give a box, points or a mask"),
-        ([box(1, 0, "dog"), box(1, 2, "cat")], {}, "called both 'dog' and 'cat'"),
-        ([box(1, 1)], {"start": 2}, "outside frames 2 to 7"),
-        ([box(1, 6)], {"stop": 5}, "outside frames 0 to 4"),
-        ([box(1)], {"stop": 9}, "no range"),
-        ([box(1)], {"start": 4, "stop": 4}, "no range"),
-    ],
-)
-def test_bad_prompts(propagator, make_clip, prompts, arguments, message):
-    with pytest.raises(PromptError, match=message):
-        propagator.propagate(make_clip(8), prompts, **arguments)
-
-
-def test_a_video_without_frames(propagator, make_clip):
-    class Empty:
-        height, width = 90, 140
-
-        def __len__(self) -> int:
-            return 0
-
-    with pytest.raises(PromptError, match="no frames"):
-        propagator.propagate(Empty(), [box(1)])
+        propagator.propagate(PropagationRequest(clip, **arguments))
 
 
 def test_prompts_on_one_frame_add_up(propagator, make_clip):
@@ -194,8 +170,8 @@ def test_prompts_on_one_frame_add_up(propagator, make_clip):
     ]
     joint = [Prompt(1, 0, box=(10, 10, 60, 60), points=points, point_signs=signs)]
     for one, other in zip(
-        propagator.propagate(clip, apart),
-        propagator.propagate(clip, joint),
+        propagator.propagate(PropagationRequest(clip, apart)),
+        propagator.propagate(PropagationRequest(clip, joint)),
         strict=True,
     ):
         assert same(one, other)
@@ -205,7 +181,7 @@ def test_points_refine_a_mask(propagator, make_clip):
     clip = make_clip(1)
     point = Prompt(1, 0, points=np.array([[110.0, 80.0]]))
     logits = {
-        name: next(propagator.logits(clip, prompts)).logits
+        name: next(propagator.logits(PropagationRequest(clip, prompts))).logits
         for name, prompts in {
             "mask": [mask(1)],
             "points": [point],
@@ -220,7 +196,7 @@ def test_a_mask_thinner_than_a_model_pixel_is_not_lost(propagator, make_clip):
     clip = make_clip(2, height=900, width=1400)
     thin = np.zeros((900, 1400), dtype=bool)
     thin[300:302, 700:703] = True
-    found = next(propagator.logits(clip, [Prompt(1, 0, mask=thin)]))
+    found = next(propagator.logits(PropagationRequest(clip, [Prompt(1, 0, mask=thin)])))
     assert found.presence[0] > 0
 
 
@@ -246,7 +222,9 @@ def test_a_full_gpu_makes_the_chunks_smaller(propagator, make_model, make_clip):
     clip, prompts = make_clip(5), [box(i) for i in range(7)]
     small = Propagator(make_model(), device="cpu")
     for one, other in zip(
-        small.logits(clip, prompts), propagator.logits(clip, prompts), strict=True
+        small.logits(PropagationRequest(clip, prompts)),
+        propagator.logits(PropagationRequest(clip, prompts)),
+        strict=True,
     ):
         assert one.object_ids == other.object_ids
         assert (one.logits - other.logits).abs().max() < 1e-4
@@ -259,13 +237,17 @@ def test_one_object_too_many_is_an_error_and_keeps_the_checkpoint(
         tracker = TinyMemory
 
     clip, prompts = make_clip(5), [box(1), box(2)]
-    run = Propagator(make_model(), device="cpu").propagate(clip, prompts)
+    run = Propagator(make_model(), device="cpu").propagate(
+        PropagationRequest(clip, prompts)
+    )
     first = next(run)
     with pytest.raises(BackendError, match="smaller image_size"):
         next(run)
     kept = run.checkpoint()
-    rest = list(propagator.propagate(clip, prompts, checkpoint=kept))
-    whole = list(propagator.propagate(clip, prompts))
+    rest = list(
+        propagator.propagate(PropagationRequest(clip, prompts, checkpoint=kept))
+    )
+    whole = list(propagator.propagate(PropagationRequest(clip, prompts)))
     assert all(same(a, b) for a, b in zip([first, *rest], whole, strict=True))
 
 
@@ -284,7 +266,7 @@ def test_a_broken_frame_is_reported_and_its_thread_ends(propagator, make_clip):
             return clip[index]
 
     before = set(threading.enumerate())
-    run = propagator.propagate(Broken(), [box(1)])
+    run = propagator.propagate(PropagationRequest(Broken(), [box(1)]))
     with pytest.raises(VideoError, match="last good frame is 2"):
         list(run)
     assert run.checkpoint()["position"].tolist() == [0, 3]
@@ -307,7 +289,9 @@ def test_frames_are_read_once_and_not_kept(propagator, make_clip):
             read.append(index)
             return clip[index]
 
-    for found in propagator.propagate(Counting(), [box(1, 2), box(2, 2)]):
+    for found in propagator.propagate(
+        PropagationRequest(Counting(), [box(1, 2), box(2, 2)])
+    ):
         assert len(read) <= found.frame - 2 + 1 + 3
     assert sorted(read) == list(range(2, 30))
 
@@ -316,7 +300,11 @@ def test_the_model_is_left_as_it_was(make_model, make_clip, reference):
     model, clip = make_model(), make_clip(3)
     before = reference(model, clip, [box(1)], "forward")
     names = [name for name, _ in model.named_modules()]
-    list(Sam2Propagator(model, device="cpu").propagate(clip, [box(1)]))
+    list(
+        Sam2Propagator(model, device="cpu").propagate(
+            PropagationRequest(clip, [box(1)])
+        )
+    )
     assert [name for name, _ in model.named_modules()] == names
     after = reference(model, clip, [box(1)], "forward")
     assert all(torch.equal(before[key][0], after[key][0]) for key in before)
@@ -325,7 +313,9 @@ def test_the_model_is_left_as_it_was(make_model, make_clip, reference):
 def test_tensors_in_memory_do_not_grow_with_the_video(propagator, make_clip):
     clip = make_clip(70)
     counts = {}
-    for found in propagator.propagate(clip, [box(1), mask(2)], direction="both"):
+    for found in propagator.propagate(
+        PropagationRequest(clip, [box(1), mask(2)], direction="both")
+    ):
         if found.frame in (30, 60):
             gc.collect()
             counts[found.frame] = Counter(

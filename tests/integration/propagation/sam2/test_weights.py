@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2 import (
     EdgeTamPropagator,
     Sam2Propagator,
@@ -34,7 +35,9 @@ def folder(tmp_path, make_model):
 
 def logits(propagator, clip):
     prompts = [Prompt(1, 0, box=(10, 10, 80, 60))]
-    return torch.cat([found.logits for found in propagator.logits(clip, prompts)])
+    return torch.cat(
+        [found.logits for found in propagator.logits(PropagationRequest(clip, prompts))]
+    )
 
 
 def test_a_saved_model_gives_the_same(kind, tmp_path, make_model, make_clip):
