@@ -1,122 +1,522 @@
-"""Strict loading of safetensors, whole or in shards."""
+"""Loads checkpoints: finds or downloads their files, reads them, checks every weight.
+
+All models are loaded in these steps, so that they fail in the same words:
+:func:`fetch_checkpoint` gives the folder, :func:`read_json` its configuration,
+:func:`read_tensors` its weights one by one, and :func:`load_strict` puts them into a
+module that was built on the meta device.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.system import assets
+
+T = TypeVar("T")
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""The numeric types that models can run in, by name."""
 
-def shard_paths(folder: Path) -> list[Path]:
-    """The safetensors files of a folder.
+NamedTensors: TypeAlias = Iterable[tuple[str, Tensor]]
+"""The tensors of a checkpoint with their names."""
+
+Renaming: TypeAlias = Sequence[tuple[str, str]]
+"""Regular expressions and what replaces their matches, applied one after the other."""
+
+_WRAPPERS = ("model", "state_dict", "module")
+"""Keys under which training code saves the state dict of a model."""
+
+_MAX_LAYERS = 1000
+"""No published model comes near; more would build modules for hours."""
+
+
+# Where it runs.
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Returns the device that a model runs on.
+
+    Args:
+        device: such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; None for a GPU where
+            there is one.
+
+    Raises:
+        BackendError: when this machine has no such device.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type != "cuda" or torch.cuda.is_available():
+            torch.empty(0, device=chosen)
+            return chosen
+    # Backends that PyTorch was built without raise errors of several kinds.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(
+            f"there is no device {str(device)!r} here ({reason}); choose device='cpu'"
+        ) from error
+    raise BackendError("no CUDA device here; choose device='cpu'")
+
+
+def choose_dtype(
+    dtype: str | torch.dtype | None,
+    device: torch.device,
+    choices: Sequence[str] = tuple(DTYPES),
+) -> torch.dtype:
+    """Returns the numeric type that a model computes in.
+
+    Args:
+        dtype: a name in :data:`DTYPES` or PyTorch's own type; None for bfloat16 on a
+            GPU and float32 elsewhere.
+        device: where the model runs.
+        choices: the names that the model allows.
+
+    Raises:
+        BackendError: when the model cannot compute in it.
+    """
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    for name in choices:
+        if dtype in (name, DTYPES[name]):
+            return DTYPES[name]
+    raise BackendError(f"dtype {dtype!r}: choose one of {', '.join(choices)}")
+
+
+# Which files.
+
+
+def fetch_checkpoint(
+    source: str | Path,
+    *,
+    files: Sequence[str] = ("*.json", "*.safetensors"),
+    revision: str | None = None,
+    advice: str = "",
+) -> Path:
+    """Returns the folder of a checkpoint, downloading it when it is on the hub.
+
+    Args:
+        source: a folder, or a hub repository as ``owner/name`` or, pinned to a commit,
+            tag or branch, ``owner/name@revision``.
+        files: patterns of the files to download; never pickles of code.
+        revision: commit, tag or branch of the repository; None for the latest, or what
+            ``source`` names.
+        advice: what to do when there is no such checkpoint, as a sentence.
+
+    Raises:
+        WeightsError: when there is no such folder, or the hub does not give the files.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    repository, _, pinned = str(source).partition("@")
+    if folder.is_absolute() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise WeightsError(
+            f"{source} is no folder and no hub repository (owner/name). {advice}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision or pinned or None,
+                allow_patterns=list(files),
+            )
+        )
+    # The hub's client raises its own errors, its HTTP library's and OSError.
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise WeightsError(
+            f"{source} is no folder here, and the hub did not give it "
+            f"({type(error).__name__}: {reason}). Check the name and the network; a "
+            "gated repository needs `hf auth login`. On a machine without network, "
+            f"run `hf download {repository}` on another one and name the folder. "
+            f"{advice}".rstrip()
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the safetensors files of a folder: one, or the shards of its index.
 
     Raises:
         WeightsError: when there are none, or one that the index names is missing.
     """
     index = folder / INDEX
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise WeightsError(f"{index} is no safetensors index: {error}") from error
-        paths = [folder / Path(name).name for name in names]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, Mapping) or not names:
+            raise WeightsError(f"{index} is no safetensors index: it has no weight_map")
+        # Names come out of a file: they must stay inside the folder.
+        paths = [folder / Path(str(name)).name for name in sorted(set(names.values()))]
     else:
         paths = [folder / SINGLE]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise WeightsError(
             f"{folder}: {', '.join(missing)} missing of {len(paths)} weight files; "
-            "fetch the checkpoint anew (only safetensors are read)"
+            "fetch the checkpoint again (only safetensors are read)"
         )
     return paths
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a folder by its name, one at a time.
+def revision_of(folder: Path, files: Sequence[Path] | None = None) -> str:
+    """Returns what tells a checkpoint from others: a hub commit, or a hash.
+
+    Args:
+        folder: of the checkpoint.
+        files: with its weights; None for :func:`weight_files`.
+
+    Returns:
+        the commit where the folder is a snapshot in the hub's cache, else the sha256 of
+        the file, or of the hashes of all files when there are several.
 
     Raises:
-        WeightsError: when a file is missing or corrupt.
+        WeightsError: when there are no weights.
     """
-    for path in shard_paths(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
+    resolved = folder.resolve()
+    if resolved.parent.name == "snapshots":
+        return resolved.name
+    hashes = [assets.sha256(path) for path in files or weight_files(folder)]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+# What is in them.
+
+
+def read_json(path: Path, advice: str = "fetch the checkpoint again") -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: of the file.
+        advice: what to do when it is missing or damaged.
+
+    Raises:
+        WeightsError: when the file is missing, or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing; {advice}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as JSON ({error}); {advice}"
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds no JSON object; {advice}")
+    return content
+
+
+def check_sizes(config: Mapping[str, Any], where: str) -> None:
+    """Checks the sizes in a configuration before modules are built from them.
+
+    Keys that count layers, heads or channels must be whole numbers above 0, layers at
+    most 1000 and everything else at most 2**24; heads must divide the hidden size.
+
+    Args:
+        config: with keys such as ``hidden_size`` and ``num_hidden_layers``; absent ones
+            are not checked.
+        where: the file and section, for the message.
+
+    Raises:
+        WeightsError: naming the first size that is not possible.
+    """
+    sizes = re.compile(r"(hidden|intermediate|vocab|image|patch)_size|num_\w+|head_dim")
+    for key, value in config.items():
+        if not sizes.fullmatch(key) or isinstance(value, (list, tuple, dict, str)):
+            continue
+        most = _MAX_LAYERS if key.endswith("layers") else 2**24
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and 1 <= value <= most):
             raise WeightsError(
-                f"{path} is no whole safetensors file ({error}); fetch it anew"
+                f"{where}: {key} is {value!r}; it must be a whole number from 1 to "
+                f"{most}"
+            )
+    heads = config.get("num_attention_heads")
+    for key, parts in (
+        ("hidden_size", None if config.get("head_dim") else heads),
+        ("num_attention_heads", config.get("num_key_value_heads")),
+    ):
+        if config.get(key) and parts and config[key] % parts:
+            raise WeightsError(
+                f"{where}: {key} {config[key]} cannot be split by {parts} heads"
+            )
+
+
+def build_config(kind: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
+    """Makes a configuration of transformers' out of values from a file.
+
+    Args:
+        kind: its class.
+        values: from the file, or some of them.
+        where: the file and section, for the message.
+
+    Raises:
+        WeightsError: when a size is not possible or the class refuses the values.
+    """
+    check_sizes(values, where)
+    with config_errors(where):
+        return kind(**values)
+
+
+@contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Turns what odd values of a configuration raise into errors that say where.
+
+    Args:
+        where: the file and section, for the message.
+
+    Raises:
+        WeightsError: in place of any other error.
+    """
+    try:
+        yield
+    except WeightsError:
+        raise
+    except KeyError as error:
+        raise WeightsError(f"{where} has no {error.args[0]}") from error
+    # Configurations of transformers have checks and error types of their own.
+    except Exception as error:
+        raise WeightsError(f"{where} has values of no use here: {error}") from error
+
+
+def read_tensors(
+    path: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of a checkpoint with their names; executes nothing.
+
+    Args:
+        path: a folder with safetensors, whole or in shards, which are read one tensor
+            at a time; or a file that ends in ``.safetensors``, ``.npz``, or ``.pt``,
+            ``.pth`` or ``.bin`` with a state dict, alone or as the ``model`` of a
+            training checkpoint.
+        wanted: tells the names to read; all of them by default.
+
+    Raises:
+        WeightsError: when a file is missing, damaged, or holds more than plain data.
+    """
+    if path.is_dir():
+        for file in weight_files(path):
+            yield from read_tensors(file, wanted)
+    elif path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for name in filter(wanted, opened.keys()):
+                    yield name, opened.get_tensor(name)
+        except FileNotFoundError as error:
+            raise WeightsError(f"{path} is missing") from error
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(
+                f"{path} is no whole safetensors file and cannot be read ({error}); "
+                "fetch it again"
             ) from error
+    else:
+        saved = _read_npz(path) if path.suffix == ".npz" else read_torch(path)
+        for wrapper in _WRAPPERS:
+            if isinstance(saved, dict) and isinstance(saved.get(wrapper), dict):
+                saved = saved[wrapper]
+        if not isinstance(saved, dict):
+            raise WeightsError(f"{path} holds no tensors by name; give a state dict")
+        for name, value in saved.items():
+            if isinstance(value, Tensor) and wanted(name):
+                yield name, value
+
+
+def read_torch(path: Path, device: str | torch.device = "cpu") -> Any:
+    """Reads what ``torch.save`` wrote: tensors and plain values, never code.
+
+    Args:
+        path: of the file.
+        device: where the tensors go.
+
+    Raises:
+        WeightsError: when the file is missing, damaged, or holds more than plain data.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing") from error
+    # PyTorch's own text advises to load without weights_only, which runs code: neither
+    # shown nor kept as the cause.
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise WeightsError(
+                f"{path} holds more than tensors and plain values and was not opened; "
+                "save its state dict alone"
+            ) from None
+        raise WeightsError(
+            f"{path} cannot be read (no file of PyTorch's); fetch it again"
+        ) from None
+    # What is damaged raises errors of PyTorch, pickle, zipfile and Python.
+    except Exception as error:
+        reason = str(error).split("\n")[0].split("weights_only")[0]
+        raise WeightsError(
+            f"{path} cannot be read ({reason}); fetch it again"
+        ) from None
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays}
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} is missing") from error
+    # What is damaged raises errors of numpy, zipfile and Python.
+    except Exception as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error}); fetch it again"
+        ) from error
+
+
+def rename(name: str, renaming: Renaming) -> str:
+    """Returns the name that a published tensor has in our modules."""
+    for pattern, replacement in renaming:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+# Into modules.
 
 
 def load_strict(
     module: nn.Module,
-    folder: Path,
+    tensors: NamedTensors,
+    source: str | Path,
     *,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
     prefix: str = "",
     unused: Callable[[str], bool] = lambda name: False,
+    advice: str = "",
 ) -> None:
-    """Fills a module that was built on the meta device.
+    """Fills a module that was built on the meta device, and freezes it.
+
+    Every parameter and buffer must get its tensor, and every tensor find its place.
+    Parameters that share their memory (tied weights) need one tensor between them; of
+    several, the one under the first of their names counts.
 
     Args:
-        module: whose parameters get the tensors of the folder.
-        folder: with the safetensors.
-        device: where the parameters go.
-        dtype: what they are cast to.
-        prefix: in front of the module's names in the file.
-        unused: tells names of tensors that the module rightly does not have.
+        module: to be filled.
+        tensors: named as the module names them, behind the prefix.
+        source: where they come from, for the message.
+        device: where they go.
+        dtype: what floating-point tensors are cast to; None leaves them.
+        prefix: what stands before the module's names.
+        unused: tells the names of tensors that the module rightly has no place for.
+        advice: what to do when they do not fit, as a sentence.
 
     Raises:
-        WeightsError: naming the tensors that are missing, left over, or of another
-            shape.
+        WeightsError: naming the tensors that are missing, unexpected, of another shape
+            or without a number in them.
     """
-    # named_parameters gives tied weights once, under the name that files have.
-    wanted = {prefix + name: p.shape for name, p in module.named_parameters()}
+    owners: dict[int, str] = {}
+    places: dict[str, str] = {}
+    for name, weight in module.state_dict(keep_vars=True).items():
+        places[name] = owners.setdefault(id(weight), name)
+    wanted = {name: weight.shape for name, weight in module.state_dict().items()}
     state: dict[str, Tensor] = {}
-    left_over: list[str] = []
-    misshapen: dict[str, str] = {}
-    for name, tensor in tensors(folder):
-        if name not in wanted:
-            if not unused(name):
-                left_over.append(name)
-        elif tensor.shape != wanted[name]:
-            misshapen[name] = (
-                f"{name} is {tuple(tensor.shape)}, not {tuple(wanted[name])}"
+    unexpected, misshapen, empty = [], {}, []
+    for published, tensor in tensors:
+        name = published.removeprefix(prefix)
+        if not published.startswith(prefix) or name not in places:
+            if not unused(published):
+                unexpected.append(published)
+            continue
+        if tensor.shape != wanted[name]:
+            misshapen[places[name]] = (
+                f"{published} is {tuple(tensor.shape)}, not {tuple(wanted[name])}"
             )
-        else:
-            state[name.removeprefix(prefix)] = tensor.to(device=device, dtype=dtype)
-    missing = [
-        name
-        for name in wanted
-        if name.removeprefix(prefix) not in state and name not in misshapen
-    ]
+        elif _is_all_nan(tensor):
+            empty.append(published)
+        elif name == places[name] or places[name] not in state:
+            cast = dtype if tensor.is_floating_point() else None
+            state[places[name]] = tensor.to(device=device, dtype=cast)
+    missing = {
+        prefix + name
+        for name in places.values()
+        if name not in state and name not in misshapen and prefix + name not in empty
+    }
+    check_report(source, missing, unexpected, misshapen.values(), empty, advice)
+    shared = {name: state[owner] for name, owner in places.items()}
+    module.load_state_dict(shared, assign=True)
+    for name, owner in places.items():
+        if name != owner:  # one parameter again, which loading made two
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, module.get_parameter(owner))
+    module.requires_grad_(False).eval()
+
+
+def check_report(
+    source: str | Path,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    misshapen: Iterable[str] = (),
+    empty: Iterable[str] = (),
+    advice: str = "",
+) -> None:
+    """Raises one readable error where weights and modules do not fit together.
+
+    Args:
+        source: where the weights come from.
+        missing: names that no tensor has.
+        unexpected: names of tensors that have no place.
+        misshapen: names of tensors of another shape, with both shapes where known.
+        empty: names of tensors that hold NaN only.
+        advice: what to do, as a sentence.
+
+    Raises:
+        WeightsError: when there is anything to report.
+    """
     problems = [
         f"{title}: {_some(names)}"
         for title, names in (
-            ("missing", missing),
-            ("not part of DAM", left_over),
-            ("of another shape", list(misshapen.values())),
+            ("missing", sorted(missing)),
+            ("unexpected", sorted(unexpected)),
+            ("of another shape", sorted(misshapen)),
+            ("nothing but NaN", sorted(empty)),
         )
         if names
     ]
     if problems:
         raise WeightsError(
-            f"{folder}: the weights don't fit config.json; " + "; ".join(problems)
+            f"{source}: the weights do not fit the model; {'; '.join(problems)}. "
+            f"{advice or 'Give configuration and weights of one checkpoint'}"
         )
-    module.load_state_dict(state, strict=False, assign=True)
 
 
-def _some(names: list[str], limit: int = 6) -> str:
-    shown = ", ".join(sorted(names)[:limit])
+def _is_all_nan(tensor: Tensor) -> bool:
+    """Whether no value is a number; looks at one value of a sound tensor."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return False
+    first = float(tensor.reshape(-1)[0])
+    return math.isnan(first) and bool(tensor.isnan().all())
+
+
+def _some(names: Sequence[str], limit: int = 6) -> str:
+    """Returns the first names, and how many more there are."""
+    shown = ", ".join(names[:limit])
     rest = len(names) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown

@@ -15,7 +15,8 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from fiftyone_regioncap.captioning.dam.config import (
     ADAPTERS,
@@ -27,9 +28,10 @@ from fiftyone_regioncap.captioning.dam.config import (
     EncoderConfig,
     ImageConfig,
 )
-from fiftyone_regioncap.captioning.dam.model import DAM, empty_parts, finish_llm
+from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import SYSTEM, VIDEO_PROMPTS
 from fiftyone_regioncap.captioning.dam.tokenizer import Tokenizer
+from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.models.loading import INDEX, SINGLE
 
 _HALF = (0.5, 0.5, 0.5)
@@ -95,10 +97,14 @@ def random_dam(
         seed: of the weights.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    encoder, projector, llm = empty_parts(config)
+    with torch.device("meta"):
+        encoder, projector = FocalEncoder(config), Projector(config)
+        llm = LlamaForCausalLM(config.llm)
     for part in (encoder, projector, llm):
         _randomise(part.to_empty(device=device).to(dtype), generator)
-    finish_llm(llm, config.llm, torch.device(device))
+    llm.model.rotary_emb = LlamaRotaryEmbedding(config.llm).to(device)
+    if config.llm.tie_word_embeddings:
+        llm.lm_head.weight = llm.model.embed_tokens.weight
     return DAM(config, tokenizer, encoder, projector, llm)
 
 

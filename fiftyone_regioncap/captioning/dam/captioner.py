@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,9 @@ from fiftyone_regioncap.captioning.confidence import (
     short_label,
 )
 from fiftyone_regioncap.captioning.dam import prompts
-from fiftyone_regioncap.captioning.dam.config import ADAPTERS, LLM, PROJECTOR, VISION
+from fiftyone_regioncap.captioning.dam.config import PARTS
 from fiftyone_regioncap.captioning.dam.generation import Answer
-from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.captioning.dam.model import DAM, locate
 from fiftyone_regioncap.captioning.dam.processing import FullViews
 from fiftyone_regioncap.captioning.dam.quantization import Quantization
 from fiftyone_regioncap.captioning.dam.scheduler import ENCODED_AT_ONCE, Job, Scheduler
@@ -30,7 +29,12 @@ from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import OnToken
 from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, RegionClip
-from fiftyone_regioncap.models.loading import shard_paths
+from fiftyone_regioncap.models.loading import (
+    choose_device,
+    choose_dtype,
+    revision_of,
+    weight_files,
+)
 from fiftyone_regioncap.models.sampling import Sampling
 from fiftyone_regioncap.system import assets
 
@@ -39,12 +43,6 @@ ROWS = {"cuda": 64, "cpu": 8}
 
 FRAMES_KEPT = 32
 """Full views kept for other objects on the same frames."""
-
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True)
@@ -164,24 +162,18 @@ class DamCaptioner:
         local = Path(path).is_dir()
         if not local and accept_license:
             assets.accept_license(name)
-        where = Path(path) if local else assets.fetch(name)
-        target = torch.device(
-            device or ("cuda" if torch.cuda.is_available() else "cpu")
+        where = locate(path)
+        target = choose_device(device)
+        dam = DAM.from_pretrained(
+            where, target, choose_dtype(dtype, target), quantization
         )
-        if dtype is None:
-            dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-        elif isinstance(dtype, str):
-            if dtype not in DTYPES:
-                raise BackendError(
-                    f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}"
-                )
-            dtype = DTYPES[dtype]
-        dam = DAM.from_pretrained(where, target, dtype, quantization)
         return cls(
             dam,
             video=video,
             model=where.resolve().name if local else name,
-            revision=_revision(where),
+            revision=revision_of(
+                where, [path for part in PARTS for path in weight_files(where / part)]
+            ),
             license="as given with the folder"
             if local
             else assets.get(name).license.id,
@@ -405,17 +397,3 @@ class DamCaptioner:
 
 def _error_caption(error: Exception) -> Caption:
     return Caption(error=str(error) or type(error).__name__)
-
-
-def _revision(folder: Path) -> str:
-    """The hub's commit where the folder is a snapshot, else a hash of the weights."""
-    resolved = folder.resolve()
-    if resolved.parent.name == "snapshots":
-        return resolved.name
-    digest = hashlib.sha256()
-    for part in (LLM, VISION, PROJECTOR, ADAPTERS):
-        for path in shard_paths(folder / part):
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()

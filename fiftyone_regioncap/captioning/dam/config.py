@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,12 @@ from typing import Any
 from transformers import LlamaConfig
 
 from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.loading import (
+    build_config,
+    check_sizes,
+    config_errors,
+    read_json,
+)
 
 LLM = "llm"
 VISION = "vision_tower"
@@ -128,7 +133,12 @@ class DAMConfig:
             WeightsError: when a file is absent or unreadable, or asks for something
                 that this implementation does not do.
         """
-        root = _json(folder / "config.json")
+        with config_errors(f"{folder}/config.json"):
+            return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> DAMConfig:
+        root = read_json(folder / "config.json")
         for part, key in PARTS.items():
             if not isinstance(root.get(key), Mapping):
                 raise WeightsError(
@@ -145,15 +155,18 @@ class DAMConfig:
                 f"{folder}/config.json asks for a mask encoder, which no published DAM "
                 "checkpoint has; set mask_encoder_cfg to null"
             )
-        tower = _json(folder / VISION / "config.json")
+        tower = read_json(folder / VISION / "config.json")
         vision = _encoder(tower, folder / VISION)
-        projector = _json(folder / PROJECTOR / "config.json").get("mm_projector_type")
+        projector = read_json(folder / PROJECTOR / "config.json").get(
+            "mm_projector_type"
+        )
         if projector != "mlp_downsample":
             raise WeightsError(
                 f"{folder / PROJECTOR}: projector type {projector!r} is not supported; "
                 "DAM's is 'mlp_downsample'"
             )
-        llm = LlamaConfig.from_pretrained(folder / LLM)
+        path = folder / LLM / "config.json"
+        llm = build_config(LlamaConfig, read_json(path), str(path))
         # VILA writes the length its tokenizer cuts at; a plain Llama config has none.
         context = getattr(llm, "tokenizer_model_max_length", None)
         return cls(
@@ -167,22 +180,9 @@ class DAMConfig:
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{path} is missing; name a folder with a whole DAM checkpoint"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds no JSON object")
-    return content
-
-
 def _encoder(config: Mapping[str, Any], folder: Path) -> EncoderConfig:
-    try:
+    check_sizes(config, f"{folder}/config.json")
+    with config_errors(f"{folder}/config.json"):
         return EncoderConfig(
             hidden_size=int(config["hidden_size"]),
             intermediate_size=int(config["intermediate_size"]),
@@ -191,8 +191,6 @@ def _encoder(config: Mapping[str, Any], folder: Path) -> EncoderConfig:
             eps=float(config.get("layer_norm_eps", 1e-6)),
             activation=str(config.get("hidden_act", "gelu_pytorch_tanh")),
         )
-    except KeyError as error:
-        raise WeightsError(f"{folder}/config.json has no {error.args[0]}") from error
 
 
 def _used_layers(root: Mapping[str, Any], layers: int, folder: Path) -> int:
@@ -213,7 +211,7 @@ def _used_layers(root: Mapping[str, Any], layers: int, folder: Path) -> int:
 
 
 def _adapters(folder: Path, vision: EncoderConfig) -> AdapterConfig:
-    config = _json(folder / ADAPTERS / "config.json")
+    config = read_json(folder / ADAPTERS / "config.json")
     where = f"{folder / ADAPTERS}/config.json"
     kind = config.get("context_provider_type")
     if kind != "cross_attn_end_to_all":
@@ -241,7 +239,7 @@ def _adapters(folder: Path, vision: EncoderConfig) -> AdapterConfig:
 
 def _image(folder: Path, aspect: object) -> ImageConfig:
     path = folder / VISION / "preprocessor_config.json"
-    config = _json(path)
+    config = read_json(path)
     size = config.get("size", {})
     height, width = size.get("height"), size.get("width")
     if not height or height != width:

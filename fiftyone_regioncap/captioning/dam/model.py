@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from fiftyone_regioncap.captioning.dam.config import (
@@ -29,8 +29,8 @@ from fiftyone_regioncap.captioning.dam.prompts import conversation
 from fiftyone_regioncap.captioning.dam.quantization import Quantization, quantize
 from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID, TextStream, Tokenizer
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
-from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
-from fiftyone_regioncap.models.loading import load_strict
+from fiftyone_regioncap.core.errors import PromptError, WeightsError
+from fiftyone_regioncap.models.loading import choose_device, load_strict, read_tensors
 from fiftyone_regioncap.models.sampling import Sampling, on_device
 from fiftyone_regioncap.system import assets
 
@@ -115,34 +115,38 @@ class DAM:
             WeightsError: when the folder is not a whole checkpoint of this kind.
             BackendError: when the device or bitsandbytes is not there.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            if folder.is_absolute() or str(path).count("/") != 1:
-                raise WeightsError(
-                    f"{path} is no folder; name a DAM checkpoint or nvidia/DAM-3B, "
-                    "nvidia/DAM-3B-Video"
-                )
-            folder = assets.fetch(str(path))
-        target = torch.device(device)
-        if target.type == "cuda" and not torch.cuda.is_available():
-            raise BackendError("no CUDA device here; choose device='cpu'")
+        folder = locate(path)
+        target = choose_device(device)
         config = DAMConfig.read(folder)
         tokenizer = Tokenizer(folder / LLM)
-        encoder, projector, llm = empty_parts(config)
-        _load_vision(encoder, config, folder, target, dtype)
-        load_strict(projector, folder / PROJECTOR, device=target, dtype=dtype)
+        with torch.device("meta"):
+            encoder, projector = FocalEncoder(config), Projector(config)
+            llm = LlamaForCausalLM(config.llm)
         # Quantized layers are made on the way to the device, not on it.
-        load_strict(
-            llm,
-            folder / LLM,
-            device="cpu" if quantization else target,
-            dtype=dtype,
-            unused=lambda name: (
-                name.endswith("rotary_emb.inv_freq")
-                or (name == "lm_head.weight" and config.llm.tie_word_embeddings)
+        place = torch.device("cpu") if quantization else target
+        for module, part, device, prefix, unused in (
+            (encoder.tower, VISION, target, "vision_model.", _unused_in_tower(config)),
+            (
+                encoder.adapters,
+                ADAPTERS,
+                target,
+                "context_provider_module.",
+                _unused_layer(config, "context_provider_module.layers."),
             ),
-        )
-        finish_llm(llm, config.llm, torch.device("cpu") if quantization else target)
+            (projector, PROJECTOR, target, "", lambda name: False),
+            (llm, LLM, place, "", lambda name: name.endswith("rotary_emb.inv_freq")),
+        ):
+            load_strict(
+                module,
+                read_tensors(folder / part),
+                folder / part,
+                device=device,
+                dtype=dtype,
+                prefix=prefix,
+                unused=unused,
+            )
+        # Frequencies are no weights: they were left without memory.
+        llm.model.rotary_emb = LlamaRotaryEmbedding(config.llm).to(place)
         if quantization:
             quantize(llm, quantization, target, dtype)
         return cls(config, tokenizer, encoder, projector, llm)
@@ -413,59 +417,36 @@ class DAM:
         self._idle = engine
 
 
-def empty_parts(
-    config: DAMConfig,
-) -> tuple[FocalEncoder, Projector, LlamaForCausalLM]:
-    """The modules without memory for their weights."""
-    with torch.device("meta"):
-        llm = LlamaForCausalLM(config.llm)
-        return FocalEncoder(config), Projector(config), llm
+def locate(path: str | Path) -> Path:
+    """Returns the folder of a checkpoint, downloading a published one.
 
-
-def finish_llm(
-    llm: LlamaForCausalLM, config: LlamaConfig, device: torch.device
-) -> None:
-    """Makes what is no weight and was left without memory."""
-    llm.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
-    if config.tie_word_embeddings:
-        llm.lm_head.weight = llm.model.embed_tokens.weight
-
-
-def _load_vision(
-    encoder: FocalEncoder,
-    config: DAMConfig,
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Loads tower and adapters; what comes after the selected state is left out."""
-
-    def unused_layer(name: str, stem: str) -> bool:
-        if not name.startswith(stem):
-            return False
-        number = name.removeprefix(stem).split(".")[0]
-        return (
-            number.isdecimal()
-            and config.used_layers <= int(number) < config.vision.layers
+    Raises:
+        LicenseError: when the weights must be downloaded and their license has not
+            been accepted.
+        WeightsError: when it is neither a folder nor a published checkpoint.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(path).count("/") != 1:
+        raise WeightsError(
+            f"{path} is no folder; name a DAM checkpoint or nvidia/DAM-3B, "
+            "nvidia/DAM-3B-Video"
         )
+    return assets.fetch(str(path))
 
-    load_strict(
-        encoder.tower,
-        folder / VISION,
-        device=device,
-        dtype=dtype,
-        prefix="vision_model.",
-        unused=lambda name: (
-            name.startswith(("vision_model.head.", "vision_model.post_layernorm."))
-            or name.endswith("embeddings.position_ids")
-            or unused_layer(name, "vision_model.encoder.layers.")
-        ),
-    )
-    load_strict(
-        encoder.adapters,
-        folder / ADAPTERS,
-        device=device,
-        dtype=dtype,
-        prefix="context_provider_module.",
-        unused=lambda name: unused_layer(name, "context_provider_module.layers."),
+
+def _unused_layer(config: DAMConfig, stem: str) -> Callable[[str], bool]:
+    """Tells the layers that come after the selected state, by names that begin so."""
+    beyond = range(config.used_layers, config.vision.layers)
+    return lambda name: name.startswith(tuple(f"{stem}{n}." for n in beyond))
+
+
+def _unused_in_tower(config: DAMConfig) -> Callable[[str], bool]:
+    layer = _unused_layer(config, "vision_model.encoder.layers.")
+    heads = ("vision_model.head.", "vision_model.post_layernorm.")
+    return lambda name: (
+        layer(name)
+        or name.startswith(heads)
+        or name.endswith("embeddings.position_ids")
     )

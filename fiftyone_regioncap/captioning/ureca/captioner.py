@@ -20,10 +20,9 @@ from torch import Tensor
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.confidence import content_minimum, short_label
-from fiftyone_regioncap.captioning.dam.captioner import DTYPES
 from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.merging import best_look
-from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
+from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, UrecaConfig
 from fiftyone_regioncap.captioning.ureca.generation import (
     Prefix,
     Region,
@@ -47,11 +46,19 @@ from fiftyone_regioncap.captioning.ureca.tiling import (
     static_mask,
 )
 from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer, load_tokenizer
-from fiftyone_regioncap.captioning.ureca.weights import locate, mask_channels, revision
+from fiftyone_regioncap.captioning.ureca.weights import mask_channels
 from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
-from fiftyone_regioncap.models.registry import best_device
+from fiftyone_regioncap.models.loading import (
+    choose_device,
+    choose_dtype,
+    fetch_checkpoint,
+    revision_of,
+)
 from fiftyone_regioncap.models.sampling import Sampling
+
+FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt")
+"""What is downloaded of a hub repository."""
 
 REGIONS_AT_ONCE = {"cuda": 32, "cpu": 16}
 """Captions that are written together."""
@@ -211,18 +218,8 @@ class UrecaCaptioner:
             sampling = Sampling(temperature, top_k, top_p, seed)
         except ValueError as error:
             raise BackendError(str(error)) from error
-        where = torch.device(device or best_device())
-        if where.type == "cuda" and not torch.cuda.is_available():
-            raise BackendError("no CUDA device here; choose device='cpu'")
-        if dtype is None:
-            dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        elif isinstance(dtype, str):
-            if dtype not in DTYPES:
-                raise BackendError(
-                    f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}"
-                )
-            dtype = DTYPES[dtype]
-        path = locate(folder)
+        where = choose_device(device)
+        path = fetch_checkpoint(folder, files=FILES, advice=UNREACHABLE)
         config = UrecaConfig.read(path)
         if config.mask_channels is None:
             config = replace(config, mask_channels=mask_channels(path))
@@ -234,7 +231,7 @@ class UrecaCaptioner:
             )
         at_once = regions_at_once or REGIONS_AT_ONCE.get(where.type, 16)
         return cls(
-            UrecaModel.from_pretrained(path, config, where, dtype),
+            UrecaModel.from_pretrained(path, config, where, choose_dtype(dtype, where)),
             tokenizer,
             settings=Settings(
                 max_tiles=max_tiles,
@@ -253,7 +250,7 @@ class UrecaCaptioner:
                     if Path(folder).expanduser().is_dir()
                     else str(folder)
                 ),
-                revision=revision(path),
+                revision=revision_of(path),
                 license="not stated (InternVL2.5, its base, is MIT)",
                 frames=frames,
                 batch_size=at_once,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import InternVLVisionConfig, LlamaConfig, Qwen2Config
 
 from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.loading import build_config, config_errors, read_json
 
 INTERNLM2 = "InternLM2ForCausalLM"
 QWEN2 = "Qwen2ForCausalLM"
@@ -82,7 +82,12 @@ class UrecaConfig:
                 this implementation does not do.
         """
         path = folder / "config.json"
-        root = read_json(path)
+        with config_errors(str(path)):
+            return cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path) -> UrecaConfig:
+        root = read_json(path, UNREACHABLE)
         for part in ("vision_config", "llm_config"):
             if not isinstance(root.get(part), Mapping):
                 raise WeightsError(
@@ -119,44 +124,34 @@ class UrecaConfig:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        WeightsError: when the file is absent or holds none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} is missing. {UNREACHABLE}") from error
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds no JSON object")
-    return content
-
-
 def _vision(config: Mapping[str, Any], where: str) -> InternVLVisionConfig:
     if config.get("norm_type", "layer_norm") != "layer_norm":
         raise WeightsError(f"{where}: norm_type must be 'layer_norm'")
     if config.get("qk_normalization"):
         raise WeightsError(f"{where}: qk_normalization must be false")
-    try:
-        return InternVLVisionConfig(
-            hidden_size=int(config["hidden_size"]),
-            num_hidden_layers=int(config["num_hidden_layers"]),
-            num_attention_heads=int(config["num_attention_heads"]),
-            intermediate_size=int(config["intermediate_size"]),
-            image_size=int(config["image_size"]),
-            patch_size=int(config["patch_size"]),
-            attention_bias=bool(config.get("qkv_bias", True)),
-            hidden_act=str(config.get("hidden_act", "gelu")),
-            layer_norm_eps=float(config.get("layer_norm_eps", 1e-6)),
-            norm_type="layer_norm",
-            use_qk_norm=False,
+    values = {
+        key: config[key]
+        for key in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "image_size",
+            "patch_size",
         )
-    except KeyError as error:
-        raise WeightsError(f"{where} has no {error.args[0]}") from error
+    }
+    return build_config(
+        InternVLVisionConfig,
+        {
+            **values,
+            "attention_bias": bool(config.get("qkv_bias", True)),
+            "hidden_act": str(config.get("hidden_act", "gelu")),
+            "layer_norm_eps": float(config.get("layer_norm_eps", 1e-6)),
+            "norm_type": "layer_norm",
+            "use_qk_norm": False,
+        },
+        where,
+    )
 
 
 def _llm(
@@ -173,27 +168,30 @@ def _llm(
         raise WeightsError(f"{where}: use_sliding_window must be false")
     if config.get("tie_word_embeddings"):
         raise WeightsError(f"{where}: tie_word_embeddings must be false")
-    try:
-        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        shared = {
-            "vocab_size": int(config["vocab_size"]),
-            "hidden_size": hidden,
-            "intermediate_size": int(config["intermediate_size"]),
-            "num_hidden_layers": int(config["num_hidden_layers"]),
-            "num_attention_heads": heads,
-            "num_key_value_heads": int(config.get("num_key_value_heads") or heads),
-            "head_dim": int(config.get("head_dim") or hidden // heads),
-            "hidden_act": str(config.get("hidden_act", "silu")),
-            "max_position_embeddings": int(config["max_position_embeddings"]),
-            "rms_norm_eps": float(config["rms_norm_eps"]),
-            "rope_parameters": _rope(config),
-            "tie_word_embeddings": False,
-        }
-    except KeyError as error:
-        raise WeightsError(f"{where} has no {error.args[0]}") from error
+    heads = config["num_attention_heads"]
+    values = {
+        key: config[key]
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+        )
+    }
+    values |= {
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or int(config["hidden_size"]) // int(heads),
+        "hidden_act": str(config.get("hidden_act", "silu")),
+        "rope_parameters": _rope(config),
+        "tie_word_embeddings": False,
+    }
     if family == "qwen2":
-        return family, Qwen2Config(**shared)
-    return family, LlamaConfig(**shared, attention_bias=bool(config.get("bias")))
+        return family, build_config(Qwen2Config, values, where)
+    values["attention_bias"] = bool(config.get("bias"))
+    return family, build_config(LlamaConfig, values, where)
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
 from fiftyone_regioncap.captioning.ureca.tiling import normalize
-from fiftyone_regioncap.captioning.ureca.weights import load_weights
+from fiftyone_regioncap.captioning.ureca.weights import convert, of_family
 from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.models.loading import load_strict, read_tensors
 
 TILES_AT_ONCE = {"cuda": 32, "cpu": 4}
 """Tiles that go through the vision tower together."""
@@ -90,7 +91,8 @@ class UrecaModel(nn.Module):
         """
         with torch.device("meta"):
             model = cls(config)
-        load_weights(model, folder, config, device=device, dtype=dtype)
+        tensors = of_family(read_tensors(folder), folder, config)
+        load_strict(model, convert(tensors, config), folder, device=device, dtype=dtype)
         # Frequencies are no weights: they were left without memory.
         rotary = Qwen2RotaryEmbedding if config.family == "qwen2" else None
         rotary = rotary or LlamaRotaryEmbedding

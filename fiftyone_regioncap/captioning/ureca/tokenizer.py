@@ -18,9 +18,10 @@ from tokenizers import Tokenizer as Pieces
 from tokenizers.normalizers import NFC
 
 from fiftyone_regioncap.captioning.confidence import SPACE
-from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, read_json
+from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE
 from fiftyone_regioncap.captioning.ureca.prompts import TOKENS
 from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.loading import read_json
 
 FILES: dict[str, tuple[str, ...]] = {
     "internlm2": ("tokenizer.model",),

@@ -7,27 +7,26 @@ queries, keys and values is split.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, UrecaConfig
 from fiftyone_regioncap.core.errors import WeightsError
-from fiftyone_regioncap.models.loading import shard_paths, tensors
-from fiftyone_regioncap.system import assets
-
-Named = Iterable[tuple[str, Tensor]]
+from fiftyone_regioncap.models.loading import (
+    NamedTensors,
+    Renaming,
+    read_tensors,
+    rename,
+)
 
 FIRST_CONVOLUTION = "mask_encoder.0.weight"
 
 _LORA = re.compile(r"(.+)\.(base_layer|lora_A\.\w+|lora_B\.\w+)\.weight$")
 
-_RENAMED: tuple[tuple[str, str], ...] = (
+_RENAMED: Renaming = (
     (r"^language_model\.base_model\.model\.", "language_model."),
     (r"\.base_layer\.", "."),
     (r"^vision_model\.embeddings\.class_embedding$", "vision.embeddings.cls_token"),
@@ -60,105 +59,21 @@ _RENAMED: tuple[tuple[str, str], ...] = (
 """From published names to ours, one after the other."""
 
 
-def locate(path: str | Path) -> Path:
-    """The folder of a checkpoint, fetched where it is named by a hub id.
-
-    Raises:
-        WeightsError: when there is none.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or str(path).count("/") != 1:
-        raise WeightsError(f"{path} is no folder. {UNREACHABLE}")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt"]
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=wanted))
-    except Exception as error:  # the hub's client raises its HTTP library's errors too
-        raise WeightsError(
-            f"{path} cannot be had from the hub ({error}). {UNREACHABLE}"
-        ) from error
-
-
-def revision(folder: Path) -> str:
-    """The hub's commit where the folder is a snapshot, else a sha256 of the weights."""
-    resolved = folder.resolve()
-    if resolved.parent.name == "snapshots":
-        return resolved.name
-    digests = [assets.sha256(path) for path in shard_paths(folder)]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 def mask_channels(folder: Path) -> int:
-    """How many tokens the mask of a tile gets, as the weights have it.
+    """Returns how many tokens the mask of a tile gets, as the weights have it.
 
     Raises:
         WeightsError: when they have no mask encoder, or cannot be read.
     """
-    for path in shard_paths(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                if FIRST_CONVOLUTION in file.keys():  # noqa: SIM118 (it is no mapping)
-                    return int(file.get_slice(FIRST_CONVOLUTION).get_shape()[0])
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{path} is no whole safetensors file ({error}); fetch it anew"
-            ) from error
+    for _, kernel in read_tensors(folder, lambda name: name == FIRST_CONVOLUTION):
+        return len(kernel)
     raise WeightsError(
         f"{folder} has no {FIRST_CONVOLUTION}: this is a plain InternVL without "
         f"URECA's mask encoder. {UNREACHABLE}"
     )
 
 
-def load_weights(
-    module: nn.Module,
-    folder: Path,
-    config: UrecaConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Fills a model that was built on the meta device.
-
-    Raises:
-        WeightsError: when a file is missing or corrupt, the weights are of the other
-            family, or tensors are missing, left over or of another shape.
-    """
-    wanted = {name: weight.shape for name, weight in module.named_parameters()}
-    state: dict[str, Tensor] = {}
-    left_over: list[str] = []
-    misshapen: list[str] = []
-    for name, tensor in convert(_of_family(tensors(folder), folder, config), config):
-        if name not in wanted:
-            left_over.append(name)
-        elif tensor.shape != wanted[name]:
-            misshapen.append(
-                f"{name} is {tuple(tensor.shape)}, not {tuple(wanted[name])}"
-            )
-            wanted.pop(name)
-        else:
-            state[name] = tensor.to(device=device, dtype=dtype)
-    problems = [
-        f"{title}: {_some(names)}"
-        for title, names in (
-            ("missing", [name for name in wanted if name not in state]),
-            ("not part of URECA", left_over),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if problems:
-        raise WeightsError(
-            f"{folder}: the weights don't fit config.json; " + "; ".join(problems)
-        )
-    module.load_state_dict(state, strict=False, assign=True)
-
-
-def convert(named: Named, config: UrecaConfig) -> Iterator[tuple[str, Tensor]]:
+def convert(named: NamedTensors, config: UrecaConfig) -> Iterator[tuple[str, Tensor]]:
     """Published tensors as ours: merged, renamed, and split where they are fused.
 
     Args:
@@ -168,9 +83,7 @@ def convert(named: Named, config: UrecaConfig) -> Iterator[tuple[str, Tensor]]:
     for published, tensor in merge_lora(named, config.lora_scale):
         if published.endswith("rotary_emb.inv_freq"):
             continue
-        name = published
-        for pattern, ours in _RENAMED:
-            name = re.sub(pattern, ours, name)
+        name = rename(published, _RENAMED)
         if ".attn.qkv." in name:
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
                 yield name.replace(".attn.qkv.", f".attention.{part}_proj."), rows
@@ -210,7 +123,7 @@ def split_wqkv(fused: Tensor, config: UrecaConfig) -> tuple[Tensor, Tensor, Tens
     return query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2)
 
 
-def merge_lora(named: Named, scale: float) -> Iterator[tuple[str, Tensor]]:
+def merge_lora(named: NamedTensors, scale: float) -> Iterator[tuple[str, Tensor]]:
     """Adds LoRA's matrices to the weights they belong to, where there are any.
 
     Args:
@@ -236,14 +149,19 @@ def merge_lora(named: Named, scale: float) -> Iterator[tuple[str, Tensor]]:
             yield f"{stem}.weight", (base.float() + scale * added).to(base.dtype)
     if waiting:
         raise WeightsError(
-            f"LoRA weights lack a part of {_some(list(waiting))}; fetch them anew"
+            f"LoRA weights lack a part of {', '.join(sorted(waiting)[:6])}; fetch them "
+            "again"
         )
 
 
-def _of_family(
-    named: Named, folder: Path, config: UrecaConfig
+def of_family(
+    named: NamedTensors, folder: Path, config: UrecaConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """Passes tensors on unless they are of the other language model."""
+    """Yields tensors unless they are of the other language model.
+
+    Raises:
+        WeightsError: when they are.
+    """
     signs = {"qwen2": ".self_attn.q_proj.", "internlm2": ".attention.wqkv."}
     for name, tensor in named:
         for family, sign in signs.items():
@@ -254,9 +172,3 @@ def _of_family(
                     "weights of one checkpoint"
                 )
         yield name, tensor
-
-
-def _some(names: list[str], limit: int = 6) -> str:
-    shown = ", ".join(sorted(names)[:limit])
-    rest = len(names) - limit
-    return f"{shown} and {rest} more" if rest > 0 else shown

@@ -264,7 +264,7 @@ def truncate(folder: Path) -> None:
 
 BROKEN = {
     "a missing tensor": (drop_tensor, "missing: .*mask_patch_embedding.bias"),
-    "a left-over tensor": (add_tensor, "not part of DAM: layers.9.weight"),
+    "a left-over tensor": (add_tensor, "unexpected: layers.9.weight"),
     "a tensor of another shape": (widen_tensor, r"attn_factor is \(2,\), not \(1,\)"),
     "half a file": (truncate, "no whole safetensors file"),
     "a missing shard": (

@@ -532,7 +532,7 @@ BAD_FOLDERS = {
     ),
     "plain InternVL": (plain_internvl, "mask encoder"),
     "a tensor is missing": (one_less, "missing: mask_linear.bias"),
-    "a tensor is left over": (one_more, "not part of URECA: extra.weight"),
+    "a tensor is left over": (one_more, "unexpected: extra.weight"),
     "small vocabulary": (
         configured("llm_config", "vocab_size", value=100),
         "two checkpoints",
