@@ -30,14 +30,15 @@ import torch
 from torch import Tensor
 
 from fiftyone_regioncap.captioning.base import Captioner
-from fiftyone_regioncap.captioning.dam import DAM, DamCaptioner
+from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
 from fiftyone_regioncap.captioning.dam.generation import Request
+from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import VIDEO_PROMPTS, query
 from fiftyone_regioncap.captioning.dam.tokenizer import Tokenizer
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.core.types import RegionClip
-from fiftyone_regioncap.models.registry import LoadOptions
+from fiftyone_regioncap.models.registry import ModelSpec
 from tests.support.dam import DAM_3B, TINY, random_dam, train_tokenizer
 
 FRAMES = 8
@@ -361,8 +362,8 @@ def main() -> None:
         table.append(row)
     for also in options.also:
         name, _, weights = also.partition("=")
-        load = LoadOptions(weights=weights or None, device=options.device)
-        table.append(measure_captioner(name, CAPTIONERS[name].load(load), len(views)))
+        load = ModelSpec(name, weights or None, options.device)
+        table.append(measure_captioner(name, CAPTIONERS.load(load)[0], len(views)))
     print(show(table))
     if options.tracks:
         print("\n" + flat_memory(dam, options.tracks))

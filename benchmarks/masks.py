@@ -34,12 +34,12 @@ from PIL import Image
 
 from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
 from fiftyone_regioncap.evaluation.masks import contour_accuracy, region_similarity
-from fiftyone_regioncap.models.registry import LoadOptions
+from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.flow import FlowTracker
-from fiftyone_regioncap.propagation.mobilesam import MobileSam
-from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid
-from fiftyone_regioncap.propagation.registry import MOBILE_SAM, PROPAGATORS
+from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.propagation.stream import StreamPropagation, Tracker
 from fiftyone_regioncap.system import assets
 
@@ -280,7 +280,7 @@ def main(
         raise click.UsageError(f"{clips}: no folders with frames/ and masks/")
     rivals: dict[str, object] = {}
     if baselines:
-        model = MobileSam.from_pretrained(assets.fetch(MOBILE_SAM))
+        model = MobileSam.from_pretrained(assets.fetch(WEIGHTS))
         rivals = {
             "still": Baseline("still", StillTracker),
             "flow-only": Baseline(
@@ -289,7 +289,7 @@ def main(
             "reprompt": Baseline("reprompt", lambda: RepromptTracker(model)),
         }
     for name in propagators.split(","):
-        rivals[name], _ = PROPAGATORS.load(name, LoadOptions())
+        rivals[name], _ = PROPAGATORS.load(ModelSpec(name))
     names = [clip.name + ("" if clip.human else "*") for clip in loaded]
     widths = [max(len(name), 11) for name in names]
     header = f"{'propagator':12} {'prompt':6} {'mean J':>6} {'mean F':>6} {'fps':>6}  "

@@ -30,8 +30,8 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from fiftyone_regioncap.core.types import Frame, Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
-from fiftyone_regioncap.propagation.sam2 import Sam2Propagator
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
+from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
 
 TURN = 10
 """Frames that one side runs before the other has its turn."""

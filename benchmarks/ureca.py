@@ -19,8 +19,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fiftyone_regioncap.captioning.ureca import UrecaCaptioner
-from fiftyone_regioncap.captioning.ureca.captioner import Settings
+from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from tests.support.ureca import SIZES, config_of, random_captioner
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import fiftyone.core.collections as foco
@@ -25,7 +26,7 @@ from fiftyone_regioncap.jobs import (
     videos,
 )
 from fiftyone_regioncap.jobs.embedding import EmbedSummary
-from fiftyone_regioncap.models.registry import LoadOptions, Registry, T
+from fiftyone_regioncap.models.registry import AUTO, ModelRegistry, ModelSpec, T
 from fiftyone_regioncap.propagation.base import Direction, Propagator
 from fiftyone_regioncap.propagation.policy import Policy
 from fiftyone_regioncap.propagation.proposals import ProposalOptions
@@ -99,7 +100,7 @@ def propagate(
         propagate=options,
         caption=None,
         propagator=propagator,
-        propagator_load=LoadOptions(weights, device, backend_options or {}),
+        propagator_load=ModelSpec(AUTO, weights, device, backend_options or {}),
         progress=progress,
         cancel=cancel,
     )
@@ -160,7 +161,7 @@ def caption(
         propagate=None,
         caption=options,
         captioner=captioner,
-        captioner_load=LoadOptions(weights, device, backend_options or {}),
+        captioner_load=ModelSpec(AUTO, weights, device, backend_options or {}),
         progress=progress,
         cancel=cancel,
     )
@@ -172,9 +173,9 @@ def propagate_and_caption(
     propagate: PropagateOptions | None = PropagateOptions(),  # noqa: B008
     caption: CaptionOptions | None = CaptionOptions(),  # noqa: B008
     propagator: str | Propagator = "auto",
-    propagator_load: LoadOptions = LoadOptions(),  # noqa: B008
+    propagator_load: ModelSpec = ModelSpec(),  # noqa: B008
     captioner: str | Captioner = "auto",
-    captioner_load: LoadOptions = LoadOptions(),  # noqa: B008
+    captioner_load: ModelSpec = ModelSpec(),  # noqa: B008
     progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Summary:
@@ -224,14 +225,13 @@ def propagate_and_caption(
 
 
 def _load(
-    registry: Registry[T], chosen: str | T, options: LoadOptions, reasons: list[str]
+    registry: ModelRegistry[T], chosen: str | T, spec: ModelSpec, reasons: list[str]
 ) -> T:
     """Loads a backend given by name; one given as an object is taken as it is."""
-    if not isinstance(chosen, str):
-        return chosen
-    backend, reason = registry.load(chosen, options)
-    reasons.append(reason)
-    return backend
+    if isinstance(chosen, str):
+        chosen, reason = registry.load(replace(spec, name=chosen))
+        reasons.append(reason)
+    return chosen
 
 
 def caption_regions(
@@ -274,7 +274,7 @@ def caption_regions(
     """
     database.ensure()
     reasons: list[str] = []
-    load = LoadOptions(weights, device, backend_options or {})
+    load = ModelSpec(AUTO, weights, device, backend_options or {})
     with progress_listener(progress) as listener:
         summary = images.run(
             samples,
@@ -283,7 +283,7 @@ def caption_regions(
             segmenter=(
                 None
                 if segmenter is None
-                else _load(PROPAGATORS, segmenter, LoadOptions(device=device), reasons)
+                else _load(PROPAGATORS, segmenter, ModelSpec(device=device), reasons)
             ),
             listener=listener,
             cancel=cancel,
@@ -330,7 +330,7 @@ def propose(
         summary = proposing.run(
             samples,
             output,
-            _load(PROPAGATORS, propagator, LoadOptions(weights, device), reasons),
+            _load(PROPAGATORS, propagator, ModelSpec(AUTO, weights, device), reasons),
             options,
             overwrite=overwrite,
             listener=listener,
@@ -381,7 +381,7 @@ def embed_regions(
     """
     database.ensure()
     reasons: list[str] = []
-    load = LoadOptions(weights, device, backend_options or {})
+    load = ModelSpec(AUTO, weights, device, backend_options or {})
     embedder: object = captioner
     if isinstance(captioner, str):
         embedder = _load(CAPTIONERS, captioner, load, reasons)

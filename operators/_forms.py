@@ -9,7 +9,7 @@ from typing import Any
 from fiftyone.operators import types
 
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
-from fiftyone_regioncap.models.registry import Registry
+from fiftyone_regioncap.models.registry import ModelRegistry
 from fiftyone_regioncap.search import embedding
 
 
@@ -153,14 +153,14 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 
 def pick_backend(
-    inputs: types.Object, ctx: Any, registry: Registry[Any], *, label: str
+    inputs: types.Object, ctx: Any, registry: ModelRegistry[Any], *, label: str
 ) -> None:
     """Asks for a backend, showing what is ready here and what its weights allow."""
     name = registry.kind
     choices = types.DropdownView()
     chosen, reason = registry.choose()
     choices.add_choice("auto", label=f"auto ({chosen.name})", description=reason)
-    for backend in registry.backends.values():
+    for backend in registry.available().values():
         missing = backend.missing()
         use = "" if backend.commercial else ", non-commercial"
         state = "ready" if missing is None else missing

@@ -11,7 +11,7 @@ from fiftyone.operators import types
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
-from fiftyone_regioncap.models.registry import LoadOptions
+from fiftyone_regioncap.models.registry import AUTO, ModelSpec
 from fiftyone_regioncap.propagation.policy import Policy
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
@@ -202,10 +202,11 @@ def overwrites(params: Mapping[str, Any]) -> bool:
     return params.get("existing") == "overwrite"
 
 
-def load_options(params: Mapping[str, Any], kind: str) -> LoadOptions:
+def load_options(params: Mapping[str, Any], kind: str) -> ModelSpec:
     """How to load the backend that was chosen."""
     options = params.get(f"{kind}_options") or {}
-    return LoadOptions(
+    return ModelSpec(
+        AUTO,
         weights=params.get(f"{kind}_weights") or None,
         device=params.get("device") or None,
         options=(options if isinstance(options, Mapping) else json.loads(options)),

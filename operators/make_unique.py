@@ -53,7 +53,7 @@ class MakeUnique(JobOperator):
                 description="Where the objects are: for places and times",
             )
         choices = types.DropdownView()
-        for backend in CAPTIONERS.backends.values():
+        for backend in CAPTIONERS.available().values():
             missing = backend.missing()
             choices.add_choice(
                 backend.name,

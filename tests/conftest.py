@@ -129,7 +129,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def seen(checkpoint: Path) -> Callable[..., CaptionRecord]:
     """Makes captions of regions that look as a text says, more or less."""
-    from fiftyone_regioncap.captioning.patchioner import PatchionerTexts
+    from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
     from fiftyone_regioncap.dataset.captions import CaptionRecord
     from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 

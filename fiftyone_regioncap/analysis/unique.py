@@ -58,7 +58,7 @@ from fiftyone_regioncap.dataset.targets import (
 from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
 from fiftyone_regioncap.jobs import Failure
 from fiftyone_regioncap.jobs.images import read_image, region_masks
-from fiftyone_regioncap.models.registry import LoadOptions
+from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.system import database
 from fiftyone_regioncap.video.clips import assemble, plan_clip
 from fiftyone_regioncap.video.reader import VideoReader
@@ -149,7 +149,7 @@ def make_unique(
     tracks_field: str | None = "frames.tracks",
     threshold: float = ALIKE,
     captioner: str | Captioner | None = None,
-    captioner_load: LoadOptions = LoadOptions(),  # noqa: B008
+    captioner_load: ModelSpec = ModelSpec(),  # noqa: B008
     embedder: RegionEmbedder | None = None,
     progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
@@ -196,7 +196,7 @@ def make_unique(
         if tracks_field is not None:
             fields.require_tracks(targets.dataset, tracks_field)
     if isinstance(captioner, str):
-        captioner, _ = CAPTIONERS.load(captioner, captioner_load)
+        captioner, _ = CAPTIONERS.load(replace(captioner_load, name=captioner))
     if captioner is not None and not captioner.info.prompts:
         captioner = None  # it takes no prompt that could ask for differences
     report = UniqueReport(samples=len(targets))

@@ -137,6 +137,13 @@ class OpenAICaptioner:
             connections=concurrency,
         )
 
+    @classmethod
+    def from_pretrained(
+        cls, weights: str | None = None, *, device: str | None = None, **options: Any
+    ) -> OpenAICaptioner:
+        """Makes a captioner; its weights are wherever the endpoint ``weights`` is."""
+        return cls(**{"base_url": weights, **options})
+
     @cached_property
     def info(self) -> CaptionerInfo:
         """Name, model and needs."""

@@ -426,7 +426,7 @@ def _run(
 ) -> None:
     """Runs the job, shows what came out, and leaves with the exit code."""
     from fiftyone_regioncap import api, jobs
-    from fiftyone_regioncap.models.registry import LoadOptions
+    from fiftyone_regioncap.models.registry import AUTO, ModelSpec
     from fiftyone_regioncap.propagation.policy import Policy
     from fiftyone_regioncap.visualization import report
 
@@ -463,14 +463,16 @@ def _run(
         if caption
         else None,
         propagator=options.get("propagator") or "auto",
-        propagator_load=LoadOptions(
+        propagator_load=ModelSpec(
+            AUTO,
             propagator_weights,
             options["device"],
             dict(options.get("propagator_option", ())),
             options["accept_license"],
         ),
         captioner=options.get("captioner") or "auto",
-        captioner_load=LoadOptions(
+        captioner_load=ModelSpec(
+            AUTO,
             captioner_weights,
             options["device"],
             dict(options.get("captioner_option", ())),
@@ -528,11 +530,11 @@ def _show(
 def demo(sheet: Path, **options: Any) -> None:
     """Runs on a clip of Big Buck Bunny (CC BY 3.0, Blender Foundation)."""
     from fiftyone_regioncap.cli import demo as demo_clip
-    from fiftyone_regioncap.propagation.registry import MOBILE_SAM
+    from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
     from fiftyone_regioncap.system import assets
 
     video = assets.fetch(demo_clip.CLIP, lambda line: click.echo(line, err=True))
-    assets.fetch(MOBILE_SAM, lambda line: click.echo(line, err=True))
+    assets.fetch(WEIGHTS, lambda line: click.echo(line, err=True))
     _ensure_database()
     from fiftyone_regioncap.dataset import videos as datasets
 
@@ -578,7 +580,7 @@ def models(as_json: bool) -> None:
             "missing": backend.missing(),
         }
         for registry in (PROPAGATORS, CAPTIONERS)
-        for backend in registry.backends.values()
+        for backend in registry.available().values()
     ]
     if as_json:
         click.echo(json.dumps(rows, indent=2))

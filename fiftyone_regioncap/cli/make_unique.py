@@ -48,7 +48,7 @@ def command(
     from fiftyone_regioncap.analysis.unique import make_unique
     from fiftyone_regioncap.dataset import videos as datasets
     from fiftyone_regioncap.dataset.fields import track_fields
-    from fiftyone_regioncap.models.registry import LoadOptions
+    from fiftyone_regioncap.models.registry import AUTO, ModelSpec
 
     dataset = datasets.open_dataset(name)
     tracks = tracks or next(iter(track_fields(dataset)), None)
@@ -58,7 +58,7 @@ def command(
         tracks_field=tracks,
         threshold=threshold,
         captioner=captioner,
-        captioner_load=LoadOptions(captioner_weights, device),
+        captioner_load=ModelSpec(AUTO, captioner_weights, device),
         progress=not as_json,
     )
     results = report.to_dict()

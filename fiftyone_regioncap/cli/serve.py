@@ -38,7 +38,7 @@ def serve(
     """
     import torch
 
-    from fiftyone_regioncap.captioning.dam import DAM
+    from fiftyone_regioncap.captioning.dam.model import DAM
     from fiftyone_regioncap.models.registry import best_device
     from fiftyone_regioncap.models.sampling import Sampling
     from fiftyone_regioncap.serving.app import Limits, ServerSettings

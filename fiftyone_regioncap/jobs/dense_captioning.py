@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.confidence import short_label
-from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner, dense
-from fiftyone_regioncap.captioning.patchioner.captioner import caption_of
+from fiftyone_regioncap.captioning.patchioner import dense
+from fiftyone_regioncap.captioning.patchioner.captioner import (
+    PatchionerCaptioner,
+    caption_of,
+)
 from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
 from fiftyone_regioncap.core.errors import Cancelled
 from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter

@@ -8,7 +8,7 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
@@ -16,7 +16,7 @@ from fiftyone_regioncap.jobs import dense_captioning as everything
 from fiftyone_regioncap.jobs.dense_captioning import EverythingOptions
 from fiftyone_regioncap.jobs.ledger import Summary
 from fiftyone_regioncap.jobs.proposing import Segmenting
-from fiftyone_regioncap.models.registry import LoadOptions
+from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.propagation.proposals import Segmenter
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
@@ -66,15 +66,18 @@ def caption_everything(
     reasons: list[str] = []
     segmenter = None
     if propagator is not None:
-        load = LoadOptions(propagator_weights, device)
-        segmenter = _segmenter(propagator, load, reasons)
-    load = LoadOptions(weights, device, backend_options or {})
-    describer = _captioner(captioner, load, reasons)
+        if isinstance(propagator, str):
+            spec = ModelSpec(propagator, propagator_weights, device)
+            propagator = PROPAGATORS.obtain(spec, reasons)
+        segmenter = _segmenter(propagator)
+    if isinstance(captioner, str):
+        spec = ModelSpec(captioner, weights, device, backend_options or {})
+        captioner = _captioner(spec, reasons)
     with progress_listener(progress) as listener:
         summary = everything.run(
             samples,
             options,
-            describer,
+            captioner,
             segmenter=segmenter,
             listener=listener,
             cancel=cancel,
@@ -83,28 +86,17 @@ def caption_everything(
     return summary
 
 
-def _captioner(
-    chosen: str | PatchionerCaptioner, load: LoadOptions, reasons: list[str]
-) -> PatchionerCaptioner:
-    if isinstance(chosen, PatchionerCaptioner):
-        return chosen
-    if chosen != "patchioner":
+def _captioner(spec: ModelSpec, reasons: list[str]) -> PatchionerCaptioner:
+    if spec.name != "patchioner":
         raise BackendError(
-            f"{chosen} describes marked regions only; use the captioner patchioner"
+            f"{spec.name} describes marked regions only; use the captioner patchioner"
         )
-    captioner, reason = CAPTIONERS.load(chosen, load)
+    captioner = CAPTIONERS.obtain(spec, reasons)
     assert isinstance(captioner, PatchionerCaptioner)
-    reasons.append(reason)
     return captioner
 
 
-def _segmenter(
-    chosen: str | Propagator, load: LoadOptions, reasons: list[str]
-) -> Segmenter:
-    propagator = chosen
-    if isinstance(propagator, str):
-        propagator, reason = PROPAGATORS.load(propagator, load)
-        reasons.append(reason)
+def _segmenter(propagator: Propagator) -> Segmenter:
     if not isinstance(propagator, Segmenting):
         raise BackendError(
             f"{propagator.info.name} finds no objects; choose mobilesam or sam2, or "

@@ -1,72 +1,88 @@
-"""What can be chosen: backends by name, with what each needs and may be used for."""
+"""Backends that can be chosen by name, and how one of them is specified and loaded."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.options import Options
+from fiftyone_regioncap.core.registry import LazyRegistry, resolve
 from fiftyone_regioncap.system import assets
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How to load a backend.
-
-    Attributes:
-        weights: a folder, a file or a hub id; None for the backend's own default.
-        device: a torch device such as ``"cuda"``; None for the best there is.
-        options: what only this backend knows, such as ``{"image_size": 512}``.
-        accept_license: whether the user accepts the license of the default weights,
-            where it asks for consent.
-    """
-
-    weights: str | None = None
-    device: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    accept_license: bool = False
+AUTO = "auto"
+"""The name that stands for the best backend that is ready on this machine."""
 
 
 @dataclass(frozen=True)
-class Backend(Generic[T]):
-    """One choice in a registry.
+class NoOptions(Options):
+    """The options of a backend that has none."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is to be known of a backend before it is loaded.
+
+    The only place where these are stated: shell, forms, docs and consent read it.
 
     Attributes:
-        name: as users write it.
-        summary: one line on what it is.
-        weights: the published weights it loads by default; None where it has none or
-            the user always names them.
-        license: of those weights, for people.
-        commercial: whether the weights may be used commercially.
-        load: makes it; imports what it needs only then.
-        missing: says what this machine lacks to run it with its default weights, and
-            what to do; None when nothing is.
+        name: Name of the backend.
+        summary: One line on what it is.
+        model: ``"module:Class"``; the class has ``from_pretrained(weights, device=,
+            options=)``.
+        license: License of the default weights.
+        commercial: Whether the weights may be used commercially.
+        weights: Default weights: a hub repository or the name of an asset; None where
+            the backend has none.
+        hub_file: A file of the repository that tells that it was downloaded; None for
+            weights that are fetched when absent.
+        needs: What the user must name as weights, such as ``"a folder"``; None when
+            nothing has to be named.
+        modules: Modules that must be installed, with the pip requirement of each.
+        variables: Environment variables of which one must be set where no weights are
+            named.
+        options: The options that only this backend has.
+        text_encoder: ``"module:Class"`` of the model's text side, for captioners whose
+            captions come with region embeddings.
     """
 
     name: str
     summary: str
-    weights: str | None
+    model: str
     license: str
     commercial: bool
-    load: Callable[[LoadOptions], T]
-    missing: Callable[[], str | None]
+    weights: str | None = None
+    hub_file: str | None = None
+    needs: str | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
+    variables: tuple[str, ...] = ()
+    options: type[Options] = NoOptions
+    text_encoder: str | None = None
 
-    def make(self, options: LoadOptions) -> T:
-        """Loads it, noting first that the user accepts the license if they do.
+    def missing(self) -> str | None:
+        """What this machine lacks to run the backend with its default weights.
 
-        Raises:
-            LicenseError: when the default weights' license asks for consent that was
-                never given.
-            WeightsError: when the weights are not to be had.
+        Returns:
+            What to do about it, for people; None when nothing is missing.
         """
-        if self.weights is not None and options.accept_license:
-            assets.accept_license(self.weights)
-        return self.load(options)
+        for module, requirement in self.modules.items():
+            if importlib.util.find_spec(module) is None:
+                return f"the package {module} is missing: pip install {requirement}"
+        if self.needs is not None:
+            return f"name its weights: {self.needs}"
+        if self.variables and not any(map(os.environ.get, self.variables)):
+            names = " or ".join(self.variables)
+            return f"name an endpoint as its weights (http://...), or set {names}"
+        if self.hub_file is None or in_hub_cache(str(self.weights), self.hub_file):
+            return None
+        return f"{self.weights} is not downloaded; name it as the weights"
 
     def wants_consent(self) -> bool:
         """Whether the user has yet to accept the license of the default weights."""
@@ -75,62 +91,133 @@ class Backend(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Registry(Generic[T]):
+class ModelSpec:
+    """Which backend to load and how: plain values that a worker can be sent.
+
+    Attributes:
+        name: Name of a backend, or ``"auto"``.
+        weights: A folder, a file or a hub id; None for the backend's default.
+        device: A torch device such as ``"cuda"``; None for the best there is.
+        options: Values of the backend's own options by name.
+        accept_license: Whether the user accepts the license of the default weights.
+    """
+
+    name: str = AUTO
+    weights: str | None = None
+    device: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    accept_license: bool = False
+
+
+@dataclass(frozen=True)
+class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
     """Backends of one kind.
 
     Attributes:
-        kind: what they are, for messages.
-        backends: by name, in the order in which people should see them.
-        preferred: names that ``auto`` tries in turn; the last one always runs.
+        preferred: Names that ``"auto"`` tries in turn; the last one always runs.
     """
 
-    kind: str
-    backends: Mapping[str, Backend[T]]
-    preferred: tuple[str, ...]
+    preferred: tuple[str, ...] = ()
 
-    def __getitem__(self, name: str) -> Backend[T]:
-        """The backend of that name.
-
-        Raises:
-            BackendError: when there is none.
-        """
-        if name not in self.backends:
-            raise BackendError(
-                f"there is no {self.kind} {name!r}; choose one of "
-                f"{', '.join(self.backends)} or auto"
-            )
-        return self.backends[name]
-
-    def choose(self) -> tuple[Backend[T], str]:
-        """The backend that ``auto`` stands for here, and the reason for people."""
+    def choose(self) -> tuple[ModelCard, str]:
+        """The backend that ``"auto"`` stands for here, and the reason for people."""
         return next(self._candidates())
 
-    def load(self, name: str, options: LoadOptions) -> tuple[T, str]:
-        """Makes a backend.
-
-        Args:
-            name: of a backend, or ``"auto"`` for the best that runs here; one whose
-                weights turn out not to be had is passed over.
-            options: how to load it.
-
-        Returns:
-            the backend and, for people, why it was chosen.
+    def check(self, spec: ModelSpec) -> None:
+        """Validates a specification before any work.
 
         Raises:
-            BackendError: when there is none of that name.
-            WeightsError: when its weights are not to be had.
+            BackendError: When there is no such backend, or no weights where named.
+            OptionError: When an option is unknown or has a wrong value.
         """
-        if name != "auto":
-            return self[name].make(options), f"{self.kind} {name}: as asked"
+        if spec.name != AUTO:
+            self._prepare(self[spec.name], spec)
+        elif spec.options:
+            self._prepare(self.choose()[0], spec)
+
+    def load(self, spec: ModelSpec) -> tuple[T, str]:
+        """Loads a backend.
+
+        Args:
+            spec: Which and how. ``"auto"`` passes over one whose weights turn out not
+                to be had, unless weights were named.
+
+        Returns:
+            The backend and, for people, why it was chosen.
+
+        Raises:
+            BackendError: When there is none of that name.
+            OptionError: When an option is unknown or has a wrong value.
+            LicenseError: When a license has to be accepted first.
+            WeightsError: When the weights are not to be had.
+        """
+        if spec.name != AUTO:
+            card = self[spec.name]
+            return self._make(card, spec), f"{self.kind} {spec.name}: as asked"
         failed = ""
-        for backend, reason in self._candidates():
+        for card, reason in self._candidates():
             try:
-                return backend.make(options), reason + failed
+                return self._make(card, spec), reason + failed
             except WeightsError as error:
-                failed += f"; not {backend.name} ({error})"
+                if spec.weights is not None:
+                    raise
+                failed += f"; not {card.name} ({error})"
         raise WeightsError(f"no {self.kind} can run here{failed}")
 
-    def _candidates(self) -> Iterator[tuple[Backend[T], str]]:
+    def obtain(self, chosen: T | ModelSpec, reasons: list[str]) -> T:
+        """Loads a backend that is specified; one that is loaded is taken as it is.
+
+        Args:
+            chosen: A specification, or a backend.
+            reasons: Why a backend was chosen is added here, for people.
+        """
+        if not isinstance(chosen, ModelSpec):
+            return chosen
+        backend, reason = self.load(chosen)
+        reasons.append(reason)
+        return backend
+
+    def text_encoder(self, spec: ModelSpec) -> Any:
+        """Loads the text side of a captioner whose captions have region embeddings.
+
+        Args:
+            spec: The captioner's name and the same weights as the captioner's.
+
+        Raises:
+            BackendError: When the captioner has none.
+            WeightsError: When the weights are not to be had.
+        """
+        card = self[spec.name]
+        if card.text_encoder is None:
+            able = [name for name, one in self.available().items() if one.text_encoder]
+            raise BackendError(
+                f"the {self.kind} {spec.name!r} encodes no texts; "
+                f"{', '.join(able)} does"
+            )
+        weights, _ = self._prepare(card, spec)
+        return resolve(card.text_encoder).from_pretrained(weights, spec.device)
+
+    def _prepare(self, card: ModelCard, spec: ModelSpec) -> tuple[str | None, Options]:
+        """The weights to load, which exist if they are a path, and the options."""
+        options = card.options.from_mapping(spec.options, f"{self.kind} {card.name}")
+        weights = spec.weights or card.weights
+        if weights is None and card.needs is not None:
+            raise BackendError(f"{card.name} needs weights: {card.needs}")
+        if spec.weights is not None and not spec.weights.startswith("http"):
+            checked_path(spec.weights)
+        return weights, options
+
+    def _make(self, card: ModelCard, spec: ModelSpec) -> T:
+        weights, options = self._prepare(card, spec)
+        if card.weights is not None and spec.accept_license:
+            assets.accept_license(card.weights)
+        model = resolve(card.model)
+        if "options" in inspect.signature(model.from_pretrained).parameters:
+            return model.from_pretrained(weights, device=spec.device, options=options)
+        given = dict(spec.options)  # until every backend takes its options whole
+        return model.from_pretrained(weights, device=spec.device, **given)
+
+    def _candidates(self) -> Iterator[tuple[ModelCard, str]]:
         passed_over = ""
         for name in self.preferred:
             missing = self[name].missing()
@@ -154,22 +241,17 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def installed(module: str) -> bool:
-    """Whether a module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
-
-
 def checked_path(weights: str) -> str:
-    """Makes sure that weights given as a path are there.
+    """Makes sure that weights given as a path exist.
 
     Args:
-        weights: a folder, a file, or a hub id (``owner/name``).
+        weights: A folder, a file, or a hub id (``owner/name``).
 
     Returns:
-        the same text.
+        The same text.
 
     Raises:
-        BackendError: when it looks like a path and nothing is there.
+        BackendError: When it looks like a path and nothing is there.
     """
     looks_like_path = weights.startswith((".", "/", "~")) or weights.count("/") != 1
     if looks_like_path and not Path(weights).expanduser().exists():

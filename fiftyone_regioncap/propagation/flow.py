@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
+from fiftyone_regioncap.models.registry import ModelCard
 from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.competition import compete, drop_fragments
 from fiftyone_regioncap.propagation.stream import StreamPropagation
@@ -24,6 +25,15 @@ _VISIBLE: Final = 0.2
 _FRAGMENT: Final = 0.1
 _GRABCUT_SIDE: Final = 200
 _GRABCUT_SAMPLES: Final = 10
+
+
+FLOW = ModelCard(
+    name="flow",
+    summary="optical flow and GrabCut; no weights, rough",
+    model="fiftyone_regioncap.propagation.flow:FlowPropagator",
+    license="Apache-2.0",
+    commercial=True,
+)
 
 
 class FlowPropagator:
@@ -37,6 +47,13 @@ class FlowPropagator:
     info = PropagatorInfo(
         "flow", "none: optical flow and GrabCut", "none", "Apache-2.0"
     )
+
+    @classmethod
+    def from_pretrained(
+        cls, weights: None = None, *, device: str | None = None
+    ) -> FlowPropagator:
+        """Makes a propagator, which needs neither weights nor a device."""
+        return cls()
 
     def propagate(self, request: PropagationRequest) -> StreamPropagation:
         """Starts or resumes a run; see the protocol."""

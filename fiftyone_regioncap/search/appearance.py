@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace, TextEncoder
-from fiftyone_regioncap.captioning.registry import text_encoder
+from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError, FieldError, RegionCapError
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding, space_of, vectors_of
-from fiftyone_regioncap.models.registry import LoadOptions, in_hub_cache
+from fiftyone_regioncap.models.registry import ModelSpec, in_hub_cache
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.source import Changes, settled
 from fiftyone_regioncap.search.vectors import VectorStore
@@ -254,7 +254,7 @@ def load(captioner: str, source: str, device: str | None = None) -> TextEncoder:
     """
     key = captioner, source, device
     if key not in _LOADED:
-        _LOADED[key] = text_encoder(captioner, LoadOptions(source, device))
+        _LOADED[key] = CAPTIONERS.text_encoder(ModelSpec(captioner, source, device))
     return _LOADED[key]
 
 

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.cli.main import demo
+from fiftyone_regioncap.cli import demo
 from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
-from fiftyone_regioncap.propagation.registry import MOBILE_SAM
+from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
 from fiftyone_regioncap.system import assets
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(1500)]
@@ -89,7 +89,7 @@ def _prompts(clip: Path, frame: int) -> list[Prompt]:
 @pytest.fixture
 def dataset(scene: Scene, fiftyone_database: str) -> Iterator[fo.Dataset]:
     """Masks and captions of the main job."""
-    assets.fetch(MOBILE_SAM)
+    assets.fetch(WEIGHTS)
     for video, prompts in scene.videos.items():
         made, _, _ = datasets.add_videos("tour", [video], prompts)
     summary = api.propagate_and_caption(

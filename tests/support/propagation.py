@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap.core.types import Frame
-from fiftyone_regioncap.propagation.mobilesam import MobileSam
+from fiftyone_regioncap.propagation.mobilesam.segmenter import MobileSam
 from fiftyone_regioncap.system import assets
 
 

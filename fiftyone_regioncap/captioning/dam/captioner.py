@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -397,3 +398,12 @@ class DamCaptioner:
 
 def _error_caption(error: Exception) -> Caption:
     return Caption(error=str(error) or type(error).__name__)
+
+
+class DamVideoCaptioner(DamCaptioner):
+    """DAM over several frames of a track."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> DamCaptioner:
+        """Loads a video checkpoint; see :meth:`DamCaptioner.from_pretrained`."""
+        return super().from_pretrained(path, **{**options, "video": True})

@@ -1,5 +1,1 @@
 """URECA (arXiv 2504.05305): captions of a region that fit no other region."""
-
-from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
-
-__all__ = ["UrecaCaptioner"]

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
+from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
 from fiftyone_regioncap.propagation.mobilesam.pointing import PointSegmenter
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
 from fiftyone_regioncap.propagation.mobilesam.tracker import MobileSamTracker, Settings
 from fiftyone_regioncap.propagation.stream import StreamPropagation
+from fiftyone_regioncap.system import assets
 
 SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
 """Of the published ``mobile_sam.pt``."""
@@ -41,14 +43,14 @@ class MobileSamPropagator:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Path = WEIGHTS,
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> MobileSamPropagator:
         """Loads the published weights.
 
         Args:
-            path: of ``mobile_sam.pt``.
+            path: of the file; the asset is fetched when only its name is given.
             device: where the model shall run; None for a GPU where there is one.
             **settings: fields of :class:`Settings` to change.
 
@@ -58,6 +60,8 @@ class MobileSamPropagator:
         Raises:
             WeightsError: when the weights are absent or of another model.
         """
+        if path == WEIGHTS:
+            path = assets.fetch(WEIGHTS)
         model = MobileSam.from_pretrained(path, device)
         return cls(model, replace(Settings(), **settings))
 

@@ -145,7 +145,7 @@ class StreamingPropagator:
         path_or_repo: str,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         image_size: int | None = None,
         compile: bool = False,
         revision: str | None = None,
@@ -178,7 +178,7 @@ class StreamingPropagator:
         return cls(
             loaded.model,
             device=device,
-            dtype=dtype,
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
             compile=compile,
             object_chunk=object_chunk,
             max_conditioning_frames=max_conditioning_frames,

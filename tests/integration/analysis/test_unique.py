@@ -16,8 +16,7 @@ from PIL import Image
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.analysis.unique import difference_prompt, make_unique
-from fiftyone_regioncap.captioning.ureca import UrecaCaptioner
-from fiftyone_regioncap.captioning.ureca.captioner import Settings
+from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, RegionClip
 from fiftyone_regioncap.dataset.captions import read_captions, write_captions

@@ -18,7 +18,8 @@ from fiftyone_regioncap.captioning.confidence import (
     content_minimum,
     short_label,
 )
-from fiftyone_regioncap.captioning.dam import DAM, DamCaptioner
+from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
+from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import IMAGE_PROMPTS, VIDEO_FRAMES
 from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, RegionClip

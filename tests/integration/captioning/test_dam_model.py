@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from fiftyone_regioncap.captioning.dam import DAM
 from fiftyone_regioncap.captioning.dam.config import AdapterConfig, DAMConfig
 from fiftyone_regioncap.captioning.dam.generation import Request
+from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.core.errors import (
     BackendError,
     LicenseError,

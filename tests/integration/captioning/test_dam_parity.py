@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fiftyone_regioncap.captioning.dam import DAM
+from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.processing import crop_window
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.models.sampling import Sampling, SamplingRows, candidates

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, T5Config
 
-from fiftyone_regioncap.captioning.dynrefer import DynReferCaptioner
-from fiftyone_regioncap.captioning.dynrefer.captioner import stack_views
+from fiftyone_regioncap.captioning.dynrefer.captioner import (
+    DynReferCaptioner,
+    stack_views,
+)
 from fiftyone_regioncap.captioning.dynrefer.controls import control_text, control_words
 from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
 from fiftyone_regioncap.captioning.dynrefer.model import (

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from fiftyone_regioncap.captioning.dynrefer import DynReferCaptioner
-from fiftyone_regioncap.captioning.dynrefer.captioner import passing, stack_views
+from fiftyone_regioncap.captioning.dynrefer.captioner import (
+    DynReferCaptioner,
+    passing,
+    stack_views,
+)
 from fiftyone_regioncap.captioning.dynrefer.controls import control_text
 from fiftyone_regioncap.captioning.dynrefer.deformable import (
     GROUPS,

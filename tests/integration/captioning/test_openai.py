@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fiftyone_regioncap.captioning.dam import DAM, DamCaptioner
+from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
+from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.openai import OpenAICaptioner, picture
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import RegionClip

@@ -14,10 +14,6 @@ import torch
 import yaml
 from PIL import Image
 
-from fiftyone_regioncap.captioning.patchioner import (
-    PatchionerCaptioner,
-    PatchionerTexts,
-)
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
     BoxSet,
     MaskRegion,
@@ -26,6 +22,7 @@ from fiftyone_regioncap.captioning.patchioner.aggregation import (
     Weighting,
     Whole,
 )
+from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     Checkpoint,
     PatchionerConfig,
@@ -36,6 +33,7 @@ from fiftyone_regioncap.captioning.patchioner.language import ViecapLanguage
 from fiftyone_regioncap.captioning.patchioner.meacap import ConceptReader
 from fiftyone_regioncap.captioning.patchioner.memory import TextMemory, memory_file_name
 from fiftyone_regioncap.captioning.patchioner.model import embed_regions
+from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
 from fiftyone_regioncap.captioning.patchioner.tokenizer import load_gpt2_tokenizer, tidy
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     MappingNetwork,

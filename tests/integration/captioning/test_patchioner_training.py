@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fiftyone_regioncap.captioning.confidence import SPACE
-from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
 from fiftyone_regioncap.captioning.patchioner.training import (
     Epoch,

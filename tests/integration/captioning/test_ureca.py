@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from fiftyone_regioncap.captioning.ureca import UrecaCaptioner
-from fiftyone_regioncap.captioning.ureca.captioner import Settings
+from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
 from fiftyone_regioncap.captioning.ureca.generation import Region, attend, read_prefix
 from fiftyone_regioncap.captioning.ureca.tiling import mask_tiles, tile_grid

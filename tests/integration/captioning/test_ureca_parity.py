@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fiftyone_regioncap.captioning.ureca import UrecaCaptioner
+from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.generation import Region, read_prefix
 from fiftyone_regioncap.captioning.ureca.prompts import conversation
 from fiftyone_regioncap.captioning.ureca.tiling import (

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fiftyone_regioncap.cli import doctor
 from fiftyone_regioncap.cli.doctor import Finding
-from fiftyone_regioncap.cli.main import doctor
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from fiftyone.operators.executor import ExecutionContext
 from PIL import Image
 
-from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner, dense
+from fiftyone_regioncap.captioning.patchioner import dense
 from fiftyone_regioncap.captioning.patchioner.aggregation import Grid
+from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
 from fiftyone_regioncap.cli.caption_everything import command
 from fiftyone_regioncap.core.errors import (

@@ -14,7 +14,7 @@ from fiftyone import ViewField as F
 from PIL import Image
 
 import fiftyone_regioncap as regioncap
-from fiftyone_regioncap.captioning.patchioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.cli.embed_regions import command
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.types import Prompt

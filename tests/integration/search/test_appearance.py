@@ -9,7 +9,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from fiftyone_regioncap.captioning.patchioner import PatchionerTexts
+from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
 from fiftyone_regioncap.core.errors import BackendError, FieldError, PromptError
 from fiftyone_regioncap.dataset.captions import clear_captions, write_captions
 from fiftyone_regioncap.search import appearance as looks

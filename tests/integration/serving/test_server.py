@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fiftyone_regioncap.captioning.dam import DAM
+from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.sampling import GREEDY
 from fiftyone_regioncap.serving import ServerSettings, running, serve

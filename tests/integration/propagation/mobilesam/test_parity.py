@@ -17,8 +17,7 @@ import torch
 
 from fiftyone_regioncap.core.types import box_of_mask
 from fiftyone_regioncap.evaluation.masks import region_similarity
-from fiftyone_regioncap.propagation.mobilesam import MobileSam
-from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import Block, ConvNorm, TinyViT
 
 onnx = pytest.importorskip("onnx")

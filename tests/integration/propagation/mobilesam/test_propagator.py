@@ -11,11 +11,9 @@ from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.evaluation.masks import region_similarity
 from fiftyone_regioncap.propagation.base import PropagationRequest
-from fiftyone_regioncap.propagation.mobilesam import (
-    MobileSam,
-    MobileSamPropagator,
-    Settings,
-)
+from fiftyone_regioncap.propagation.mobilesam.propagator import MobileSamPropagator
+from fiftyone_regioncap.propagation.mobilesam.segmenter import MobileSam
+from fiftyone_regioncap.propagation.mobilesam.tracker import Settings
 
 SMALL = Settings(side=512)
 

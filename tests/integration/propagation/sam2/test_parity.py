@@ -8,7 +8,7 @@ import torch
 
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
-from fiftyone_regioncap.propagation.sam2 import (
+from fiftyone_regioncap.propagation.sam2.propagator import (
     EdgeTamPropagator,
     Sam2Propagator,
     Sam3TrackerPropagator,

@@ -12,8 +12,8 @@ from safetensors.numpy import load, save
 from fiftyone_regioncap.core.errors import BackendError, VideoError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
-from fiftyone_regioncap.propagation.sam2 import Sam2Propagator
 from fiftyone_regioncap.propagation.sam2.model import TrackerModel
+from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
 
 
 def box(object_id: int, frame: int = 0) -> Prompt:

@@ -4,7 +4,7 @@ import numpy as np
 
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
-from fiftyone_regioncap.propagation.sam2 import Sam2Propagator
+from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
 
 
 def test_points_on_a_frame_give_what_a_prompt_gives(make_model, make_clip):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
-from fiftyone_regioncap.propagation.sam2 import (
+from fiftyone_regioncap.propagation.sam2.propagator import (
     EdgeTamPropagator,
     Sam2Propagator,
     Sam3TrackerPropagator,
