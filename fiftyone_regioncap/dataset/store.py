@@ -61,6 +61,15 @@ def is_too_large(error: Exception) -> bool:
     return isinstance(error, DocumentTooLarge)
 
 
+def reload_sample(dataset: fo.Dataset, sample_id: ObjectId | str) -> None:
+    """Makes a sample's object in memory, if there is one, show what was written.
+
+    FiftyOne's functions for several samples walk its table of all samples in memory,
+    which fails while another thread loads one; this looks up the one by its id.
+    """
+    fos.Sample._reload_doc(dataset._sample_collection_name, sample_id)
+
+
 @dataclass(frozen=True)
 class Store:
     """The documents of one sample.
@@ -210,9 +219,7 @@ class Store:
             {"$set": {**values, "last_modified_at": now()}},
             array_filters=array_filters,
         )
-        fos.Sample._reload_docs(
-            dataset._sample_collection_name, sample_ids=[str(self.sample_id)]
-        )
+        reload_sample(dataset, self.sample_id)
 
     def reload_frames(self) -> None:
         """Makes frame objects in memory show what was written past them."""

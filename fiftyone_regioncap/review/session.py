@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeAlias, get_args
 import fiftyone as fo
 import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
-import fiftyone.core.sample as fos
 import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.dataset.captions import Review, mirror_captions
 from fiftyone_regioncap.dataset.fields import require_captions
 from fiftyone_regioncap.dataset.schema import declare_captions
-from fiftyone_regioncap.dataset.store import Document, now
+from fiftyone_regioncap.dataset.store import Document, now, reload_sample
 
 REVIEWS: tuple[Review, ...] = get_args(Review)
 """All that a person can say of a caption; the first is that nobody did."""
@@ -281,10 +280,8 @@ def _write(dataset: fo.Dataset, change: Change) -> None:
             [_update(change.field, sample_id, edits) for sample_id, edits in chunk],
             ordered=False,
         )
-    if by_sample:
-        fos.Sample._reload_docs(
-            dataset._sample_collection_name, sample_ids=list(by_sample)
-        )
+    for sample_id in by_sample:
+        reload_sample(dataset, sample_id)
     if change.tracks_field is None:
         return
     for sample_id, edits in by_sample.items():
