@@ -16,6 +16,7 @@ from fiftyone.operators import types
 from fiftyone.operators.categories import Categories
 
 from fiftyone_regioncap.core.errors import FieldError, RegionCapError
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.captions import Review
 from fiftyone_regioncap.review import card as review_card
@@ -394,7 +395,7 @@ class ReviewPanel(foo.Panel):
         try:
             return self._drawing(ctx, card).result(), None
         except (RegionCapError, OSError) as error:
-            return None, f"*No picture:* {review_card.escape(str(error))}"
+            return None, f"*No picture:* {escape(str(error))}"
 
     def _drawing(self, ctx: Any, card: Card) -> Future[str]:
         tracks, dataset = _session(ctx).settings.tracks, ctx.dataset

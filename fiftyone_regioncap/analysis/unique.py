@@ -30,6 +30,7 @@ from fiftyone_regioncap.captioning.base import Captioner, CaptionerInfo
 from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError, Cancelled
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import (
     ProgressListener,
     ProgressReporter,
@@ -138,7 +139,10 @@ class UniqueReport:
             lines.append(
                 f"- {self.undistinguished} that nothing measured tells from another"
             )
-        lines += [f"- FAILED {f.filepath}: {f.error}" for f in self.failures[:10]]
+        lines += [
+            f"- FAILED {escape(f.filepath)}: {escape(f.error)}"
+            for f in self.failures[:10]
+        ]
         return "\n".join(lines)
 
 

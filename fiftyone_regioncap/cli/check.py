@@ -6,6 +6,8 @@ import json
 
 import click
 
+from fiftyone_regioncap.core.markdown import plain
+
 
 @click.command()
 @click.option("--dataset", "name", required=True, help="Whose captions.")
@@ -47,4 +49,4 @@ def command(
     if as_json:
         click.echo(json.dumps(summary.to_dict(), indent=2))
     else:
-        click.echo(summary.to_markdown().replace("**", "").replace("`", ""))
+        click.echo(plain(summary.to_markdown()))

@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from fiftyone_regioncap.core.markdown import plain
+
 
 @click.command()
 @click.option("--dataset", "name", required=True, help="Of videos or images.")
@@ -62,7 +64,7 @@ def command(
         progress=not as_json,
     )
     results = report.to_dict()
-    lines = [report.to_markdown().replace("**", "")]
+    lines = [plain(report.to_markdown())]
     if parts:
         masks = tracks or field
         results["parts"] = sum(

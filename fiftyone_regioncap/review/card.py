@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from bson import ObjectId
 from PIL import Image, ImageDraw, ImageFont
 
 from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.dataset.captions import CaptionRecord, Review, read_captions
 from fiftyone_regioncap.dataset.targets import name_of
 from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
@@ -200,15 +200,6 @@ def data_url(image: Image.Image) -> str:
     image.save(buffer, format=kind, quality=85)
     content = base64.b64encode(buffer.getvalue()).decode()
     return f"data:image/{kind.lower()};base64,{content}"
-
-
-_ESCAPES = str.maketrans({mark: f"\\{mark}" for mark in string.punctuation})
-
-
-def escape(text: str) -> str:
-    """Makes a text show as it is where Markdown is expected, line breaks included."""
-    lines = (line.strip() for line in text.translate(_ESCAPES).splitlines())
-    return "\\\n".join(line or "\u00a0" for line in lines)
 
 
 def title(card: Card) -> str:

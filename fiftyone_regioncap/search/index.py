@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,6 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.search.appearance import LookIndex, LookSource, RegionTexts
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
@@ -66,19 +68,33 @@ class CaptionIndex:
     """Finds captions of one field by words and meaning.
 
     Args:
-        folder: of the index; it is made when it doesn't exist.
+        folder: Folder of the index, which is made if it doesn't exist.
+
+    Raises:
+        RegionCapError: If the files in the folder are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "lock")
-        self.catalog = Catalog(self.folder / "captions.sqlite")
-        self._text = TextIndex(self.folder / "words")
+        try:
+            self.catalog = Catalog(self.folder / "captions.sqlite")
+            self._text = TextIndex(self.folder / "words")
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise RegionCapError(
+                f"the search index in {folder} is damaged ({error}); delete the "
+                "folder, and the next search makes it again"
+            ) from error
         self.looks = LookIndex(self.folder / "looks")
 
     def __len__(self) -> int:
         return len(self.catalog)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether somebody deleted the folder since it was opened."""
+        return not (self.folder / "captions.sqlite").exists()
 
     def close(self) -> None:
         """Closes the files."""

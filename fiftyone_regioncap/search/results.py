@@ -200,8 +200,11 @@ def region_encoder(
 
 
 def open_index(captions: CaptionField) -> CaptionIndex:
-    """The index of a field, opened once in a process."""
-    return _opened(index_folder(captions.dataset, captions.name))
+    """Opens the index of a field; once in a process, unless its folder is deleted."""
+    folder = index_folder(captions.dataset, captions.name)
+    if _opened(folder).deleted:
+        _opened.cache_clear()
+    return _opened(folder)
 
 
 @lru_cache(maxsize=32)

@@ -17,7 +17,6 @@ import tantivy
 from numpy.typing import NDArray
 from tantivy import Filter, Occur, TextAnalyzerBuilder, Tokenizer
 
-from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.search.query import Query
 
 # One field for all: a union over fields for each word would keep the engine from
@@ -95,19 +94,13 @@ class TextIndex:
         folder: is made when it doesn't exist.
 
     Raises:
-        RegionCapError: when the folder holds something else, or is damaged.
+        ValueError: If the folder holds something else, or is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._schema = self._make_schema()
-        try:
-            self._index = tantivy.Index(self._schema, path=str(folder))
-        except ValueError as error:
-            raise RegionCapError(
-                f"the search index in {folder} can't be opened ({error}); delete the "
-                "folder and it is made again"
-            ) from error
+        self._index = tantivy.Index(self._schema, path=str(folder))
         self._index.register_tokenizer(_ANALYZER_NAME, _analyzer())
         self._words = _analyzer()
 

@@ -68,10 +68,8 @@ class VectorStore:
     def __init__(self, folder: Path, model: str, dimension: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._state = self._read_state(model, dimension)
         self._axes: NDArray[np.float32] | None = None
-        if self._state.fitted:
-            self._axes = np.load(folder / "axes.npy", allow_pickle=False)
+        self._state = self._read_state(model, dimension)
 
     def __len__(self) -> int:
         return self._state.rows
@@ -83,9 +81,7 @@ class VectorStore:
 
     def count(self) -> int:
         """How many rows are not empty."""
-        return (
-            int(np.count_nonzero(self._map("hashes", np.int64, 1))) if len(self) else 0
-        )
+        return int(np.count_nonzero(self._map("hashes", np.int64, 1)))
 
     def hashes(self, rows: int) -> NDArray[np.int64]:
         """Of the texts whose vectors are stored, by row; 0 where there is none."""
@@ -208,25 +204,40 @@ class VectorStore:
         path.touch()
         os.truncate(path, rows * width * np.dtype(kind).itemsize)
 
-    def _map(self, name: str, kind: type, width: int, mode: Any = "r") -> np.memmap:
+    def _map(self, name: str, kind: type, width: int, mode: Any = "r") -> NDArray[Any]:
         shape = (len(self), width)
+        if not len(self):  # there is no file yet, and none can be mapped without bytes
+            return np.zeros(shape, kind)
         return np.memmap(self._folder / name, kind, mode, shape=shape)
 
-    def _vectors(self, mode: Any = "r") -> np.memmap:
+    def _vectors(self, mode: Any = "r") -> NDArray[Any]:
         return self._map("vectors", np.float16, self._state.dimension, mode)
 
-    def _sketch(self, mode: Any = "r") -> np.memmap:
+    def _sketch(self, mode: Any = "r") -> NDArray[Any]:
         assert self._axes is not None
         return self._map("sketch", np.float32, self._axes.shape[1], mode)
 
     def _read_state(self, model: str, dimension: int) -> _State:
-        path = self._folder / "state.json"
-        if path.is_file():
-            state = _State(**json.loads(path.read_text(encoding="utf-8")))
-            if (state.model, state.dimension) == (model, dimension):
-                return state
-            for name in ("vectors", "hashes", "sketch"):
-                (self._folder / name).unlink(missing_ok=True)
+        """What the files say, if they are whole and of this model; else starts anew."""
+        try:
+            text = (self._folder / "state.json").read_text(encoding="utf-8")
+            state = _State(**json.loads(text))
+            sizes = {"vectors": 2 * dimension * state.rows, "hashes": 8 * state.rows}
+            if state.fitted:
+                self._axes = np.load(self._folder / "axes.npy", allow_pickle=False)
+                sizes["sketch"] = 4 * self._axes.shape[1] * state.rows
+            # Files grow before the state says so, and are made for the first row.
+            whole = not state.rows or all(
+                (self._folder / name).stat().st_size >= size
+                for name, size in sizes.items()
+            )
+        except (OSError, ValueError, TypeError, EOFError):
+            whole = False
+        if whole and (state.model, state.dimension) == (model, dimension):
+            return state
+        self._axes = None
+        for name in ("vectors", "hashes", "sketch"):
+            (self._folder / name).unlink(missing_ok=True)
         return _State(model, dimension)
 
     def _set(self, **values: Any) -> None:

@@ -24,6 +24,7 @@ from fiftyone_regioncap.analysis.facets import facets_of, save_views
 from fiftyone_regioncap.analysis.vocabulary import STOPWORDS
 from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.errors import BackendError, FieldError
+from fiftyone_regioncap.core.markdown import code, escape
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.runs import record_run
@@ -96,11 +97,11 @@ class MapSummary:
     def to_markdown(self) -> str:
         """A few lines for people."""
         lines = [
-            f"**{self.captions}** captions on the map `{self.key}`: load the view "
-            f"`{self.view}` and open the Embeddings panel",
+            f"**{self.captions}** captions on the map {code(self.key)}: load the view "
+            f"{code(self.view)} and open the Embeddings panel",
             f"- {self.duplicates} {_ALIKE[self.space]} nearly the same as another",
-            *(f"- {count} of group {name}" for name, count in self.clusters.items()),
-            *(f"- {note}" for note in self.notes),
+            *(f"- {n} of group {escape(name)}" for name, n in self.clusters.items()),
+            *(f"- {escape(note)}" for note in self.notes),
         ]
         return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from fiftyone_regioncap.analysis.checks.similarity import ATTRIBUTE, fits
 from fiftyone_regioncap.analysis.checks.texts import repetition, truncation
 from fiftyone_regioncap.analysis.checks.tracks import Said, contradictions, indistinct
 from fiftyone_regioncap.captioning.base import TextEncoder
+from fiftyone_regioncap.core.markdown import code
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.store import Document
 
@@ -85,7 +86,7 @@ class CheckSummary:
         """A few lines for people."""
         lines = [f"**{self.failed}** of {self.captions} captions failed a check"]
         lines += [
-            f"- {count} {check}: view `{self.views[check]}`"
+            f"- {count} {check}: view {code(self.views[check])}"
             for check, count in self.by_check.items()
             if count
         ]

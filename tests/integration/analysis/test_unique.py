@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.analysis.unique import difference_prompt, make_unique
+from fiftyone_regioncap.analysis.unique import (
+    UniqueReport,
+    difference_prompt,
+    make_unique,
+)
 from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, RegionClip
 from fiftyone_regioncap.dataset.captions import read_captions, write_captions
 from fiftyone_regioncap.dataset.tracks import TrackWriter
-from fiftyone_regioncap.jobs import CaptionOptions
+from fiftyone_regioncap.jobs import CaptionOptions, Failure
 from tests.support.ureca import SIZES, config_of, random_captioner
 
 HEIGHT, WIDTH, FRAMES = 72, 96, 12
@@ -309,3 +313,9 @@ def test_a_video_that_is_gone_fails_alone(
     assert not report.ok
     assert "discs.mp4" in report.failures[0].filepath
     assert set(texts(described).values()) == {"A red disc on a wall."}
+
+
+def test_failures_in_a_report_are_shown_as_they_are():
+    failure = Failure("id", "/videos/*a*.mp4", "caption", "OSError: <none>")
+    markdown = UniqueReport(failures=[failure]).to_markdown()
+    assert r"\/\*a\*\.mp4" in markdown and r"\<none\>" in markdown

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import fiftyone as fo
 import pytest
@@ -270,17 +272,28 @@ def test_words_that_one_caption_has_alone_are_marked():
     assert own == [["red"], ["blue"]]
 
 
-@pytest.mark.parametrize(
-    ("text", "markdown"),
-    [
-        ("plain", "plain"),
-        ("<b>*x*</b>", r"\<b\>\*x\*\<\/b\>"),
-        ("{{label}} ![a](b)", r"\{\{label\}\} \!\[a\]\(b\)"),
-        ("one\n    two", "one\\\ntwo"),
-    ],
-)
-def test_captions_are_shown_as_text(text, markdown):
-    assert review_card.escape(text) == markdown
+def test_changes_while_another_thread_reads_samples(
+    dataset: fo.Dataset, queue: ReviewQueue
+) -> None:
+    """FiftyOne keeps a table of samples in memory, to which every thread adds."""
+    dataset.add_samples([fo.Sample(filepath=f"/nowhere/{n}.mp4") for n in range(200)])
+    ids = dataset.values("id")
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            held = [dataset[sample_id] for sample_id in ids]
+            held.clear()
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        try:
+            for number in range(30):
+                review.apply(dataset, "captions", [queue[0]], review.edit(f"{number}."))
+        finally:
+            done.set()
+        reading.result()
+    assert dataset.first().captions.detections[0].caption == "29."
 
 
 def test_a_card_has_the_objects_other_captions_and_the_best_to_compare(dataset, queue):

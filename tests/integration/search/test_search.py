@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
 import fiftyone as fo
 import pytest
 from fiftyone import ViewField as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fiftyone_regioncap.core.errors import BackendError, FieldError
+from fiftyone_regioncap.core.errors import BackendError, FieldError, RegionCapError
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
-from fiftyone_regioncap.search import Query, QueryError, embedding, search
+from fiftyone_regioncap.dataset.schema import declare_captions
+from fiftyone_regioncap.review import session as review
+from fiftyone_regioncap.review.session import ReviewQueue
+from fiftyone_regioncap.search import Query, QueryError, embedding, results, search
+from fiftyone_regioncap.search.index import index_folder
 
 HOSTILE = '<b>{{ $where }}</b> "quoted" \' OR 1=1; -- مرحبا 🚗'
 VIDEOS = (
@@ -201,3 +209,55 @@ def test_no_phrase_reaches_from_a_caption_into_its_label(described):
     record = CaptionRecord(1, (0, 9), label="car", caption="It is red")
     assert not find(described([record]), '"red car"')
     assert find(described([record]), "red car")
+
+
+@pytest.mark.parametrize(
+    "videos", [[], [[]], [["", ""]]], ids=["no video", "no caption", "empty captions"]
+)
+@pytest.mark.parametrize("mode", ["text", "semantic", "hybrid"])
+def test_without_captions_nothing_is_found(described, embedder, videos, mode):
+    dataset = described(*videos)
+    if not videos:
+        dataset.media_type = "video"
+        declare_captions(dataset, "captions")
+    for _ in range(2):
+        results = find(dataset, "red car", mode, model=embedder)
+        assert len(results) == 0 and len(results.view()) == 0
+    assert len(find(dataset.view(), "red", mode, model=embedder).view("score")) == 0
+
+
+def test_the_index_can_be_deleted_at_any_time(described, embedder, cache):
+    dataset = described(*VIDEOS)
+    for _ in range(2):
+        found = find(dataset, "red car", "hybrid", model=embedder)
+        assert texts(found)[0] == VIDEOS[1][1]
+        shutil.rmtree(cache / "search")
+
+
+@pytest.mark.parametrize("name", ["captions.sqlite", "words/meta.json"])
+def test_a_damaged_index_is_an_error_that_says_what_to_delete(described, cache, name):
+    dataset = described(*VIDEOS)
+    find(dataset, "red")
+    folder = index_folder(dataset, "captions")
+    results._opened.cache_clear()  # as if in another process
+    for file in folder.glob(f"{name}*"):
+        file.write_bytes(b"no index" * 1000)
+    with pytest.raises(RegionCapError, match=re.escape(str(folder))):
+        find(dataset, "red")
+    shutil.rmtree(folder)
+    assert len(find(dataset, "red")) == 3
+
+
+def test_searches_and_changes_from_many_threads(described, embedder):
+    """The App's server runs operators and panels in threads of one process."""
+    dataset = described(*VIDEOS, *([f"A tram {n}."] for n in range(24)))
+    refs = ReviewQueue.of(dataset[3:], "captions").select()
+
+    def work(number: int) -> int:
+        action = review.edit(f"A ferry {number}.")
+        review.apply(dataset, "captions", refs[number : number + 1], action)
+        return len(find(dataset, "red car", "hybrid", model=embedder, k=3))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(24))) == [3] * 24
+    assert len(find(dataset, "ferry", k=50)) == 24

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.markdown import plain
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.search import similarity
-from fiftyone_regioncap.visualization.maps import embed_captions
+from fiftyone_regioncap.visualization.maps import MapSummary, embed_captions
 
 CARS = [f"A red car drives on road number {n}." for n in ("one", "two", "three")]
 DOGS = [f"Some brown dog sleeps near house {n}." for n in ("one", "two", "three")]
@@ -184,3 +185,20 @@ def test_umap_gives_the_same_map_twice(described, embedder):
         view = dataset.load_saved_view(summary.view)
         points.append(view.load_brain_results(summary.key).points)
     np.testing.assert_array_equal(*points)
+
+
+def test_names_in_a_summary_are_shown_as_they_are():
+    summary = MapSummary(
+        captions=2,
+        layout="pca",
+        space="text",
+        key="a`*key*",
+        clusters={"<b>*dog*</b>": 2},
+        duplicates=0,
+        view="__view__",
+        notes=("![x](y)",),
+    )
+    markdown = summary.to_markdown()
+    assert r"\<b\>\*dog\*" in markdown and r"\!\[x\]" in markdown
+    assert "`a'*key*`" in markdown and "`__view__`" in markdown
+    assert "- 2 of group <b>*dog*</b>" in plain(markdown)

@@ -90,3 +90,34 @@ def test_vectors_of_another_model_are_dropped(tmp_path, points):
     fill(tmp_path, points)
     assert len(VectorStore(tmp_path, "other", DIMENSION)) == 0
     assert VectorStore(tmp_path, "other", DIMENSION).search(points[0], 1) == []
+
+
+def test_a_store_without_rows_finds_nothing(tmp_path):
+    store = VectorStore(tmp_path, "m", DIMENSION)
+    none = np.zeros(0, np.int64)
+    assert store.hashes(0).tolist() == [] and store.count() == 0
+    store.drop(none)
+    store.finish(3)
+    assert store.get(none).shape == (0, DIMENSION)
+    assert VectorStore(tmp_path, "m", DIMENSION).version == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("hashes", None),
+        ("vectors", b"short"),
+        ("sketch", b"short"),
+        ("axes.npy", b"no array"),
+        ("axes.npy", b""),
+        ("state.json", b'{"rows": 3}'),
+        ("state.json", b"{"),
+    ],
+)
+def test_damaged_files_are_made_again(tmp_path, points, small, name, content):
+    fill(tmp_path, points)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert len(VectorStore(tmp_path, "m", DIMENSION)) == 0
+    assert fill(tmp_path, points).search(points[0], 1)[0][0] == 0
