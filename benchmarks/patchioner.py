@@ -101,7 +101,7 @@ def decoding(quick: bool, rows: int = 256) -> None:
 
     @torch.inference_mode()
     def reference() -> None:
-        model = decoder.decoder.transformer
+        model = decoder.decoder
         embeddings = decoder.clip_project(prefix)[:, None]
         chosen = []
         for _ in range(STEPS):
@@ -110,7 +110,7 @@ def decoding(quick: bool, rows: int = 256) -> None:
                 [model.logits(model(part))[:, -1] for part in embeddings.split(32)]
             )
             chosen.append(logits.argmax(dim=1))
-            step = model.wte(chosen[-1])[:, None]
+            step = model.embed(chosen[-1])[:, None]
             embeddings = torch.cat([embeddings, step], dim=1)
         found["reference"] = torch.stack(chosen, dim=1)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers.decoders import ByteLevel as ByteDecoder
+from tokenizers.pre_tokenizers import ByteLevel
 
-from fiftyone_regioncap.captioning.confidence import SPACE
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.system import assets
 
@@ -20,14 +21,8 @@ END = "<|endoftext|>"
 CONTEXT = 77
 """The most tokens that CLIP's text tower reads, both special tokens included."""
 
-
-def _byte_letters() -> list[str]:
-    """The printable letter that byte-level BPE writes for each of the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        letters.setdefault(byte, chr(256 + len(letters) - len(printable)))
-    return [letters[byte] for byte in range(256)]
+_SPACE = "▁"
+"""What stands for the space before a word in a token, as sentencepiece writes it."""
 
 
 class ClipVocabulary:
@@ -43,7 +38,6 @@ class ClipVocabulary:
         self._tokenizer = tokenizer
         by_token: dict[str, int] = tokenizer.get_vocab()
         self._tokens = {number: token for token, number in by_token.items()}
-        self._bytes = {letter: byte for byte, letter in enumerate(_byte_letters())}
         self.start_id = by_token[START]
         self.end_id = by_token[END]
 
@@ -122,7 +116,7 @@ class ClipVocabulary:
             token = self._tokens[int(number)]
             special = token in (START, END)
             word = "" if special else token.removesuffix("</w>")
-            pieces.append(f"{SPACE}{word}" if begins else word)
+            pieces.append(f"{_SPACE}{word}" if begins else word)
             begins = special or token.endswith("</w>")
         return pieces
 
@@ -133,8 +127,7 @@ class ClipVocabulary:
             KeyError: when an id is outside the vocabulary.
         """
         letters = "".join(self._tokens[int(number)] for number in ids)
-        raw = bytearray(self._bytes[letter] for letter in letters)
-        return raw.decode("utf-8", errors="replace").replace("</w>", " ")
+        return ByteDecoder().decode([letters]).replace("</w>", " ")
 
     def caption(self, ids: Iterable[int]) -> str:
         """The words up to the first end token, as the decoder writes them.
@@ -155,8 +148,8 @@ def _published_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     # the file holds beyond them was not used.
     used = lines[1 : 49_152 - 256 - 2 + 1]
     merges = [(first, second) for first, second in (line.split() for line in used)]
-    # The order of the single letters is that of the printable bytes, then the others.
-    letters = sorted(_byte_letters(), key=ord)
+    # One printable letter stands for each byte, and their order is that of the ids.
+    letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += ["".join(pair) for pair in merges]
     tokens += [START, END]

@@ -31,7 +31,6 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
 from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
 from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
-from fiftyone_regioncap.captioning.patchioner.tokenizer import tidy
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, FrameFeatures
 from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, Frame, RegionClip
@@ -404,6 +403,17 @@ def _scores(clip: RegionClip) -> dict[int, float]:
         return {}
     frames = clip.track.frames.tolist()
     return dict(zip(frames, clip.track.scores.tolist(), strict=True))
+
+
+def tidy(text: str) -> str:
+    """Removes the spaces that tokenization leaves around punctuation.
+
+    ``"a dog 's ball , on grass . "`` becomes ``"a dog's ball, on grass."``.
+    """
+    words = " ".join(text.split())
+    for mark in (".", ",", "!", "?", ":", ";", "'s", "n't"):
+        words = words.replace(f" {mark}", mark)
+    return words
 
 
 def caption_of(description: Description, label: str | None) -> Caption:

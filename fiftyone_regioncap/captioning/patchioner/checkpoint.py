@@ -17,6 +17,7 @@ from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
+from fiftyone_regioncap.captioning.patchioner.gpt2 import load_gpt2_tokenizer
 from fiftyone_regioncap.captioning.patchioner.language import (
     DecapLanguage,
     Language,
@@ -31,7 +32,6 @@ from fiftyone_regioncap.captioning.patchioner.memory import TextMemory, memory_f
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
 from fiftyone_regioncap.captioning.patchioner.text import CLIP_REPOSITORY, TextEncoder
-from fiftyone_regioncap.captioning.patchioner.tokenizer import load_gpt2_tokenizer
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     COCO_CATEGORIES,
     Prompting,

@@ -7,51 +7,21 @@ through a linear layer, and writes CLIP tokens (DeCap, arXiv 2303.03032).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fiftyone_regioncap.captioning.patchioner.gpt2 import (
+    Generated,
     Gpt2Config,
-    KeyValueCache,
     LanguageModel,
+    read_gpt2,
 )
 from fiftyone_regioncap.core.errors import WeightsError
 
 STEPS = 30
 """Tokens per caption, the start token included."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Captions as tokens.
-
-    Attributes:
-        ids: int64 (R, T); after a row's end token, only the reference's way goes on.
-        log_probabilities: float32 (R, T), of the chosen tokens.
-        lengths: int64 (R,), tokens up to the end token, inclusive; T where none came.
-    """
-
-    ids: Tensor
-    log_probabilities: Tensor
-    lengths: Tensor
-
-    def confidence(self) -> Tensor:
-        """Mean token probability up to the end token, float32 (R,) in [0, 1]."""
-        places = torch.arange(self.ids.shape[1], device=self.ids.device)
-        inside = places < self.lengths[:, None]
-        return (self.log_probabilities.exp() * inside).sum(dim=1) / self.lengths
-
-    def reference_score(self) -> Tensor:
-        """The product of all token probabilities, float64 (R,).
-
-        It goes on behind the end token, as the published detection scores do; it is
-        the reference's only after :meth:`PrefixDecoder.generate` with ``early_stop``
-        off.
-        """
-        return self.log_probabilities.double().sum(dim=1).exp()
 
 
 class _PrefixLayers(nn.Module):
@@ -66,11 +36,11 @@ class _PrefixLayers(nn.Module):
 
 
 class PrefixDecoder(nn.Module):
-    """Region embeddings to captions.
+    """Generates captions from region embeddings.
 
     Attributes:
-        config: sizes of its GPT-2.
-        prefix_width: channels of the region embeddings.
+        config: Sizes of the GPT-2.
+        prefix_width: Number of channels of the region embeddings.
     """
 
     def __init__(
@@ -79,9 +49,9 @@ class PrefixDecoder(nn.Module):
         """Makes a decoder with random weights.
 
         Args:
-            prefix_width: channels of the region embeddings.
-            config: None takes the published sizes.
-            dropout: in training.
+            prefix_width: Number of channels of the region embeddings.
+            config: Sizes of the GPT-2; None takes the published ones.
+            dropout: Dropout probability in training.
         """
         super().__init__()
         config = config or Gpt2Config()
@@ -94,45 +64,23 @@ class PrefixDecoder(nn.Module):
     def from_state_dict(
         cls, state: Mapping[str, Tensor], heads: int = 4
     ) -> PrefixDecoder:
-        """Builds the decoder that a published state dict is of, strictly.
+        """Builds the decoder that a published state dict belongs to, strictly.
 
         Args:
             state: ``decoder.transformer.*``, ``clip_project.model.0.*`` and, where
                 stored, ``decoder.lm_head.weight``, which must be the token embeddings.
-            heads: of a block; the one size that no weight tells.
+            heads: Attention heads per block; the one size that no weight tells.
 
         Raises:
-            WeightsError: when a name is missing, unknown or of another shape.
+            WeightsError: If a name is missing, unknown or of another shape.
         """
-        weights = dict(state)
-        head = weights.pop("decoder.lm_head.weight", None)
-        tokens = weights.get("decoder.transformer.wte.weight")
-        positions = weights.get("decoder.transformer.wpe.weight")
+        config, weights = read_gpt2(state, "decoder", heads, "DeCap")
         prefix = weights.get("clip_project.model.0.weight")
-        if tokens is None or positions is None or prefix is None:
+        if prefix is None or prefix.ndim != 2:
             raise WeightsError(
-                f"these are not a DeCap decoder's weights ({sorted(state)[:4]} ...); "
-                "give a state dict with decoder.transformer.* and clip_project.*"
+                "these are not a DeCap decoder's weights: clip_project.model.0.weight "
+                "is missing"
             )
-        if head is not None and not torch.equal(head, tokens):
-            raise WeightsError(
-                "decoder.lm_head.weight differs from the token embeddings, but "
-                "published decoders share them"
-            )
-        layers = len({name.split(".")[3] for name in weights if ".h." in name})
-        config = Gpt2Config(
-            width=tokens.shape[1],
-            layers=layers,
-            heads=heads,
-            positions=len(positions),
-            vocabulary=len(tokens),
-        )
-        # Buffers that older versions of transformers saved; they hold constants.
-        weights = {
-            name: value
-            for name, value in weights.items()
-            if not name.endswith((".attn.bias", ".attn.masked_bias"))
-        }
         with torch.device("meta"):
             model = cls(prefix.shape[1], config)
         try:
@@ -146,7 +94,7 @@ class PrefixDecoder(nn.Module):
         """Loads a published ``.pt`` file.
 
         Raises:
-            WeightsError: when it cannot be read or is something else.
+            WeightsError: If it cannot be read or is something else.
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -159,8 +107,8 @@ class PrefixDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.decoder.transformer.wte.weight.device
+        """Device of the weights."""
+        return self.decoder.device
 
     def published_state_dict(self) -> dict[str, Tensor]:
         """The weights under the published names, the shared output layer included."""
@@ -169,19 +117,18 @@ class PrefixDecoder(nn.Module):
         return state
 
     def logits(self, prefix: Tensor, ids: Tensor) -> Tensor:
-        """Scores of every next token, given all before it (for training and tests).
+        """Scores every next token, given all tokens before it.
 
         Args:
-            prefix: (R, prefix_width).
-            ids: int64 (R, T); the last one is not read.
+            prefix: Region embeddings, (R, prefix_width).
+            ids: Token ids, int64 (R, T); the last one is not read.
 
         Returns:
             (R, T, vocabulary); place t scores ``ids[:, t]``.
         """
-        model = self.decoder.transformer
         first = self.clip_project(prefix)[:, None]
-        embeddings = torch.cat([first, model.wte(ids[:, :-1])], dim=1)
-        return model.logits(model(embeddings))
+        embeddings = torch.cat([first, self.decoder.embed(ids[:, :-1])], dim=1)
+        return self.decoder.logits(self.decoder(embeddings))
 
     @torch.inference_mode()
     def generate(
@@ -193,43 +140,28 @@ class PrefixDecoder(nn.Module):
         early_stop: bool = True,
         vocabulary: int | None = None,
     ) -> Generated:
-        """Greedy captions of all rows at once.
+        """Generates greedy captions of all rows at once.
 
         Args:
-            prefix: (R, prefix_width).
-            end_id: of the end token.
-            steps: the most tokens.
-            early_stop: stop when every row has ended; else all steps are taken, as the
-                reference does.
-            vocabulary: choose among the ids below this only; None means all.
+            prefix: Region embeddings, (R, prefix_width).
+            end_id: Id of the end token.
+            steps: Maximum number of tokens.
+            early_stop: See :meth:`~.gpt2.LanguageModel.greedy`.
+            vocabulary: Likewise.
 
         Raises:
-            WeightsError: when the prefix has another width.
+            WeightsError: If the embeddings have another width.
         """
         if prefix.ndim != 2 or prefix.shape[1] != self.prefix_width:
             raise WeightsError(
                 f"region embeddings are {tuple(prefix.shape)}, the decoder reads "
                 f"{self.prefix_width} channels; use the decoder of this backbone"
             )
-        model = self.decoder.transformer
-        steps = min(steps, self.config.positions)
-        embeddings = self.clip_project(prefix.to(model.wte.weight))[:, None]
-        cache = KeyValueCache(capacity=steps)
-        chosen, scores = [], []
-        ended = torch.zeros(len(prefix), dtype=torch.bool, device=embeddings.device)
-        for _ in range(steps):
-            hidden = model(embeddings, cache)[:, -1]
-            logits = model.logits(hidden, vocabulary).float()
-            # The first of equal logits, and of NaNs, on every device.
-            top, ids = logits.max(dim=1)
-            chosen.append(ids)
-            scores.append(top - logits.logsumexp(dim=1))
-            ended |= ids == end_id
-            if early_stop and ended.all():
-                break
-            embeddings = model.wte(ids)[:, None]
-        ids = torch.stack(chosen, dim=1)
-        is_end = ids == end_id
-        first_end = is_end.int().argmax(dim=1) + 1
-        lengths = torch.where(is_end.any(dim=1), first_end, ids.shape[1])
-        return Generated(ids, torch.stack(scores, dim=1), lengths)
+        prefix = prefix.to(self.decoder.transformer.wte.weight)
+        return self.decoder.greedy(
+            self.clip_project(prefix)[:, None],
+            stop_ids=(end_id,),
+            steps=steps,
+            early_stop=early_stop,
+            vocabulary=vocabulary,
+        )

@@ -1,27 +1,37 @@
-"""GPT-2 (Radford et al. 2019), small and batched, with a key-value cache.
+"""Decoding with transformers' GPT-2: prompts as embeddings in, tokens out, batched.
 
-Parameter names are those of the published state dicts.
+Parameter names are those of the published state dicts. The loops are ours, because
+``generate`` keeps the scores of the whole vocabulary for every step, which takes 1.5 GB
+for 256 captions, and has no beam search by mean probability.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.system import assets
+
+_CONSTANTS = (".attn.bias", ".attn.masked_bias")
+"""Buffers that older versions of transformers saved beside the weights."""
+
 
 @dataclass(frozen=True)
 class Gpt2Config:
-    """The sizes of a GPT-2.
+    """Sizes of a GPT-2.
 
     Attributes:
-        width: channels.
-        layers: blocks.
-        heads: per block; parts the channels.
-        positions: the most tokens.
-        vocabulary: token ids.
+        width: Number of channels.
+        layers: Number of blocks.
+        heads: Attention heads per block; divides the channels.
+        positions: Maximum number of tokens.
+        vocabulary: Number of token ids.
     """
 
     width: int = 768
@@ -31,184 +41,276 @@ class Gpt2Config:
     vocabulary: int = 50_257
 
 
-@dataclass
-class KeyValueCache:
-    """Keys and values of the tokens so far, per block.
+@dataclass(frozen=True)
+class Generated:
+    """Captions as tokens.
 
     Attributes:
-        length: how many tokens are in.
+        ids: Token ids, int64 (R, T); those behind a row's stop token mean nothing,
+            except with ``early_stop`` off.
+        log_probabilities: Log-probabilities of the tokens, float32 (R, T).
+        lengths: Number of tokens up to the stop token, inclusive, int64 (R,); T where
+            there is none.
     """
 
-    capacity: int
-    length: int = 0
-    _blocks: list[Tensor] = field(default_factory=list, repr=False)
+    ids: Tensor
+    log_probabilities: Tensor
+    lengths: Tensor
 
-    def extend(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds a block's keys and values, (R, heads, T, d) each; gives all so far."""
-        if block == len(self._blocks):
-            rows, heads, _, size = keys.shape
-            self._blocks.append(keys.new_empty(2, rows, heads, self.capacity, size))
-        stop = self.length + keys.shape[2]
-        store = self._blocks[block]
-        store[0, :, :, self.length : stop] = keys
-        store[1, :, :, self.length : stop] = values
-        return store[0, :, :, :stop], store[1, :, :, :stop]
+    def confidence(self) -> Tensor:
+        """Mean token probability up to the stop token, float32 (R,) in [0, 1]."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        inside = places < self.lengths[:, None]
+        return (self.log_probabilities.exp() * inside).sum(dim=1) / self.lengths
 
-    def keep(self, rows: Tensor) -> None:
-        """Keeps some rows only, in the order given, int64 (rows,); may repeat rows."""
-        self._blocks = [store[:, rows] for store in self._blocks]
+    def reference_score(self) -> Tensor:
+        """Product of all token probabilities, float64 (R,).
 
-
-class _Projection(nn.Module):
-    """A linear layer whose weight is (in, out), as GPT-2 stores it."""
-
-    def __init__(self, inputs: int, outputs: int, std: float = 0.02) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        nn.init.normal_(self.weight, std=std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight + self.bias
+        It goes on behind the stop token, as the published detection scores do, so that
+        it equals the reference's only with ``early_stop`` off.
+        """
+        return self.log_probabilities.double().sum(dim=1).exp()
 
 
-def _residual_std(config: Gpt2Config) -> float:
-    """Of the initial weights that end a residual branch, of which blocks have two."""
-    return 0.02 / math.sqrt(2 * config.layers)
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: Gpt2Config, block: int) -> None:
-        super().__init__()
-        self.heads, self.block = config.heads, block
-        self.c_attn = _Projection(config.width, 3 * config.width)
-        self.c_proj = _Projection(config.width, config.width, _residual_std(config))
-
-    def forward(
-        self,
-        x: Tensor,
-        cache: KeyValueCache | None,
-        visible: Tensor | None,
-        dropout: float,
-    ) -> Tensor:
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.c_attn(x).chunk(3, dim=-1)
-        )
-        if cache is not None:
-            key, value = cache.extend(self.block, key, value)
-        attended = nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=visible,
-            dropout_p=dropout if self.training else 0.0,
-            is_causal=visible is None and query.shape[2] > 1,
-        )
-        return self.c_proj(attended.transpose(1, 2).flatten(2))
-
-
-class _Mlp(nn.Module):
-    def __init__(self, config: Gpt2Config) -> None:
-        super().__init__()
-        self.c_fc = _Projection(config.width, 4 * config.width)
-        self.c_proj = _Projection(4 * config.width, config.width, _residual_std(config))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(nn.functional.gelu(self.c_fc(x), approximate="tanh"))
-
-
-class _Block(nn.Module):
-    def __init__(self, config: Gpt2Config, block: int) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.width)
-        self.attn = _Attention(config, block)
-        self.ln_2 = nn.LayerNorm(config.width)
-        self.mlp = _Mlp(config)
-
-    def forward(
-        self,
-        x: Tensor,
-        cache: KeyValueCache | None,
-        visible: Tensor | None,
-        dropout: float,
-    ) -> Tensor:
-        attended = self.attn(self.ln_1(x), cache, visible, dropout)
-        x = x + nn.functional.dropout(attended, dropout, self.training)
-        fed = self.mlp(self.ln_2(x))
-        return x + nn.functional.dropout(fed, dropout, self.training)
-
-
-class Gpt2(nn.Module):
-    """The blocks of GPT-2 with its token embeddings as output layer too.
+class LanguageModel(nn.Module):
+    """A GPT-2 whose output layer shares the token embeddings.
 
     Attributes:
-        config: its sizes.
-        dropout: on embeddings, attention and residuals, in training only.
+        config: Sizes.
+        transformer: A ``transformers.GPT2Model``.
     """
 
     def __init__(self, config: Gpt2Config, dropout: float = 0.1) -> None:
+        from transformers import GPT2Config, GPT2Model
+
         super().__init__()
         self.config = config
-        self.dropout = dropout
-        self.wte = nn.Embedding(config.vocabulary, config.width)
-        self.wpe = nn.Embedding(config.positions, config.width)
-        self.h = nn.ModuleList(_Block(config, i) for i in range(config.layers))
-        self.ln_f = nn.LayerNorm(config.width)
-        for table in (self.wte, self.wpe):
-            nn.init.normal_(table.weight, std=0.02)
+        self.transformer = GPT2Model(
+            GPT2Config(
+                vocab_size=config.vocabulary,
+                n_positions=config.positions,
+                n_embd=config.width,
+                n_layer=config.layers,
+                n_head=config.heads,
+                # The published activation in one kernel instead of eight.
+                activation_function="gelu_pytorch_tanh",
+                embd_pdrop=dropout,
+                attn_pdrop=dropout,
+                resid_pdrop=dropout,
+            )
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.transformer.wte.weight.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeds tokens, int64 (R, T), to (R, T, width)."""
+        return self.transformer.wte(ids)
 
     def forward(
-        self,
-        embeddings: Tensor,
-        cache: KeyValueCache | None = None,
-        valid: Tensor | None = None,
+        self, embeddings: Tensor, cache: Any = None, valid: Tensor | None = None
     ) -> Tensor:
         """Runs the blocks over tokens, after those in the cache.
 
         Args:
-            embeddings: (R, T, width) of the new tokens.
-            cache: of the tokens before; it takes the new ones in.
-            valid: bool (R, all tokens so far), False for padding on the left; None
-                means that there is none.
+            embeddings: The new tokens, (R, T, width).
+            cache: A ``transformers.Cache`` of the tokens before; it is extended.
+            valid: False for padding on the left, bool (R, all tokens so far); None if
+                there is no padding.
 
         Returns:
-            (R, T, width) after the last norm.
+            Hidden states after the last norm, (R, T, width).
         """
-        count = embeddings.shape[1]
-        before = 0 if cache is None else cache.length
-        visible = None
-        if valid is None:
-            positions = torch.arange(before, before + count, device=embeddings.device)
-        else:
+        positions = None
+        if valid is not None:
             ordinals = valid.cumsum(dim=1).sub(1).clamp_min(0)
-            positions = ordinals[:, before:]
-            causal = torch.ones(
-                count, before + count, dtype=torch.bool, device=embeddings.device
-            ).tril(before)
-            # Padding sees itself, since a row with nothing to see is not a number.
-            own = torch.eye(before + count, dtype=torch.bool, device=embeddings.device)[
-                before:
-            ]
-            visible = (causal & valid[:, None] | own)[:, None]
-        x = embeddings + self.wpe(positions)
-        x = nn.functional.dropout(x, self.dropout, self.training)
-        for block in self.h:
-            x = block(x, cache, visible, self.dropout)
-        if cache is not None:
-            cache.length += count
-        return self.ln_f(x)
+            positions = ordinals[:, -embeddings.shape[1] :]
+        # By position: versions of transformers name the cache differently.
+        return self.transformer(
+            None,
+            cache,
+            inputs_embeds=embeddings,
+            attention_mask=valid,
+            position_ids=positions,
+            use_cache=cache is not None,
+        ).last_hidden_state
 
     def logits(self, hidden: Tensor, vocabulary: int | None = None) -> Tensor:
-        """Scores of the ids below ``vocabulary`` (None: all), (..., ids)."""
-        return hidden @ self.wte.weight[:vocabulary].T
+        """Scores the ids below ``vocabulary`` (None: all), (..., ids)."""
+        return hidden @ self.transformer.wte.weight[:vocabulary].T
+
+    @torch.inference_mode()
+    def greedy(
+        self,
+        prompts: Tensor,
+        *,
+        stop_ids: Sequence[int],
+        steps: int,
+        valid: Tensor | None = None,
+        early_stop: bool = True,
+        vocabulary: int | None = None,
+    ) -> Generated:
+        """Continues prompts with the most likely tokens.
+
+        Args:
+            prompts: Embeddings of the prompts, (R, T, width).
+            stop_ids: Tokens that end a caption.
+            steps: Maximum number of tokens.
+            valid: False for padding on the left, bool (R, T); None without padding.
+            early_stop: Whether to stop when every row has ended; if false, all steps
+                are taken, as in the reference.
+            vocabulary: Choose only ids below this; None allows all.
+        """
+        cache = self._cache()
+        stops = torch.tensor(stop_ids, device=prompts.device)
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
+        chosen, scores = [], []
+        embeddings = prompts
+        for _ in range(self._steps(prompts.shape[1], steps)):
+            logits = self.logits(self(embeddings, cache, valid)[:, -1], vocabulary)
+            logits = logits.float()
+            # The first of equal logits, and of NaNs, on every device.
+            top, ids = logits.max(dim=1)
+            chosen.append(ids)
+            scores.append(top - logits.logsumexp(dim=1))
+            ended |= torch.isin(ids, stops)
+            if early_stop and ended.all():
+                break
+            embeddings = self.embed(ids)[:, None]
+            if valid is not None:
+                valid = nn.functional.pad(valid, (0, 1), value=True)
+        all_ids = torch.stack(chosen, dim=1)
+        is_stop = torch.isin(all_ids, stops)
+        first = is_stop.int().argmax(dim=1) + 1
+        lengths = torch.where(is_stop.any(dim=1), first, all_ids.shape[1])
+        return Generated(all_ids, torch.stack(scores, dim=1), lengths)
+
+    @torch.inference_mode()
+    def beam_search(
+        self, prompt: Tensor, *, stop_ids: Sequence[int], steps: int, beams: int
+    ) -> list[int]:
+        """Finds the continuation with the highest mean log-probability per token.
+
+        Args:
+            prompt: Embeddings of one prompt, (T, width).
+            stop_ids: Tokens that end a caption.
+            steps: Maximum number of tokens.
+            beams: Number of continuations that are followed in parallel.
+
+        Returns:
+            Token ids, the stop token included.
+        """
+        cache = self._cache()
+        stops = torch.tensor(stop_ids, device=prompt.device)
+        hidden = self(prompt[None], cache)[:, -1]
+        first = self.logits(hidden).float().log_softmax(dim=1)
+        sums, ids = first[0].topk(beams)
+        cache.batch_repeat_interleave(beams)
+        tokens, lengths = ids[:, None], torch.ones_like(sums)
+        stopped = torch.isin(ids, stops)
+        for _ in range(self._steps(len(prompt), steps) - 1):
+            if stopped.all():
+                break
+            hidden = self(self.embed(ids)[:, None], cache)[:, -1]
+            added = self.logits(hidden).float().log_softmax(dim=1)
+            # A beam that has ended goes on as itself alone, without cost.
+            added[stopped] = -torch.inf
+            added[stopped, 0] = 0
+            lengths = lengths + ~stopped
+            means = (sums[:, None] + added) / lengths[:, None]
+            best, places = means.flatten().topk(beams)
+            source, ids = places // added.shape[1], places % added.shape[1]
+            lengths, stopped = lengths[source], stopped[source]
+            sums = best * lengths
+            tokens = torch.cat([tokens[source], ids[:, None]], dim=1)
+            cache.reorder_cache(source)
+            stopped = stopped | torch.isin(ids, stops)
+        winner = int((sums / lengths).argmax())
+        return tokens[winner, : int(lengths[winner])].tolist()
+
+    @torch.inference_mode()
+    def perplexity(self, ids: Sequence[int]) -> float:
+        """Perplexity of a text without a prompt; NaN for a single token."""
+        row = torch.tensor([ids], device=self.device)
+        logits = self.logits(self(self.embed(row)))[0, :-1]
+        return float(nn.functional.cross_entropy(logits.float(), row[0, 1:]).exp())
+
+    def _cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.transformer.config)
+
+    def _steps(self, prompt: int, steps: int) -> int:
+        """How many tokens fit after a prompt; the last one is never read."""
+        return min(steps, self.config.positions + 1 - prompt)
 
 
-class LanguageModel(nn.Module):
-    """A GPT-2 under the name that published state dicts hold it by."""
+def read_gpt2(
+    state: Mapping[str, Tensor], prefix: str, heads: int, kind: str
+) -> tuple[Gpt2Config, dict[str, Tensor]]:
+    """Reads the sizes of a GPT-2 off a published state dict.
 
-    transformer: Gpt2
+    Args:
+        state: Weights by their published names.
+        prefix: Prefix of the names of the GPT-2.
+        heads: Attention heads per block, the one size that no weight tells.
+        kind: Name of the decoder, for messages.
 
-    def __init__(self, config: Gpt2Config, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.transformer = Gpt2(config, dropout)
+    Returns:
+        The sizes, and the weights without the shared output layer and constants.
+
+    Raises:
+        WeightsError: If weights are missing or don't fit each other.
+    """
+    weights = {
+        name: value for name, value in state.items() if not name.endswith(_CONSTANTS)
+    }
+    head = weights.pop(f"{prefix}.lm_head.weight", None)
+    tokens = weights.get(f"{prefix}.transformer.wte.weight")
+    positions = weights.get(f"{prefix}.transformer.wpe.weight")
+    if tokens is None or positions is None or tokens.ndim != 2:
+        raise WeightsError(
+            f"these are not a {kind} decoder's weights ({sorted(state)[:4]} ...); "
+            f"give a state dict with {prefix}.transformer.*"
+        )
+    if head is not None and not torch.equal(head, tokens):
+        raise WeightsError(
+            f"{prefix}.lm_head.weight differs from the token embeddings, but published "
+            "decoders share them"
+        )
+    vocabulary, width = tokens.shape
+    if heads < 1 or width % heads:
+        raise WeightsError(
+            f"heads={heads}: give a number that divides the decoder's {width} channels"
+        )
+    blocks = f"{prefix}.transformer.h."
+    places = {n.removeprefix(blocks).split(".")[0] for n in weights if blocks in n}
+    return Gpt2Config(width, len(places), heads, len(positions), vocabulary), weights
+
+
+def load_gpt2_tokenizer(source: str | Path | None = None) -> Any:
+    """Loads GPT-2's tokenizer, a ``transformers.GPT2Tokenizer``.
+
+    Args:
+        source: A hub repository, or a folder with ``vocab.json`` and ``merges.txt``;
+            None fetches the published files once.
+
+    Raises:
+        WeightsError: If there is no such tokenizer.
+    """
+    from transformers import GPT2Tokenizer
+
+    if source is None:
+        return GPT2Tokenizer(
+            vocab=str(assets.fetch("gpt2-vocab.json")),
+            merges=str(assets.fetch("gpt2-merges.txt")),
+        )
+    try:
+        return GPT2Tokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"no GPT-2 vocabulary at {source}: {error}; name a folder with vocab.json "
+            "and merges.txt"
+        ) from error

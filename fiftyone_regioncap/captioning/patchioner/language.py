@@ -17,7 +17,6 @@ from fiftyone_regioncap.captioning.patchioner.memory import TextMemory
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     Prompting,
     ViecapDecoder,
-    ViecapOutput,
     choose_entities,
     entity_probabilities,
 )
@@ -199,12 +198,21 @@ class ViecapLanguage:
         output = self.decoder.generate(
             embeddings, named, self.prompting, compat=self.compat
         )
+        means: Sequence[float | None] = [None] * len(named)
+        lowest: Sequence[float | None] = means
+        if output.generated is not None:
+            means = output.generated.confidence().tolist()
+            probabilities = output.generated.log_probabilities.exp().tolist()
+            lowest = [
+                content_minimum(self._pieces(ids), chances[: len(ids)])
+                for ids, chances in zip(output.ids, probabilities, strict=True)
+            ]
         reference = self.compat == "reference"
         return [
             Description(
                 text=text,
-                confidence=output.confidence(row),
-                min_confidence=self._least(output, row),
+                confidence=means[row],
+                min_confidence=lowest[row],
                 tokens=len(output.ids[row]),
                 score=self.decoder.perplexity(text) if reference else None,
                 ids=tuple(output.ids[row]),
@@ -213,9 +221,6 @@ class ViecapLanguage:
             for row, text in enumerate(output.texts)
         ]
 
-    def _least(self, output: ViecapOutput, row: int) -> float | None:
-        if output.probabilities is None:
-            return None
-        tokens = self.decoder.tokenizer.convert_ids_to_tokens(output.ids[row])
-        pieces = [token.replace("Ġ", SPACE) for token in tokens]
-        return content_minimum(pieces, output.probabilities[row])
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        tokens = self.decoder.tokenizer.convert_ids_to_tokens(ids)
+        return [token.replace("Ġ", SPACE) for token in tokens]

@@ -6,7 +6,6 @@ after, the tokens of "There are dog, ball in image.", and lets a fine-tuned GPT-
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.gpt2 import (
+    Generated,
     Gpt2Config,
-    KeyValueCache,
     LanguageModel,
+    read_gpt2,
 )
 from fiftyone_regioncap.core.errors import WeightsError
 
@@ -225,34 +225,25 @@ class MappingNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class ViecapOutput:
-    """Captions.
+    """Captions of several regions.
 
     Attributes:
-        texts: one per region.
-        ids: the tokens of each, the stop token included.
-        probabilities: of those tokens; None from beams.
-        all_ids: int64 (R, T), every token generated until the last caption ended (all
-            steps in the reference's way); None from beams.
+        texts: One caption per region.
+        ids: Token ids of each caption, the stop token included.
+        generated: All tokens with their probabilities; None for beam search.
     """
 
     texts: list[str]
     ids: list[list[int]]
-    probabilities: list[list[float]] | None = None
-    all_ids: Tensor | None = None
-
-    def confidence(self, row: int) -> float | None:
-        """Mean token probability of a caption, in [0, 1]; None from beams."""
-        if self.probabilities is None:
-            return None
-        return math.fsum(self.probabilities[row]) / len(self.probabilities[row])
+    generated: Generated | None = None
 
 
 class ViecapDecoder(nn.Module):
-    """Region embeddings and entity names to captions.
+    """Generates captions from region embeddings and entity names.
 
     Attributes:
-        tokenizer: a ``transformers.GPT2Tokenizer``.
-        stop_ids: of the tokens that end a caption, "." and " .".
+        tokenizer: A ``transformers.GPT2Tokenizer``.
+        stop_ids: Ids of the tokens that end a caption, "." and " .".
     """
 
     def __init__(
@@ -272,45 +263,35 @@ class ViecapDecoder(nn.Module):
         heads: int = 12,
         mapper_heads: int = 8,
     ) -> ViecapDecoder:
-        """Builds the decoder that a published state dict is of, strictly.
+        """Builds the decoder that a published state dict belongs to, strictly.
 
         Args:
             state: ``gpt.*`` and ``mapping_network.*``.
-            tokenizer: a ``transformers.GPT2Tokenizer``.
-            heads: of a block of the GPT-2.
-            mapper_heads: of a layer of the mapping network.
+            tokenizer: A ``transformers.GPT2Tokenizer``.
+            heads: Attention heads per block of the GPT-2.
+            mapper_heads: Attention heads per layer of the mapping network.
 
         Raises:
-            WeightsError: when a name is missing, unknown or of another shape.
+            WeightsError: If a name is missing, unknown or of another shape.
         """
-        weights = {
-            name: value
-            for name, value in state.items()
-            if not name.endswith((".attn.bias", ".attn.masked_bias"))
-        }
-        head = weights.pop("gpt.lm_head.weight", None)
+        config, weights = read_gpt2(state, "gpt", heads, "ViECap")
         try:
-            vocabulary, width = weights["gpt.transformer.wte.weight"].shape
-            positions = len(weights["gpt.transformer.wpe.weight"])
             outputs, feature_width = weights["mapping_network.linear.weight"].shape
             learned = len(weights["mapping_network.prefix_const"])
-        except KeyError as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise WeightsError(
-                f"these are not a ViECap decoder's weights: {error} is missing"
+                f"these are not a ViECap decoder's weights: {error!r}"
             ) from error
-        if head is not None and not torch.equal(
-            head, weights["gpt.transformer.wte.weight"]
-        ):
-            raise WeightsError(
-                "gpt.lm_head.weight differs from the token embeddings, but published "
-                "decoders share them"
-            )
-        blocks = len({name.split(".")[3] for name in weights if ".h." in name})
-        layers = len({name.split(".")[3] for name in weights if ".layers." in name})
-        config = Gpt2Config(width, blocks, heads, positions, vocabulary)
+        layers = {name.split(".")[3] for name in weights if ".layers." in name}
+        width = config.width
         with torch.device("meta"):
             mapping = MappingNetwork(
-                feature_width, width, outputs // width, learned, layers, mapper_heads
+                feature_width,
+                width,
+                outputs // width,
+                learned,
+                len(layers),
+                mapper_heads,
             )
             model = cls(mapping, config, tokenizer)
         try:
@@ -321,11 +302,11 @@ class ViecapDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.gpt.transformer.wte.weight.device
+        """Device of the weights."""
+        return self.gpt.device
 
     def soft_prompts(self, features: Tensor) -> Tensor:
-        """Features (R, D) of any length to (R, tokens, width)."""
+        """Maps embeddings (R, D) of any length to soft prompts (R, tokens, width)."""
         return self.mapping_network(nn.functional.normalize(features, dim=1))
 
     @torch.inference_mode()
@@ -337,19 +318,19 @@ class ViecapDecoder(nn.Module):
         *,
         compat: Compat = "fixed",
     ) -> ViecapOutput:
-        """Captions of regions.
+        """Generates captions of regions.
 
         Args:
-            features: (R, D) of any length.
-            entities: of each region, see :func:`choose_entities`.
-            prompting: what is given, and how to search.
+            features: Region embeddings (R, D) of any length.
+            entities: Entity names per region, see :func:`choose_entities`.
+            prompting: Prompts and search; None takes the published ones.
             compat: ``reference`` pads shorter hard prompts on the right with "!" and
                 lets the model read it, so that captions depend on what else is in the
                 batch.
         """
         prompting = prompting or Prompting()
         if len(features) == 0:
-            return ViecapOutput([], [], [])
+            return ViecapOutput([], [])
         soft = self.soft_prompts(features) if prompting.soft else None
         hard: list[list[int]] = [[] for _ in entities]
         if prompting.hard:
@@ -359,103 +340,57 @@ class ViecapDecoder(nn.Module):
             hard = [[*ids, *[_EXCLAMATION] * (longest - len(ids))] for ids in hard]
         prompts = self._prompts(soft, hard, prompting.soft_first)
         if prompting.beams > 1:
-            found = [self._beam_search(prompt, prompting.beams) for prompt in prompts]
-            return ViecapOutput([self.tokenizer.decode(ids) for ids in found], found)
-        return self._greedy(prompts, early_stop=compat == "fixed")
+            ids = [
+                self.gpt.beam_search(
+                    prompt, stop_ids=self.stop_ids, steps=STEPS, beams=prompting.beams
+                )
+                for prompt in prompts
+            ]
+            return ViecapOutput([self.tokenizer.decode(row) for row in ids], ids)
+        padded, valid = _pad_left(prompts)
+        generated = self.gpt.greedy(
+            padded,
+            stop_ids=self.stop_ids,
+            steps=STEPS,
+            valid=valid,
+            early_stop=compat == "fixed",
+        )
+        ids = [
+            row[:length]
+            for row, length in zip(
+                generated.ids.tolist(), generated.lengths.tolist(), strict=True
+            )
+        ]
+        return ViecapOutput([self.tokenizer.decode(row) for row in ids], ids, generated)
 
     def _prompts(
         self, soft: Tensor | None, hard: Sequence[Sequence[int]], soft_first: bool
     ) -> list[Tensor]:
-        """Embeddings of each region's prompt, (T_r, width) each."""
-        table = self.gpt.transformer.wte.weight
+        """Embeds the prompt of each region, (T_r, width) each."""
         prompts = []
         for row, ids in enumerate(hard):
-            parts = [table[torch.tensor(ids, dtype=torch.int64, device=table.device)]]
+            tokens = torch.tensor(ids, dtype=torch.int64, device=self.device)
+            parts = [self.gpt.embed(tokens)]
             if soft is not None:
                 parts = [soft[row], *parts] if soft_first else [*parts, soft[row]]
             prompts.append(torch.cat(parts))
         return prompts
 
-    def _greedy(self, prompts: Sequence[Tensor], early_stop: bool) -> ViecapOutput:
-        model = self.gpt.transformer
-        longest = max(len(prompt) for prompt in prompts)
-        embeddings = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
-        valid = torch.zeros(embeddings.shape[:2], dtype=torch.bool).to(
-            embeddings.device
-        )
-        for row, prompt in enumerate(prompts):
-            embeddings[row, longest - len(prompt) :] = prompt
-            valid[row, longest - len(prompt) :] = True
-        steps = min(STEPS, model.config.positions - longest)
-        cache = KeyValueCache(capacity=longest + steps)
-        padding = None if valid.all() else valid
-        chosen, scores = [], []
-        ended = torch.zeros(len(prompts), dtype=torch.bool, device=embeddings.device)
-        for _ in range(steps):
-            logits = model.logits(model(embeddings, cache, padding)[:, -1]).float()
-            top, ids = logits.max(dim=1)
-            chosen.append(ids)
-            scores.append((top - logits.logsumexp(dim=1)).exp())
-            ended |= self._stops(ids)
-            if early_stop and ended.all():
-                break
-            embeddings = model.wte(ids)[:, None]
-            if padding is not None:
-                padding = nn.functional.pad(padding, (0, 1), value=True)
-        all_ids = torch.stack(chosen, dim=1)
-        kept, probabilities = [], []
-        for row, chances in zip(
-            all_ids.tolist(), torch.stack(scores, dim=1).tolist(), strict=True
-        ):
-            stop = next((i for i, n in enumerate(row) if n in self.stop_ids), len(row))
-            kept.append(row[: stop + 1])
-            probabilities.append(chances[: stop + 1])
-        texts = [self.tokenizer.decode(row) for row in kept]
-        return ViecapOutput(texts, kept, probabilities, all_ids)
-
-    def _beam_search(self, prompt: Tensor, beams: int) -> list[int]:
-        """The likeliest caption per token of some that are followed in parallel."""
-        model = self.gpt.transformer
-        steps = min(STEPS, model.config.positions - len(prompt))
-        cache = KeyValueCache(capacity=len(prompt) + steps)
-        hidden = model(prompt[None], cache)[:, -1]
-        first = model.logits(hidden).float().log_softmax(dim=1)
-        sums, ids = first[0].topk(beams)
-        cache.keep(torch.zeros(beams, dtype=torch.int64, device=ids.device))
-        tokens, lengths = ids[:, None], torch.ones_like(sums)
-        stopped = self._stops(ids)
-        for _ in range(steps - 1):
-            if stopped.all():
-                break
-            hidden = model(model.wte(ids)[:, None], cache)[:, -1]
-            added = model.logits(hidden).float().log_softmax(dim=1)
-            # A beam that has ended goes on as itself alone, without cost.
-            added[stopped] = -torch.inf
-            added[stopped, 0] = 0
-            lengths = lengths + ~stopped
-            means = (sums[:, None] + added) / lengths[:, None]
-            best, places = means.flatten().topk(beams)
-            source, ids = places // added.shape[1], places % added.shape[1]
-            lengths, stopped = lengths[source], stopped[source]
-            sums = best * lengths
-            tokens = torch.cat([tokens[source], ids[:, None]], dim=1)
-            cache.keep(source)
-            stopped = stopped | self._stops(ids)
-        winner = int((sums / lengths).argmax())
-        return tokens[winner, : int(lengths[winner])].tolist()
-
-    def _stops(self, ids: Tensor) -> Tensor:
-        return torch.isin(ids, torch.tensor(self.stop_ids, device=ids.device))
-
-    @torch.inference_mode()
     def perplexity(self, text: str) -> float:
-        """How surprising a caption is to the GPT-2 alone; NaN for a single token.
+        """Perplexity of a caption to the GPT-2 alone; NaN for a single token.
 
-        The reference gives it out as a score, though lower is better.
+        The reference returns it as a score, though lower is better.
         """
-        model = self.gpt.transformer
-        ids = torch.tensor(
-            [self.tokenizer.encode(text)], device=model.wte.weight.device
-        )
-        logits = model.logits(model(model.wte(ids)))[:, :-1]
-        return float(nn.functional.cross_entropy(logits[0].float(), ids[0, 1:]).exp())
+        return self.gpt.perplexity(self.tokenizer.encode(text))
+
+
+def _pad_left(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pads prompts to one length; the mask is None where all are of that length."""
+    longest = max(len(prompt) for prompt in prompts)
+    padded = torch.stack(
+        [nn.functional.pad(p, (0, 0, longest - len(p), 0)) for p in prompts]
+    )
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=padded.device)
+    places = torch.arange(longest, device=padded.device).flip(0)
+    valid = places < lengths[:, None]
+    return padded, None if valid.all() else valid

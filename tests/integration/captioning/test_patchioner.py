@@ -22,19 +22,24 @@ from fiftyone_regioncap.captioning.patchioner.aggregation import (
     Weighting,
     Whole,
 )
-from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.captioner import (
+    PatchionerCaptioner,
+    tidy,
+)
 from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     Checkpoint,
     PatchionerConfig,
 )
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
-from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
+from fiftyone_regioncap.captioning.patchioner.gpt2 import (
+    Gpt2Config,
+    load_gpt2_tokenizer,
+)
 from fiftyone_regioncap.captioning.patchioner.language import ViecapLanguage
 from fiftyone_regioncap.captioning.patchioner.meacap import ConceptReader
 from fiftyone_regioncap.captioning.patchioner.memory import TextMemory, memory_file_name
 from fiftyone_regioncap.captioning.patchioner.model import embed_regions
 from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
-from fiftyone_regioncap.captioning.patchioner.tokenizer import load_gpt2_tokenizer, tidy
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     MappingNetwork,
     ViecapDecoder,

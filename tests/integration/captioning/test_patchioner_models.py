@@ -191,7 +191,7 @@ def test_decoder_is_a_plain_gpt2(vocabulary: ClipVocabulary) -> None:
 
 def ending_decoder(end_id: int, end: int, steps: int) -> PrefixDecoder:
     """A decoder that writes 7 at every step but one, where it writes the end token."""
-    decoder = PrefixDecoder(1, Gpt2Config(steps, 0, 1, steps)).eval()
+    decoder = PrefixDecoder(1, Gpt2Config(steps, 1, 1, steps)).eval()
     model = decoder.decoder.transformer
     with torch.no_grad():
         for parameter in decoder.parameters():

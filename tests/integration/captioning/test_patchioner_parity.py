@@ -28,6 +28,7 @@ from fiftyone_regioncap.captioning.patchioner.aggregation import (
     whole_weights,
 )
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
+from fiftyone_regioncap.captioning.patchioner.gpt2 import load_gpt2_tokenizer
 from fiftyone_regioncap.captioning.patchioner.language import (
     DecapLanguage,
     ViecapLanguage,
@@ -35,7 +36,6 @@ from fiftyone_regioncap.captioning.patchioner.language import (
 from fiftyone_regioncap.captioning.patchioner.meacap import concepts
 from fiftyone_regioncap.captioning.patchioner.memory import TextMemory, memory_file_name
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
-from fiftyone_regioncap.captioning.patchioner.tokenizer import load_gpt2_tokenizer
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     Prompting,
     ViecapDecoder,
@@ -491,7 +491,7 @@ def test_viecap_decoding(folder: Folder, gpt2_tokenizer: Any, mode: str) -> None
     output = decoder.generate(features, chosen, prompting, compat="reference")
     if prompting.beams == 1:
         margins = wanted[f"{mode}.margin64"]
-        same_ids(output.all_ids.tolist(), wanted[f"{mode}.ids64"], margins)
+        same_ids(output.generated.ids.tolist(), wanted[f"{mode}.ids64"], margins)
         sure = [
             not (margin[: len(ids)] < UNSURE).any()
             for margin, ids in zip(margins, output.ids, strict=True)
