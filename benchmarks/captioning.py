@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from fiftyone_regioncap.captioning.base import Captioner
-from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
+from fiftyone_regioncap.captioning.dam.captioner import DamVideoCaptioner
+from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.generation import Request
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import VIDEO_PROMPTS, query
@@ -274,7 +275,7 @@ def show(rows: Sequence[Row]) -> str:
 
 def flat_memory(dam: DAM, tracks: int) -> str:
     """Host memory while very many clips wait."""
-    captioner = DamCaptioner(dam, video=True, max_new_tokens=1)
+    captioner = DamVideoCaptioner(dam, DamOptions(max_new_tokens=1))
     process, levels = psutil.Process(), []
     frames = [np.zeros((120, 160, 3), dtype=np.uint8)] * FRAMES
     mask = np.zeros((120, 160), dtype=bool)

@@ -19,7 +19,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
+from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
+from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from tests.support.ureca import SIZES, config_of, random_captioner
 
@@ -60,7 +61,7 @@ def measure(options: argparse.Namespace) -> None:
     device = options.device
     captioner = random_captioner(
         config_of(SIZES[options.size]),
-        settings=Settings(
+        options=UrecaOptions(
             max_new_tokens=options.tokens, regions_at_once=options.regions
         ),
         device=device,

@@ -1,18 +1,35 @@
-"""What is wrong with a clip, before any model looks at it."""
+"""Checks clips before any model looks at them."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import RegionClip
 
 
-def clip_problem(clip: RegionClip) -> str | None:
-    """What is wrong with a clip, and what to do; None when nothing is.
+def check_clip(clip: RegionClip, *, rgb: bool = True) -> None:
+    """Raises an error when a clip cannot be described.
 
     Args:
-        clip: its frames have to be uint8 (H, W, 3), one or more of them, with a bool
-            (H, W) mask each; single masks may be empty, but not all of them.
+        clip: See :func:`clip_problem`.
+        rgb: Likewise.
+
+    Raises:
+        PromptError: Saying what is wrong and what to do.
+    """
+    problem = clip_problem(clip, rgb=rgb)
+    if problem is not None:
+        raise PromptError(problem)
+
+
+def clip_problem(clip: RegionClip, *, rgb: bool = True) -> str | None:
+    """Returns what is wrong with a clip and what to do; None when nothing is.
+
+    Args:
+        clip: Must have one or more frames with a bool (H, W) mask each. Single masks
+            may be empty, but not all of them.
+        rgb: Whether frames must be uint8 (H, W, 3).
     """
     if not clip.frames or len(clip.frames) != len(clip.masks):
         return (
@@ -20,12 +37,12 @@ def clip_problem(clip: RegionClip) -> str | None:
             "one mask for each of one or more frames where the object is visible"
         )
     for frame, mask in zip(clip.frames, clip.masks, strict=True):
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        if rgb and (frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3):
             return f"a frame is {frame.dtype} {frame.shape}; give uint8 (H, W, 3) RGB"
-        if mask.shape != frame.shape[:2]:
+        if np.shape(mask) != np.shape(frame)[:2]:
             return (
-                f"a mask is {mask.shape}, its frame {frame.shape[:2]}; give masks of "
-                "the frame's size, (height, width)"
+                f"a mask is {np.shape(mask)}, its frame {np.shape(frame)[:2]}; give "
+                "masks of the frames' size, (height, width)"
             )
     if not any(mask.any() for mask in clip.masks):
         return "the mask is empty on every frame; mark the object on one"

@@ -1,4 +1,4 @@
-"""How sure a text is: from its tokens' probabilities, and from repeated samples."""
+"""Confidence of a text: from its tokens' probabilities, and from repeated samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+
+from fiftyone_regioncap.core.types import Caption
 
 SPACE = "▁"
 """What stands for the space before a word in a token, as sentencepiece writes it."""
@@ -53,6 +55,39 @@ def content_minimum(
             word += piece
             least = min(least, probability)
     return lowest
+
+
+def caption_from_tokens(
+    text: str,
+    pieces: Sequence[str],
+    probabilities: Sequence[float],
+    *,
+    label: str | None,
+    tokens: int,
+    agreement: float | None = None,
+) -> Caption:
+    """Returns the caption of a text that a language model wrote.
+
+    Args:
+        text: The whole text; an empty one gives a caption with an error.
+        pieces: The pieces of its words, as :func:`content_minimum` takes them.
+        probabilities: The probability of each piece; empty where they are not known.
+        label: The name of the object; None takes it from the text.
+        tokens: Number of tokens written.
+        agreement: How far repeated samples agree; None when there was one.
+    """
+    if not text:
+        return Caption(
+            label=label, error="the model had nothing to say about this region"
+        )
+    return Caption(
+        text=text,
+        label=label or short_label(text),
+        confidence=sum(probabilities) / len(probabilities) if probabilities else None,
+        min_confidence=content_minimum(pieces, probabilities),
+        agreement=agreement,
+        tokens=tokens,
+    )
 
 
 def similarity(first: str, second: str) -> float:

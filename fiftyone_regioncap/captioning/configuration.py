@@ -1,14 +1,46 @@
-"""Options and cards of the captioners that have no model of their own."""
+"""Options that captioners share, and cards of those without a model of their own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.models.registry import ModelCard
 
+if TYPE_CHECKING:
+    from fiftyone_regioncap.models.sampling import Sampling
+
 RegionView = Literal["alpha", "outline", "crop", "views"]
+
+
+@dataclass(frozen=True)
+class GenerationOptions(Options):
+    """Options of captioners that write with a language model of their own."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] | None = option(
+        None, "Number format; empty for bfloat16 on a GPU, else float32.", advanced=True
+    )
+    max_new_tokens: int = option(
+        512, "Greatest length of a caption.", unit="tokens", minimum=1
+    )
+    temperature: float = option(
+        0.0, "Randomness of sampling; 0 takes the most likely words.", minimum=0
+    )
+    top_p: float = option(
+        1.0, "Share of probability that words are drawn from.", minimum=1e-6, maximum=1
+    )
+    top_k: int = option(
+        50, "Number of words that are drawn from; 0 for all.", minimum=0
+    )
+    seed: int = option(0, "Seed of sampling.", minimum=0, advanced=True)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        from fiftyone_regioncap.models.sampling import Sampling
+
+        return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
 
 @dataclass(frozen=True)

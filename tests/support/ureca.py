@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from transformers import InternVLVisionConfig, LlamaConfig, Qwen2Config
 
-from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
+from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
+from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.model import UrecaModel
 from fiftyone_regioncap.captioning.ureca.prompts import TOKENS
 from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer
@@ -127,7 +128,7 @@ def config_of(size: Size, *, mask_channels: int = 8, tile: int = 448) -> UrecaCo
 def random_captioner(
     config: UrecaConfig,
     *,
-    settings: Settings | None = None,
+    options: UrecaOptions | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -136,7 +137,7 @@ def random_captioner(
 
     Args:
         config: of the networks.
-        settings: how regions are looked at, and captions written.
+        options: how regions are looked at, and captions written.
         device: where it runs.
         dtype: what it computes in.
         seed: of the weights.
@@ -150,6 +151,4 @@ def random_captioner(
         for part in layer.self_attn.children():
             part.weight.mul_(SHARPER)
     tokens = {token: BYTES + number for number, token in enumerate(TOKENS)}
-    return UrecaCaptioner(
-        model.to(dtype), Tokenizer(ByteVocabulary(), tokens), settings=settings
-    )
+    return UrecaCaptioner(model.to(dtype), Tokenizer(ByteVocabulary(), tokens), options)

@@ -5,30 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fiftyone_regioncap.captioning.base import CaptionerInfo
-from fiftyone_regioncap.captioning.confidence import (
-    agreement,
-    content_minimum,
-    short_label,
-)
+from fiftyone_regioncap.captioning.checking import check_clip
+from fiftyone_regioncap.captioning.confidence import agreement, caption_from_tokens
 from fiftyone_regioncap.captioning.dam import prompts
 from fiftyone_regioncap.captioning.dam.config import PARTS
+from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.dam.model import DAM, locate
 from fiftyone_regioncap.captioning.dam.processing import FullViews
-from fiftyone_regioncap.captioning.dam.quantization import Quantization
 from fiftyone_regioncap.captioning.dam.scheduler import ENCODED_AT_ONCE, Job, Scheduler
 from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import OnToken
-from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.models.loading import (
     choose_device,
@@ -36,7 +30,6 @@ from fiftyone_regioncap.models.loading import (
     revision_of,
     weight_files,
 )
-from fiftyone_regioncap.models.sampling import Sampling
 from fiftyone_regioncap.system import assets
 
 ROWS = {"cuda": 64, "cpu": 8}
@@ -67,132 +60,81 @@ class DamCaptioner:
     """Describes regions with DAM (arXiv 2504.16072).
 
     Args:
-        dam: the model.
-        video: whether the checkpoint is the one for images and videos: clips are then
-            shown as 8 frames, single images with that checkpoint's image prompt. The
-            image checkpoint sees the frame where the object is biggest.
-        model: the name of the weights.
-        revision: of the weights.
-        license: of the weights.
-        max_new_tokens: where descriptions end at the latest.
-        temperature: 0 for the most likely words; else words are drawn.
-        top_p: see :class:`Sampling`.
-        top_k: see :class:`Sampling`.
-        seed: of the drawing.
-        samples: how many descriptions are drawn of each clip. With 2 or more, the most
-            typical one is taken and ``agreement`` says how far they agree; the
-            temperature must be above 0 then.
-        rows: descriptions written at once; None for what the device likes. Fewer where
-            memory is short.
-        workers: threads that resize frames.
+        dam: The model.
+        options: How captions are written.
+        info: What the captioner says of itself; None for a model without a name.
 
     Attributes:
-        dam: the model.
+        dam: The model.
     """
+
+    video = False
+    """Whether the checkpoint is the one for images and videos: clips are then shown as
+    8 frames, single images with that checkpoint's image prompt. The image checkpoint
+    sees the frame where the object is largest."""
 
     def __init__(
         self,
         dam: DAM,
+        options: DamOptions | None = None,
         *,
-        video: bool = False,
-        model: str = "DAM",
-        revision: str = "unknown",
-        license: str = "unknown",
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 0.5,
-        top_k: int = 50,
-        seed: int = 0,
-        samples: int = 1,
-        rows: int | None = None,
-        workers: int | None = None,
+        info: CaptionerInfo | None = None,
     ) -> None:
-        try:
-            self._sampling = Sampling(temperature, top_k, top_p, seed)
-        except ValueError as error:
-            raise BackendError(str(error)) from error
-        if max_new_tokens < 1 or samples < 1:
-            raise BackendError("max_new_tokens and samples are 1 or more")
-        if samples > 1 and self._sampling.greedy:
-            raise BackendError(
-                f"{samples} samples at temperature 0 are all the same; give a "
-                "temperature such as 0.2"
-            )
         self.dam = dam
-        self._video = video
-        self._max_new_tokens = max_new_tokens
-        self._samples = samples
-        self._rows = rows or ROWS.get(dam.device.type, 8)
-        self._workers = workers or max(1, min(8, (os.cpu_count() or 2) - 1))
+        self._options = options = options or DamOptions()
+        self._sampling = options.sampling
+        self._rows = options.rows or ROWS.get(dam.device.type, 8)
+        self._workers = options.workers or max(1, min(8, (os.cpu_count() or 2) - 1))
         self._views = FullViews(FRAMES_KEPT)
         self._idle: list[Scheduler] = []
-        self._facts = (model, revision, license)
+        self.info = info or self._describe("DAM", "unknown", "unknown")
 
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        weights: str | Path,
         *,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        video: bool = False,
-        quantization: Quantization | None = None,
-        accept_license: bool = False,
-        **options: object,
+        options: DamOptions | None = None,
     ) -> DamCaptioner:
         """Loads a checkpoint.
 
         Args:
-            path: a folder, or the hub id of a published checkpoint.
-            device: None for a GPU where there is one.
-            dtype: float32, float16 or bfloat16; None for bfloat16 on a GPU and float32
-                elsewhere.
-            video: see the class.
-            quantization: ``"8bit"`` or ``"4bit"`` weights in the language model,
-                through bitsandbytes.
-            accept_license: whether the user accepts the license of the weights; asked
-                for once, before the first download.
-            options: of the constructor.
+            weights: A folder, or the hub id of a published checkpoint.
+            device: Where it runs; None for a GPU where there is one.
+            options: How captions are written.
 
         Raises:
-            LicenseError: when the license has not been accepted.
-            WeightsError: when the folder is not a whole DAM checkpoint.
-            BackendError: when an option or the device is not possible here.
+            LicenseError: When the license of the weights has not been accepted.
+            WeightsError: When the folder is not a whole DAM checkpoint.
+            BackendError: When the device or bitsandbytes is missing.
         """
-        name = str(path)
-        local = Path(path).is_dir()
-        if not local and accept_license:
-            assets.accept_license(name)
-        where = locate(path)
+        options = options or DamOptions()
+        local = Path(weights).expanduser().is_dir()
+        folder = locate(weights)
         target = choose_device(device)
-        dam = DAM.from_pretrained(
-            where, target, choose_dtype(dtype, target), quantization
-        )
-        return cls(
-            dam,
-            video=video,
-            model=where.resolve().name if local else name,
-            revision=revision_of(
-                where, [path for part in PARTS for path in weight_files(where / part)]
-            ),
-            license="as given with the folder"
+        dtype = choose_dtype(options.dtype, target)
+        dam = DAM.from_pretrained(folder, target, dtype, options.quantization)
+        parts = [path for part in PARTS for path in weight_files(folder / part)]
+        info = cls._describe(
+            folder.resolve().name if local else str(weights),
+            revision_of(folder, parts),
+            "as given with the folder"
             if local
-            else assets.get(name).license.id,
-            **options,  # type: ignore[arg-type]
+            else assets.get(str(weights)).license.id,
         )
+        return cls(dam, options, info=info)
 
-    @cached_property
-    def info(self) -> CaptionerInfo:
-        """Name, weights, license and needs."""
-        model, revision, license = self._facts
+    @classmethod
+    def _describe(cls, model: str, revision: str, license: str) -> CaptionerInfo:
         return CaptionerInfo(
-            name="dam-video" if self._video else "dam",
+            name="dam-video" if cls.video else "dam",
             model=model,
             revision=revision,
             license=license,
-            frames=prompts.VIDEO_FRAMES if self._video else 1,
+            frames=prompts.VIDEO_FRAMES if cls.video else 1,
             batch_size=ENCODED_AT_ONCE,
-            prompts=prompts.VIDEO_PROMPTS if self._video else prompts.IMAGE_PROMPTS,
+            prompts=prompts.VIDEO_PROMPTS if cls.video else prompts.IMAGE_PROMPTS,
         )
 
     def caption(
@@ -244,7 +186,7 @@ class DamCaptioner:
         prepared = self.prepare(clip, prompt)
         views = self.dam.normalize(prepared.views)
         yield from self.dam.stream(
-            views, prepared.query, self._max_new_tokens, self._sampling
+            views, prepared.query, self._options.max_new_tokens, self._sampling
         )
 
     def prepare(self, clip: RegionClip, prompt: str | None = None) -> Prepared:
@@ -257,22 +199,10 @@ class DamCaptioner:
             PromptError: when no frame shows the object, a mask has another size than
                 its frame, or frames and masks are not equally many.
         """
-        if len(clip.frames) != len(clip.masks) or not clip.frames:
-            raise PromptError(
-                f"the clip has {len(clip.frames)} frames and {len(clip.masks)} masks; "
-                "give one mask for each of one or more frames"
-            )
-        for frame, mask in zip(clip.frames, clip.masks, strict=True):
-            if np.shape(mask) != np.shape(frame)[:2]:
-                raise PromptError(
-                    f"a mask is {np.shape(mask)}, its frame {np.shape(frame)[:2]} "
-                    "(height, width); give masks of the frames' size"
-                )
+        check_clip(clip, rgb=False)  # the processor takes gray and alpha too
         areas = [np.count_nonzero(mask) for mask in clip.masks]
         shown = [number for number, area in enumerate(areas) if area]
-        if not shown:
-            raise PromptError("the mask is empty on every frame; mark the object")
-        if not self._video:
+        if not self.video:
             shown = [max(shown, key=lambda number: areas[number])]
         elif len(shown) > 1:
             count = prompts.VIDEO_FRAMES
@@ -296,11 +226,11 @@ class DamCaptioner:
 
     def _query(self, prompt: str | None, images: int) -> str:
         named = prompts.IMAGE_PROMPTS
-        if self._video:
+        if self.video:
             joint = prompts.JOINT_IMAGE_PROMPTS
             named = joint if images == 1 else prompts.VIDEO_PROMPTS
         text = named.get(prompt or "detailed", prompt or "")
-        return prompts.query(text, images, self._video)
+        return prompts.query(text, images, self.video)
 
     def _prepared(self, clip: RegionClip, prompt: str | None) -> Prepared | Caption:
         try:
@@ -367,43 +297,36 @@ class DamCaptioner:
             prepared.distinct,
             tuple(
                 replace(self._sampling, seed=self._sampling.seed + sample)
-                for sample in range(self._samples)
+                for sample in range(self._options.samples)
             ),
-            self._max_new_tokens,
+            self._options.max_new_tokens,
         )
 
     def _caption(self, answers: list[Answer], label: str | None) -> Caption:
         tokenizer = self.dam.tokenizer
         texts = [tokenizer.answer(answer.ids) for answer in answers]
         chosen, agreed = agreement(texts) if len(texts) > 1 else (0, None)
-        answer, text = answers[chosen], texts[chosen]
-        if not text:
-            return Caption(error="the model had nothing to say about this region")
+        answer = answers[chosen]
         words = [
             (token, probability)
             for token, probability in zip(answer.ids, answer.probabilities, strict=True)
             if not tokenizer.is_special(token)
         ]
-        probabilities = [probability for _, probability in words]
-        pieces = tokenizer.pieces([token for token, _ in words])
-        return Caption(
-            text=text,
-            label=label or short_label(text),
-            confidence=sum(probabilities) / len(probabilities),
-            min_confidence=content_minimum(pieces, probabilities),
-            agreement=agreed,
+        return caption_from_tokens(
+            texts[chosen],
+            tokenizer.pieces([token for token, _ in words]),
+            [probability for _, probability in words],
+            label=label,
             tokens=len(answer.ids),
+            agreement=agreed,
         )
+
+
+class DamVideoCaptioner(DamCaptioner):
+    """Describes regions with the video checkpoint of DAM, over 8 frames."""
+
+    video = True
 
 
 def _error_caption(error: Exception) -> Caption:
     return Caption(error=str(error) or type(error).__name__)
-
-
-class DamVideoCaptioner(DamCaptioner):
-    """DAM over several frames of a track."""
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> DamCaptioner:
-        """Loads a video checkpoint; see :meth:`DamCaptioner.from_pretrained`."""
-        return super().from_pretrained(path, **{**options, "video": True})

@@ -5,33 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fiftyone_regioncap.core.options import Options, option
+from fiftyone_regioncap.captioning.configuration import GenerationOptions
+from fiftyone_regioncap.core.errors import OptionError
+from fiftyone_regioncap.core.options import option
 from fiftyone_regioncap.models.registry import ModelCard
 
 
 @dataclass(frozen=True)
-class DamOptions(Options):
+class DamOptions(GenerationOptions):
     """Options of DAM, on single images and on video."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] | None = option(
-        None, "Number format; empty for bfloat16 on a GPU, else float32.", advanced=True
+    top_p: float = option(
+        0.5, "Share of probability that words are drawn from.", minimum=1e-6, maximum=1
     )
     quantization: Literal["8bit", "4bit"] | None = option(
         None, "Precision of the language model's weights.", advanced=True
     )
-    max_new_tokens: int = option(
-        512, "Greatest length of a caption.", unit="tokens", minimum=1
-    )
-    temperature: float = option(
-        0.0, "Randomness of sampling; 0 takes the most likely words.", minimum=0
-    )
-    top_p: float = option(
-        0.5, "Share of probability that words are drawn from.", minimum=0, maximum=1
-    )
-    top_k: int = option(50, "Number of words that are drawn from.", minimum=0)
-    seed: int = option(0, "Seed of sampling.", minimum=0, advanced=True)
     samples: int = option(
-        1, "Captions drawn per region; their agreement is the confidence.", minimum=1
+        1,
+        "Captions drawn per region, at a temperature above 0; the most typical one is "
+        "kept, and their agreement with it.",
+        minimum=1,
     )
     rows: int | None = option(
         None,
@@ -45,6 +39,15 @@ class DamOptions(Options):
         minimum=1,
         advanced=True,
     )
+
+    def __post_init__(self) -> None:
+        """Validates each option, and that several samples can differ."""
+        super().__post_init__()
+        if self.samples > 1 and self.temperature == 0:
+            raise OptionError(
+                f"samples={self.samples} at temperature=0 are all the same; give a "
+                "temperature such as 0.2"
+            )
 
 
 DAM = ModelCard(

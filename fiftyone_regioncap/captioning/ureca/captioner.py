@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.checking import clip_problem
-from fiftyone_regioncap.captioning.confidence import content_minimum, short_label
+from fiftyone_regioncap.captioning.confidence import caption_from_tokens
 from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.merging import best_look
 from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, UrecaConfig
+from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.generation import (
     Prefix,
     Region,
@@ -47,7 +48,7 @@ from fiftyone_regioncap.captioning.ureca.tiling import (
 )
 from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer, load_tokenizer
 from fiftyone_regioncap.captioning.ureca.weights import mask_channels
-from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
 from fiftyone_regioncap.models.loading import (
     choose_device,
@@ -55,7 +56,6 @@ from fiftyone_regioncap.models.loading import (
     fetch_checkpoint,
     revision_of,
 )
-from fiftyone_regioncap.models.sampling import Sampling
 
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt")
 """What is downloaded of a hub repository."""
@@ -70,29 +70,6 @@ CUTTERS = 4
 """Threads that cut tiles; resizing releases the interpreter's lock."""
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How regions are looked at, and captions written.
-
-    Attributes:
-        max_tiles: of an image, its thumbnail not counted. The authors' demo takes 12;
-            the weights were trained with up to 6.
-        dynamic_mask: whether masks are cut into tiles, see :class:`UrecaConfig`.
-        max_new_tokens: where captions end at the latest.
-        sampling: how tokens are chosen. The authors' demo draws them; captions here
-            are the same every time unless a temperature is given.
-        frames: how many frames of a clip the one to describe is chosen from.
-        regions_at_once: captions that are written together.
-    """
-
-    max_tiles: int = 12
-    dynamic_mask: bool = True
-    max_new_tokens: int = 256
-    sampling: Sampling = field(default_factory=Sampling)
-    frames: int = 4
-    regions_at_once: int = 16
 
 
 @dataclass(frozen=True)
@@ -134,41 +111,45 @@ class UrecaCaptioner:
     is the same array.
 
     Args:
-        model: the networks.
-        tokenizer: of the checkpoint.
-        settings: how regions are looked at, and captions written.
-        info: what it says of itself.
+        model: The networks.
+        tokenizer: Of the checkpoint.
+        options: How regions are looked at, and captions written.
+        info: What the captioner says of itself; None for a model without a name.
 
     Attributes:
-        model: the networks.
-        tokenizer: of the checkpoint.
-        settings: how regions are looked at, and captions written.
-
-    Raises:
-        BackendError: when a setting is not possible.
+        model: The networks.
+        tokenizer: Of the checkpoint.
+        options: With what suits the checkpoint and the device where they were empty.
+        info: Name, weights, license and needs.
     """
 
     def __init__(
         self,
         model: UrecaModel,
         tokenizer: Tokenizer,
+        options: UrecaOptions | None = None,
         *,
-        settings: Settings | None = None,
         info: CaptionerInfo | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.settings = settings or Settings(dynamic_mask=model.config.dynamic_mask)
-        for name in ("max_tiles", "max_new_tokens", "frames", "regions_at_once"):
-            if getattr(self.settings, name) < 1:
-                raise BackendError(f"{name} is {getattr(self.settings, name)}; give 1+")
-        self._info = info or CaptionerInfo(
-            "ureca",
-            model="ureca",
-            revision="unknown",
-            license="unknown",
-            frames=self.settings.frames,
-            batch_size=self.settings.regions_at_once,
+        options = options or UrecaOptions()
+        self._at_once = options.regions_at_once or REGIONS_AT_ONCE.get(
+            model.device.type, 16
+        )
+        self._dynamic_mask = (
+            model.config.dynamic_mask
+            if options.dynamic_mask is None
+            else options.dynamic_mask
+        )
+        self.options = options
+        self.info = info or CaptionerInfo(
+            "ureca", model="ureca", revision="unknown", license="unknown"
+        )
+        self.info = replace(
+            self.info,
+            frames=options.frames,
+            batch_size=self._at_once,
             prompts=PROMPTS,
         )
         self._seen: OrderedDict[tuple[int, str], _Seen] = OrderedDict()
@@ -178,48 +159,25 @@ class UrecaCaptioner:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        weights: str | Path,
         *,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        max_tiles: int = 12,
-        dynamic_mask: bool | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 50,
-        seed: int = 0,
-        frames: int = 4,
-        regions_at_once: int | None = None,
+        options: UrecaOptions | None = None,
     ) -> UrecaCaptioner:
         """Loads a checkpoint.
 
         Args:
-            folder: with the files that docs/ureca.md lists; or a hub id.
-            device: None for a GPU where there is one.
-            dtype: float32, float16 or bfloat16; None for bfloat16 on a GPU and float32
-                elsewhere.
-            max_tiles: see :class:`Settings`.
-            dynamic_mask: None for what the checkpoint was trained with.
-            max_new_tokens: see :class:`Settings`.
-            temperature: 0 for the most likely words; else words are drawn.
-            top_p: see :class:`Sampling`.
-            top_k: see :class:`Sampling`.
-            seed: of the drawing.
-            frames: see :class:`Settings`.
-            regions_at_once: captions that are written together; None for what suits the
-                device.
+            weights: A folder with the files that docs/ureca.md lists, or a hub id.
+            device: Where it runs; None for a GPU where there is one.
+            options: How regions are looked at, and captions written.
 
         Raises:
-            WeightsError: when something is missing, corrupt, or of another model.
-            BackendError: when an option or the device is not possible here.
+            WeightsError: When something is missing, corrupt, or of another model.
+            BackendError: When there is no such device here.
         """
-        try:
-            sampling = Sampling(temperature, top_k, top_p, seed)
-        except ValueError as error:
-            raise BackendError(str(error)) from error
+        options = options or UrecaOptions()
         where = choose_device(device)
-        path = fetch_checkpoint(folder, files=FILES, advice=UNREACHABLE)
+        path = fetch_checkpoint(weights, files=FILES, advice=UNREACHABLE)
         config = UrecaConfig.read(path)
         if config.mask_channels is None:
             config = replace(config, mask_channels=mask_channels(path))
@@ -229,39 +187,19 @@ class UrecaCaptioner:
                 f"{path}: the tokenizer has {len(tokenizer)} tokens, config.json a "
                 f"vocabulary of {config.llm.vocab_size}; they are of two checkpoints"
             )
-        at_once = regions_at_once or REGIONS_AT_ONCE.get(where.type, 16)
+        dtype = choose_dtype(options.dtype, where)
+        local = Path(weights).expanduser().is_dir()
         return cls(
-            UrecaModel.from_pretrained(path, config, where, choose_dtype(dtype, where)),
+            UrecaModel.from_pretrained(path, config, where, dtype),
             tokenizer,
-            settings=Settings(
-                max_tiles=max_tiles,
-                dynamic_mask=(
-                    config.dynamic_mask if dynamic_mask is None else dynamic_mask
-                ),
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                frames=frames,
-                regions_at_once=at_once,
-            ),
+            options,
             info=CaptionerInfo(
                 name="ureca",
-                model=(
-                    path.resolve().name
-                    if Path(folder).expanduser().is_dir()
-                    else str(folder)
-                ),
+                model=path.resolve().name if local else str(weights),
                 revision=revision_of(path),
                 license="not stated (InternVL2.5, its base, is MIT)",
-                frames=frames,
-                batch_size=at_once,
-                prompts=PROMPTS,
             ),
         )
-
-    @property
-    def info(self) -> CaptionerInfo:
-        """Name, weights, license and needs."""
-        return self._info
 
     @torch.inference_mode()
     def caption(
@@ -289,7 +227,7 @@ class UrecaCaptioner:
                 captions[number] = Caption(label=clip.label, error=found)
         with self._busy:
             try:
-                for some in _batches(_by_frame(looks), self.settings.regions_at_once):
+                for some in _batches(_by_frame(looks), self._at_once):
                     captions |= self._describe(some, asked, clips)
             except BaseException:
                 self._seen.clear()  # gives memory back for a smaller batch
@@ -301,7 +239,7 @@ class UrecaCaptioner:
         config = self.model.config
         return image_tiles(
             frame,
-            max_tiles=self.settings.max_tiles,
+            max_tiles=self.options.max_tiles,
             tile=config.tile,
             thumbnail=config.thumbnail,
         )
@@ -309,11 +247,11 @@ class UrecaCaptioner:
     def mask_tiles(self, mask: Mask) -> NDArray[np.uint8]:
         """The tiles of a mask, uint8 (T, S, S)."""
         config = self.model.config
-        if not self.settings.dynamic_mask:
+        if not self._dynamic_mask:
             return static_mask(mask, config.tile)
         return mask_tiles(
             mask,
-            max_tiles=self.settings.max_tiles,
+            max_tiles=self.options.max_tiles,
             tile=config.tile,
             thumbnail=config.thumbnail,
         )
@@ -365,14 +303,14 @@ class UrecaCaptioner:
 
         Args:
             regions: one or more; those of one frame stand together.
-            max_new_tokens: None for the settings'.
+            max_new_tokens: None for the option's.
         """
         return write(
             self.model.llm,
             regions,
             end=self.tokenizer.special[END],
-            limit=max_new_tokens or self.settings.max_new_tokens,
-            sampling=self.settings.sampling,
+            limit=max_new_tokens or self.options.max_new_tokens,
+            sampling=self.options.sampling,
         )
 
     def text(self, ids: Sequence[int]) -> str:
@@ -403,7 +341,7 @@ class UrecaCaptioner:
 
     def _region(self, look: _Look, tiles: NDArray[np.uint8], asked: str) -> Region:
         # The thumbnail blurs masks, so that specks leave a trace there.
-        several = self.settings.dynamic_mask and len(tiles) > 1
+        several = self._dynamic_mask and len(tiles) > 1
         sharp = tiles[:-1] if several and self.model.config.thumbnail else tiles
         if not sharp.any():
             raise PromptError(
@@ -432,14 +370,14 @@ class UrecaCaptioner:
         return self._seen[key]
 
     def _check_length(self, frame: Frame, tiles: int, length: int) -> None:
-        context, answer = self.model.config.context, self.settings.max_new_tokens
+        context, answer = self.model.config.context, self.options.max_new_tokens
         if length + answer > context:
             height, width = frame.shape[:2]
             raise PromptError(
                 f"an image of {width}x{height} makes {tiles} tiles and a prompt of "
                 f"{length} tokens; with {answer} for the answer that is more than the "
                 f"{context} that the model can read. Give a smaller max_tiles (now "
-                f"{self.settings.max_tiles}) or max_new_tokens"
+                f"{self.options.max_tiles}) or max_new_tokens"
             )
 
     def _conversation_ids(
@@ -457,23 +395,16 @@ class UrecaCaptioner:
         return ids[:cut], ids[cut:]
 
     def _caption(self, answer: Answer, label: str | None) -> Caption:
-        text = self.text(answer.ids)
-        if not text:
-            return Caption(
-                label=label, error="the model had nothing to say about this region"
-            )
         words = [
-            (token, chance)
-            for token, chance in zip(answer.ids, answer.probabilities, strict=True)
+            (token, probability)
+            for token, probability in zip(answer.ids, answer.probabilities, strict=True)
             if not self.tokenizer.is_special(token)
         ]
-        chances = [chance for _, chance in words]
-        pieces = self.tokenizer.pieces([token for token, _ in words])
-        return Caption(
-            text=text,
-            label=label or short_label(text),
-            confidence=sum(chances) / len(chances),
-            min_confidence=content_minimum(pieces, chances),
+        return caption_from_tokens(
+            self.text(answer.ids),
+            self.tokenizer.pieces([token for token, _ in words]),
+            [probability for _, probability in words],
+            label=label,
             tokens=len(answer.ids),
         )
 

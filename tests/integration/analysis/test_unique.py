@@ -20,7 +20,8 @@ from fiftyone_regioncap.analysis.unique import (
     difference_prompt,
     make_unique,
 )
-from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
+from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
+from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, RegionClip
 from fiftyone_regioncap.dataset.captions import read_captions, write_captions
@@ -170,7 +171,7 @@ def ureca() -> UrecaCaptioner:
     torch.set_num_threads(1)
     return random_captioner(
         config_of(SIZES["tiny"], mask_channels=3, tile=56),
-        settings=Settings(max_new_tokens=4),
+        options=UrecaOptions(max_new_tokens=4),
     )
 
 

@@ -18,10 +18,14 @@ from fiftyone_regioncap.captioning.confidence import (
     content_minimum,
     short_label,
 )
-from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
+from fiftyone_regioncap.captioning.dam.captioner import (
+    DamCaptioner,
+    DamVideoCaptioner,
+)
+from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import IMAGE_PROMPTS, VIDEO_FRAMES
-from fiftyone_regioncap.core.errors import BackendError, PromptError
+from fiftyone_regioncap.core.errors import BackendError, OptionError, PromptError
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from tests.support.dam import TINY, write_checkpoint
 
@@ -38,12 +42,12 @@ def dam(tmp_path_factory: pytest.TempPathFactory) -> DAM:
 
 @pytest.fixture
 def video(dam: DAM) -> DamCaptioner:
-    return DamCaptioner(dam, video=True, max_new_tokens=8)
+    return DamVideoCaptioner(dam, DamOptions(max_new_tokens=8))
 
 
 @pytest.fixture
 def image(dam: DAM) -> DamCaptioner:
-    return DamCaptioner(dam, max_new_tokens=8)
+    return DamCaptioner(dam, DamOptions(max_new_tokens=8))
 
 
 def clip(seed: int, frames: int = 8) -> RegionClip:
@@ -214,7 +218,7 @@ class TestStream:
         assert not [t for t in threading.enumerate() if t.name.startswith("regioncap")]
 
     def test_looks_a_bounded_number_ahead(self, dam: DAM) -> None:
-        captioner = DamCaptioner(dam, max_new_tokens=2, rows=2, workers=1)
+        captioner = DamCaptioner(dam, DamOptions(max_new_tokens=2, rows=2, workers=1))
         fetched = 0
 
         def source() -> Iterator[RegionClip]:
@@ -253,7 +257,7 @@ class TestStream:
             tmp_path, replace(TINY, image=replace(TINY.image, size=28), used_layers=1)
         )
         dam = DAM.from_pretrained(tmp_path)
-        captioner = DamCaptioner(dam, max_new_tokens=1, rows=16)
+        captioner = DamCaptioner(dam, DamOptions(max_new_tokens=1, rows=16))
         process = psutil.Process()
         early = 0
 
@@ -296,9 +300,9 @@ class TestMemory:
         self, dam: DAM, monkeypatch: pytest.MonkeyPatch, most: int
     ) -> None:
         clips = [clip(n, 1 + 7 * (n % 2)) for n in range(9)]
-        expected = DamCaptioner(dam, video=True, max_new_tokens=6).caption(clips)
+        expected = DamVideoCaptioner(dam, DamOptions(max_new_tokens=6)).caption(clips)
         scarce = Scarce(dam, monkeypatch, most)
-        captioner = DamCaptioner(dam, video=True, max_new_tokens=6, rows=8)
+        captioner = DamVideoCaptioner(dam, DamOptions(max_new_tokens=6, rows=8))
         for ours, wanted in zip(captioner.caption(clips), expected, strict=True):
             assert same(ours, wanted)
         assert scarce.failures >= 1
@@ -307,7 +311,7 @@ class TestMemory:
         self, dam: DAM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         Scarce(dam, monkeypatch, 0)
-        captioner = DamCaptioner(dam, max_new_tokens=6)
+        captioner = DamCaptioner(dam, DamOptions(max_new_tokens=6))
         for caption in captioner.caption([clip(1), clip(2)]):
             assert "doesn't fit into memory" in caption.error
 
@@ -325,8 +329,9 @@ class TestMemory:
 
 class TestSamples:
     def test_the_most_typical_one_with_its_agreement(self, dam: DAM) -> None:
-        options = {"video": True, "max_new_tokens": 8, "temperature": 0.9, "top_p": 1.0}
-        captioner = DamCaptioner(dam, samples=3, rows=4, **options)
+        options = {"max_new_tokens": 8, "temperature": 0.9, "top_p": 1.0}
+        several = DamOptions(samples=3, rows=4, **options)
+        captioner = DamVideoCaptioner(dam, several)
         clips = [clip(n) for n in range(3)]
         first = captioner.caption(clips)
         again = captioner.caption(clips[::-1])[::-1]
@@ -334,7 +339,9 @@ class TestSamples:
             assert same(one, two)
             assert 0 <= one.agreement <= 1
         drawn = {
-            DamCaptioner(dam, seed=seed, **options).caption(clips[:1])[0].text
+            DamVideoCaptioner(dam, DamOptions(seed=seed, **options))
+            .caption(clips[:1])[0]
+            .text
             for seed in range(3)
         }
         assert first[0].text in drawn
@@ -351,29 +358,31 @@ class TestSamples:
             {"max_new_tokens": 0},
         ],
     )
-    def test_impossible_options(self, dam: DAM, options: dict) -> None:
-        with pytest.raises(BackendError):
-            DamCaptioner(dam, **options)
+    def test_impossible_options(self, options: dict) -> None:
+        with pytest.raises(OptionError, match=next(iter(options))):
+            DamOptions(**options)
 
 
 class TestLoading:
     def test_says_what_it_is(self, tmp_path: Path) -> None:
         write_checkpoint(tmp_path)
-        captioner = DamCaptioner.from_pretrained(tmp_path, video=True, device="cpu")
+        captioner = DamVideoCaptioner.from_pretrained(tmp_path, device="cpu")
         info = captioner.info
         assert (info.name, info.frames, info.model) == ("dam-video", 8, tmp_path.name)
         assert len(info.revision) == 64
         assert captioner.dam.dtype == torch.float32
         write_checkpoint(tmp_path, seed=1)
-        other = DamCaptioner.from_pretrained(tmp_path, device="cpu", dtype="bfloat16")
+        other = DamCaptioner.from_pretrained(
+            tmp_path, device="cpu", options=DamOptions(dtype="bfloat16")
+        )
         assert (other.info.name, other.info.frames) == ("dam", 1)
         assert other.info.revision != info.revision
         assert other.dam.dtype == torch.bfloat16
 
     def test_impossible_choices(self, tmp_path: Path) -> None:
         write_checkpoint(tmp_path)
-        with pytest.raises(BackendError, match="choose one of float32"):
-            DamCaptioner.from_pretrained(tmp_path, device="cpu", dtype="int8")
+        with pytest.raises(OptionError, match="one of float32"):
+            DamOptions(dtype="int8")
         if not torch.cuda.is_available():
             with pytest.raises(BackendError, match="no CUDA device"):
                 DamCaptioner.from_pretrained(tmp_path, device="cuda")

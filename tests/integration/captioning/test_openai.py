@@ -17,7 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
+from fiftyone_regioncap.captioning.dam.captioner import (
+    DamCaptioner,
+    DamVideoCaptioner,
+)
+from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.openai import OpenAICaptioner, picture
 from fiftyone_regioncap.core.errors import BackendError
@@ -47,7 +51,8 @@ def dam(tmp_path_factory: pytest.TempPathFactory) -> DAM:
 def test_a_dam_server_says_what_dam_says(dam: DAM, video: bool) -> None:
     clips = [clip(n, 8 if video and n % 2 else 1) for n in range(6)]
     clips.insert(2, clip(9, empty=True))
-    local = DamCaptioner(dam, video=video, max_new_tokens=12).caption(clips)
+    kind = DamVideoCaptioner if video else DamCaptioner
+    local = kind(dam, DamOptions(max_new_tokens=12)).caption(clips)
     with running(dam, ServerSettings(video=video, sampling=GREEDY)) as url:
         remote = OpenAICaptioner(
             base_url=f"{url}/v1",
@@ -66,7 +71,7 @@ def test_a_dam_server_says_what_dam_says(dam: DAM, video: bool) -> None:
 def test_the_authors_dialect(dam: DAM) -> None:
     with running(dam, ServerSettings(sampling=GREEDY)) as url:
         (caption,) = OpenAICaptioner(base_url=url, max_tokens=12).caption([clip()])
-    (local,) = DamCaptioner(dam, max_new_tokens=12).caption([clip()])
+    (local,) = DamCaptioner(dam, DamOptions(max_new_tokens=12)).caption([clip()])
     assert caption.text == local.text
 
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from fiftyone_regioncap.captioning.ureca.captioner import Settings, UrecaCaptioner
+from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
+from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.generation import Region, attend, read_prefix
 from fiftyone_regioncap.captioning.ureca.tiling import mask_tiles, tile_grid
 from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer
 from fiftyone_regioncap.captioning.ureca.weights import merge_lora, split_wqkv
-from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.core.errors import OptionError, PromptError, WeightsError
 from fiftyone_regioncap.core.types import RegionClip
-from fiftyone_regioncap.models.sampling import Sampling
 from tests.support.ureca import SIZES, ByteVocabulary, config_of, random_captioner
 
 HEIGHT, WIDTH = 90, 140
@@ -43,7 +43,7 @@ def config() -> UrecaConfig:
 
 @pytest.fixture(scope="module")
 def captioner(config: UrecaConfig) -> UrecaCaptioner:
-    return random_captioner(config, settings=Settings(max_new_tokens=6))
+    return random_captioner(config, options=UrecaOptions(max_new_tokens=6))
 
 
 def frame(seed: int, height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
@@ -71,8 +71,8 @@ def test_regions_of_several_frames_say_what_they_say_alone(
     every = [every[n] for n in (0, 4, 8, 1, 5, 7, 2, 3, 6)]
     texts = []
     for at_once in (1, 4, 16):
-        settings = Settings(max_new_tokens=12, regions_at_once=at_once)
-        captions = random_captioner(config, settings=settings).caption(every)
+        options = UrecaOptions(max_new_tokens=12, regions_at_once=at_once)
+        captions = random_captioner(config, options=options).caption(every)
         assert not any(caption.error for caption in captions)
         texts.append([(caption.text, caption.tokens) for caption in captions])
     assert texts[0] == texts[1] == texts[2]
@@ -81,18 +81,16 @@ def test_regions_of_several_frames_say_what_they_say_alone(
 
 def test_a_drawn_caption_does_not_depend_on_its_batch(config: UrecaConfig) -> None:
     every = regions(4, frame(0))
-    drawn = Settings(max_new_tokens=12, sampling=Sampling(1.0, seed=3))
-    together = random_captioner(config, settings=drawn).caption(every)
-    apart = [
-        random_captioner(config, settings=drawn).caption([one])[0] for one in every
-    ]
+    drawn = UrecaOptions(max_new_tokens=12, temperature=1.0, seed=3)
+    together = random_captioner(config, options=drawn).caption(every)
+    apart = [random_captioner(config, options=drawn).caption([one])[0] for one in every]
     assert [one.text for one in together] == [one.text for one in apart]
 
 
 def test_a_frame_is_encoded_once_for_all_its_regions(
     config: UrecaConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captioner = random_captioner(config, settings=Settings(max_new_tokens=2))
+    captioner = random_captioner(config, options=UrecaOptions(max_new_tokens=2))
     encode, seen = captioner.model.image_tokens, []
 
     def counted(tiles: torch.Tensor) -> torch.Tensor:
@@ -126,10 +124,10 @@ def test_answers_end_with_the_end_token(captioner: UrecaCaptioner) -> None:
         captioner.embed(own, mask=captioner.model.mask_tokens(masks)),
     )
     (free,) = captioner.answer([region])
-    assert len(free.ids) == captioner.settings.max_new_tokens and not free.ended
+    assert len(free.ids) == captioner.options.max_new_tokens and not free.ended
     special = {**captioner.tokenizer.special, "<|im_end|>": free.ids[2]}
     tokenizer = Tokenizer(ByteVocabulary(), special)
-    ending = UrecaCaptioner(captioner.model, tokenizer, settings=captioner.settings)
+    ending = UrecaCaptioner(captioner.model, tokenizer, options=captioner.options)
     (ended,) = ending.answer([region])
     assert ended.ended
     assert ended.ids == free.ids[: free.ids.index(free.ids[2]) + 1]
@@ -142,7 +140,7 @@ def test_ids_are_those_of_transformers(config: UrecaConfig, size: str) -> None:
     if size == "internlm2":
         uneven = replace(SIZES["tiny"], family=size, heads=6, hidden=48)
         config = config_of(uneven, mask_channels=2, tile=56)
-    captioner = random_captioner(config, settings=Settings(max_new_tokens=8))
+    captioner = random_captioner(config, options=UrecaOptions(max_new_tokens=8))
     llm = captioner.model.llm
     shared, *rests = (torch.randn(n, llm.config.hidden_size) for n in (40, 9, 5, 9))
     prefix = read_prefix(llm, shared)
@@ -160,7 +158,7 @@ def test_ids_are_those_of_transformers(config: UrecaConfig, size: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(config: UrecaConfig, dtype: torch.dtype) -> None:
     captioner = random_captioner(
-        config, settings=Settings(max_new_tokens=4), dtype=dtype
+        config, options=UrecaOptions(max_new_tokens=4), dtype=dtype
     )
     captions = captioner.caption(regions(3, frame(0)))
     assert all(caption.text and not caption.error for caption in captions)
@@ -222,11 +220,11 @@ def test_bad_clips_leave_the_others_alone(
 def test_more_tiles_than_the_model_can_read(config: UrecaConfig) -> None:
     config.llm.max_position_embeddings = 260
     try:
-        captioner = random_captioner(config, settings=Settings(max_new_tokens=8))
+        captioner = random_captioner(config, options=UrecaOptions(max_new_tokens=8))
         (caption,) = captioner.caption(regions(1, frame(0)))
         assert caption.error is not None and "max_tiles" in caption.error
         captioner = random_captioner(
-            config, settings=Settings(max_new_tokens=8, max_tiles=1)
+            config, options=UrecaOptions(max_new_tokens=8, max_tiles=1)
         )
         assert captioner.caption(regions(1, frame(0)))[0].error is None
     finally:
@@ -253,11 +251,11 @@ def test_prompts_of_any_form(captioner: UrecaCaptioner, prompt: str) -> None:
 
 @pytest.mark.parametrize("name", ["max_tiles", "max_new_tokens", "regions_at_once"])
 def test_settings_that_are_not_possible(captioner: UrecaCaptioner, name: str) -> None:
-    with pytest.raises(BackendError, match=name):
+    with pytest.raises(OptionError, match=name):
         UrecaCaptioner(
             captioner.model,
             captioner.tokenizer,
-            settings=replace(captioner.settings, **{name: 0}),
+            options=replace(captioner.options, **{name: 0}),
         )
 
 
@@ -401,7 +399,9 @@ def checkpoint(golden: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def load(folder: Path, **options: Any) -> UrecaCaptioner:
-    return UrecaCaptioner.from_pretrained(folder, device="cpu", **options)
+    return UrecaCaptioner.from_pretrained(
+        folder, device="cpu", options=UrecaOptions(**options)
+    )
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -589,5 +589,5 @@ def test_weights_that_are_nowhere(
 def test_options_that_are_not_possible(
     checkpoint: Callable[[str], Path], options: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(BackendError, match=says):
+    with pytest.raises(OptionError, match=says):
         load(checkpoint("qwen2"), **options)

@@ -161,7 +161,7 @@ class Family:
     @cached_property
     def captioner(self) -> UrecaCaptioner:
         return UrecaCaptioner.from_pretrained(
-            self.folder / f"model_{self.name}", device="cpu", dtype="float32"
+            self.folder / f"model_{self.name}", device="cpu"
         )
 
 
@@ -251,8 +251,8 @@ def every_run(
         captioner = UrecaCaptioner(
             loaded.model,
             loaded.tokenizer,
-            settings=replace(
-                loaded.settings,
+            options=replace(
+                loaded.options,
                 dynamic_mask=case["dynamic_mask"],
                 max_new_tokens=len(case["generated_ids"]),
             ),

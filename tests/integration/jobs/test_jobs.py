@@ -10,6 +10,7 @@ import pytest
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
+from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.core.errors import Cancelled, FieldError
 from fiftyone_regioncap.core.progress import ProgressEvent
 from fiftyone_regioncap.core.types import Prompt
@@ -312,7 +313,9 @@ def test_an_object_marked_later_is_added_to_those_that_are_done(dataset):
 def test_a_single_caption_is_told_while_it_is_written(dataset, tmp_path):
     write_checkpoint(tmp_path / "dam", TINY)
     both(dataset, caption=None)
-    captioner = DamCaptioner.from_pretrained(tmp_path / "dam", max_new_tokens=8)
+    captioner = DamCaptioner.from_pretrained(
+        tmp_path / "dam", options=DamOptions(max_new_tokens=8)
+    )
 
     def texts(view) -> list[str]:
         heard: list[str] = []
