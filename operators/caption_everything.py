@@ -13,7 +13,10 @@ from fiftyone.operators import types
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.jobs import Summary
-from fiftyone_regioncap.jobs.dense_captions import EverythingOptions, caption_everything
+from fiftyone_regioncap.jobs.dense_captions import (
+    DenseCaptionOptions,
+    caption_everything,
+)
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 from . import _forms, _parts
@@ -31,7 +34,7 @@ class CaptionEverything(JobOperator):
 
     def ask(self, inputs: types.Object, ctx: Any) -> str | None:
         """Adds the fields, the text to look for, and what finds the parts."""
-        defaults = EverythingOptions()
+        defaults = DenseCaptionOptions()
         # Of a dataset of groups, the view says which slices are meant.
         video = ctx.view.media_type == fom.VIDEO
         schema = (
@@ -105,12 +108,12 @@ class CaptionEverything(JobOperator):
         cancel: threading.Event | None,
     ) -> Summary:
         """Describes everything."""
-        defaults = EverythingOptions()
+        defaults = DenseCaptionOptions()
         captioner = _parts.load_options(params, "captioner")
         propagator = params.get("propagator") or "auto"
         return caption_everything(
             samples,
-            options=EverythingOptions(
+            options=DenseCaptionOptions(
                 output=params.get("output") or defaults.output,
                 every=params.get("every") or defaults.every,
                 count=params.get("count") or defaults.count,

@@ -58,13 +58,13 @@ def command(
     from fiftyone_regioncap.cli.main import SOME_FAILED
     from fiftyone_regioncap.dataset import videos as datasets
     from fiftyone_regioncap.jobs.dense_captions import (
-        EverythingOptions,
+        DenseCaptionOptions,
         caption_everything,
     )
 
     summary = caption_everything(
         datasets.open_dataset(name),
-        options=EverythingOptions(
+        options=DenseCaptionOptions(
             output=output,
             every=every,
             count=count,

@@ -32,7 +32,7 @@ from fiftyone_regioncap.core.errors import OptionError
 T = TypeVar("T", bound="Options")
 
 Picker = Literal[
-    "prompts", "tracks", "captions", "regions", "output", "file", "folder", "text"
+    "prompts", "tracks", "captions", "regions", "score", "output", "file", "folder"
 ]
 """What helps to choose a value in the App: a field of some kind, a file explorer."""
 
@@ -84,9 +84,20 @@ def option(default: Any = MISSING, help: str = "", **declared: Any) -> Any:
     )
 
 
-def group(options: type[Options]) -> Any:
-    """Declares a field that holds further options, which appear beside the others."""
-    return dataclasses.field(default_factory=options)
+def group(options: type[Options], rename: Mapping[str, str] | None = None) -> Any:
+    """Declares a field that holds further options, which appear beside the others.
+
+    Args:
+        options: The class of the options.
+        rename: Names under which some of them appear. Options of one name share their
+            value: what one stage writes, the next one reads.
+
+    Returns:
+        A dataclass field.
+    """
+    return dataclasses.field(
+        default_factory=options, metadata={_KEY: dict(rename or {})}
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,7 @@ class OptionField:
         default: Default value; ``dataclasses.MISSING`` for a required option.
         declaration: What else is declared.
         group: Name of the field of nested options that it belongs to, if any.
+        inner: Its name there.
     """
 
     name: str
@@ -106,6 +118,7 @@ class OptionField:
     default: Any
     declaration: Declaration
     group: str | None = None
+    inner: str = ""
 
     @property
     def required(self) -> bool:
@@ -146,7 +159,8 @@ class OptionField:
         """What a value must be, for messages and documentation."""
         declared, choices = self.declaration, self.choices
         if choices:
-            text = "one of " + ", ".join(map(str, choices))
+            many = any(get_origin(kind) is tuple for kind in self.kinds)
+            text = ("some" if many else "one") + f" of {', '.join(map(str, choices))}"
         else:
             text = " or ".join(_name_of(kind) for kind in self.kinds)
         low, high = declared.minimum, declared.maximum
@@ -199,7 +213,8 @@ class OptionField:
     def _allows(self, value: Any) -> bool:
         """Whether a value of the right type is within the declared bounds."""
         choices, declared = self.choices, self.declaration
-        if choices and value not in choices:
+        chosen = value if isinstance(value, tuple) else (value,)
+        if choices and not set(chosen) <= choices.keys():
             return False
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
@@ -217,7 +232,7 @@ class Options:
         Raises:
             OptionError: When a value doesn't fit its declaration.
         """
-        for field in fields_of(type(self)):
+        for field in _all_fields(type(self)):
             if field.group is None:
                 value = field.check(getattr(self, field.name))
                 object.__setattr__(self, field.name, value)
@@ -236,21 +251,23 @@ class Options:
             OptionError: When a name is unknown, a required option is missing, or a
                 value doesn't fit.
         """
-        known = {field.name: field for field in fields_of(cls)}
+        known = _all_fields(cls)
+        names = {field.name for field in known}
         where = f"{owner}: " if owner else ""
         for name in values:
-            if name not in known:
-                raise OptionError(where + _unknown(name, known))
+            if name not in names:
+                raise OptionError(where + _unknown(name, names))
         own: dict[str, Any] = {}
         nested: dict[str, dict[str, Any]] = {}
-        for name, field in known.items():
-            if name in values:
-                place = (
-                    own if field.group is None else nested.setdefault(field.group, {})
-                )
-                place[name] = values[name]
+        for field in known:
+            if field.name in values:
+                inside = field.group is not None
+                holder = nested.setdefault(str(field.group), {}) if inside else own
+                holder[field.inner if inside else field.name] = values[field.name]
             elif field.required:
-                raise OptionError(f"{where}{name} is missing; give {field.expects}")
+                raise OptionError(
+                    f"{where}{field.name} is missing; give {field.expects}"
+                )
         hints = _hints(cls)
         try:
             for name, inner in nested.items():
@@ -268,8 +285,11 @@ class Options:
         }
 
     def _value(self, field: OptionField) -> Any:
-        holder = self if field.group is None else getattr(self, field.group)
-        return getattr(holder, field.name)
+        if field.group is None:
+            return getattr(self, field.name)
+        holder = getattr(self, field.group)
+        known = {inner.name: inner for inner in _all_fields(type(holder))}
+        return holder._value(known[field.inner])
 
 
 def fields_of(options: type[Options]) -> tuple[OptionField, ...]:
@@ -278,13 +298,27 @@ def fields_of(options: type[Options]) -> tuple[OptionField, ...]:
     Raises:
         TypeError: When a field was not declared by :func:`option` or :func:`group`.
     """
+    found: dict[str, OptionField] = {}
+    for field in _all_fields(options):
+        found.setdefault(field.name, field)
+    return tuple(found.values())
+
+
+def _all_fields(options: type[Options]) -> tuple[OptionField, ...]:
+    """The options of a class; of several that share a value, each."""
     found: list[OptionField] = []
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         hint = _hints(options)[field.name]
         if isinstance(hint, type) and issubclass(hint, Options):
+            rename = field.metadata[_KEY]
             found += [
-                dataclasses.replace(inner, group=field.name)
-                for inner in fields_of(hint)
+                dataclasses.replace(
+                    inner,
+                    name=rename.get(inner.name, inner.name),
+                    group=field.name,
+                    inner=inner.name,
+                )
+                for inner in _all_fields(hint)
             ]
         elif _KEY in field.metadata:
             declared = field.metadata[_KEY]
@@ -343,6 +377,8 @@ def _name_of(kind: Any) -> str:
         inner, *rest = get_args(kind)
         count = "" if rest == [Ellipsis] else f"{len(rest) + 1} "
         return f"a list of {count}{_name_of(inner)}s"
+    if get_origin(kind) is Mapping:
+        return "values by name"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
@@ -354,6 +390,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return value if value in get_args(kind) else MISSING
     if origin is tuple:
         return _convert_tuple(value, get_args(kind))
+    if origin is Mapping:
+        return dict(value) if isinstance(value, Mapping) else MISSING
     if origin is not None:
         kind = origin
     if kind is bool:

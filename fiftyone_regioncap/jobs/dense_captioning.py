@@ -35,6 +35,7 @@ from fiftyone_regioncap.dataset.targets import (
 )
 from fiftyone_regioncap.jobs.images import Still, read_image
 from fiftyone_regioncap.jobs.ledger import Ledger, Summary
+from fiftyone_regioncap.jobs.options import DenseCaptionOptions
 from fiftyone_regioncap.propagation.base import Frames
 from fiftyone_regioncap.propagation.proposals import (
     ProposalOptions,
@@ -49,35 +50,9 @@ come from some 37 x 37 patches, and at full size a frame of 4K would exceed what
 database takes in one document."""
 
 
-@dataclass(frozen=True)
-class EverythingOptions:
-    """How pictures are described.
-
-    Attributes:
-        output: field for the parts; on videos a field of the frames. With or without
-            ``frames.`` in front.
-        every: distance of the frames of a video that are looked at.
-        count: parts of a picture at most.
-        query: text to look for; None for no maps.
-        heatmap: field for the maps of the query, beside ``output``.
-        overwrite: whether to describe again what is described already.
-    """
-
-    output: str = "everything"
-    every: int = 30
-    count: int = 16
-    query: str | None = None
-    heatmap: str = "similarity"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.count < 1:
-            raise ValueError("every and count must be 1 or more")
-
-
 def run(
     samples: foco.SampleCollection,
-    options: EverythingOptions,
+    options: DenseCaptionOptions,
     captioner: PatchionerCaptioner,
     *,
     segmenter: Segmenter | None = None,
@@ -150,7 +125,7 @@ class _Describer:
         vector: (D,) of the query; None without one.
     """
 
-    options: EverythingOptions
+    options: DenseCaptionOptions
     captioner: PatchionerCaptioner
     segmenter: Segmenter | None
     vector: NDArray[np.float32] | None

@@ -13,8 +13,8 @@ from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
 from fiftyone_regioncap.jobs import dense_captioning as everything
-from fiftyone_regioncap.jobs.dense_captioning import EverythingOptions
 from fiftyone_regioncap.jobs.ledger import Summary
+from fiftyone_regioncap.jobs.options import DenseCaptionOptions
 from fiftyone_regioncap.jobs.proposing import Segmenting
 from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.base import Propagator
@@ -26,7 +26,7 @@ from fiftyone_regioncap.system import database
 def caption_everything(
     samples: foco.SampleCollection,
     *,
-    options: EverythingOptions = EverythingOptions(),  # noqa: B008
+    options: DenseCaptionOptions = DenseCaptionOptions(),  # noqa: B008
     captioner: str | PatchionerCaptioner = "patchioner",
     weights: str | None = None,
     device: str | None = None,

@@ -1,80 +1,179 @@
-"""How jobs are done: plain values that forms, flags and arguments all end in."""
+"""The options of jobs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from fiftyone_regioncap.dataset.tracks import MaskStorage
-from fiftyone_regioncap.propagation.base import Direction
+from fiftyone_regioncap.core.options import Options, group, option
 from fiftyone_regioncap.propagation.policy import Policy
+from fiftyone_regioncap.propagation.proposals import ProposalOptions
+
+MASK_STORAGE = {
+    "auto": "in the database while they fit",
+    "inline": "in the database",
+    "disk": "on disk, as PNG files",
+}
 
 
 @dataclass(frozen=True)
-class PropagateOptions:
-    """How to propagate prompts.
+class PropagateOptions(Options):
+    """How prompts are propagated."""
 
-    Attributes:
-        prompts: field with the prompts, ``frames.<name>`` or, for the first frame only,
-            a sample-level field.
-        output: frame-level field for the tracks.
-        direction: which way from the prompts.
-        start: first frame of interest, 0-based.
-        stop: one past the last frame of interest; None means the end.
-        overlap: whether objects may share pixels.
-        mask_storage: ``"inline"``, ``"disk"``, or ``"auto"`` for inline until a frame
-            nears MongoDB's limit.
-        output_dir: where masks on disk go; None for beside the media.
-        overwrite: whether to do samples again that are complete.
-        policy: what ends a track before the video does.
-    """
-
-    prompts: str = "frames.prompts"
-    output: str = "frames.tracks"
-    direction: Direction = "both"
-    start: int = 0
-    stop: int | None = None
-    overlap: bool = False
-    mask_storage: MaskStorage = "auto"
-    output_dir: str | None = None
-    overwrite: bool = False
-    policy: Policy = field(default_factory=Policy)
-
-
-@dataclass(frozen=True)
-class CaptionOptions:
-    """How to caption tracks.
-
-    Attributes:
-        tracks: frame-level field with the tracks.
-        output: sample-level field for the captions.
-        prompt: name of one of the captioner's prompts or a text; None for its default.
-        window: captions cover windows of this many frames, or with ``"change"`` those
-            between changes of the object; None for the whole track.
-        summary: whether a track of several windows also gets a caption of its whole,
-            made of theirs alone ("..., then ...").
-        overwrite: whether to do samples again that are complete, reviewed captions
-            included.
-    """
-
-    tracks: str = "frames.tracks"
-    output: str = "captions"
-    prompt: str | None = None
-    window: int | Literal["change"] | None = None
-    summary: bool = False
-    overwrite: bool = False
+    prompts: str = option(
+        "frames.prompts",
+        "Field of boxes, masks, points or polylines that mark the objects.",
+        picker="prompts",
+    )
+    output: str = option(
+        "frames.tracks", "Frame field that the tracks are written to.", picker="output"
+    )
+    direction: Literal["both", "forward", "backward"] = option(
+        "both",
+        "Direction of propagation from the prompts.",
+        choices={
+            "both": "both ways from the prompts",
+            "forward": "forward",
+            "backward": "backward",
+        },
+    )
+    start: int = option(
+        0, "First frame of interest, counted from 0.", minimum=0, advanced=True
+    )
+    stop: int | None = option(
+        None,
+        "One past the last frame of interest; empty for the end of the video.",
+        minimum=1,
+        advanced=True,
+    )
+    overlap: bool = option(
+        False,
+        "Let objects share pixels; otherwise a pixel goes to the object that claims it "
+        "most.",
+        advanced=True,
+    )
+    policy: Policy = group(Policy)
+    mask_storage: Literal["auto", "inline", "disk"] = option(
+        "auto",
+        "Where masks are stored.",
+        choices=MASK_STORAGE,
+        flag="masks",
+        advanced=True,
+    )
+    output_dir: str | None = option(
+        None,
+        "Folder for masks on disk; empty for beside the media.",
+        picker="folder",
+        advanced=True,
+    )
+    overwrite: bool = option(False, "Propagate again what is complete.")
 
 
 @dataclass(frozen=True)
-class RegionOptions:
-    """How to caption the regions of images.
+class CaptionOptions(Options):
+    """How tracks are captioned."""
 
-    Attributes:
-        field: of Detections, Polylines or Keypoints.
-        prompt: name of one of the captioner's prompts or a text; None for its default.
-        overwrite: whether to caption regions again that have a caption.
-    """
+    tracks: str = option(
+        "frames.tracks",
+        "Frame field of detections with an index or an instance on every frame.",
+        picker="tracks",
+    )
+    output: str = option(
+        "captions", "Field that the captions are written to.", picker="output"
+    )
+    prompt: str | None = option(
+        None, "Name of one of the captioner's prompts, or a text of your own."
+    )
+    window: int | Literal["change"] | None = option(
+        None,
+        "Write a caption for every so many frames, or at every change of the object; "
+        "empty for one per track.",
+        minimum=1,
+    )
+    summary: bool = option(
+        False,
+        "Also write a caption of the whole track, made of those of its windows.",
+        advanced=True,
+    )
+    overwrite: bool = option(
+        False, "Caption again what is complete, reviewed captions included."
+    )
 
-    field: str
-    prompt: str | None = None
-    overwrite: bool = False
+
+@dataclass(frozen=True)
+class PropagateAndCaptionOptions(Options):
+    """How prompts are propagated and the tracks captioned."""
+
+    propagate: PropagateOptions = group(PropagateOptions, {"output": "tracks"})
+    caption: CaptionOptions = group(
+        CaptionOptions, {"output": "captions", "overwrite": "overwrite_captions"}
+    )
+
+
+@dataclass(frozen=True)
+class RegionOptions(Options):
+    """How regions of images are captioned."""
+
+    field: str = option(
+        help="Field of detections, polylines or keypoints; captions are written onto "
+        "these labels.",
+        label="Regions",
+        picker="regions",
+    )
+    prompt: str | None = option(
+        None, "Name of one of the captioner's prompts, or a text of your own."
+    )
+    overwrite: bool = option(False, "Caption regions again that have a caption.")
+
+
+@dataclass(frozen=True)
+class ProposeOptions(Options):
+    """How objects are found in videos that have no prompts."""
+
+    output: str = option(
+        "frames.prompts",
+        "Frame field that the prompts are written to.",
+        picker="output",
+    )
+    proposals: ProposalOptions = group(ProposalOptions)
+    overwrite: bool = option(False, "Search again what is complete.")
+
+
+@dataclass(frozen=True)
+class EmbedRegionsOptions(Options):
+    """How the regions of captions are embedded."""
+
+    captions: str = option(
+        "captions", "Field of captions whose regions are embedded.", picker="captions"
+    )
+    tracks: str | None = option(
+        None,
+        "Frame field of the tracks; empty for the first field of tracks.",
+        picker="tracks",
+    )
+    overwrite: bool = option(False, "Embed again what this model has embedded.")
+
+
+@dataclass(frozen=True)
+class DenseCaptionOptions(Options):
+    """How all parts of images or frames are captioned."""
+
+    output: str = option(
+        "everything",
+        "Field that the parts and their captions are written to; of frames on videos.",
+        picker="output",
+    )
+    every: int = option(
+        30, "Distance of the frames of a video that are captioned.", minimum=1
+    )
+    count: int = option(16, "Greatest number of parts of an image.", minimum=1)
+    query: str | None = option(
+        None, "A text to look for; adds a heat map of where it is."
+    )
+    heatmap: str = option(
+        "similarity",
+        "Field that the heat maps of the query are written to.",
+        picker="output",
+        advanced=True,
+    )
+    overwrite: bool = option(False, "Caption again what is complete.")

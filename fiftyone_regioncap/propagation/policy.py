@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.core.types import Frame, FrameMasks, Mask, ObjectMask
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
@@ -32,34 +33,49 @@ ALIKE = 0.6
 
 
 @dataclass(frozen=True)
-class Policy:
-    """What ends a track before the video does.
+class Policy(Options):
+    """What ends a track before the video does."""
 
-    Attributes:
-        max_frames: how many frames to follow from the first prompt (last, backwards);
-            later prompts are left out. None means all.
-        min_score: an object whose score stays below it for ``patience`` frames is
-            lost: it is given out no more until its next prompt. None means never.
-        patience: in frames.
-        scene_cuts: ``"ignore"`` them; ``"stop"`` every object at one until its next
-            prompt; or ``"redetect"``: hide it until the propagator shows something
-            with the colors that it had when it was last seen well.
-        cut_sensitivity: in (0, 1]; see :class:`SceneCutDetector`.
-    """
-
-    max_frames: int | None = None
-    min_score: float | None = None
-    patience: int = 5
-    scene_cuts: Literal["ignore", "stop", "redetect"] = "ignore"
-    cut_sensitivity: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.max_frames is not None and self.max_frames < 1:
-            raise ValueError(f"max_frames is {self.max_frames}; give 1 or more")
-        if self.min_score is not None and not 0 <= self.min_score <= 1:
-            raise ValueError(f"min_score is {self.min_score}; give one in [0, 1]")
-        if self.patience < 1:
-            raise ValueError(f"patience is {self.patience}; give 1 or more")
+    max_frames: int | None = option(
+        None,
+        "Follow objects for this many frames from their first prompt (backward: from "
+        "the last); later prompts are left out.",
+        unit="frames",
+        minimum=1,
+    )
+    min_score: float | None = option(
+        None,
+        "Stop following an object, until its next prompt, after its score stays below "
+        "this for --patience frames.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    patience: int = option(
+        5,
+        "Stop following an object after its score stays below --min-score for this "
+        "many frames.",
+        unit="frames",
+        minimum=1,
+        advanced=True,
+    )
+    scene_cuts: Literal["ignore", "stop", "redetect"] = option(
+        "ignore",
+        "What happens to tracks at a scene cut.",
+        choices={
+            "ignore": "go on across it",
+            "stop": "stop every object until its next prompt",
+            "redetect": "hide an object until something has its colors again",
+        },
+        advanced=True,
+    )
+    cut_sensitivity: float = option(
+        0.5,
+        "Sensitivity of scene cut detection; higher finds more cuts.",
+        minimum=0.01,
+        maximum=1,
+        advanced=True,
+    )
 
 
 class PolicyPropagator:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.core.types import Frame, Mask, Prompt, box_of_mask
 from fiftyone_regioncap.propagation.base import Frames
 
@@ -43,34 +44,54 @@ class Segmenter(Protocol):
 
 
 @dataclass(frozen=True)
-class ProposalOptions:
-    """What counts as an object.
+class ProposalOptions(Options):
+    """What counts as an object."""
 
-    Attributes:
-        every: distance of key frames.
-        grid: points a side of the grid.
-        min_iou: the segmenter's own confidence, at least.
-        min_stability: IoU of the masks at logits -1 and 1, at least.
-        min_area: of the frame, at least.
-        max_area: of the frame, at most; larger masks are background.
-        same_frame_iou: masks of one frame that overlap more are one object.
-        same_object_iou: masks of key frames in a row that overlap more are one object.
-        max_objects: how many, the surest first on each key frame.
-    """
-
-    every: int = 30
-    grid: int = 16
-    min_iou: float = 0.8
-    min_stability: float = 0.9
-    min_area: float = 0.001
-    max_area: float = 0.5
-    same_frame_iou: float = 0.7
-    same_object_iou: float = 0.4
-    max_objects: int = 32
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.grid < 1 or self.max_objects < 1:
-            raise ValueError("every, grid and max_objects must be 1 or more")
+    every: int = option(
+        30, "Distance of the frames that are searched.", unit="frames", minimum=1
+    )
+    grid: int = option(
+        16, "Points along each side of the grid.", minimum=1, advanced=True
+    )
+    min_iou: float = option(
+        0.8, "Lowest confidence of the segmenter.", minimum=0, maximum=1, advanced=True
+    )
+    min_stability: float = option(
+        0.9,
+        "Lowest IoU of the masks at logits -1 and 1.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    min_area: float = option(
+        0.001,
+        "Smallest area of an object, as a share of the frame.",
+        minimum=0,
+        maximum=1,
+    )
+    max_area: float = option(
+        0.5,
+        "Largest area of an object, as a share of the frame; larger is background.",
+        minimum=0,
+        maximum=1,
+    )
+    same_frame_iou: float = option(
+        0.7,
+        "Masks of one frame that overlap more are one object.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    same_object_iou: float = option(
+        0.4,
+        "Masks of successive searched frames that overlap more are one object.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    max_objects: int = option(
+        32, "Greatest number of objects; the most confident ones are kept.", minimum=1
+    )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.dataset.regions import read_regions
 from fiftyone_regioncap.jobs.dense_captioning import similarity
-from fiftyone_regioncap.jobs.dense_captions import EverythingOptions, caption_everything
+from fiftyone_regioncap.jobs.dense_captions import (
+    DenseCaptionOptions,
+    caption_everything,
+)
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from tests.support import ROOT
 from tests.support.patchioner import write_random_checkpoint
@@ -79,7 +82,7 @@ def dataset(videos: list[Path], fiftyone_database: str) -> Iterator[fo.Dataset]:
 def describe(samples, captioner, *, progress=False, cancel=None, **options: Any):
     return caption_everything(
         samples,
-        options=EverythingOptions(**options),
+        options=DenseCaptionOptions(**options),
         captioner=captioner,
         progress=progress,
         cancel=cancel,
@@ -246,7 +249,7 @@ def test_parts_may_be_what_a_segmenter_finds(dataset, captioner):
     def segmented(count: int) -> list[fo.Detection]:
         summary = caption_everything(
             dataset,
-            options=EverythingOptions(every=24, count=count, overwrite=True),
+            options=DenseCaptionOptions(every=24, count=count, overwrite=True),
             captioner=captioner,
             propagator=ColorPropagator(),
             progress=False,
@@ -275,7 +278,7 @@ def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights)
     try:
         summary = caption_everything(
             dataset,
-            options=EverythingOptions(query="a brick"),
+            options=DenseCaptionOptions(query="a brick"),
             captioner=cropping,
             propagator=ColorPropagator(),
             progress=False,
@@ -306,7 +309,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     images, weights, options, arguments, error, says
 ):
     arguments = {"weights": str(weights), "device": "cpu", **arguments}
-    options = EverythingOptions(**options)
+    options = DenseCaptionOptions(**options)
     with pytest.raises(error, match=says):
         caption_everything(images, options=options, progress=False, **arguments)
     assert not images.has_field("everything_status")
@@ -315,7 +318,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
 @pytest.mark.parametrize("options", [{"every": 0}, {"count": 0}])
 def test_options_that_mean_nothing_are_refused(options):
     with pytest.raises(ValueError, match="1 or more"):
-        EverythingOptions(**options)
+        DenseCaptionOptions(**options)
 
 
 def test_command(dataset, weights):

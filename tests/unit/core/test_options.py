@@ -91,6 +91,37 @@ def test_texts_are_parsed(name: str, text: str, value: Any) -> None:
     assert field.parse(text) == value
 
 
+@dataclass(frozen=True)
+class Writing(Options):
+    output: str = option("made", "Field to write.")
+
+
+@dataclass(frozen=True)
+class Reading(Options):
+    source: str = option("made", "Field to read.")
+    output: str = option("said", "Field to write.")
+    kinds: tuple[str, ...] = option(("a",), "Kinds.", choices={"a": "", "b": ""})
+
+
+@dataclass(frozen=True)
+class Both(Options):
+    write: Writing = group(Writing, {"output": "source"})
+    read: Reading = group(Reading)
+
+
+def test_options_of_one_name_share_their_value() -> None:
+    assert [field.name for field in fields_of(Both)] == ["source", "output", "kinds"]
+    both = Both.from_mapping({"source": "x", "output": "y"})
+    assert (both.write.output, both.read.source, both.read.output) == ("x", "x", "y")
+    assert both.to_mapping() == {"source": "x", "output": "y", "kinds": ["a"]}
+
+
+def test_members_of_a_list_are_chosen_too() -> None:
+    assert Reading(kinds=("b", "a")).kinds == ("b", "a")
+    with pytest.raises(OptionError, match="some of a, b"):
+        Reading(kinds=("c",))
+
+
 @given(
     st.fixed_dictionaries(
         {"field": st.text()},

@@ -102,7 +102,7 @@ def test_stability():
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="at least 1"):
         ProposalOptions(grid=0)
 
 

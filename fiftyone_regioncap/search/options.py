@@ -1,0 +1,84 @@
+"""The options of searching and mapping captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fiftyone_regioncap.core.options import Options, option
+
+MODEL = (
+    "Folder or hub id of a sentence-transformers model, or, for the looks of regions, "
+    "of the captioner that embedded them; empty for the default."
+)
+
+
+@dataclass(frozen=True)
+class SearchOptions(Options):
+    """How captions are searched."""
+
+    query: str = option(
+        help='Words, "phrases in quotes", and -words that must not be there.'
+    )
+    captions: str = option(
+        "captions", "Field of captions, or of regions with captions.", picker="captions"
+    )
+    k: int = option(25, "Greatest number of results.", minimum=1, label="Results")
+    mode: Literal["auto", "hybrid", "text", "semantic", "visual"] = option(
+        "auto",
+        "What captions are compared by.",
+        choices={
+            "auto": "words and meaning, as far as the machine can",
+            "hybrid": "words and meaning",
+            "text": "words",
+            "semantic": "meaning",
+            "visual": "looks of the regions",
+        },
+    )
+    model: str | None = option(None, MODEL, advanced=True)
+    device: str | None = option(
+        None,
+        "Device that embeds texts, such as cuda; empty for the best.",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class EmbedCaptionsOptions(Options):
+    """How captions are put on a map."""
+
+    captions: str = option(
+        "captions", "Field of captions, or of regions with captions.", picker="captions"
+    )
+    space: Literal["text", "visual"] = option(
+        "text",
+        "What makes captions alike.",
+        choices={"text": "what captions say", "visual": "how regions look"},
+    )
+    layout: Literal["umap", "pca"] = option(
+        "umap",
+        "How points are laid out.",
+        choices={
+            "umap": "keeps neighbors together",
+            "pca": "fast, keeps the main axes",
+        },
+    )
+    key: str | None = option(
+        None, "Key of the brain run; empty for <field>_map.", advanced=True
+    )
+    clusters: int | None = option(
+        None, "Number of groups; empty for one that grows with the captions.", minimum=1
+    )
+    duplicate: float = option(
+        0.95,
+        "Cosine similarity from which captions say nearly the same.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    model: str | None = option(None, MODEL, advanced=True)
+    device: str | None = option(
+        None,
+        "Device that embeds texts, such as cuda; empty for the best.",
+        advanced=True,
+    )
