@@ -18,7 +18,7 @@ from bson import ObjectId
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.search.source import CaptionText, Source, settled
-from fiftyone_regioncap.search.text_index import Text, TextIndex, TextWriter
+from fiftyone_regioncap.search.text_index import TextIndex, TextWriter
 
 _SCHEMA = """
 create table if not exists captions (
@@ -144,7 +144,7 @@ class Catalog:
                 "insert or replace into captions values (?, ?, ?, ?, ?)",
                 (row, label, key, text.hash, text.caption),
             )
-            writer.add(Text(row, (text.caption, text.label, *text.tags)))
+            writer.add(row, (text.caption, text.label, *text.tags))
             changes += 1
         return changes + self._remove([row for row, _ in old.values()], writer)
 

@@ -36,6 +36,7 @@ FUSION = 60
 DEPTH = 100
 """How many captions of each list are fused at least."""
 
+_CATALOG = "captions-2.sqlite"  # the number is that of the way texts are indexed
 _EMBED_AT_ONCE = 2048
 _MOST_FILTERED = 20_000  # of the nearest captions, looked through for phrases
 
@@ -79,7 +80,7 @@ class CaptionIndex:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "lock")
         try:
-            self.catalog = Catalog(self.folder / "captions.sqlite")
+            self.catalog = Catalog(self.folder / _CATALOG)
             self._text = TextIndex(self.folder / "words")
         except (sqlite3.DatabaseError, ValueError) as error:
             raise RegionCapError(
@@ -94,7 +95,7 @@ class CaptionIndex:
     @property
     def deleted(self) -> bool:
         """Whether somebody deleted the folder since it was opened."""
-        return not (self.folder / "captions.sqlite").exists()
+        return not (self.folder / _CATALOG).exists()
 
     def close(self) -> None:
         """Closes the files."""

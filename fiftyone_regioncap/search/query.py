@@ -1,4 +1,4 @@
-"""What a person typed into the search box, taken apart."""
+"""Parses what a person typed into the search box."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from fiftyone_regioncap.core.errors import RegionCapError
 # A phrase, with or without a minus in front, or a run of anything but blanks. A quote
 # that is not closed quotes the rest.
 _PART = re.compile(r'(-?)"([^"]*)(?:"|$)|(\S+)')
+# Quotes and signs as phones and languages write them, full width included.
+_TYPED = str.maketrans(dict.fromkeys("“”„‟«»＂", '"') | dict.fromkeys("−－", "-"))
 
 
 class QueryError(RegionCapError, ValueError):
@@ -21,9 +23,9 @@ class Query:
     """A query: ``red car "turning left" -truck``.
 
     Attributes:
-        words: to look for; the more of them a caption has, the better.
-        phrases: that a caption must have, word by word.
-        excluded: words and phrases that a caption must not have.
+        words: Words to search for; the more of them a caption has, the better.
+        phrases: Phrases that a caption must have, word by word.
+        excluded: Words and phrases that a caption must not have.
     """
 
     words: tuple[str, ...] = ()
@@ -32,19 +34,19 @@ class Query:
 
     @classmethod
     def parse(cls, text: str) -> Query:
-        """Takes a query apart; any text at all is one.
+        """Parses a query; any text at all is one.
 
         Args:
-            text: words, ``"phrases in quotes"``, ``-words`` and ``-"phrases"`` that
+            text: Words, ``"phrases in quotes"``, ``-words`` and ``-"phrases"`` that
                 must not be there.
 
         Raises:
-            QueryError: when nothing is looked for.
+            QueryError: If nothing is searched for.
         """
         words: list[str] = []
         phrases: list[str] = []
         excluded: list[str] = []
-        for minus, phrase, word in _PART.findall(text):
+        for minus, phrase, word in _PART.findall(text.translate(_TYPED)):
             if word.startswith("-") and word.strip("-"):
                 excluded.append(word.strip("-"))
             elif word:

@@ -7,9 +7,8 @@ word, its first hundred take it 0.3 ms and FTS5 200 ms.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import tantivy
 from numpy.typing import NDArray
 from tantivy import Filter, Occur, TextAnalyzerBuilder, Tokenizer
 
+from fiftyone_regioncap.search.normalization import normalize, split_word
 from fiftyone_regioncap.search.query import Query
 
 # One field for all: a union over fields for each word would keep the engine from
@@ -27,19 +27,6 @@ _HEAP = 64 * 2**20  # bytes that the writer fills before it writes a segment
 _ANALYZER_NAME = "caption"
 _LONGEST_WORD = 80
 _MOST = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Text:
-    """What is indexed of one caption.
-
-    Attributes:
-        row: its number, from 0.
-        values: the caption, the label, each tag.
-    """
-
-    row: int
-    values: Sequence[str]
 
 
 def _analyzer() -> tantivy.TextAnalyzer:
@@ -55,27 +42,32 @@ def _analyzer() -> tantivy.TextAnalyzer:
 
 
 class TextWriter:
-    """Puts texts into an index and takes them out.
+    """Adds texts to an index and removes them.
 
     Args:
-        writer: the engine's.
-        schema: of the index.
+        writer: Writer of the engine.
+        schema: Schema of the index.
     """
 
     def __init__(self, writer: tantivy.IndexWriter, schema: tantivy.Schema) -> None:
         self._writer = writer
         self._schema = schema
 
-    def add(self, text: Text) -> None:
-        """Writes a text of a row that has none."""
+    def add(self, row: int, values: Iterable[str]) -> None:
+        """Adds the texts of a row that has none.
+
+        Args:
+            row: Number of the row, from 0.
+            values: The caption, the label, each tag.
+        """
         document = tantivy.Document()
-        document.add_unsigned("row", text.row)
-        for value in text.values:
-            document.add_text(_FIELD, value)
+        document.add_unsigned("row", row)
+        for value in values:
+            document.add_text(_FIELD, normalize(value))
         self._writer.add_document(document)
 
     def remove(self, row: int) -> None:
-        """Removes the text of a row, if it has one."""
+        """Removes the texts of a row, if it has any."""
         query = tantivy.Query.term_query(self._schema, "row", row)
         self._writer.delete_documents_by_query(query)
 
@@ -91,7 +83,7 @@ class TextIndex:
     """The words of captions by row, in a folder.
 
     Args:
-        folder: is made when it doesn't exist.
+        folder: Folder of the index, which is made if it doesn't exist.
 
     Raises:
         ValueError: If the folder holds something else, or is damaged.
@@ -99,17 +91,13 @@ class TextIndex:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._schema = self._make_schema()
-        self._index = tantivy.Index(self._schema, path=str(folder))
-        self._index.register_tokenizer(_ANALYZER_NAME, _analyzer())
-        self._words = _analyzer()
-
-    @staticmethod
-    def _make_schema() -> tantivy.Schema:
         builder = tantivy.SchemaBuilder()
         builder.add_unsigned_field("row", indexed=True, fast=True)
         builder.add_text_field(_FIELD, tokenizer_name=_ANALYZER_NAME)
-        return builder.build()
+        self._schema = builder.build()
+        self._index = tantivy.Index(self._schema, path=str(folder))
+        self._words = _analyzer()
+        self._index.register_tokenizer(_ANALYZER_NAME, self._words)
 
     @contextmanager
     def writing(self) -> Iterator[TextWriter]:
@@ -127,79 +115,74 @@ class TextIndex:
     def search(
         self, query: Query, k: int, allowed: Collection[int] | None = None
     ) -> list[tuple[int, float]]:
-        """The best rows and their BM25 scores, best first.
+        """Finds the best rows and their BM25 scores, best first.
 
         Captions with all words come before those with some of them.
 
         Args:
-            query: what to look for.
-            k: the most rows.
-            allowed: the only rows to give; None for all.
+            query: What to search for.
+            k: Greatest number of rows.
+            allowed: The only rows to return; None for all.
         """
-        found = dict(self._ranked(self._boolean(query, every=True), k, allowed))
-        if len(found) < k and len(query.words) > 1:
-            for row, score in self._ranked(
-                self._boolean(query, every=False), k, allowed
-            ):
-                if len(found) < k:
-                    found.setdefault(row, score)
-        return list(found.items())
+        words = [part for word in query.words for part in split_word(word)]
+        demands = self._demands(query)
+
+        def ranked(occur: Occur) -> dict[int, float]:
+            parts = [*self._parts(occur, words), *demands]
+            return self._ranked(tantivy.Query.boolean_query(parts), k, allowed)
+
+        found = ranked(Occur.Must)
+        if len(found) < k and len(words) > 1:
+            for row, score in ranked(Occur.Should).items():
+                found.setdefault(row, score)
+        return list(found.items())[:k]
 
     def matching(self, rows: NDArray[np.int64], query: Query) -> set[int]:
-        """Which of the rows have the query's phrases and nothing that it excludes."""
+        """Returns the rows that have the query's phrases and nothing it excludes."""
         if not query.phrases and not query.excluded:
             return set(rows.tolist())
         among = tantivy.Query.term_set_query(self._schema, "row", rows.tolist())
-        demands = self._demands(query)
-        wanted = tantivy.Query.boolean_query([(Occur.Must, among), *demands])
-        return {row for row, _ in self._ranked(wanted, len(rows), None)}
+        demands = [(Occur.Must, among), *self._demands(query)]
+        wanted = tantivy.Query.boolean_query(demands)
+        return set(self._ranked(wanted, len(rows), None))
 
     def _ranked(
         self, query: tantivy.Query, k: int, allowed: Collection[int] | None
-    ) -> list[tuple[int, float]]:
+    ) -> dict[int, float]:
+        """The first k rows with their scores, best first."""
         searcher = self._index.searcher()
         limit = max(k, 1)
         while True:
             hits = searcher.search(query, limit=limit, count=False).hits
             rows = searcher.fast_field_values("row", [address for _, address in hits])
-            found = [
-                (int(row), float(score))
+            found = {
+                int(row): float(score)
                 for row, (score, _) in zip(rows, hits, strict=True)
                 if row is not None and (allowed is None or row in allowed)
-            ]
+            }
             if allowed is None or len(found) >= k or len(hits) < limit:
-                return found[:k]
+                return dict(list(found.items())[:k])
             limit = min(limit * 8, _MOST)
 
-    def _boolean(self, query: Query, *, every: bool) -> tantivy.Query:
-        """The query for the engine, put together from terms and never from text."""
-        occur = Occur.Must if every or len(query.words) == 1 else Occur.Should
-        words = [
-            (occur, part)
-            for word in query.words
-            if (part := self._part(word)) is not None
-        ]
-        return tantivy.Query.boolean_query([*words, *self._demands(query)])
-
     def _demands(self, query: Query) -> list[tuple[Occur, tantivy.Query]]:
+        """The query's phrases, and what it excludes."""
         return [
-            (occur, part)
-            for occur, texts in (
-                (Occur.Must, query.phrases),
-                (Occur.MustNot, query.excluded),
-            )
-            for text in texts
-            if (part := self._part(text)) is not None
+            *self._parts(Occur.Must, query.phrases),
+            *self._parts(Occur.MustNot, query.excluded),
         ]
 
-    def _part(self, text: str) -> tantivy.Query | None:
-        """A word or phrase; None where there is no word in it.
+    def _parts(
+        self, occur: Occur, texts: Iterable[str]
+    ) -> Iterator[tuple[Occur, tantivy.Query]]:
+        """Words and phrases for the engine; texts without a word are left out.
 
-        What people separate by blanks may still be several words, as "t-shirt" is.
+        They are put together from terms and never from text. What people separate by
+        blanks may still be several words, as "t-shirt" is.
         """
-        words = self._words.analyze(text)
-        if not words:
-            return None
-        if len(words) == 1:
-            return tantivy.Query.term_query(self._schema, _FIELD, words[0])
-        return tantivy.Query.phrase_query(self._schema, _FIELD, [*words])
+        for text in texts:
+            words = self._words.analyze(normalize(text))
+            if len(words) == 1:
+                yield occur, tantivy.Query.term_query(self._schema, _FIELD, words[0])
+            elif words:
+                phrase = tantivy.Query.phrase_query(self._schema, _FIELD, [*words])
+                yield occur, phrase

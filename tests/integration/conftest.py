@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import fiftyone as fo
@@ -44,10 +45,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def described(
-    fiftyone_database: str, cache: Path
-) -> Iterator[Callable[..., fo.Dataset]]:
+@contextmanager
+def describing() -> Iterator[Callable[..., fo.Dataset]]:
     """Makes datasets of one video a list, with one track a caption."""
     made = []
 
@@ -73,6 +72,17 @@ def described(
             write_captions(sample, "captions", records)
         return dataset
 
-    yield make
-    for dataset in made:
-        dataset.delete()
+    try:
+        yield make
+    finally:
+        for dataset in made:
+            dataset.delete()
+
+
+@pytest.fixture
+def described(
+    fiftyone_database: str, cache: Path
+) -> Iterator[Callable[..., fo.Dataset]]:
+    """See :func:`describing`."""
+    with describing() as make:
+        yield make

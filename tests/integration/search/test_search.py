@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import fiftyone as fo
@@ -17,6 +18,7 @@ from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.session import ReviewQueue
 from fiftyone_regioncap.search import Query, QueryError, embedding, results, search
 from fiftyone_regioncap.search.index import index_folder
+from tests.integration.conftest import describing
 
 HOSTILE = '<b>{{ $where }}</b> "quoted" \' OR 1=1; -- مرحبا 🚗'
 VIDEOS = (
@@ -56,6 +58,61 @@ def test_words_phrases_and_exclusion(described, query, firsts):
     captions = [text for video in VIDEOS for text in video if text]
     found = texts(find(dataset, query))
     assert set(found[: max(len(firsts), 1)]) == {captions[place] for place in firsts}
+
+
+LANGUAGES = (
+    "L'école est près d'un café.",
+    unicodedata.normalize("NFD", "Un élève à l'hôtel"),
+    "A ferry leaves İSTANBUL.",
+    "Die STRASSE ist naß",
+    "A ｆｕｌｌ ﬁle",
+    "一辆红色汽车停在路边。",
+    "赤い車が左に曲がる",
+    "자동차가 멈춘다",
+    "รถยนต์สีแดง",
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("ecole", {0}),
+        ("ÉCOLE", {0}),
+        (unicodedata.normalize("NFD", "école"), {0}),
+        ("élève", {1}),
+        ("hotel", {1}),
+        ("istanbul", {2}),
+        ("ıstanbul", {2}),
+        ("straße", {3}),
+        ("NASS", {3}),
+        ("full", {4}),
+        ("file", {4}),
+        ("ＦＩＬＥ", {4}),
+        ("汽车", {5}),
+        ("车", {5}),
+        ("蓝色汽车", {5}),  # some of it
+        ('"色汽"', {5}),
+        ('"蓝色汽车"', set()),
+        ("路边 -汽车", set()),
+        ("車", {6}),
+        ("左", {6}),
+        ("자동차", {7}),
+        ("รถ", {8}),
+        ("“près d’un”", {0}),
+        ("«un café»", {0}),
+        ("ferry −“leaves istanbul”", set()),
+    ],
+)
+def test_words_however_they_are_typed(languages, query, found):
+    assert texts(find(languages, query)) == [LANGUAGES[place] for place in found]
+
+
+@pytest.fixture(scope="module")
+def languages(fiftyone_database, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGIONCAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with describing() as make:
+            yield make(LANGUAGES)
 
 
 def test_tags_and_attributes_are_found_too(described):
@@ -234,7 +291,7 @@ def test_the_index_can_be_deleted_at_any_time(described, embedder, cache):
         shutil.rmtree(cache / "search")
 
 
-@pytest.mark.parametrize("name", ["captions.sqlite", "words/meta.json"])
+@pytest.mark.parametrize("name", ["captions", "words/meta.json"])
 def test_a_damaged_index_is_an_error_that_says_what_to_delete(described, cache, name):
     dataset = described(*VIDEOS)
     find(dataset, "red")
