@@ -54,7 +54,13 @@ class OpenAIOptions(Options):
         None, "Name of the model at the endpoint; a DAM server needs none."
     )
     api_key: str | None = option(
-        None, "Key of the endpoint; empty for OPENAI_API_KEY.", secret=True
+        None,
+        "Key of the endpoint; empty for OPENAI_API_KEY, which only goes to the host of "
+        "OPENAI_BASE_URL, else to OpenAI.",
+        secret=True,
+    )
+    insecure: bool = option(
+        False, "Send the key unencrypted (http) to another machine.", advanced=True
     )
     region: RegionView | None = option(
         None,

@@ -12,16 +12,19 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from fiftyone_regioncap.captioning.base import CaptionerInfo
-from fiftyone_regioncap.captioning.confidence import content_minimum, short_label
+from fiftyone_regioncap.captioning.checking import check_clip
+from fiftyone_regioncap.captioning.confidence import SPACE, caption_from_tokens
+from fiftyone_regioncap.captioning.configuration import OpenAIOptions, RegionView
 from fiftyone_regioncap.captioning.dam.processing import crop_window
 from fiftyone_regioncap.captioning.dam.prompts import (
     IMAGE_PROMPTS,
@@ -31,17 +34,24 @@ from fiftyone_regioncap.captioning.dam.prompts import (
 from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import OnToken
 from fiftyone_regioncap.captioning.views import nested_views
-from fiftyone_regioncap.core.errors import BackendError, PromptError
+from fiftyone_regioncap.core.errors import BackendError, FatalError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
-from fiftyone_regioncap.models.endpoints import Endpoint
+from fiftyone_regioncap.models.endpoints import OPENAI_URL, Endpoint
 
-Region: TypeAlias = Literal["alpha", "outline", "crop", "views"]
-"""How the region is shown: mask as alpha, outlined in red, cut out with context, or as
-nested views, cut out several times with more and more context."""
-
-DEFAULT_URL = "https://api.openai.com/v1"
 DAM_MODEL = "describe_anything_model"
 OUTLINE_COLOR = (255, 0, 0)
+
+FATAL_TRIES = 3
+"""Errors in a row that every request will meet, after which captioning stops."""
+
+MARKS = {"length": "cut off", "content_filter": "filtered"}
+"""Tags of captions that did not end by themselves, by the endpoint's reason."""
+
+_SILENT = {
+    "length": "the answer was cut off before it said anything; raise max_tokens",
+    "content_filter": "the endpoint's content filter withheld the answer",
+}
+
 SHOWN_PROMPTS = {
     "outline": {
         "detailed": "Describe the object outlined in red in detail.",
@@ -75,74 +85,43 @@ class OpenAICaptioner:
     """Asks an endpoint about each region.
 
     Args:
-        base_url: such as ``http://gpu:8000/v1``; None for ``$OPENAI_BASE_URL``, else
-            OpenAI's own.
-        model: as the endpoint calls it; may be left out for a DAM server.
-        api_key: None for ``$OPENAI_API_KEY``; never stored, logged or shown.
-        region: how the region is shown; None for alpha where the model is DAM, else
-            outlined.
-        frames: how many frames of a clip are shown; 8 for DAM's video checkpoint.
-            Nested views are always of one frame, where the object is biggest.
-        concurrency: requests at once.
-        timeout: seconds to connect, and without a byte of the answer.
-        retries: how often a request is sent again after time-outs, broken connections
-            and statuses that may pass, each time after a longer pause.
-        max_tokens: of a description.
-        temperature: 0 for the most likely words.
-        confidence: whether probabilities are asked for, which not all endpoints know.
+        base_url: Address of the endpoint, such as ``http://localhost:8000/v1``; None
+            for the option, then ``$OPENAI_BASE_URL``, then OpenAI's own.
+        options: How it is asked.
 
     Raises:
-        BackendError: when an option is impossible.
+        BackendError: When the address or the key cannot be used, or OpenAI's own
+            endpoint is asked without a model.
     """
 
     def __init__(
-        self,
-        *,
-        base_url: str | None = None,
-        model: str | None = None,
-        api_key: str | None = None,
-        region: Region | None = None,
-        frames: int = 1,
-        concurrency: int = 8,
-        timeout: float = 120.0,
-        retries: int = 4,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        confidence: bool = False,
+        self, base_url: str | None = None, options: OpenAIOptions | None = None
     ) -> None:
-        base = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
-        if model is None and base == DEFAULT_URL:
+        self._options = options = options or OpenAIOptions()
+        base = base_url or options.base_url or os.environ.get("OPENAI_BASE_URL")
+        if options.model is None and (base or OPENAI_URL) == OPENAI_URL:
             raise BackendError("name the endpoint's model with model=")
-        self._model = model or DAM_MODEL
-        if region is None:
-            dam = self._model == DAM_MODEL or "DAM" in self._model
-            region = "alpha" if dam else "outline"
-        if region not in get_args(Region):
-            raise BackendError(
-                f"region {region!r}: choose one of {', '.join(get_args(Region))}"
-            )
-        if min(frames, max_tokens) < 1:
-            raise BackendError("frames and max_tokens are 1 or more")
-        self._region: Region = region
-        self._frames = frames
-        self._concurrency = concurrency
-        self._max_tokens = max_tokens
-        self._temperature = temperature
-        self._confidence = confidence
+        self._model = options.model or DAM_MODEL
+        dam = self._model == DAM_MODEL or "DAM" in self._model
+        self._region: RegionView = options.region or ("alpha" if dam else "outline")
         self._endpoint = Endpoint(
-            base,
-            api_key=api_key,
-            timeout=timeout,
-            retries=retries,
-            connections=concurrency,
+            base or OPENAI_URL,
+            api_key=options.api_key,
+            timeout=options.timeout,
+            retries=options.retries,
+            insecure=options.insecure,
         )
 
     @classmethod
     def from_pretrained(
-        cls, weights: str | None = None, *, device: str | None = None, **options: Any
+        cls,
+        weights: str | None = None,
+        *,
+        device: str | None = None,
+        options: OpenAIOptions | None = None,
     ) -> OpenAICaptioner:
         """Makes a captioner; its weights are wherever the endpoint ``weights`` is."""
-        return cls(**{"base_url": weights, **options})
+        return cls(weights, options)
 
     @cached_property
     def info(self) -> CaptionerInfo:
@@ -152,9 +131,9 @@ class OpenAICaptioner:
             model=self._model,
             revision=version("fiftyone-regioncap"),
             license="the endpoint's",
-            frames=self._frames,
-            batch_size=2 * self._concurrency,
-            prompts=self._prompts(self._frames),
+            frames=self._options.frames,
+            batch_size=2 * self._options.concurrency,
+            prompts=self._prompts(self._options.frames),
         )
 
     def caption(
@@ -180,45 +159,52 @@ class OpenAICaptioner:
         source = Feeder(
             clips,
             lambda clip: self._caption(clip, prompt),
-            workers=self._concurrency,
-            ahead=2 * self._concurrency,
+            workers=self._options.concurrency,
+            ahead=2 * self._options.concurrency,
         )
+        failures = 0
         with source:
             while (caption := source.take(wait=True)) is not None:
+                if isinstance(caption, FatalError):
+                    failures += 1
+                    if failures == FATAL_TRIES:
+                        raise caption
+                    caption = Caption(error=str(caption))
+                else:
+                    failures = 0
                 yield caption
             if source.error is not None:
                 raise source.error
 
-    def _caption(self, clip: RegionClip, prompt: str | None) -> Caption:
+    def _caption(self, clip: RegionClip, prompt: str | None) -> Caption | FatalError:
         try:
             images = self._images(clip)
             named = self._prompts(len(images))
             text = named.get(prompt or "detailed", prompt or "")
             return self._ask(images, text, clip.label)
+        except FatalError as error:
+            return error
         except Exception as error:  # a clip of any kind of badness spoils no other
             return Caption(error=str(error) or type(error).__name__)
 
     def _prompts(self, images: int) -> Mapping[str, str]:
         if self._region != "alpha":
             return SHOWN_PROMPTS[self._region]
-        if self._frames == 1:
+        if self._options.frames == 1:
             return IMAGE_PROMPTS
         return JOINT_IMAGE_PROMPTS if images == 1 else VIDEO_PROMPTS
 
     def _images(self, clip: RegionClip) -> list[str]:
         """Data URLs of the frames that show the object, spread evenly."""
-        for frame, mask in zip(clip.frames, clip.masks, strict=True):
-            if np.shape(mask) != np.shape(frame)[:2]:
-                raise PromptError("a mask has another size than its frame")
+        check_clip(clip)
         areas = [int(np.count_nonzero(mask)) for mask in clip.masks]
         shown = [number for number, area in enumerate(areas) if area]
-        if not shown:
-            raise PromptError("the mask is empty on every frame; mark the object")
-        if self._frames == 1 or self._region == "views":
+        wanted = self._options.frames
+        if wanted == 1 or self._region == "views":
             shown = [max(shown, key=lambda number: areas[number])]
-        elif len(shown) > 1 and (self._region == "alpha" or len(shown) > self._frames):
+        elif len(shown) > 1 and (self._region == "alpha" or len(shown) > wanted):
             # DAM's video prompt wants its number of frames, some twice if need be.
-            steps = np.linspace(0, len(shown) - 1, self._frames)
+            steps = np.linspace(0, len(shown) - 1, wanted)
             shown = [shown[int(step)] for step in steps]
         return [
             url
@@ -238,33 +224,28 @@ class OpenAICaptioner:
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": self._max_tokens,
-            "temperature": self._temperature,
+            "max_tokens": self._options.max_tokens,
+            "temperature": self._options.temperature,
         }
-        if self._confidence:
+        if self._options.confidence:
             body["logprobs"] = True
-        said, answer = self._endpoint.chat(body)
-        text = said.strip()
-        if not text:
-            raise BackendError("the endpoint had nothing to say about this region")
-        choice = answer["choices"][0]
-        tokens = [
-            (str(token.get("token", "")), math.exp(min(token["logprob"], 0.0)))
-            for token in (choice.get("logprobs") or {}).get("content") or []
-        ]
-        pieces = [piece.replace(" ", "▁") for piece, _ in tokens]
-        probabilities = [probability for _, probability in tokens]
-        usage = answer.get("usage") or {}
-        return Caption(
-            text=text,
-            label=label or short_label(text),
-            confidence=sum(probabilities) / len(tokens) if tokens else None,
-            min_confidence=content_minimum(pieces, probabilities),
-            tokens=int(usage.get("completion_tokens", 0)),
+        answer = self._endpoint.chat(body)
+        if not answer.text:
+            raise BackendError(
+                _SILENT.get(answer.finish or "", "the endpoint had nothing to say")
+            )
+        caption = caption_from_tokens(
+            answer.text,
+            [piece.replace(" ", SPACE) for piece, _ in answer.logprobs],
+            [math.exp(value) for _, value in answer.logprobs],
+            label=label,
+            tokens=answer.tokens,
         )
+        mark = MARKS.get(answer.finish or "")
+        return replace(caption, tags=((mark, 1.0),)) if mark else caption
 
 
-def pictures(frame: Frame, mask: Mask, region: Region) -> Iterator[str]:
+def pictures(frame: Frame, mask: Mask, region: RegionView) -> Iterator[str]:
     """The region on its frame as data URLs: one, or one a nested view.
 
     Args:
@@ -279,7 +260,7 @@ def pictures(frame: Frame, mask: Mask, region: Region) -> Iterator[str]:
         yield _data_url(Image.fromarray(view), "JPEG")
 
 
-def picture(frame: Frame, mask: Mask, region: Region) -> str:
+def picture(frame: Frame, mask: Mask, region: RegionView) -> str:
     """The region on its frame as a data URL, for all ways but nested views.
 
     Args:

@@ -53,6 +53,13 @@ class BackendError(RegionCapError):
     """A propagator or captioner is unknown or cannot run on this machine."""
 
 
+class FatalError(BackendError):
+    """An error that every further call will meet too: a refused key, a wrong model.
+
+    Work on many items stops at it after few tries.
+    """
+
+
 class DatabaseError(RegionCapError):
     """FiftyOne has no database and none can be started."""
 

@@ -210,7 +210,7 @@ class EndpointJudge:
 
     def __call__(self, region: Region, prompt: str) -> str:
         """Asks with the protocol's settings."""
-        text, _ = self._endpoint.chat(
+        answer = self._endpoint.chat(
             {
                 "model": self._model,
                 "messages": [{"role": "user", "content": prompt}],
@@ -221,7 +221,7 @@ class EndpointJudge:
                 "presence_penalty": 0,
             }
         )
-        return text
+        return answer.text
 
 
 class CachedJudge:

@@ -1,35 +1,93 @@
-"""An OpenAI-compatible endpoint, asked with patience."""
+"""OpenAI-compatible endpoints, asked through OpenAI's own client.
+
+The client retries what may pass (time-outs, broken connections, 408, 409, 429 and 5xx,
+as long as ``Retry-After`` says). What is added here: keys and passwords that never
+leave for another host nor show in a message, parameters that a model refuses, and the
+many forms of an answer.
+"""
 
 from __future__ import annotations
 
+import base64
+import ipaddress
+import json
+import logging
+import math
 import os
-import random
-import time
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-import httpx
+from fiftyone_regioncap.core.errors import BackendError, FatalError
 
-from fiftyone_regioncap.core.errors import BackendError
+OPENAI_URL = "https://api.openai.com/v1"
 
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Statuses that may pass. DAM's own server says 500 also to bad requests; those are
-asked again in vain, but nothing is lost."""
+_LOGGER = logging.getLogger(__name__)
+
+_REFUSABLE = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "logprobs",
+    "frequency_penalty",
+    "presence_penalty",
+)
+"""Parameters that some models refuse and that are then left out."""
+
+_RENAMED = {"max_tokens": "max_completion_tokens"}
+"""What takes the place of a refused parameter."""
+
+_REFUSAL = re.compile(
+    r"unsupported|not support|unrecognized|unknown (param|arg)|unexpected (param|key)|"
+    r"not permitted|not allowed|deprecated|extra_forbidden",
+    re.IGNORECASE,
+)
+
+_FATAL = {401, 402, 403, 404}
+"""Statuses that further requests will get too: key, quota, model, address."""
+
+_THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer of a chat model.
+
+    Attributes:
+        text: What it says, without its reasoning; may be empty.
+        finish: Why it ended: ``"stop"``, ``"length"`` where it was cut off,
+            ``"content_filter"``, or what else the endpoint says; None when it does not.
+        tokens: Number of tokens written; 0 when the endpoint does not count.
+        logprobs: Each token with its log probability; empty where they were not asked
+            for or belong to reasoning too.
+    """
+
+    text: str
+    finish: str | None = None
+    tokens: int = 0
+    logprobs: tuple[tuple[str, float], ...] = ()
 
 
 class Endpoint:
-    """Sends requests; may be used from several threads.
+    """Asks an endpoint for chat completions; may be used from several threads.
 
     Args:
-        url: such as ``http://gpu:8000/v1``.
-        api_key: None for ``$OPENAI_API_KEY``; never stored, logged or shown.
-        timeout: seconds to connect, and without a byte of the answer.
-        retries: how often a request is sent again after time-outs, broken connections
-            and statuses that may pass, each time after a longer pause.
-        connections: at once.
+        url: Address such as ``http://localhost:8000/v1``.
+        api_key: Key of this endpoint; None for ``$OPENAI_API_KEY``, which is only sent
+            to the host of ``$OPENAI_BASE_URL``, else to OpenAI. Never stored or shown.
+        timeout: Seconds to wait for a connection, and for the next byte of an answer.
+        retries: How often a request that may pass is sent again, each time after a
+            longer pause.
+        insecure: Whether the key may go to another machine unencrypted.
+
+    Attributes:
+        url: The address, without a password.
 
     Raises:
-        BackendError: when the URL is none.
+        BackendError: When the address or the key cannot be used.
     """
 
     def __init__(
@@ -39,102 +97,287 @@ class Endpoint:
         api_key: str | None = None,
         timeout: float = 120.0,
         retries: int = 4,
-        connections: int = 8,
+        insecure: bool = False,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise BackendError(f"{url!r} is no endpoint: give http(s)://host:port/v1")
-        if not timeout > 0 or retries < 0 or connections < 1:
-            raise BackendError(
-                "timeout must be above 0, retries 0 or more, connections 1 or more"
-            )
-        self.url = url.rstrip("/")
+        # Kept out of the functions above: the package takes a second to import.
+        import openai
+
+        parts = _split(url)
+        self.url = without_password(url).rstrip("/")
+        if not timeout > 0 or retries < 0:
+            raise BackendError("timeout must be above 0, retries 0 or more")
         self._timeout = timeout
-        self._retries = retries
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        self._client = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=connections),
-        )
+        self._refused: set[str] = set()
+        self._lock = threading.Lock()
+        local = is_loopback(parts.hostname or "")
+        headers = _authorization(parts, api_key)
+        self._secrets = _secrets(parts, headers)
+        # Without a key of this endpoint, none goes out; nor what the environment says
+        # of an account with OpenAI.
+        names = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
+        omitted = dict.fromkeys(names, openai.Omit())
+        self._request_options: Any = {"headers": {**omitted, **headers}}
+        if headers and parts.scheme == "http" and not (local or insecure):
+            raise BackendError(
+                f"the key would go to {parts.hostname} unencrypted; use https, a "
+                "tunnel to localhost, or insecure=true"
+            )
+        try:
+            self._client = openai.OpenAI(
+                base_url=self.url,
+                api_key="none",  # see the headers of each request
+                timeout=timeout,
+                max_retries=retries,
+                # This machine is never reached through a proxy.
+                http_client=openai.DefaultHttpxClient(trust_env=not local),
+            )
+        # A proxy in the environment needs a package, or is no address.
+        except (ImportError, ValueError) as error:
+            raise BackendError(
+                f"{self.url} cannot be reached through the proxy that the environment "
+                f"names ({error}); unset ALL_PROXY and HTTPS_PROXY, or install what it "
+                "needs"
+            ) from error
 
     def first_model(self) -> str:
-        """The first of the models that the endpoint lists."""
+        """Returns the first of the models that the endpoint lists.
+
+        Raises:
+            BackendError: When it lists none.
+        """
+        answer = self._request(None)
         try:
-            return str(self._request("GET", "models")["data"][0]["id"])
+            return str(answer["data"][0]["id"])
         except (KeyError, IndexError, TypeError) as error:
             raise BackendError(f"{self.url} lists no model; name one") from error
 
-    def chat(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def chat(self, body: Mapping[str, Any]) -> Completion:
         """Asks for the completion of a chat.
 
-        Args:
-            body: of the request.
+        Parameters that the model refuses are left out or renamed, from then on in all
+        requests.
 
-        Returns:
-            the text of the first choice, and the whole answer.
+        Args:
+            body: Of the request, with ``max_tokens`` and ``temperature`` as always.
 
         Raises:
-            BackendError: when there is none in the end.
+            FatalError: When every further request will fail too.
+            BackendError: When there is no answer, or a refusal.
         """
-        answer = self._request("POST", "chat/completions", body)
+        answer = self._request(body)
         try:
-            said = answer["choices"][0]["message"]["content"]
-            if isinstance(said, list):  # as DAM's own server streams
-                said = "".join(part["text"] for part in said)
-            return said or "", answer
-        except (KeyError, IndexError, TypeError) as error:
-            raise BackendError(
-                f"the answer of {self.url} has no choices[0].message.content; see that "
-                "it is OpenAI-compatible"
-            ) from error
+            return _completion(answer)
+        except BackendError as error:
+            raise type(error)(self._clean(f"{self.url}: {error}")) from None
 
-    def _request(self, method: str, path: str, body: object = None) -> Any:
-        failure = ""
-        for attempt in range(self._retries + 1):
-            pause = min(0.5 * 2**attempt, 30.0) * random.uniform(0.75, 1.25)
+    def _request(self, body: Mapping[str, Any] | None) -> Any:
+        """Sends a request; without a body, asks for the list of models."""
+        import openai
+
+        while True:
+            sent = None if body is None else self._accepted(body)
             try:
-                answer = self._client.request(method, path, json=body)
-            except httpx.TimeoutException:
-                failure = f"no answer within {self._timeout:g} s"
-            except httpx.TransportError as error:
-                failure = f"no connection ({error})"
-            else:
-                if answer.is_success:
-                    return _content(answer)
-                failure = f"status {answer.status_code}: {_reason(answer)}"
-                if answer.status_code not in RETRIED:
-                    break
-                pause = _asked_for(answer, pause)
-            if attempt < self._retries:
-                time.sleep(pause)
-        raise BackendError(
-            f"{self.url} gave no answer: {failure}; see that it runs and that model, "
-            "key and limits fit"
+                if sent is None:
+                    answer = self._client.get(
+                        "/models", cast_to=object, options=self._request_options
+                    )
+                    return _json(answer)
+                answer = self._client.post(
+                    "/chat/completions",
+                    cast_to=object,
+                    body=sent,
+                    options=self._request_options,
+                )
+                return _json(answer)
+            except openai.APIStatusError as error:
+                if sent is None or not self._learn(error, sent):
+                    raise self._failure(error) from None
+            except (openai.APIError, ValueError) as error:
+                # Without its cause, which may repeat headers.
+                raise self._failure(error) from None
+
+    def _accepted(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a body without the parameters that were refused."""
+        with self._lock:
+            refused = set(self._refused)
+        sent = {key: value for key, value in body.items() if key not in refused}
+        for old, new in _RENAMED.items():
+            if old in refused and old in body and new not in refused:
+                sent[new] = body[old]
+        return sent
+
+    def _learn(self, error: Any, sent: Mapping[str, Any]) -> bool:
+        """Notes parameters that were refused; says whether there were any."""
+        if error.status_code not in (400, 422):
+            return False
+        content = error.body if isinstance(error.body, Mapping) else {}
+        text = f"{content.get('code')} {content.get('message')} {error.message}"
+        if not _REFUSAL.search(text):
+            return False
+        names = [name for name in (*_REFUSABLE, *_RENAMED.values()) if name in sent]
+        if content.get("param") in names:
+            names = [content["param"]]
+        else:
+            names = [name for name in names if re.search(rf"\b{name}\b", text)]
+        with self._lock:
+            for name in set(names) - self._refused:
+                _LOGGER.warning("%s refuses %s; left out from now on", self.url, name)
+            self._refused.update(names)
+        return bool(names)
+
+    def _failure(self, error: Any) -> BackendError:
+        """Returns the error that says why there is no answer, and what to do."""
+        import openai
+
+        kind: type[BackendError] = BackendError
+        if isinstance(error, openai.APITimeoutError):
+            reason = f"no answer within {self._timeout:g} s"
+        elif isinstance(error, openai.APIConnectionError):
+            reason = f"no connection ({error.__cause__})"
+        elif isinstance(error, openai.APIStatusError):
+            reason = f"status {error.status_code}: {_reason(error)}"
+            if error.status_code in _FATAL or error.code == "insufficient_quota":
+                kind = FatalError
+            if error.status_code == 401 and not self._secrets:
+                reason += " (no key was sent; $OPENAI_API_KEY only goes to the host of "
+                reason += "$OPENAI_BASE_URL, else to OpenAI)"
+        else:
+            return BackendError(
+                f"the answer of {self.url} is no JSON; see that it is OpenAI-compatible"
+            )
+        return kind(
+            f"{self.url} gave no answer: {self._clean(reason)}; see that it runs and "
+            "that model, key and limits fit"
         )
 
+    def _clean(self, text: str) -> str:
+        """Returns a text without secrets and line breaks, cut to a readable length."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return " ".join(text.split())[:400]
 
-def _content(answer: httpx.Response) -> Any:
+
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
     try:
-        return answer.json()
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def without_password(url: str) -> str:
+    """Returns an address without user name and password; other text as it is."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", url)
+
+
+def _split(url: str) -> SplitResult:
+    problem = BackendError(
+        f"{without_password(url)!r} is no endpoint: give http(s)://host:port/v1"
+    )
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
     except ValueError as error:
+        raise problem from error
+    raise problem
+
+
+def _authorization(parts: SplitResult, api_key: str | None) -> dict[str, str]:
+    """Returns the header that lets requests in: a key, or a user and password."""
+    if api_key is None and parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+    key = (api_key or "").strip()
+    if not key:
+        home = urlsplit(os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+        if (home.hostname, home.port) == (parts.hostname, parts.port):
+            key = (os.environ.get("OPENAI_API_KEY") or "").strip()
+    if not (key.isascii() and key.isprintable() and " " not in key):
         raise BackendError(
-            f"the answer of {answer.url} is no JSON; see that it is OpenAI-compatible"
+            "the endpoint's key has spaces or signs that no key has; copy it again"
+        )
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _secrets(parts: SplitResult, headers: Mapping[str, str]) -> list[str]:
+    """Returns what must not be shown, as it is sent and as it was given."""
+    values = [value.split(" ", 1)[1] for value in headers.values()]
+    if parts.password:
+        values += [parts.password, unquote(parts.password)]
+    return values
+
+
+def _json(answer: Any) -> Any:
+    """Returns JSON that came under another content type, parsed."""
+    return json.loads(answer) if isinstance(answer, str) else answer
+
+
+def _reason(error: Any) -> str:
+    """Returns what an endpoint says of an error."""
+    body = error.body
+    if isinstance(body, Mapping):
+        body = body.get("error", body)
+    if isinstance(body, Mapping):
+        body = body.get("message", body)
+    return str(body or error.response.text or "nothing said")
+
+
+def _completion(answer: Any) -> Completion:
+    """Reads an answer in any of its forms."""
+    if isinstance(answer, Mapping) and answer.get("error"):
+        error = answer["error"]
+        code = error.get("code") if isinstance(error, Mapping) else None
+        text = error.get("message", error) if isinstance(error, Mapping) else error
+        raise (FatalError if code in _FATAL else BackendError)(str(text))
+    try:
+        choice = answer["choices"][0]
+        message = choice["message"]
+        content = message["content"]
+        if isinstance(content, list):
+            refusals = [part["refusal"] for part in content if part.get("refusal")]
+            said = "".join(
+                part["text"]
+                for part in content
+                if part.get("type", "text") in ("text", "output_text")
+            )
+        else:
+            refusals, said = [], content or ""
+        if message.get("refusal"):
+            refusals.append(message["refusal"])
+        finish = choice.get("finish_reason")
+        tokens = (answer.get("usage") or {}).get("completion_tokens")
+        logprobs = [
+            (str(token.get("token", "")), min(float(token["logprob"]), 0.0))
+            for token in (choice.get("logprobs") or {}).get("content") or []
+            if token.get("logprob") is not None
+        ]
+        text = without_thinking(said)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise BackendError(
+            "the answer has no choices[0].message.content; see that the endpoint is "
+            "OpenAI-compatible"
         ) from error
+    if refusals and not text:
+        raise BackendError(f"the model refused: {refusals[0]}")
+    if not all(math.isfinite(value) for _, value in logprobs) or text != said.strip():
+        logprobs = []
+    return Completion(
+        text=text,
+        finish=None if finish is None else str(finish),
+        tokens=tokens if isinstance(tokens, int) else 0,
+        logprobs=tuple(logprobs),
+    )
 
 
-def _reason(answer: httpx.Response) -> str:
-    try:
-        error = answer.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:300]
+def without_thinking(text: str) -> str:
+    """Returns what a reasoning model says after ``<think>...</think>``.
 
-
-def _asked_for(answer: httpx.Response, pause: float) -> float:
-    """The pause that the endpoint asks for, where it does, within reason."""
-    try:
-        return min(max(float(answer.headers["retry-after"]), pause), 60.0)
-    except (KeyError, ValueError):
-        return pause
+    An opening tag may be missing, as some templates put it into the prompt; without a
+    closing one the model was cut off before it said anything.
+    """
+    text = _THINKING.sub("", text)
+    text = re.split(r"</think(?:ing)?>", text, flags=re.IGNORECASE)[-1]
+    return re.split(r"<think(?:ing)?>", text, flags=re.IGNORECASE)[0].strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,17 +13,8 @@ from hypercorn.config import Config
 
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.models.endpoints import is_loopback
 from fiftyone_regioncap.serving.app import ServerSettings, create_app
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def serve(
