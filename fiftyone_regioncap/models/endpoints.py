@@ -331,7 +331,10 @@ def _completion(answer: Any) -> Completion:
         error = answer["error"]
         code = error.get("code") if isinstance(error, Mapping) else None
         text = error.get("message", error) if isinstance(error, Mapping) else error
-        raise (FatalError if code in _FATAL else BackendError)(str(text))
+        raise (FatalError if code in _FATAL else BackendError)(
+            f"it answered with an error: {text}; see that it is OpenAI-compatible and "
+            "that model, key and limits fit"
+        )
     try:
         choice = answer["choices"][0]
         message = choice["message"]
