@@ -25,11 +25,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, T5Config
 
 from fiftyone_regioncap.captioning.dynrefer.captioner import (
-    REGIONS_AT_ONCE,
     DynReferCaptioner,
-    Settings,
     stack_views,
 )
+from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
 from fiftyone_regioncap.captioning.dynrefer.controls import Controls
 from fiftyone_regioncap.captioning.dynrefer.model import (
     DynReferConfig,
@@ -124,7 +123,7 @@ def build(config: DynReferConfig, device: str) -> DynReferCaptioner:
         attributes=[Attribute(f"kind:a{number}/b", False) for number in range(117)],
         class_names=[f"class {number}" for number in range(80)],
         # Random tags would all pass or none; none is what costs least to prompt with.
-        settings=Settings(tag_threshold=1.0, regions_at_once=REGIONS_AT_ONCE[device]),
+        options=DynReferOptions(tag_threshold=1.0),
     )
 
 
@@ -168,7 +167,7 @@ def measure(config: DynReferConfig, device: str, count: int, repeats: int) -> No
     """Prints the table of a device."""
     captioner, clips = build(config, device), regions(count, 720, 1280)
     model = captioner.model
-    at_once = captioner.settings.regions_at_once
+    at_once = captioner.options.regions_at_once
     gray = to_gray(clips[0].frames[0])
     views = [nested_views(c.frames[0], c.masks[0], gray=gray) for c in clips]
 

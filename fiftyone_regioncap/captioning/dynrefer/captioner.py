@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ from torch import Tensor
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.confidence import content_minimum
+from fiftyone_regioncap.captioning.dynrefer.configuration import (
+    DYNREFER,
+    TASKS,
+    DynReferOptions,
+)
 from fiftyone_regioncap.captioning.dynrefer.controls import (
     Controls,
     control_text,
@@ -48,62 +53,50 @@ from fiftyone_regioncap.captioning.merging import best_look
 from fiftyone_regioncap.captioning.views import (
     TASK_CONTEXTS,
     NestedViews,
-    given_contexts,
     nested_views,
     to_gray,
 )
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip, Scored
-from fiftyone_regioncap.system import assets
-
-TASKS = ("caption", "tags", "attributes", "category")
-"""Everything that DynRefer can be asked."""
+from fiftyone_regioncap.models.loading import (
+    choose_device,
+    config_errors,
+    revision_of,
+)
 
 REGIONS_AT_ONCE = {"cuda": 32, "cpu": 2}
 """Regions whose views go through the ViT together. More don't make a CPU faster."""
+
+TAG_THRESHOLD = 0.76
+"""The authors' demo gives tags with a higher score."""
+
+NOT_FINITE = (
+    "the model's scores for this region are no numbers (NaN); check the weights, or "
+    "choose dtype='float32'"
+)
+"""Error of a caption whose numbers mean nothing."""
 
 CUTTERS = 4
 """Threads that cut views; hashing and resizing release the interpreter's lock."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is asked, and how.
+class _Selection:
+    """The frames that clips are described from, one region on each.
 
     Attributes:
-        tasks: out of :data:`TASKS`.
-        tag_threshold: tags with a higher score are given.
-        attribute_ratio: attributes whose score is this many times the mean over all
-            attributes are given, as in the authors' demo.
-        contexts: ``"image"`` to choose the views by the image, ``"task"`` to choose
-            them by the task where the paper has numbers for it, or the contexts.
-        decoding: how captions are generated.
-        frames: how many frames of a clip are looked at.
-        regions_at_once: whose views go through the ViT together.
-    """
-
-    tasks: tuple[str, ...] = TASKS
-    tag_threshold: float = 0.76
-    attribute_ratio: float = 1.2
-    contexts: str | tuple[float, ...] = "image"
-    decoding: Decoding = field(default_factory=Decoding)
-    frames: int = 4
-    regions_at_once: int = 2
-
-
-@dataclass(frozen=True)
-class _Looks:
-    """What is looked at: one region of one frame each.
-
-    Attributes:
-        frames: of each look, uint8 (H, W, 3).
-        masks: of each look, bool (H, W).
-        rows: of each clip, the looks at it; the best one first.
+        frames: Frames, uint8 (H, W, 3).
+        masks: A mask for each frame, bool (H, W).
+        rows: For each clip, the numbers of its frames; the best one first.
     """
 
     frames: list[Frame]
     masks: list[Mask]
     rows: list[list[int]]
+
+    def mean(self, scores: Tensor) -> Tensor:
+        """Averages scores (frames, N) over the frames of each clip, (clips, N)."""
+        return torch.stack([scores[numbers].mean(dim=0) for numbers in self.rows])
 
 
 class DynReferCaptioner:
@@ -114,10 +107,24 @@ class DynReferCaptioner:
     :func:`fiftyone_regioncap.captioning.merging.best_look` chooses, with the track's
     tags as control words.
 
+    Args:
+        model: The networks.
+        text_tower: Embeds texts, usually a :class:`TextTower`.
+        controls: The T5's tokenizer.
+        tags: Tags in the checkpoint's order.
+        attributes: Attributes to choose from, in the order of their file.
+        class_names: Class names to choose from.
+        options: What is predicted, and how.
+        decoding: How captions are generated; options that are given replace its values.
+        info: What the captioner says of itself; None for a model without a name.
+
     Attributes:
-        model: the networks.
-        tags: names in the checkpoint's order.
-        attributes: in the order of their file.
+        model: The networks.
+        tags: Tags in the checkpoint's order.
+        attributes: Attributes to choose from.
+        options: What is predicted, and how, with all values that depend on the
+            checkpoint and the device.
+        info: Name, weights, license and needs.
     """
 
     def __init__(
@@ -129,30 +136,51 @@ class DynReferCaptioner:
         tags: Sequence[str],
         attributes: Sequence[Attribute] = (),
         class_names: Sequence[str] = (),
-        settings: Settings | None = None,
+        options: DynReferOptions | None = None,
+        decoding: Decoding | None = None,
         info: CaptionerInfo | None = None,
     ) -> None:
-        """Puts the parts together; :meth:`from_pretrained` loads them.
-
-        Args:
-            model: the networks.
-            text_tower: gives texts their embeddings, usually a :class:`TextTower`.
-            controls: the T5's tokenizer.
-            tags: in the checkpoint's order.
-            attributes: to choose from.
-            class_names: to choose from.
-            settings: what is asked, and how.
-            info: what it says of itself.
-        """
+        options = options or DynReferOptions()
+        decoding = decoding or Decoding()
+        decoding = replace(
+            decoding,
+            num_beams=options.num_beams or decoding.num_beams,
+            max_new_tokens=options.max_new_tokens or decoding.max_new_tokens,
+        )
         self.model = model
         self.tags = tuple(tags)
         self.attributes = tuple(attributes)
-        self.settings = settings or Settings()
+        self.options = replace(
+            options,
+            tasks=tuple(task for task in TASKS if task in options.tasks),
+            num_beams=decoding.num_beams,
+            max_new_tokens=decoding.max_new_tokens,
+            tag_threshold=(
+                TAG_THRESHOLD
+                if options.tag_threshold is None
+                else options.tag_threshold
+            ),
+            regions_at_once=(
+                options.regions_at_once or REGIONS_AT_ONCE.get(model.device.type, 2)
+            ),
+        )
+        contexts, views = options.contexts, model.config.views
+        if not isinstance(contexts, str) and len(contexts) != views:
+            raise BackendError(
+                f"the checkpoint fuses {views} views; give as many contexts, not "
+                f"{len(contexts)}"
+            )
+        self._decoding = decoding
         self._text_tower = text_tower
         self._controls = controls
-        self._info = info or CaptionerInfo("dynrefer", "dynrefer", "unknown", "unknown")
+        self.info = replace(
+            info or CaptionerInfo("dynrefer", "dynrefer", "unknown", "unknown"),
+            frames=options.frames,
+            batch_size=32 if model.device.type == "cuda" else 8,
+            tasks=frozenset(options.tasks),
+        )
         self._prompts_per_attribute = [len(a.prompts()) for a in self.attributes]
-        asked = set(self.settings.tasks)
+        asked = set(options.tasks)
         self._tag_texts = text_tower(self.tags) if asked & {"tags", "caption"} else None
         self._attribute_texts = (
             text_tower([p for a in self.attributes for p in a.prompts()])
@@ -167,128 +195,64 @@ class DynReferCaptioner:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        weights: str | Path,
         *,
-        device: str | None = None,
-        dtype: torch.dtype | str | None = None,
-        class_names: Iterable[str] | None = None,
-        tag_list: Sequence[str] | str | Path | None = None,
-        tasks: Collection[str] = TASKS,
-        tag_threshold: float | None = None,
-        attribute_ratio: float = 1.2,
-        contexts: str | tuple[float, ...] = "image",
-        num_beams: int | None = None,
-        max_new_tokens: int | None = None,
-        frames: int = 4,
-        regions_at_once: int | None = None,
-        checkpoint: str | None = None,
-        vocabulary: str | Path | None = None,
+        device: str | torch.device | None = None,
+        options: DynReferOptions | None = None,
     ) -> DynReferCaptioner:
         """Loads a model.
 
         Args:
-            folder: with the files that docs/dynrefer.md lists; base weights that are
-                not in it come from the hub.
-            device: a torch device; None for the GPU where there is one.
-            dtype: float32, or bfloat16 for the authors' mixed precision; None for
-                bfloat16 on GPUs that have it, float32 elsewhere.
-            class_names: what the category is chosen from; None for the folder's
-                ``classes.json`` or ``coco.json``. Doubles are left out with a warning.
-            tag_list: names in the checkpoint's order, or a file with them; None for
-                the folder's ``tag_list.txt`` or ``ram_tag_list.txt``.
-            tasks: out of :data:`TASKS`.
-            tag_threshold: tags with a higher score are given; None for the demo's.
-            attribute_ratio: see :class:`Settings`.
-            contexts: see :class:`Settings`.
-            num_beams: of beam search; None for the demo's 5.
-            max_new_tokens: of a caption; None for the demo's 30.
-            frames: how many frames of a clip to look at.
-            regions_at_once: whose views go through the ViT together; None for what
-                suits the device.
-            checkpoint: name of the file with the trained part, where the folder has
-                several.
-            vocabulary: CLIP's, as a file or folder; None to look in the folder, then
-                among the assets.
+            weights: A folder with the files that docs/dynrefer.md lists; base weights
+                that are not in it come from the hub.
+            device: Device to run on; None for a GPU where there is one.
+            options: What is predicted, and how.
 
         Raises:
-            WeightsError: when something is missing, corrupt, or doesn't fit.
-            BackendError: when the arguments ask for what there is not.
-            PromptError: when contexts or class names are none.
+            WeightsError: If something is missing, corrupt, or doesn't fit.
+            BackendError: If there is no such device, or the checkpoint has another
+                number of views than contexts are given.
         """
-        unknown = set(tasks) - set(TASKS)
-        if unknown or not tasks:
-            raise BackendError(
-                f"dynrefer has no tasks {sorted(unknown)}; choose out of "
-                f"{', '.join(TASKS)}"
-            )
-        if not isinstance(contexts, str):
-            contexts = given_contexts(contexts)
-        elif contexts not in ("image", "task"):
-            raise BackendError(
-                f"contexts are 'image', 'task' or numbers, not {contexts!r}"
-            )
-        files = locate(Path(folder).expanduser(), checkpoint)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model = place(load_model(files), where, dtype)
-        if not isinstance(contexts, str) and len(contexts) != model.config.views:
-            raise BackendError(
-                f"the checkpoint fuses {model.config.views} views; give as many "
-                f"contexts, not {len(contexts)}"
-            )
+        options = options or DynReferOptions()
+        files = locate(Path(weights).expanduser(), options.checkpoint)
+        target = choose_device(device)
+        model = place(load_model(files), target, options.dtype)
         tower = TextTower(
-            load_text_tower(files).to(where), clip_vocabulary(files, vocabulary)
+            load_text_tower(files).to(target),
+            clip_vocabulary(files, options.vocabulary),
         )
-        said = files.settings.get("predict_kwargs", {})
-        decoding = Decoding.read(said)
-        if num_beams is not None:
-            decoding = replace(decoding, num_beams=num_beams)
-        if max_new_tokens is not None:
-            decoding = replace(decoding, max_new_tokens=max_new_tokens)
-        at_once = regions_at_once or REGIONS_AT_ONCE.get(where.type, 2)
+        with config_errors(f"{files.config} under predict_kwargs"):
+            said = files.settings.get("predict_kwargs", {})
+            decoding = Decoding.read(said)
+            if options.tag_threshold is None and "tag_thr" in said:
+                options = replace(options, tag_threshold=float(said["tag_thr"]))
         return cls(
             model,
             tower,
             Controls(files.tokenizer),
-            tags=tag_names(files, tag_list),
-            attributes=attribute_names(files) if "attributes" in tasks else (),
-            class_names=category_names(files, class_names)
-            if "category" in tasks
-            else (),
-            settings=Settings(
-                tasks=tuple(task for task in TASKS if task in tasks),
-                tag_threshold=(
-                    float(said.get("tag_thr", Settings.tag_threshold))
-                    if tag_threshold is None
-                    else tag_threshold
-                ),
-                attribute_ratio=attribute_ratio,
-                contexts=contexts,
-                decoding=decoding,
-                frames=frames,
-                regions_at_once=at_once,
+            tags=tag_names(files, options.tag_list),
+            attributes=attribute_names(files) if "attributes" in options.tasks else (),
+            class_names=(
+                category_names(files, options.class_names)
+                if "category" in options.tasks
+                else ()
             ),
+            options=options,
+            decoding=decoding,
             info=CaptionerInfo(
                 name="dynrefer",
                 model=files.trained.stem,
-                revision=assets.sha256(files.trained),
-                license="not stated (the authors' code is Apache-2.0)",
-                frames=frames,
-                batch_size=32 if where.type == "cuda" else 8,
-                tasks=frozenset(tasks),
+                revision=revision_of(files.folder, [files.trained]),
+                license=DYNREFER.license,
             ),
         )
-
-    @property
-    def info(self) -> CaptionerInfo:
-        """Name, weights, license and needs."""
-        return self._info
 
     def use_classes(self, names: Iterable[str]) -> None:
         """Chooses categories out of other names from now on.
 
         Args:
-            names: any number; empty for no category. Doubles are left out with a
-                warning.
+            names: Any number of names; empty for no category. Duplicates are left out
+                with a warning.
         """
         self.class_names = distinct_classes(names)
         self._class_texts = (
@@ -304,11 +268,11 @@ class DynReferCaptioner:
         """Describes each clip, in order.
 
         Args:
-            clips: of any objects, videos, sizes and lengths.
-            prompt: control words, separated by commas, that captions should be about.
+            clips: Clips of any objects, videos, sizes and lengths.
+            prompt: Control words, separated by commas, that captions should be about.
 
         Raises:
-            torch.OutOfMemoryError: when the batch doesn't fit.
+            torch.OutOfMemoryError: If the batch doesn't fit.
         """
         problems = [clip_problem(clip) for clip in clips]
         good = [
@@ -323,33 +287,45 @@ class DynReferCaptioner:
     def _describe(
         self, clips: Sequence[RegionClip], words: Sequence[str]
     ) -> list[Caption]:
-        looks = self._looks(clips)
-        tokens = self._tokens(looks)
-        asked = self.settings.tasks
+        selection = self._select_frames(clips)
+        tokens = self._tokens(selection)
+        asked = self.options.tasks
         tags: list[list[Scored]] = [[] for _ in clips]
         attributes: list[list[Scored]] = [[] for _ in clips]
         categories: list[Scored | None] = [None for _ in clips]
+        written: list[dict[str, Any]] = [{} for _ in clips]
+        scored: list[Tensor] = []
         if self._tag_texts is not None:
-            scores = _merge(self.tag_scores(tokens["tags"]), looks.rows)
-            tags = [passing(self.tags, s, self.settings.tag_threshold) for s in scores]
+            scores = selection.mean(self.tag_scores(tokens["tags"]))
+            scored.append(scores)
+            threshold = self.options.tag_threshold
+            assert threshold is not None
+            tags = [passing(self.tags, row, threshold) for row in scores]
         if self._attribute_texts is not None:
-            scores = _merge(self.attribute_scores(tokens["attributes"]), looks.rows)
+            scores = selection.mean(self.attribute_scores(tokens["attributes"]))
+            scored.append(scores)
             names = [attribute.name for attribute in self.attributes]
-            ratio = self.settings.attribute_ratio
-            attributes = [passing(names, s, ratio * float(s.mean())) for s in scores]
+            ratio = self.options.attribute_ratio
+            attributes = [
+                passing(names, row, ratio * float(row.mean())) for row in scores
+            ]
         if self._class_texts is not None and "category" in asked:
             logits = self.class_logits(tokens["category"])
-            matches = self.model.attributes.match_probability(logits)
+            scores = selection.mean(self.model.attributes.match_probability(logits))
+            scored.append(scores)
             categories = [
-                (self.class_names[int(match.argmax())], float(match.max()))
-                for match in _merge(matches, looks.rows)
+                (self.class_names[int(row.argmax())], float(row.max()))
+                for row in scores
             ]
-        written: list[dict[str, Any]] = [{} for _ in clips]
         if "caption" in asked:
             controls = [control_text(words, (name for name, _ in t)) for t in tags]
-            best_rows = [rows[0] for rows in looks.rows]
+            best_rows = [rows[0] for rows in selection.rows]
             generated = self.write(tokens["caption"][best_rows], controls)
+            scored.append(generated.probabilities)
             written = self._sentences(generated)
+        finite = torch.ones(len(clips), dtype=torch.bool, device=self.model.device)
+        for scores in scored:
+            finite &= scores.isfinite().all(dim=1)
         return [
             Caption(
                 label=clip.label or _short_name(category, named),
@@ -358,8 +334,16 @@ class DynReferCaptioner:
                 category=category,
                 **text,
             )
-            for clip, named, described, category, text in zip(
-                clips, tags, attributes, categories, written, strict=True
+            if sound
+            else Caption(label=clip.label, error=NOT_FINITE)
+            for clip, named, described, category, text, sound in zip(
+                clips,
+                tags,
+                attributes,
+                categories,
+                written,
+                finite.tolist(),
+                strict=True,
             )
         ]
 
@@ -398,15 +382,15 @@ class DynReferCaptioner:
         ids, mask = self._controls.encode(controls)
         device = self.model.device
         return self.model.generate(
-            tokens, ids.to(device), mask.to(device), self.settings.decoding
+            tokens, ids.to(device), mask.to(device), self._decoding
         )
 
     def decode(self, generated: Generated) -> list[str]:
         """The generated captions as text."""
         return self._controls.decode(generated.sequences)
 
-    def _looks(self, clips: Sequence[RegionClip]) -> _Looks:
-        """Chooses frames: those that show the object, evenly, and the best one."""
+    def _select_frames(self, clips: Sequence[RegionClip]) -> _Selection:
+        """Selects frames that show the object, evenly, and the best one."""
         frames: list[Frame] = []
         masks: list[Mask] = []
         rows: list[list[int]] = []
@@ -414,35 +398,38 @@ class DynReferCaptioner:
             best = best_look(clip)
             assert best is not None
             shown = [i for i, mask in enumerate(clip.masks) if mask.any()]
-            wanted = min(self.settings.frames, len(shown))
+            wanted = min(self.options.frames, len(shown))
             even = np.linspace(0, len(shown) - 1, wanted).round().astype(int)
             others = [shown[i] for i in even if shown[i] != best][: wanted - 1]
             chosen = [best, *others]
             rows.append(list(range(len(frames), len(frames) + len(chosen))))
             frames += [clip.frames[i] for i in chosen]
             masks += [clip.masks[i] for i in chosen]
-        return _Looks(frames, masks, rows)
+        return _Selection(frames, masks, rows)
 
-    def _tokens(self, looks: _Looks) -> dict[str, Tensor]:
-        """The tokens of all looks, by task."""
+    def _tokens(self, selection: _Selection) -> dict[str, Tensor]:
+        """The Q-Former's tokens of all regions, by task."""
         by_contexts: dict[str | tuple[float, ...], Tensor] = {}
-        by_task = {}
+        by_task: dict[str, Tensor] = {}
         for task in TASKS:
-            contexts = self.settings.contexts
+            contexts: str | tuple[float, ...] = self.options.contexts
             if contexts == "task":
                 contexts = task if task in TASK_CONTEXTS else "image"
             needed = {task, *(["caption"] if task == "tags" else [])}
-            if not needed & set(self.settings.tasks):
+            if not needed & set(self.options.tasks):
                 continue
             if contexts not in by_contexts:
-                by_contexts[contexts] = self._encode(looks, contexts)
+                by_contexts[contexts] = self._encode(selection, contexts)
             by_task[task] = by_contexts[contexts]
         return by_task
 
-    def _encode(self, looks: _Looks, contexts: str | tuple[float, ...]) -> Tensor:
-        """The Q-Former's tokens of all looks, float32 (S, queries, width)."""
+    def _encode(
+        self, selection: _Selection, contexts: str | tuple[float, ...]
+    ) -> Tensor:
+        """The Q-Former's tokens of all regions, float32 (S, queries, width)."""
         # Objects of one video share their frames.
-        shared = {id(frame): frame for frame in looks.frames if contexts == "image"}
+        frames = selection.frames
+        shared = {id(frame): frame for frame in frames if contexts == "image"}
         grays = {key: to_gray(frame) for key, frame in shared.items()}
 
         def cut(frame: Frame, mask: Mask) -> NestedViews:
@@ -455,13 +442,14 @@ class DynReferCaptioner:
                 gray=grays.get(id(frame)),
             )
 
+        at_once = self.options.regions_at_once or 1
         # Views of the next regions are cut while the networks work on these.
         with ThreadPoolExecutor(CUTTERS) as pool:
-            views = pool.map(cut, looks.frames, looks.masks)
+            views = pool.map(cut, frames, selection.masks)
             return torch.cat(
                 [
                     self.model.region_tokens(*stack_views(together))
-                    for together in _batches(views, self.settings.regions_at_once)
+                    for together in iter(lambda: list(islice(views, at_once)), [])
                 ]
             )
 
@@ -487,11 +475,6 @@ class DynReferCaptioner:
                 }
             )
         return sentences
-
-
-def _batches(views: Iterator[NestedViews], size: int) -> Iterator[list[NestedViews]]:
-    while together := list(islice(views, size)):
-        yield together
 
 
 def stack_views(views: Sequence[NestedViews]) -> tuple[Tensor, Tensor]:
@@ -522,8 +505,3 @@ def _short_name(category: Scored | None, tags: Sequence[Scored]) -> str | None:
     if category is not None:
         return category[0]
     return max(tags, key=lambda tag: tag[1])[0] if tags else None
-
-
-def _merge(scores: Tensor, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The mean score over the looks at each clip."""
-    return [scores[list(looks)].mean(dim=0) for looks in rows]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.models.registry import ModelCard
 
-TASKS = ("caption", "tags", "attributes", "category")
+Task = Literal["caption", "tags", "attributes", "category"]
+
+TASKS: tuple[Task, ...] = ("caption", "tags", "attributes", "category")
+"""Everything that DynRefer predicts."""
 
 
 @dataclass(frozen=True)
@@ -17,52 +21,96 @@ class DynReferOptions(Options):
 
     dtype: Literal["float32", "bfloat16"] | None = option(
         None,
-        "Number format; empty for bfloat16 on GPUs that have it, else float32.",
+        "Number format: bfloat16 is the authors' mixed precision, and in float16 the "
+        "T5 overflows. Empty for bfloat16 on GPUs that have it, else float32.",
         advanced=True,
     )
-    tasks: tuple[str, ...] = option(
-        TASKS, f"What is told of a region: {', '.join(TASKS)}."
+    tasks: tuple[Task, ...] = option(
+        TASKS, f"What is predicted for a region: {', '.join(TASKS)}."
     )
     class_names: tuple[str, ...] | None = option(
-        None, "Names that the category is chosen from; empty for the checkpoint's."
-    )
-    tag_list: str | None = option(
         None,
-        "File with the tags in the checkpoint's order; empty for the checkpoint's.",
+        "Names that the category is chosen from; empty for the checkpoint's. "
+        "Duplicates are left out with a warning.",
+    )
+    tag_list: tuple[str, ...] | str | None = option(
+        None,
+        "The tags in the checkpoint's order, or a file with one tag a line; empty for "
+        "the checkpoint's.",
         picker="file",
         advanced=True,
     )
     tag_threshold: float | None = option(
-        None, "Lowest score of a tag; empty for the demo's.", advanced=True
+        None,
+        "Tags with a higher score are given; empty for the checkpoint's, else 0.76.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
     )
     attribute_ratio: float = option(
-        1.2, "How much likelier an attribute is than its opposite.", advanced=True
+        1.2,
+        "Attributes are given whose score is this many times the mean over all "
+        "attributes, as in the authors' demo.",
+        minimum=0,
+        advanced=True,
     )
     contexts: Literal["image", "task"] | tuple[float, ...] = option(
-        "image", "Views around the region: by image, by task, or sizes.", advanced=True
+        "image",
+        "How much context each view of a region shows: chosen by the image, chosen by "
+        "the task where the paper has numbers for it, or numbers in [0, 1], first 0.",
+        advanced=True,
     )
     num_beams: int | None = option(
-        None, "Beams of the search; empty for the demo's.", minimum=1, advanced=True
+        None,
+        "Number of beams in the search for a caption; empty for the checkpoint's, "
+        "else 5.",
+        minimum=1,
+        advanced=True,
     )
     max_new_tokens: int | None = option(
-        None, "Greatest length of a caption.", unit="tokens", minimum=1
+        None,
+        "Maximum length of a caption; empty for the checkpoint's, else 30.",
+        unit="tokens",
+        minimum=1,
     )
-    frames: int = option(4, "Number of frames of a clip that are looked at.", minimum=1)
+    frames: int = option(
+        4, "Number of frames of a clip that are looked at.", unit="frames", minimum=1
+    )
     regions_at_once: int | None = option(
         None,
-        "Regions encoded together; empty for what suits the device.",
+        "Regions that are encoded together; empty for 32 on a GPU and 2 elsewhere.",
         minimum=1,
         advanced=True,
     )
     checkpoint: str | None = option(
-        None, "Name of the trained file where the folder has several.", advanced=True
+        None,
+        "Name of the file with the trained part, where the folder has several.",
+        advanced=True,
     )
     vocabulary: str | None = option(
         None,
-        "CLIP's vocabulary; empty to look in the folder, then among the assets.",
+        "File or folder of CLIP's vocabulary; empty to look in the folder, then among "
+        "the assets.",
         picker="file",
         advanced=True,
     )
+
+    def __post_init__(self) -> None:
+        """Validates each option.
+
+        Raises:
+            OptionError: If a value doesn't fit.
+        """
+        super().__post_init__()
+        if not self.tasks:
+            raise OptionError(f"tasks is empty; give some of {', '.join(TASKS)}")
+        given = self.contexts
+        if not isinstance(given, str) and (
+            not given or given[0] != 0 or not all(0 <= number <= 1 for number in given)
+        ):
+            raise OptionError(
+                f"contexts={given}: give numbers from 0 to 1, the first one 0"
+            )
 
 
 DYNREFER = ModelCard(
@@ -70,7 +118,7 @@ DYNREFER = ModelCard(
     summary="DynRefer: captions, tags, attributes and categories",
     model="fiftyone_regioncap.captioning.dynrefer.captioner:DynReferCaptioner",
     needs="a folder as docs/dynrefer.md describes it",
-    license="not stated by its authors",
+    license="not stated by its authors (their code is Apache-2.0)",
     commercial=False,
     options=DynReferOptions,
 )

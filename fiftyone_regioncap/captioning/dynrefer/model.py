@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from fiftyone_regioncap.captioning.dynrefer.deformable import DeformableAlign
 from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
 from fiftyone_regioncap.captioning.dynrefer.roialign import roi_align
-from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.models.loading import choose_dtype
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -163,6 +163,11 @@ class DynReferModel(nn.Module):
             for normalize in (False, True)
         )
         self.language = T5ForConditionalGeneration(config.language)
+        if not getattr(config.language, "scale_decoder_outputs", True):
+            # transformers shares the embeddings with the output layer even where the
+            # config says that it has weights of its own.
+            shared = self.language.shared.weight
+            self.language.lm_head.weight = nn.Parameter(shared.detach().clone())
         self.language_projection = nn.Linear(tokens, config.language.d_model)
         self.control_memory = nn.Parameter(torch.zeros(config.language.d_model))
 
@@ -344,37 +349,26 @@ class DynReferModel(nn.Module):
 
 
 def place(
-    model: DynReferModel, device: torch.device, dtype: torch.dtype | str | None
+    model: DynReferModel, device: torch.device, dtype: str | None
 ) -> DynReferModel:
     """Moves a model to a device and chooses its precision.
 
     Args:
-        model: in float32.
-        device: to move it to.
-        dtype: float32, bfloat16 for the authors' mixed precision, or None for what
-            suits the device. Half precision is refused: the T5 overflows in it.
+        model: A model in float32.
+        device: Device to move it to.
+        dtype: ``"float32"``, ``"bfloat16"`` for the authors' mixed precision, or None
+            for what suits the device. Half precision is refused: the T5 overflows in
+            it.
 
     Raises:
-        BackendError: when there is no such precision or device.
+        BackendError: If there is no such precision.
     """
-    wanted = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is None:
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-        wanted = torch.bfloat16 if native else torch.float32
-    if wanted not in (torch.float32, torch.bfloat16):
-        raise BackendError(
-            f"dynrefer runs in float32 or bfloat16, not {dtype}; in float16 its T5 "
-            "overflows and writes nonsense"
-        )
-    if wanted is torch.bfloat16:
+    if dtype is None and device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if native else "float32"
+    choices = ("float32", "bfloat16")
+    if choose_dtype(dtype, device, choices) is torch.bfloat16:
         model.mixed = True
         # Before the move: the T5 is two thirds of the model.
         model.language.to(torch.bfloat16)
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise BackendError(f"no device {device}: {error}; try device='cpu'") from error
+    return model.to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fiftyone_regioncap.captioning.dynrefer.texts import (
@@ -12,7 +12,7 @@ from fiftyone_regioncap.captioning.dynrefer.texts import (
     read_lines,
 )
 from fiftyone_regioncap.captioning.dynrefer.weights import PUBLISHED, WHERE, Files
-from fiftyone_regioncap.core.errors import PromptError, WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 from fiftyone_regioncap.system import assets
 
@@ -29,9 +29,7 @@ def clip_vocabulary(files: Files, given: str | Path | None) -> ClipVocabulary:
     return ClipVocabulary.load(found or assets.fetch(CLIP_VOCABULARY))
 
 
-def tag_names(
-    files: Files, given: Sequence[str] | str | Path | None
-) -> tuple[str, ...]:
+def tag_names(files: Files, given: tuple[str, ...] | str | None) -> tuple[str, ...]:
     """The tag list, as long as the checkpoint's.
 
     The checkpoint itself doesn't say how long that is: the folder's own list, its
@@ -49,16 +47,16 @@ def tag_names(
         )
     if given is None:
         tags = own or ()
-    elif isinstance(given, (str, Path)):
-        tags = read_lines(Path(given))
     else:
-        tags = tuple(given)
+        tags = read_lines(Path(given)) if isinstance(given, str) else given
     wanted = files.settings.get("num_tags")
     if wanted is None and files.trained.name in PUBLISHED:
         wanted = PUBLISHED_TAGS
     if wanted is None:
         wanted = len(own or tags)
-    if len(tags) != int(wanted):
+    if not isinstance(wanted, int):
+        raise WeightsError(f"{files.config}: num_tags is {wanted!r}; give a number")
+    if len(tags) != wanted:
         raise WeightsError(
             f"the tag list has {len(tags)} names, the checkpoint {files.trained.name} "
             f"was trained with {wanted}; give its own list, in its order. For names of "
@@ -82,15 +80,9 @@ def attribute_names(files: Files) -> tuple[Attribute, ...]:
     return read_attributes(path)
 
 
-def category_names(files: Files, given: Iterable[str] | None) -> Sequence[str]:
-    """Class names as given, or those of the folder; none where it lists none.
-
-    Raises:
-        PromptError: when one text is given in place of several names.
-    """
+def category_names(files: Files, given: Sequence[str] | None) -> Sequence[str]:
+    """Returns class names as given, or those of the folder; none where it has none."""
     if given is not None:
-        if isinstance(given, str):
-            raise PromptError(f"class_names are several names, not the text {given!r}")
-        return tuple(given)
+        return given
     path = files.find("classes.json", "coco.json")
     return read_classes(path) if path else ()

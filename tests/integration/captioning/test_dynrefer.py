@@ -20,6 +20,7 @@ from fiftyone_regioncap.captioning.dynrefer.captioner import (
     DynReferCaptioner,
     stack_views,
 )
+from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
 from fiftyone_regioncap.captioning.dynrefer.controls import control_text, control_words
 from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
 from fiftyone_regioncap.captioning.dynrefer.model import (
@@ -36,7 +37,7 @@ from fiftyone_regioncap.captioning.dynrefer.weights import (
     our_names,
 )
 from fiftyone_regioncap.captioning.views import nested_views
-from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, OptionError, WeightsError
 from fiftyone_regioncap.core.types import RegionClip
 
 Tensors = dict[str, torch.Tensor]
@@ -62,7 +63,12 @@ def folder(published: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def captioner(published: Path) -> DynReferCaptioner:
     torch.set_num_threads(1)
-    return DynReferCaptioner.from_pretrained(published, device="cpu", dtype="float32")
+    return load(published, dtype="float32")
+
+
+def load(folder: Path, device: str = "cpu", **options: Any) -> DynReferCaptioner:
+    chosen = DynReferOptions(**options)
+    return DynReferCaptioner.from_pretrained(folder, device=device, options=chosen)
 
 
 @pytest.fixture(autouse=True)
@@ -132,8 +138,8 @@ def test_the_encoders_batch_changes_nothing(
     captioner: DynReferCaptioner, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = captioner.caption(CLIPS)
-    settings = replace(captioner.settings, regions_at_once=at_once)
-    monkeypatch.setattr(captioner, "settings", settings)
+    options = replace(captioner.options, regions_at_once=at_once)
+    monkeypatch.setattr(captioner, "options", options)
     after = captioner.caption(CLIPS)
     assert [a.text for a in after] == [b.text for b in before]
 
@@ -149,8 +155,8 @@ def test_all_views_of_a_frame_go_through_the_encoder_at_once(
         return encode(pixels)
 
     monkeypatch.setattr(captioner.model, "encode", counted)
-    settings = replace(captioner.settings, regions_at_once=32)
-    monkeypatch.setattr(captioner, "settings", settings)
+    options = replace(captioner.options, regions_at_once=32)
+    monkeypatch.setattr(captioner, "options", options)
     captioner.caption(CLIPS)
     assert sizes == [len(CLIPS) * captioner.model.config.views]
 
@@ -185,6 +191,44 @@ def test_a_bad_clip_says_why_and_leaves_the_others_alone(
     assert [first.text, second.text] == [caption.text for caption in alone]
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "fusion.2.bias",
+        "tags.fc.bias",
+        "attributes.temperature",
+        "language_projection.bias",
+    ],
+)
+def test_scores_that_are_no_numbers(captioner: DynReferCaptioner, weight: str) -> None:
+    tensor = captioner.model.get_parameter(weight)
+    before = tensor.clone()
+    try:
+        tensor.data.fill_(torch.nan)
+        captions = captioner.caption(CLIPS[:2])
+    finally:
+        tensor.data.copy_(before)
+    assert all("no numbers" in (caption.error or "") for caption in captions)
+    assert all(not caption.text and not caption.tags for caption in captions)
+
+
+def test_one_frame_of_no_numbers_leaves_the_others_alone(
+    captioner: DynReferCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag_scores = captioner.tag_scores
+
+    def spoiled(tokens: torch.Tensor) -> torch.Tensor:
+        scores = tag_scores(tokens)
+        scores[1, 0] = torch.nan
+        return scores
+
+    expected = captioner.caption(CLIPS[:3])
+    monkeypatch.setattr(captioner, "tag_scores", spoiled)
+    first, wrong, last = captioner.caption(CLIPS[:3])
+    assert wrong.error is not None and wrong.text == ""
+    assert [first.text, last.text] == [expected[0].text, expected[2].text]
+
+
 def test_nothing_in_nothing_out(captioner: DynReferCaptioner) -> None:
     assert captioner.caption([]) == []
 
@@ -200,7 +244,7 @@ def test_a_track_is_the_mean_of_its_frames(captioner: DynReferCaptioner) -> None
     )
     [said] = captioner.caption([track])
     mean = captioner.tag_scores(tokens).mean(dim=0)
-    threshold = captioner.settings.tag_threshold
+    threshold = captioner.options.tag_threshold
     over = {
         name: float(score)
         for name, score in zip(captioner.tags, mean, strict=True)
@@ -208,7 +252,7 @@ def test_a_track_is_the_mean_of_its_frames(captioner: DynReferCaptioner) -> None
     }
     assert dict(said.tags) == pytest.approx(over, abs=1e-5)
     attributes = captioner.attribute_scores(tokens).mean(dim=0)
-    ratio = captioner.settings.attribute_ratio * float(attributes.mean())
+    ratio = captioner.options.attribute_ratio * float(attributes.mean())
     assert len(said.attributes) == int((attributes > ratio).sum())
     matches = captioner.model.attributes.match_probability(
         captioner.class_logits(tokens)
@@ -223,9 +267,9 @@ def test_a_track_is_the_mean_of_its_frames(captioner: DynReferCaptioner) -> None
 def test_a_track_looks_at_no_more_frames_than_asked(
     captioner: DynReferCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(captioner.settings, frames=2, regions_at_once=32)
-    monkeypatch.setattr(captioner, "settings", settings)
-    looks = captioner._looks(
+    options = replace(captioner.options, frames=2, regions_at_once=32)
+    monkeypatch.setattr(captioner, "options", options)
+    selection = captioner._select_frames(
         [
             RegionClip(
                 frames=[picture(seed) for seed in range(7)],
@@ -234,17 +278,15 @@ def test_a_track_looks_at_no_more_frames_than_asked(
             )
         ]
     )
-    assert len(looks.frames) == 2
-    assert looks.rows == [[0, 1]]
+    assert len(selection.frames) == 2
+    assert selection.rows == [[0, 1]]
 
 
 @pytest.mark.parametrize("contexts", ["task", (0, 0.3, 0.7)])
 def test_other_contexts(
     published: Path, captioner: DynReferCaptioner, contexts: Any
 ) -> None:
-    other = DynReferCaptioner.from_pretrained(
-        published, device="cpu", contexts=contexts
-    )
+    other = load(published, contexts=contexts)
     ours, theirs = captioner.caption(CLIPS[:2]), other.caption(CLIPS[:2])
     assert all(caption.error is None for caption in theirs)
     assert ours != theirs
@@ -252,7 +294,7 @@ def test_other_contexts(
 
 @pytest.mark.parametrize("task", ["caption", "tags", "attributes", "category"])
 def test_single_tasks(published: Path, captioner: DynReferCaptioner, task: str) -> None:
-    only = DynReferCaptioner.from_pretrained(published, device="cpu", tasks=[task])
+    only = load(published, tasks=(task,))
     [whole] = captioner.caption(CLIPS[:1])
     [part] = only.caption(CLIPS[:1])
     assert only.info.tasks == {task}
@@ -265,9 +307,7 @@ def test_single_tasks(published: Path, captioner: DynReferCaptioner, task: str) 
 def test_mixed_precision_stays_close(
     published: Path, captioner: DynReferCaptioner
 ) -> None:
-    mixed = DynReferCaptioner.from_pretrained(
-        published, device="cpu", dtype=torch.bfloat16
-    )
+    mixed = load(published, dtype="bfloat16")
     pictures = stack_views([nested_views(CLIPS[0].frames[0], CLIPS[0].masks[0])])
     with torch.inference_mode():
         ours = captioner.tag_scores(captioner.model.region_tokens(*pictures))
@@ -280,8 +320,8 @@ def test_mixed_precision_stays_close(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_stays_close(published: Path, captioner: DynReferCaptioner) -> None:
-    exact = DynReferCaptioner.from_pretrained(published, device="cuda", dtype="float32")
-    mixed = DynReferCaptioner.from_pretrained(published, device="cuda")
+    exact = load(published, "cuda", dtype="float32")
+    mixed = load(published, "cuda")
     for clip, here in zip(CLIPS, captioner.caption(CLIPS), strict=True):
         [there], [quick] = exact.caption([clip]), mixed.caption([clip])
         assert (there.text, there.label) == (here.text, here.label)
@@ -436,7 +476,7 @@ def test_published_layouts(
     folder: Path, captioner: DynReferCaptioner, layout: Callable[[Path], None]
 ) -> None:
     layout(folder)
-    other = DynReferCaptioner.from_pretrained(folder, device="cpu")
+    other = load(folder)
     ours, theirs = captioner.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert other.caption(CLIPS[:2]) == captioner.caption(CLIPS[:2])
@@ -529,7 +569,7 @@ def test_sizes_are_read(folder: Path) -> None:
     save_file(trained, folder / "dynrefer_ckpt.safetensors")
     save_file(base, folder / "base_blip2.safetensors")
     (folder / "config.json").write_text(json.dumps({**config, "num_views": 2}))
-    smaller = DynReferCaptioner.from_pretrained(folder, device="cpu")
+    smaller = load(folder)
     assert smaller.model.config.views == 2
     assert smaller.model.config.queries == 5
     assert smaller.model.config.qformer.num_hidden_layers == last
@@ -615,9 +655,47 @@ def no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def configured(**values: Any) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        for key, value in values.items():
+            config[key] = {**config[key], **value} if key == "t5" else value
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return spoil
+
+
+def config_list(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+
+
+def only_nan(folder: Path) -> None:
+    path = folder / "dynrefer_ckpt.safetensors"
+    state = {key: value * torch.nan for key, value in load_file(path).items()}
+    save_file(state, path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
+        pytest.param(config_list, "config.json holds no JSON object", id="a list"),
+        pytest.param(configured(vit_heads=0), "vit_heads is 0", id="0 heads"),
+        pytest.param(configured(q_heads=7), "q_heads is 7", id="odd heads"),
+        pytest.param(configured(q_heads="2"), "q_heads", id="heads as a text"),
+        pytest.param(configured(text=[1]), "config.json", id="text as a list"),
+        pytest.param(configured(text={"heads": 0}), "text.heads is 0", id="text heads"),
+        pytest.param(configured(num_views="x"), "no use", id="views as a text"),
+        pytest.param(
+            configured(predict_kwargs=[5]), "predict_kwargs", id="settings as a list"
+        ),
+        pytest.param(configured(num_tags="many"), "num_tags", id="tags as a text"),
+        pytest.param(
+            configured(t5={"num_layers": 10**7}),
+            "num_layers is 10000000",
+            id="ten million layers",
+        ),
+        pytest.param(configured(t5={"num_heads": 0}), "num_heads is 0", id="T5 heads"),
+        pytest.param(only_nan, "nothing but NaN", id="only NaN"),
         pytest.param(
             without("dynrefer_ckpt.pth", "dynrefer_ckpt.safetensors"),
             "vg1.2_5e.pth",
@@ -631,17 +709,17 @@ def no_json(folder: Path) -> None:
         pytest.param(without("attributes.json"), "ovad2000.json", id="no attributes"),
         pytest.param(
             drop("dynrefer_ckpt.safetensors", "cvem_align.value_proj.bias"),
-            "align.value_proj.bias is missing",
+            "missing: align.value_proj.bias",
             id="a tensor missing",
         ),
         pytest.param(
             resize("dynrefer_ckpt.safetensors", "t5_proj.bias"),
-            r"language_projection.bias is \(3,\) and not",
+            r"language_projection.bias is \(3,\), not",
             id="a tensor of another size",
         ),
         pytest.param(
             resize("dynrefer_ckpt.safetensors", "cvem_something"),
-            "cvem_something is unknown",
+            "unexpected: cvem_something",
             id="a tensor too many",
         ),
         pytest.param(
@@ -666,7 +744,7 @@ def no_json(folder: Path) -> None:
         pytest.param(no_sizes, "T5's sizes", id="no sizes of the T5"),
         pytest.param(
             drop("base_blip2.safetensors", "visual_encoder.blocks.0.attn.v_bias"),
-            "qkv.bias is missing",
+            "missing: .*qkv.bias",
             id="a bias missing",
         ),
         pytest.param(no_json, "config.json", id="broken config"),
@@ -675,12 +753,12 @@ def no_json(folder: Path) -> None:
 def test_bad_folders(folder: Path, spoil: Callable[[Path], None], why: str) -> None:
     spoil(folder)
     with pytest.raises(WeightsError, match=why):
-        DynReferCaptioner.from_pretrained(folder, device="cpu")
+        load(folder)
 
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="OneDrive"):
-        DynReferCaptioner.from_pretrained(tmp_path / "nothing")
+        load(tmp_path / "nothing")
 
 
 def test_one_of_two_checkpoints(folder: Path) -> None:
@@ -694,52 +772,50 @@ def test_tag_list_of_another_length(folder: Path, tags: Any) -> None:
         tags = folder / "tags.txt"
         tags.write_text("dog\ncat\n")
     with pytest.raises(WeightsError, match="the tag list has 2 names"):
-        DynReferCaptioner.from_pretrained(folder, device="cpu", tag_list=tags)
+        load(folder, tag_list=tags)
 
 
 def test_the_folders_own_tag_list_of_another_length(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     count = len((folder / "tag_list.txt").read_text().splitlines())
     (folder / "config.json").write_text(json.dumps({**config, "num_tags": count}))
-    DynReferCaptioner.from_pretrained(folder, device="cpu")
+    load(folder)
     (folder / "tag_list.txt").write_text("dog\ncat")
     with pytest.raises(WeightsError, match=f"2 names.*trained with {count}"):
-        DynReferCaptioner.from_pretrained(folder, device="cpu")
+        load(folder)
 
 
 def test_published_checkpoints_know_4585_tags(folder: Path) -> None:
     (folder / "dynrefer_ckpt.safetensors").unlink()
     (folder / "dynrefer_ckpt.pth").rename(folder / "refcocog_ft.pth")
     with pytest.raises(WeightsError, match="4585"):
-        DynReferCaptioner.from_pretrained(folder, device="cpu")
+        load(folder)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "why"),
     [
-        pytest.param({"tasks": ["poems"]}, BackendError, "poems", id="unknown task"),
-        pytest.param({"tasks": []}, BackendError, "tasks", id="no task"),
-        pytest.param({"dtype": "float16"}, BackendError, "float16", id="half"),
-        pytest.param({"dtype": "long"}, BackendError, "long", id="no float"),
-        pytest.param({"contexts": "depth"}, BackendError, "depth", id="no prior"),
+        pytest.param({"tasks": ["poems"]}, OptionError, "poems", id="unknown task"),
+        pytest.param({"tasks": []}, OptionError, "tasks", id="no task"),
+        pytest.param({"dtype": "float16"}, OptionError, "float16", id="half"),
+        pytest.param({"dtype": "long"}, OptionError, "long", id="no float"),
+        pytest.param({"contexts": "depth"}, OptionError, "depth", id="no prior"),
         pytest.param({"contexts": (0, 0.1)}, BackendError, "views", id="two contexts"),
-        pytest.param({"contexts": (0.1,) * 3}, PromptError, "first", id="bad contexts"),
-        pytest.param({"class_names": "dog"}, PromptError, "names", id="one text"),
+        pytest.param({"contexts": (0.1,) * 3}, OptionError, "first", id="bad contexts"),
+        pytest.param({"class_names": "dog"}, OptionError, "names", id="one text"),
         pytest.param({"checkpoint": "x.pth"}, WeightsError, "x.pth", id="no such file"),
-        pytest.param({"device": "cuda:99"}, BackendError, "cuda", id="no such device"),
+        pytest.param({"device": "cuda:99"}, BackendError, "CUDA", id="no such device"),
     ],
 )
 def test_bad_options(
     published: Path, options: dict[str, Any], error: type[Exception], why: str
 ) -> None:
     with pytest.raises(error, match=why):
-        DynReferCaptioner.from_pretrained(published, **{"device": "cpu", **options})
+        load(published, **options)
 
 
 def test_generation_settings(published: Path) -> None:
-    quick = DynReferCaptioner.from_pretrained(
-        published, device="cpu", num_beams=1, max_new_tokens=4
-    )
+    quick = load(published, num_beams=1, max_new_tokens=4)
     [caption] = quick.caption(CLIPS[:1])
     assert 1 <= caption.tokens <= 4
 

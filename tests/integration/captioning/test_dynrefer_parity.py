@@ -22,6 +22,7 @@ from fiftyone_regioncap.captioning.dynrefer.captioner import (
     passing,
     stack_views,
 )
+from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
 from fiftyone_regioncap.captioning.dynrefer.controls import control_text
 from fiftyone_regioncap.captioning.dynrefer.deformable import (
     GROUPS,
@@ -87,7 +88,7 @@ def expected(folder: Path) -> dict[str, Any]:
 def captioner(folder: Path) -> DynReferCaptioner:
     torch.set_num_threads(1)
     return DynReferCaptioner.from_pretrained(
-        folder / "model", device="cpu", dtype="float32"
+        folder / "model", device="cpu", options=DynReferOptions(dtype="float32")
     )
 
 
@@ -403,7 +404,7 @@ def test_numbers_end_to_end(
     close(matches, theirs["attr_prompt_logits"], LOGITS)
     close(captioner.attribute_scores(run.tokens), theirs["attr_scores"], SCORES)
     close(captioner.class_logits(run.tokens), theirs["class_logits"], LOGITS)
-    threshold = captioner.settings.tag_threshold
+    threshold = captioner.options.tag_threshold
     tags = [
         [name for name, _ in passing(captioner.tags, scores, threshold)]
         for scores in captioner.tag_scores(run.tokens)
@@ -507,7 +508,7 @@ def test_records(
     tag_scores = captioner.tag_scores(run.tokens)
     attributes = captioner.attribute_scores(run.tokens)
     classes = captioner.class_logits(run.tokens)
-    threshold = captioner.settings.tag_threshold
+    threshold = captioner.options.tag_threshold
     for record in expected[key]:
         row = record["id"]
         tags = [n for n, _ in passing(captioner.tags, tag_scores[row], threshold)]
@@ -538,13 +539,13 @@ def test_demo(
         views = nested_views(frame, box, count=captioner.model.config.views)
         tokens = captioner.model.region_tokens(*stack_views([views]))
         attributes = captioner.attribute_scores(tokens)[0]
-        ratio = captioner.settings.attribute_ratio * float(attributes.mean())
+        ratio = captioner.options.attribute_ratio * float(attributes.mean())
         names = [attribute.name for attribute in captioner.attributes]
         shown = [name for name, _ in passing(names, attributes, ratio)]
         assert shown == case["attributes"], case["region"]
         best = int(captioner.class_logits(tokens)[0].argmax())
         assert captioner.class_names[best] == case["class"], case["region"]
-        threshold = captioner.settings.tag_threshold
+        threshold = captioner.options.tag_threshold
         scores = captioner.tag_scores(tokens)[0]
         tags = [name for name, _ in passing(captioner.tags, scores, threshold)]
         generated = captioner.write(tokens, [control_text(case["controls"], tags)])
