@@ -12,14 +12,13 @@ from fiftyone_regioncap import exporters
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.captions import Review
-from fiftyone_regioncap.exporters.registry import SUMMARIES
 
 from . import _forms, _parts
 from ._caption_operator import NO_CAPTIONS
 from ._operator import JobOperator
 
 REVIEWS: dict[str, tuple[str, Collection[Review]]] = {
-    "default": ("All but rejected ones", exporters.REVIEWS),
+    "default": ("All but rejected ones", ("unreviewed", "accepted", "edited")),
     "reviewed": ("Accepted and edited ones", {"accepted", "edited"}),
     "accepted": ("Accepted ones", {"accepted"}),
 }
@@ -48,7 +47,7 @@ class ExportCaptions(JobOperator):
             label="Captions",
             description="What was said of the tracks",
         )
-        ask_format(inputs, exporters.FORMATS)
+        ask_format(inputs, exporters.FORMATS.available())
         inputs.str(
             "path",
             required=True,
@@ -109,11 +108,11 @@ class ExportCaptions(JobOperator):
         )
 
 
-def ask_format(inputs: types.Object, names: Mapping[str, str]) -> None:
+def ask_format(inputs: types.Object, names: Mapping[str, Any]) -> None:
     """Asks for one of the formats."""
     choices = types.DropdownView()
     for name in sorted(names):
-        choices.add_choice(name, label=name, description=SUMMARIES[name])
+        choices.add_choice(name, label=name, description=names[name].summary)
     inputs.enum(
         "format",
         choices.values(),

@@ -25,7 +25,7 @@ class ImportCaptions(JobOperator):
 
     def ask(self, inputs: types.Object, ctx: Any) -> str | None:
         """Adds the format, where from, and the fields."""
-        ask_format(inputs, exporters.IMPORTERS)
+        ask_format(inputs, exporters.importable_formats())
         inputs.str(
             "path",
             required=True,

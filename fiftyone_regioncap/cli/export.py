@@ -18,10 +18,12 @@ SOME_FAILED = 1
 def _list_formats(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    from fiftyone_regioncap.exporters.registry import IMPORTERS, SUMMARIES
+    from fiftyone_regioncap.exporters import FORMATS, importable_formats
 
-    for name, summary in SUMMARIES.items():
-        click.echo(f"{name:18}{summary}" + "; can be imported" * (name in IMPORTERS))
+    importable = importable_formats()
+    for name, found in FORMATS.available().items():
+        note = "; can be imported" * (name in importable)
+        click.echo(f"{name:18}{found.summary}{note}")
     ctx.exit()
 
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
-from fiftyone_regioncap.dataset.captions import Review
-from fiftyone_regioncap.dataset.tracks import MaskStorage
 from fiftyone_regioncap.exporters import importing, job
-from fiftyone_regioncap.exporters.base import Format, Importer
-from fiftyone_regioncap.exporters.importing import ImportOptions
+from fiftyone_regioncap.exporters.base import Format, ImportableFormat
 from fiftyone_regioncap.exporters.job import ExportSummary
-from fiftyone_regioncap.exporters.media import Media, Mode
-from fiftyone_regioncap.exporters.records import REVIEWS, Selection, Source
+from fiftyone_regioncap.exporters.options import ExportOptions, ImportOptions
 from fiftyone_regioncap.exporters.registry import (
     FORMATS,
-    IMPORTERS,
-    find_importer,
+    find_importable,
+    importable_formats,
     make_format,
 )
 from fiftyone_regioncap.exporters.staging import ExportError
@@ -31,13 +26,14 @@ from fiftyone_regioncap.system import database
 
 __all__ = [
     "FORMATS",
-    "IMPORTERS",
     "ExportError",
+    "ExportOptions",
     "ExportSummary",
-    "Selection",
+    "ImportOptions",
     "VideoFailure",
     "export",
     "import_captions",
+    "importable_formats",
 ]
 
 
@@ -47,22 +43,9 @@ def export(
     path: str | os.PathLike[str],
     *,
     options: Mapping[str, Any] | None = None,
-    tracks: str = "frames.tracks",
-    captions: str | None = "captions",
-    reviews: Collection[Review] = REVIEWS,
-    min_confidence: float | None = None,
-    min_words: int = 1,
-    max_words: int | None = None,
-    min_frames: int = 1,
-    uncaptioned: bool = False,
-    media: Mode = "copy",
-    cut: bool = False,
-    val: float = 0.0,
-    seed: int = 0,
-    overwrite: bool = False,
-    workers: int = 1,
     progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
+    **settings: Any,
 ) -> ExportSummary:
     """Writes tracks and captions in a format that other tools read.
 
@@ -70,84 +53,40 @@ def export(
     when it is run again with the same arguments.
 
     Args:
-        samples: videos: a dataset, a view, or a clips view, which exports the captions
+        samples: Videos: a dataset, a view, or a clips view, which exports the captions
             that lie inside a clip, and the frames of the clips.
-        format: a name out of :data:`FORMATS`, or one of your own.
-        path: of the folder to make.
-        options: of the format, such as ``{"prompts": ["What is <region>?"]}``.
-        tracks: frame-level field of the tracks.
-        captions: sample-level field of the captions; None exports masks only.
-        reviews: states of review to take.
-        min_confidence: captions below, or of unknown confidence, are left out.
-        min_words: captions with fewer words are left out.
-        max_words: captions with more words are left out.
-        min_frames: tracks visible on fewer frames are left out.
-        uncaptioned: whether tracks without a caption are kept, in formats that have a
-            place for them.
-        media: whether media are copied, linked or left out (``"none"``).
-        cut: whether each clip of a clips view becomes a video of its own.
-        val: share of the videos that goes to ``val/``, the others to ``train/``; 0 for
-            no splits.
-        seed: which videos these are.
-        overwrite: whether to replace an earlier export in the folder. Only files that
-            its manifest names are replaced; a folder that has no manifest, or holds
-            media of the dataset, is refused.
-        workers: processes to use; more than one pays for more than about a hundred
-            videos.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
+        format: A name out of :data:`FORMATS`, or a format of your own.
+        path: Folder to make.
+        options: Options of the format, such as ``{"prompts": ["What is <region>?"]}``.
+        progress: Whether to draw a bar, or the function that is called with progress.
+        cancel: Set it to stop the job.
+        **settings: Fields of :class:`ExportOptions`, such as ``captions="captions"``.
 
     Returns:
-        what was done, and the videos that could not be exported.
+        What was done, and the videos that could not be exported.
 
     Raises:
-        FieldError: when a field is absent or of the wrong kind.
-        ExportError: when the folder exists or can't be written, the format or one of
-            its options is unknown, or there is nothing to export.
-        Cancelled: when ``cancel`` was set.
+        OptionError: When a setting or an option of the format is unknown or wrong.
+        FieldError: When a field is absent or of the wrong kind.
+        ExportError: When the folder exists or can't be written, or there is nothing to
+            export.
+        Cancelled: When ``cancel`` was set.
     """
     database.ensure()
-    source = Source(
-        tracks=tracks,
-        captions=captions,
-        selection=Selection(
-            reviews=frozenset(reviews),
-            min_confidence=min_confidence,
-            min_words=min_words,
-            max_words=max_words,
-            min_frames=min_frames,
-            uncaptioned=uncaptioned,
-        ),
-        cut=cut,
-        val=val,
-        seed=seed,
-    )
+    chosen = make_format(format, options) if isinstance(format, str) else format
+    given = ExportOptions.from_mapping({**settings, "path": path})
     with progress_listener(progress) as listener:
-        return job.run(
-            samples,
-            make_format(format, options) if isinstance(format, str) else format,
-            Path(path),
-            source=source,
-            media=Media(media),
-            overwrite=overwrite,
-            workers=workers,
-            listener=listener,
-            cancel=cancel,
-        )
+        return job.run(samples, chosen, given, listener=listener, cancel=cancel)
 
 
 def import_captions(
     samples: foco.SampleCollection,
-    format: str | Importer,
+    format: str | type[ImportableFormat],
     path: str | os.PathLike[str],
     *,
-    tracks: str = "frames.tracks",
-    captions: str = "captions",
-    mask_storage: MaskStorage = "auto",
-    output_dir: str | None = None,
-    overwrite: bool = False,
     progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
+    **settings: Any,
 ) -> ExportSummary:
     """Reads tracks and captions into the fields of videos that are in a dataset.
 
@@ -156,33 +95,24 @@ def import_captions(
     others stay. A video that doesn't fit is left as it is, and the others are imported.
 
     Args:
-        samples: videos: a dataset or a view.
-        format: a name out of :data:`IMPORTERS`, or a reader of your own.
-        path: of the exported folder, or of its main file.
-        tracks: frame-level field for the tracks.
-        captions: sample-level field for the captions.
-        mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
-        output_dir: where masks on disk go; None for beside the media.
-        overwrite: whether captions that a person has reviewed are replaced too, and
-            objects lose the masks of frames that the import doesn't speak of.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
+        samples: Videos: a dataset or a view.
+        format: A name out of :func:`importable_formats`, or a format of your own.
+        path: The exported folder, or its main file.
+        progress: Whether to draw a bar, or the function that is called with progress.
+        cancel: Set it to stop the job.
+        **settings: Fields of :class:`ImportOptions`, such as ``overwrite=True``.
 
     Returns:
-        what was done, and the videos that could not be imported.
+        What was done, and the videos that could not be imported.
 
     Raises:
-        FieldError: when a field is of the wrong kind.
-        ExportError: when nothing of the format is there.
-        Cancelled: when ``cancel`` was set.
+        OptionError: When a setting is unknown or wrong.
+        FieldError: When a field is of the wrong kind.
+        ExportError: When nothing of the format is there.
+        Cancelled: When ``cancel`` was set.
     """
     database.ensure()
+    chosen = find_importable(format) if isinstance(format, str) else format
+    given = ImportOptions.from_mapping({**settings, "path": path})
     with progress_listener(progress) as listener:
-        return importing.run(
-            samples,
-            find_importer(format) if isinstance(format, str) else format,
-            Path(path),
-            ImportOptions(tracks, captions, overwrite, mask_storage, output_dir),
-            listener=listener,
-            cancel=cancel,
-        )
+        return importing.run(samples, chosen, given, listener=listener, cancel=cancel)

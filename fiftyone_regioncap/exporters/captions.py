@@ -4,35 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
-from typing import Any, get_args
+from typing import Any, get_type_hints
 
-from fiftyone_regioncap.dataset.captions import CaptionRecord, Review
+from fiftyone_regioncap.core.errors import OptionError
+from fiftyone_regioncap.core.options import Declaration, OptionField
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.staging import ExportError
 
-_DEFAULTS = {
-    item.name: item.default_factory()
-    if item.default_factory is not MISSING
-    else item.default
+_HINTS = get_type_hints(CaptionRecord)
+_ATTRIBUTES = {
+    item.name: OptionField(item.name, _HINTS[item.name], item.default, Declaration(""))
     for item in fields(CaptionRecord)
-    if item.name != "embedding"  # belongs to a model, not into texts
-    and (item.default is not MISSING or item.default_factory is not MISSING)
+    if item.default is not MISSING
+    and item.name != "embedding"  # belongs to a model, not into texts
 }
 
 
 def caption_to_json(record: CaptionRecord) -> dict[str, Any]:
-    """A caption with what is known of it; what isn't is left out.
+    """The known attributes of a caption as JSON values.
 
     ``first_frame`` and ``last_frame`` count from 0 and are inclusive.
     """
     values = asdict(record)
-    del values["embedding"]
-    first, last = values.pop("support")
     known = {
-        key: value
-        for key, value in values.items()
-        if key not in _DEFAULTS or value != _DEFAULTS[key]
+        key: values[key]
+        for key, attribute in _ATTRIBUTES.items()
+        if values[key] != attribute.default
     }
+    first, last = record.support
     return {
+        "index": record.index,
         **known,
         "caption": record.caption,
         "first_frame": first,
@@ -40,42 +41,34 @@ def caption_to_json(record: CaptionRecord) -> dict[str, Any]:
     }
 
 
-def caption_from_json(value: Any, **given: Any) -> CaptionRecord:
-    """The inverse of :func:`caption_to_json`; keys of other tools are passed over.
+def caption_from_json(value: Any, **known: Any) -> CaptionRecord:
+    """Reads a caption; keys of other tools are passed over.
 
     Args:
-        value: JSON.
-        **given: attributes that the JSON doesn't hold, such as ``index``.
+        value: What :func:`caption_to_json` has given.
+        **known: Attributes that the JSON doesn't hold, such as ``index``.
 
     Raises:
-        ExportError: when something is missing or of the wrong type.
+        ExportError: When something is missing or of the wrong type.
     """
     if not isinstance(value, Mapping):
-        raise ExportError(f"a caption is an object, not {value!r}")
-    try:
-        found = {key: value[key] for key in _DEFAULTS if value.get(key) is not None}
-        support = (int(value["first_frame"]), int(value["last_frame"]))
-        index = given.pop("index") if "index" in given else int(value["index"])
-        for key in ("tags", "attributes"):
-            found[key] = tuple((str(w), float(s)) for w, s in found.get(key, ()))
-        if "category" in found:
-            word, score = found["category"]
-            found["category"] = (str(word), float(score))
-        found["frames_used"] = tuple(map(int, found.get("frames_used", ())))
-    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"a caption is an object, not {str(value)[:60]!r}")
+    given = {**value, **known}
+    index, first, last = map(given.get, ("index", "first_frame", "last_frame"))
+    if not (type(index) is type(first) is type(last) is int):
         raise ExportError(
-            f"a caption lacks or misstates {error}; it needs index, caption, "
-            "first_frame and last_frame"
-        ) from error
-    if not isinstance(found.get("caption", ""), str):
-        raise ExportError(f"a caption is a string, not {found['caption']!r}")
-    if not 0 <= support[0] <= support[1]:
-        raise ExportError(f"a caption is about frames {support[0]} to {support[1]}")
-    if found.get("review", "unreviewed") not in get_args(Review):
-        raise ExportError(
-            f"no review state {found['review']!r}; there are "
-            + ", ".join(get_args(Review))
+            "a caption needs whole numbers as index, first_frame and last_frame, not "
+            f"{str((index, first, last))[:60]}"
         )
-    # An instance belongs to the dataset that it was exported from.
-    found.pop("instance", None)
-    return CaptionRecord(**{**found, "index": index, "support": support, **given})
+    if not 0 <= first <= last:
+        raise ExportError(f"a caption is about frames {first} to {last}")
+    try:
+        found = {
+            key: attribute.check(given[key])
+            for key, attribute in _ATTRIBUTES.items()
+            if given.get(key) is not None
+            and key != "instance"  # belongs to the dataset that it was exported from
+        }
+    except OptionError as error:
+        raise ExportError(f"a caption has {error}") from None
+    return CaptionRecord(index=index, support=(first, last), **found)

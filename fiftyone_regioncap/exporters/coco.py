@@ -1,229 +1,178 @@
 """COCO per frame: each frame is an image, with track ids and captions (TAO's layout).
 
 ``annotations.json`` holds ``videos``, ``tracks``, ``images``, ``annotations`` and
-``categories``. pycocotools and all that builds on it read it; what they don't know are
-extra keys. Frames count from 0.
+``categories``. pycocotools and all that builds on it read it, and pass over extra keys.
+Frames count from 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from fiftyone_regioncap.core.types import RLE
-from fiftyone_regioncap.dataset.captions import CaptionRecord
-from fiftyone_regioncap.dataset.encoded import EncodedLabel
-from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
-from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
-from fiftyone_regioncap.exporters.files import coco_rle, dumps, write_object
-from fiftyone_regioncap.exporters.gathering import NO_LABEL, shown
+from fiftyone_regioncap.exporters.base import ImportableFormat
+from fiftyone_regioncap.exporters.captions import caption_to_json
+from fiftyone_regioncap.exporters.gathering import coco_region, write_coco
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.reading import (
-    checked_rle,
-    entries,
+    NO_LABEL,
+    BrokenVideo,
+    Entry,
+    ImportedVideo,
+    category_names,
+    find_file,
+    grouped,
     integer,
-    main_file,
-    read_json,
+    number,
+    read_document,
+    read_videos,
 )
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part, with_values
+from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
 
 FILE = "annotations.json"
 
 
 @dataclass(frozen=True)
-class Coco:
-    """Writes COCO per frame, with the frames as JPEG.
+class Coco(ImportableFormat):
+    """Writes ``annotations.json``, and the frames as JPEG."""
 
-    Attributes:
-        name: as it is asked for.
-    """
-
-    name: str = "coco"
+    summary: ClassVar[str] = (
+        "COCO per frame with track ids and captions (pycocotools, TAO)"
+    )
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's frames and annotations."""
-        part.add(
-            "videos",
-            {
-                "name": video.name,
-                "file_name": video.path.name,
-                "height": video.height,
-                "width": video.width,
-                "length": video.frame_count,
-                "fps": video.fps,
-            },
-        )
-        images: dict[int, str] = {}
-        objects: dict[int, str] = {}
+        size = {"height": video.height, "width": video.width}
+        entry = {
+            "name": video.name,
+            "file_name": video.path.name,
+            **size,
+            "length": video.frame_count,
+            "fps": video.fps,
+        }
+        part.add("videos", entry)
+        paths: dict[int, str] = {}
+        numbers: dict[int, int] = {}
+        categories: dict[int, str] = {}
         for frame, labels in video.masks():
-            images[frame] = f"frames/{video.name}/{frame:06d}.jpg"
-            image = {
-                "file_name": images[frame],
-                "height": video.height,
-                "width": video.width,
-                "frame_id": frame,
-            }
-            part.add("images", image)
+            paths[frame] = f"frames/{video.name}/{frame:06d}.jpg"
+            image = {"file_name": paths[frame], **size, "frame_id": frame}
+            image_number = part.add("images", image, 0)
             for index, label in labels.items():
-                category = objects.setdefault(
+                category = categories.setdefault(
                     index, video.label(index) or label.label or NO_LABEL
                 )
-                part.add(
-                    "annotations",
-                    _annotation(label, shown(video, index, frame)),
-                    len(images) - 1,
-                    list(objects).index(index),
-                    category,
-                )
+                caption = video.caption_at(index, frame)
+                annotation = {
+                    **coco_region(label),
+                    "score": label.score,
+                    "caption": None if caption is None else caption.caption,
+                }
+                track = numbers.setdefault(index, len(numbers))
+                part.add("annotations", annotation, image_number, track, 0, category)
                 part.counts["masks"] += 1
-        for index, category in objects.items():
-            captions = video.captions.get(index, ())
-            track = {
-                "object_id": index,
-                "captions": [caption_to_json(record) for record in captions],
-            }
-            part.add("tracks", track, category)
-        part.labels.update(objects.values())
-        part.counts.update(frames=len(images), tracks=len(objects))
-        media.frames(video, part.folder, images.items())
+        for index, category in categories.items():
+            captions = [caption_to_json(c) for c in video.captions.get(index, ())]
+            track_entry = {"object_id": index, "captions": captions}
+            part.add("tracks", track_entry, 0, category)
+        part.labels.update(categories.values())
+        part.counts.update(frames=len(paths), tracks=len(categories))
+        media.frames(video, part.folder, paths.items())
 
     def finish(self, merge: Merge) -> None:
         """Writes ``annotations.json``."""
-        categories = {label: number for number, label in enumerate(merge.labels, 1)}
-        write_object(
-            merge.folder / FILE,
-            {"info": {"description": "captioned tracks, frame by frame"}},
+        write_coco(
+            merge,
+            FILE,
+            "captioned tracks, frame by frame",
             videos=merge.numbered("videos"),
-            tracks=_tracks(merge, categories),
-            images=_images(merge),
-            annotations=_annotations(merge, categories),
-            categories=(
-                dumps({"id": number, "name": label, "supercategory": "object"})
-                for label, number in categories.items()
+            tracks=merge.numbered("tracks", video_id="videos", category_id="labels"),
+            images=merge.numbered("images", video_id="videos"),
+            annotations=merge.numbered(
+                "annotations",
+                image_id="images",
+                track_id="tracks",
+                video_id="videos",
+                category_id="labels",
             ),
         )
 
+    @classmethod
+    def read(cls, path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
+        """Reads COCO per frame, and TAO.
 
-def _annotation(label: EncodedLabel, caption: CaptionRecord | None) -> dict[str, Any]:
-    x1, y1, x2, y2 = label.box
-    return {
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": label.area,
-        "iscrowd": 0,
-        "score": label.score,
-        "segmentation": coco_rle(label.rle),
-        "caption": None if caption is None else caption.caption,
-    }
-
-
-def _tracks(merge: Merge, categories: dict[str, int]) -> Iterator[bytes]:
-    for number, item in enumerate(merge.items("tracks", references=1), 1):
-        yield with_values(
-            item.body,
-            id=number,
-            video_id=item.part + 1,
-            category_id=categories[item.references[0]],
+        Object ids are the tracks' ``object_id``; in files of other tools the
+        ``track_id``.
+        """
+        document = read_document(find_file(path, FILE))
+        names = category_names(document)
+        videos = document.entries("videos", "video")
+        ids = {video.key("id") for video in videos}
+        images: dict[Any, Entry] = {}
+        for image in document.entries("images", "image"):
+            images[image.key("id")] = image
+        annotations: dict[Any, list[Entry]] = {}
+        for annotation in document.entries("annotations", "annotation"):
+            image = images.get(annotation.key("image_id"), annotation)
+            annotations.setdefault(image.key("video_id"), []).append(annotation)
+        tracks, orphans = grouped(
+            document.entries("tracks", "track", required=False), "video_id", ids
         )
 
-
-def _images(merge: Merge) -> Iterator[bytes]:
-    for number, item in enumerate(merge.items("images"), 1):
-        yield with_values(item.body, id=number, video_id=item.part + 1)
-
-
-def _annotations(merge: Merge, categories: dict[str, int]) -> Iterator[bytes]:
-    """Numbers images and tracks on, past those of the videos before."""
-    part = images = tracks = 0
-    most_images = most_tracks = 0
-    for number, item in enumerate(merge.items("annotations", references=3), 1):
-        if item.part != part:
-            images, tracks, part = most_images, most_tracks, item.part
-        image, track, category = item.references
-        most_images = max(most_images, images + image + 1)
-        most_tracks = max(most_tracks, tracks + track + 1)
-        yield with_values(
-            item.body,
-            id=number,
-            image_id=images + image + 1,
-            track_id=tracks + track + 1,
-            video_id=item.part + 1,
-            category_id=categories[category],
-        )
-
-
-def read_coco(path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
-    """Reads COCO per frame back.
-
-    Object ids are the tracks' ``object_id``; in files of other tools the ``track_id``.
-
-    Args:
-        path: of the folder or the file.
-
-    Raises:
-        ExportError: when there is no such file.
-    """
-    value = read_json(main_file(path, FILE), dict)
-    names = {entry["id"]: entry.get("name") for entry in value.get("categories", [])}
-    tracks = {entry.get("id"): entry for entry in value.get("tracks", [])}
-    images: dict[Any, dict[Any, Mapping[str, Any]]] = {}
-    for image in entries(value, "images"):
-        images.setdefault(image.get("video_id"), {})[image.get("id")] = image
-    owners = {key: video for video, own in images.items() for key in own}
-    annotations: dict[Any, list[Mapping[str, Any]]] = {}
-    for annotation in entries(value, "annotations"):
-        owner = owners.get(annotation.get("image_id"))
-        annotations.setdefault(owner, []).append(annotation)
-    for video in entries(value, "videos"):
-        name = str(video.get("file_name") or video.get("name"))
-        key = video.get("id")
-        try:
-            yield _read_video(
-                video,
-                images.get(key, {}),
-                annotations.get(key, []),
-                {i: track for i, track in tracks.items() if track["video_id"] == key},
-                names,
+        def read(name: str, video: Entry) -> ImportedVideo:
+            key = video.key("id")
+            own = {track.key("id"): track for track in tracks.get(key, ())}
+            return _read_video(
+                name, video, images, annotations.pop(key, []), own, names
             )
-        except (ExportError, KeyError, TypeError) as error:
-            yield BrokenVideo(name, str(error))
+
+        yield from read_videos(((_name(video), video) for video in videos), read)
+        yield from orphans
+        for key, own in annotations.items():
+            yield BrokenVideo(
+                f"video_id {key}", f"{own[0].what} is of no video in the file"
+            )
+
+
+def _name(video: Entry) -> str:
+    return str(video.get("name", video.get("file_name")))
 
 
 def _read_video(
-    video: Mapping[str, Any],
-    images: Mapping[Any, Mapping[str, Any]],
-    annotations: Iterable[Mapping[str, Any]],
-    tracks: Mapping[Any, Mapping[str, Any]],
-    names: Mapping[Any, str],
+    name: str,
+    video: Entry,
+    images: Mapping[Any, Entry],
+    annotations: list[Entry],
+    tracks: Mapping[Any, Entry],
+    names: Mapping[Any, Any],
 ) -> ImportedVideo:
-    size = (integer(video["height"], "height"), integer(video["width"], "width"))
-    masks: dict[int, dict[int, RLE]] = {}
-    scores: dict[tuple[int, int], float] = {}
-    labels: dict[int, str] = {}
+    found = ImportedVideo(name, video.size(), video.optional("length", integer))
     for annotation in annotations:
-        frame = integer(images[annotation["image_id"]]["frame_id"], "frame_id")
-        track = tracks.get(annotation["track_id"], {})
-        index = integer(track.get("object_id", annotation["track_id"]), "track_id")
-        masks.setdefault(frame, {})[index] = checked_rle(
-            annotation["segmentation"], size
+        image = images.get(annotation.key("image_id"))
+        if image is None:
+            raise ExportError(f"{annotation.what} is of no image in the file")
+        if annotation.get("segmentation") is None:
+            raise ExportError(
+                f"{annotation.what} has a box and no mask; masks are imported, boxes "
+                "are prompts to propagate from"
+            )
+        # TAO annotates some frames: frame_index counts all, frame_id only those.
+        key = "frame_id" if image.get("frame_index") is None else "frame_index"
+        track = tracks.get(annotation.key("track_id"))
+        index = annotation.integer("track_id")
+        if track is not None and track.get("object_id") is not None:
+            index = track.integer("object_id")
+        found.add_mask(
+            image.integer(key),
+            index,
+            annotation.get("segmentation"),
+            annotation.optional("score", number),
         )
-        if annotation.get("score") is not None:
-            scores[frame, index] = float(annotation["score"])
-        label = names.get(annotation.get("category_id"))
-        if label and label != NO_LABEL:
-            labels[index] = label
-    return ImportedVideo(
-        name=str(video["name"]),
-        masks=masks,
-        labels=labels,
-        captions=[
-            caption_from_json(caption, index=integer(track["object_id"], "object_id"))
-            for track in tracks.values()
-            for caption in track.get("captions", ())
-        ],
-        size=size,
-        frame_count=integer(video["length"], "length") if "length" in video else None,
-        scores=scores,
-    )
+        found.add_label(index, names.get(annotation.key("category_id")))
+    for track in tracks.values():
+        for caption in track.items("captions"):
+            found.add_caption(caption, index=track.integer("object_id"))
+    return found

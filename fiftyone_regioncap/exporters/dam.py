@@ -5,49 +5,52 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from fiftyone_regioncap.core.options import option
+from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.captions import caption_to_json
-from fiftyone_regioncap.exporters.files import (
+from fiftyone_regioncap.exporters.files import dumps, write_mapping
+from fiftyone_regioncap.exporters.gathering import (
+    coco_region,
     coco_rle,
-    dumps,
-    write_mapping,
-    write_object,
+    on_best_frames,
+    write_coco,
 )
-from fiftyone_regioncap.exporters.gathering import NO_LABEL
-from fiftyone_regioncap.exporters.media import Media, jpeg, pictures
-from fiftyone_regioncap.exporters.osprey import on_frames
+from fiftyone_regioncap.exporters.media import Media, jpeg, read_frames
+from fiftyone_regioncap.exporters.reading import NO_LABEL
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part, with_values
+from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
 
 FILE = "annotations.json"
 
 
 @dataclass(frozen=True)
-class Dam:
+class Dam(Format):
     """Writes ``shards/<number>.tar`` as WebDataset reads them.
 
     A sample is an image, ``<key>.jpg``, and ``<key>.json``, a list of its regions with
     the keys of DAM's data: ``mask_rle``, ``img_id``, ``image`` and ``caption``. JSON
     takes the place of the pickle there, which nobody should load from outside. A
     caption is shown on the frame where its object is largest.
-
-    Attributes:
-        name: as it is asked for.
-        shard_bytes: size of a shard at which the next one is begun.
     """
 
-    name: str = "dam"
-    shard_bytes: int = 2**29
+    summary: ClassVar[str] = (
+        "WebDataset shards of images with described regions, as DAM is trained on"
+    )
+
+    shard_bytes: int = option(
+        2**29, "Size at which the next shard is begun.", unit="bytes", minimum=1
+    )
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's samples, each image a file until it is packed."""
         if media.mode == "none":
             raise ExportError("the shards of dam hold images; export with media")
-        regions = dict(on_frames(video))
-        for frame, picture in pictures(video, regions):
+        regions = dict(on_best_frames(video))
+        for frame, picture in read_frames(video, regions):
             key = f"{video.name}-{frame:06d}"
             items = [
                 {
@@ -107,23 +110,20 @@ class _Shards:
 
 
 @dataclass(frozen=True)
-class DlcBench:
+class DlcBench(Format):
     """Writes ``annotations.json`` and ``images/`` as DLC-Bench has them.
 
     One COCO annotation a caption, on the frame where its object is largest. A model's
     predictions are ``{"<annotation id>": "<text>"}``; ``captions.json`` has the
     captions in that form, so that they can be judged as they are.
-
-    Attributes:
-        name: as it is asked for.
     """
 
-    name: str = "dlc-bench"
+    summary: ClassVar[str] = "COCO with a caption a region, as DLC-Bench reads it"
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's images."""
         paths: dict[int, str] = {}
-        for frame, items in on_frames(video):
+        for frame, items in on_best_frames(video):
             file_name = f"{video.name}-{frame:06d}.jpg"
             paths[frame] = f"images/{file_name}"
             image = {
@@ -133,56 +133,32 @@ class DlcBench:
                 "video": video.name,
                 "frame_id": frame,
             }
-            part.add("images", image)
+            number = part.add("images", image)
             for item in items:
-                _, label = item.best
-                x1, y1, x2, y2 = label.box
                 annotation = {
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": label.area,
-                    "iscrowd": 0,
-                    "segmentation": coco_rle(label.rle),
+                    **coco_region(item.best[1]),
                     "caption": item.record.caption,
                     "record": caption_to_json(item.record),
                 }
                 category = item.label or NO_LABEL
-                part.add("annotations", annotation, len(paths) - 1, category)
+                part.add("annotations", annotation, number, category)
                 part.labels.add(category)
             part.counts.update(captions=len(items), masks=len(items), frames=1)
         media.frames(video, part.folder, paths.items())
 
     def finish(self, merge: Merge) -> None:
         """Writes ``annotations.json`` and ``captions.json``."""
-        categories = {label: number for number, label in enumerate(merge.labels, 1)}
-        write_object(
-            merge.folder / FILE,
-            {"info": {"description": "described regions"}},
+        write_coco(
+            merge,
+            FILE,
+            "described regions",
             images=merge.numbered("images"),
-            annotations=_annotations(merge, categories),
-            categories=(
-                dumps({"id": number, "name": label, "supercategory": "object"})
-                for label, number in categories.items()
+            annotations=merge.numbered(
+                "annotations", image_id="images", category_id="labels"
             ),
         )
-        write_mapping(merge.folder / "captions.json", _captions(merge))
-
-
-def _annotations(merge: Merge, categories: dict[str, int]) -> Iterator[bytes]:
-    """Numbers images on past those of the videos before."""
-    part = images = most = 0
-    for number, item in enumerate(merge.items("annotations", references=2), 1):
-        if item.part != part:
-            images, part = most, item.part
-        image, category = item.references
-        most = max(most, images + image + 1)
-        yield with_values(
-            item.body,
-            id=number,
-            image_id=images + image + 1,
-            category_id=categories[category],
+        captions = (
+            (str(number), dumps(json.loads(item.body)["caption"]))
+            for number, item in enumerate(merge.items("annotations", references=2), 1)
         )
-
-
-def _captions(merge: Merge) -> Iterator[tuple[str, bytes]]:
-    for number, item in enumerate(merge.items("annotations", references=2), 1):
-        yield str(number), dumps(json.loads(item.body)["caption"])
+        write_mapping(merge.folder / "captions.json", captions)

@@ -6,11 +6,9 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
-
-from fiftyone_regioncap.core.types import RLE
 
 
 def dumps(value: Any) -> bytes:
@@ -18,43 +16,28 @@ def dumps(value: Any) -> bytes:
     return orjson.dumps(value)
 
 
-def coco_rle(rle: RLE) -> dict[str, Any]:
-    """Run lengths as COCO's JSON has them."""
-    return {"size": list(rle.size), "counts": rle.counts.decode("ascii")}
-
-
 def write_object(path: Path, head: Mapping[str, Any], **lists: Iterable[bytes]) -> None:
     """Writes a JSON object whose last values are long lists.
 
     Args:
-        path: of the file.
-        head: its first values.
-        **lists: encoded items by key; each is used up before the next is begun.
+        path: Path of the file.
+        head: Its first values.
+        **lists: Encoded items by key; each is used up before the next is begun.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with _opened(path) as file:
         file.write(b"{")
-        comma = b""
-        for key, value in head.items():
-            file.write(comma + dumps(key) + b":" + dumps(value))
-            comma = b",\n"
-        for key, items in lists.items():
-            file.write(comma + dumps(key) + b":[")
+        for number, (key, value) in enumerate(head.items()):
+            file.write(b",\n" * (number > 0) + dumps(key) + b":" + dumps(value))
+        for number, (key, items) in enumerate(lists.items(), len(head)):
+            file.write(b",\n" * (number > 0) + dumps(key) + b":[")
             _write_items(file, items)
             file.write(b"]")
-            comma = b",\n"
         file.write(b"}\n")
 
 
 def write_list(path: Path, items: Iterable[bytes]) -> None:
-    """Writes a JSON list.
-
-    Args:
-        path: of the file.
-        items: encoded.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    """Writes a JSON list of encoded items."""
+    with _opened(path) as file:
         file.write(b"[")
         _write_items(file, items)
         file.write(b"]\n")
@@ -66,25 +49,28 @@ def write_mapping(
     """Writes a JSON object with many keys.
 
     Args:
-        path: of the file.
-        items: keys and encoded values.
-        key: writes it as the only value of another object, under this key.
+        path: Path of the file.
+        items: Keys and encoded values.
+        key: Writes it as the only value of another object, under this key.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with _opened(path) as file:
         file.write(b"{" if key is None else b"{" + dumps(key) + b":{")
         _write_items(file, (dumps(name) + b":" + value for name, value in items))
         file.write(b"}\n" if key is None else b"}}\n")
 
 
 def write_lines(path: Path, items: Iterable[bytes]) -> None:
-    """Writes a file of lines, such as JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    """Writes a file of encoded items, a line each."""
+    with _opened(path) as file:
         file.writelines(item + b"\n" for item in items)
 
 
-def _write_items(file: Any, items: Iterable[bytes]) -> None:
+def _opened(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("wb")
+
+
+def _write_items(file: BinaryIO, items: Iterable[bytes]) -> None:
     separator = b"\n"
     for item in items:
         file.write(separator + item)

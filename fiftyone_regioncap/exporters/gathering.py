@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from fiftyone_regioncap.core.types import RLE
 from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.dataset.encoded import EncodedLabel
+from fiftyone_regioncap.exporters.captions import caption_to_json
+from fiftyone_regioncap.exporters.files import dumps, write_object
+from fiftyone_regioncap.exporters.reading import NO_LABEL
 from fiftyone_regioncap.exporters.records import VideoRecord
+from fiftyone_regioncap.exporters.staging import Merge
 from fiftyone_regioncap.video.sampling import sample_frames
-
-NO_LABEL = "object"
-"""The category of objects whose name isn't known."""
 
 
 @dataclass
 class TrackMasks:
-    """All masks of one track, encoded.
+    """All masks and captions of one track.
 
     Attributes:
-        index: the object id.
-        label: what it is, when its labels say.
-        masks: by 0-based frame, ascending.
+        index: The object id.
+        label: Name of the object, when it is known.
+        masks: Encoded masks by 0-based frame, ascending.
+        captions: Captions in the order of time.
     """
 
     index: int
     label: str | None
     masks: dict[int, EncodedLabel]
+    captions: Sequence[CaptionRecord] = ()
+
+    @property
+    def category(self) -> str:
+        """The label, or what stands for an unknown one."""
+        return self.label or NO_LABEL
+
+    @property
+    def captions_json(self) -> list[dict[str, Any]]:
+        """The captions as JSON values."""
+        return [caption_to_json(record) for record in self.captions]
+
+    def by_frame(self, frame_count: int) -> list[dict[str, Any] | None]:
+        """COCO run lengths of each frame; None where the object isn't visible."""
+        masks: list[dict[str, Any] | None] = [None] * frame_count
+        for frame, label in self.masks.items():
+            masks[frame] = coco_rle(label.rle)
+        return masks
 
 
 def by_track(
@@ -38,26 +60,18 @@ def by_track(
     few hundred bytes.
 
     Args:
-        video: whose.
+        video: The video.
         frames: 0-based frames to read; None means all.
     """
     tracks: dict[int, TrackMasks] = {}
     for frame, labels in video.masks(frames):
         for index, label in labels.items():
-            track = tracks.setdefault(index, TrackMasks(index, label.label, {}))
-            track.label = track.label or label.label
-            track.masks[frame] = label
+            if index not in tracks:
+                captions = video.captions.get(index, ())
+                tracks[index] = TrackMasks(index, video.label(index), {}, captions)
+            tracks[index].label = tracks[index].label or label.label
+            tracks[index].masks[frame] = label
     return [track for _, track in sorted(tracks.items())]
-
-
-def shown(video: VideoRecord, index: int, frame: int) -> CaptionRecord | None:
-    """The caption whose window covers a frame; of several, the one that begins last."""
-    covering = [
-        record
-        for record in video.captions.get(index, ())
-        if record.support[0] <= frame <= record.support[1]
-    ]
-    return covering[-1] if covering else None
 
 
 @dataclass(frozen=True)
@@ -65,9 +79,10 @@ class Captioned:
     """A caption with masks of its object.
 
     Attributes:
-        record: the caption.
-        label: what the object is, when known.
-        masks: by 0-based frame, ascending; at least one, all inside its support.
+        record: The caption.
+        label: Name of the object, when it is known.
+        masks: Encoded masks by 0-based frame, ascending; at least one, all inside the
+            caption's window.
     """
 
     record: CaptionRecord
@@ -81,11 +96,12 @@ class Captioned:
 
 
 def captioned(video: VideoRecord, count: int | None) -> Iterator[Captioned]:
-    """A video's captions with some of their masks, by object and time.
+    """Iterates over a video's captions with some of their masks, by object and time.
 
     Args:
-        video: whose.
-        count: masks of each, evenly over where the object is visible; None for all.
+        video: The video.
+        count: Number of masks of each, evenly over where the object is visible; None
+            for all.
     """
     frames: dict[tuple[int, tuple[int, int]], list[int]] = {}
     labels: dict[int, str | None] = {}
@@ -114,3 +130,53 @@ def captioned(video: VideoRecord, count: int | None) -> Iterator[Captioned]:
                     if record.index in masks.get(frame, {})
                 }
                 yield Captioned(record, record.label or labels[record.index], own)
+
+
+def on_best_frames(video: VideoRecord) -> list[tuple[int, list[Captioned]]]:
+    """A video's captions by the frame where their objects are largest, in order."""
+    frames: dict[int, list[Captioned]] = {}
+    for item in captioned(video, None):
+        frame, label = item.best
+        shown = Captioned(item.record, item.label, {frame: label})
+        frames.setdefault(frame, []).append(shown)
+    return sorted(frames.items())
+
+
+def coco_rle(rle: RLE) -> dict[str, Any]:
+    """Run lengths as COCO's JSON has them."""
+    return {"size": list(rle.size), "counts": rle.counts.decode("ascii")}
+
+
+def coco_box(label: EncodedLabel) -> list[float]:
+    """A box as COCO has it: left, top, width and height in pixels."""
+    x1, y1, x2, y2 = label.box
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def coco_region(label: EncodedLabel) -> dict[str, Any]:
+    """The keys of a COCO annotation that say where an object is."""
+    return {
+        "bbox": coco_box(label),
+        "area": label.area,
+        "iscrowd": 0,
+        "segmentation": coco_rle(label.rle),
+    }
+
+
+def write_coco(
+    merge: Merge, file: str, description: str, **lists: Iterable[bytes]
+) -> None:
+    """Writes a COCO file, with a category for each name of an object.
+
+    Args:
+        merge: The videos of the export.
+        file: Name of the file.
+        description: What it holds.
+        **lists: Encoded items by key.
+    """
+    categories = (
+        dumps({"id": number, "name": label, "supercategory": "object"})
+        for label, number in merge.categories.items()
+    )
+    info = {"info": {"description": description}}
+    write_object(merge.folder / file, info, **lists, categories=categories)

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from fiftyone_regioncap.core.options import option
+from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.captions import caption_to_json
 from fiftyone_regioncap.exporters.files import dumps
 from fiftyone_regioncap.exporters.gathering import Captioned, captioned
-from fiftyone_regioncap.exporters.media import Media, jpeg, pictures
+from fiftyone_regioncap.exporters.media import Media, jpeg, read_frames
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
-
-try:
-    datasets: Any = importlib.import_module("datasets")
-except ImportError as error:  # an optional extra
-    raise ExportError(
-        "the format hf-datasets needs the package datasets; run: "
-        "pip install 'fiftyone-regioncap[export]'"
-    ) from error
 
 CARD = """---
 configs:
@@ -38,16 +32,26 @@ kept, as JSON.
 
 
 @dataclass(frozen=True)
-class HuggingFace:
-    """Writes ``data/<video>.parquet`` and a card, which ``load_dataset`` reads.
+class HuggingFace(Format):
+    """Writes ``data/<video>.parquet`` and a card, which ``load_dataset`` reads."""
 
-    Attributes:
-        name: as it is asked for.
-        frames: masks of each object, evenly over its frames; None for all.
-    """
+    summary: ClassVar[str] = "parquet with images, for Hugging Face datasets"
 
-    name: str = "hf-datasets"
-    frames: int | None = 8
+    frames: int | None = option(
+        8,
+        "Number of masks of each object, evenly over its frames; none keeps all.",
+        unit="frames",
+        minimum=1,
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the options, and that the package is there.
+
+        Raises:
+            ExportError: When the package isn't installed.
+        """
+        super().__post_init__()
+        _datasets()
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's rows."""
@@ -55,11 +59,11 @@ class HuggingFace:
         if not items:
             return
         wanted = {item.best[0] for item in items} if media.mode != "none" else set()
-        images = {frame: jpeg(picture) for frame, picture in pictures(video, wanted)}
+        images = {frame: jpeg(picture) for frame, picture in read_frames(video, wanted)}
         rows = [_row(video, item, images.get(item.best[0])) for item in items]
         path = part.folder / "data" / f"{video.name}.parquet"
         path.parent.mkdir(parents=True)
-        datasets.Dataset.from_list(rows, features=_features()).to_parquet(path)
+        _datasets().Dataset.from_list(rows, features=_features()).to_parquet(path)
         part.counts.update(
             captions=len(items), masks=sum(len(item.masks) for item in items)
         )
@@ -95,7 +99,18 @@ def _row(video: VideoRecord, item: Captioned, image: bytes | None) -> dict[str, 
     }
 
 
+def _datasets() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:  # an optional extra
+        raise ExportError(
+            "the format hf-datasets needs the package datasets; run: "
+            "pip install 'fiftyone-regioncap[export]'"
+        ) from error
+
+
 def _features() -> Any:
+    datasets = _datasets()
     text, number = datasets.Value("string"), datasets.Value("int64")
     real = datasets.Value("float64")
     return datasets.Features(

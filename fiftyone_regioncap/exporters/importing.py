@@ -18,10 +18,15 @@ from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.captions import write_captions
 from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.targets import Sample, Targets, video_targets
-from fiftyone_regioncap.dataset.tracks import MaskStorage, TrackWriter
-from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo, Importer
+from fiftyone_regioncap.dataset.tracks import TrackWriter
+from fiftyone_regioncap.exporters.base import ImportableFormat
 from fiftyone_regioncap.exporters.job import STAGE, ExportSummary
-from fiftyone_regioncap.exporters.reading import read_json
+from fiftyone_regioncap.exporters.options import ImportOptions
+from fiftyone_regioncap.exporters.reading import (
+    BrokenVideo,
+    ImportedVideo,
+    read_document,
+)
 from fiftyone_regioncap.exporters.records import safe_name
 from fiftyone_regioncap.exporters.staging import MANIFEST, ExportError
 from fiftyone_regioncap.exporters.tasks import VideoFailure
@@ -29,30 +34,9 @@ from fiftyone_regioncap.exporters.tasks import VideoFailure
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ImportOptions:
-    """Where what is imported goes.
-
-    Attributes:
-        tracks: frame-level field for the tracks.
-        captions: sample-level field for the captions.
-        overwrite: whether captions that a person has reviewed are replaced too, and
-            objects lose the masks of frames that the import doesn't speak of.
-        mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
-        output_dir: where masks on disk go; None for beside the media.
-    """
-
-    tracks: str = "frames.tracks"
-    captions: str = "captions"
-    overwrite: bool = False
-    mask_storage: MaskStorage = "auto"
-    output_dir: str | None = None
-
-
 def run(
     samples: foco.SampleCollection,
-    importer: Importer,
-    path: Path,
+    format: type[ImportableFormat],
     options: ImportOptions,
     *,
     listener: ProgressListener | None = None,
@@ -63,17 +47,17 @@ def run(
     targets = video_targets(samples)
     fields.require_output(options.tracks)
     fields.require_output(options.captions, options.tracks)
-    path = path.expanduser()
+    path = Path(options.path).expanduser()
     if not path.exists():
         raise ExportError(f"there is no {path}; give an exported folder or its file")
-    videos = importer(path)
+    videos = format.read(path)
     finder = _Finder.of(targets, path)
     summary = ExportSummary("imported", str(path), counts={"tracks": 0, "captions": 0})
-    reporter = ProgressReporter([STAGE], len(targets), listener, cancel)
+    progress = ProgressReporter([STAGE], len(targets), listener, cancel)
     schema.declare_tracks(targets.dataset, options.tracks)
     schema.declare_captions(targets.dataset, options.captions)
     for video in videos:
-        reporter.check_cancelled()
+        progress.check_cancelled()
         try:
             if isinstance(video, BrokenVideo):
                 raise ExportError(video.error)
@@ -86,7 +70,11 @@ def run(
             summary.failures.append(VideoFailure(video.name, message))
         else:
             summary.videos += 1
-        reporter.finish(STAGE, video.name)
+            summary.failures += [
+                VideoFailure(video.name, f"passed over: {what}")
+                for what in video.skipped
+            ]
+        progress.finish(STAGE, video.name)
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -96,8 +84,8 @@ class _Finder:
     """Finds the sample of a video by its name.
 
     Attributes:
-        targets: of the collection.
-        ids: sample ids by the names that a video may go by.
+        targets: Samples of the collection.
+        ids: Sample ids by the names that a video may go by.
     """
 
     targets: Targets
@@ -130,7 +118,7 @@ class _Finder:
         """The sample of a video.
 
         Raises:
-            ExportError: when there is none, or more than one.
+            ExportError: When there is none, or more than one.
         """
         file = Path(name)
         for candidate in (name, file.name, file.stem):
@@ -152,8 +140,8 @@ def _manifest(path: Path) -> Iterable[Mapping[str, Any]]:
     root = path if path.is_dir() else path.parent
     for folder in (root, root.parent):  # of an export with splits it is one up
         if (folder / MANIFEST).is_file():
-            videos = read_json(folder / MANIFEST, dict).get("videos", [])
-            return [video for video in videos if isinstance(video, dict)]
+            entries = read_document(folder / MANIFEST).entries("videos", "video")
+            return [entry.value for entry in entries]
     return []
 
 
@@ -181,7 +169,10 @@ def _check(video: ImportedVideo, sample: Sample) -> None:
             f"the import is for a video of {video.frame_count} frames, this one has "
             f"{count}; import into the video that it was made for"
         )
-    last = max([*video.masks, *(record.support[1] for record in video.captions)] or [0])
+    last = max(
+        [*video.masks, *(record.support[1] for record in video.captions.values())]
+        or [0]
+    )
     first = min(video.masks, default=0)
     if first < 0 or last >= count:
         raise ExportError(
@@ -194,8 +185,7 @@ def _write(
     video: ImportedVideo, sample: Sample, options: ImportOptions, summary: ExportSummary
 ) -> None:
     objects = {index for own in video.masks.values() for index in own}
-    scores = video.scores or {}
-    captions = list(video.captions)
+    captions = list(video.captions.values())
     if objects:
         status.write_status(sample, options.tracks, "partial")
         with TrackWriter(
@@ -213,7 +203,7 @@ def _write(
                         frame,
                         {
                             index: ObjectMask(
-                                rle.decode(), scores.get((frame, index), 1.0)
+                                rle.decode(), video.scores.get((frame, index), 1.0)
                             )
                             for index, rle in masks.items()
                         },

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
@@ -22,8 +22,8 @@ from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.targets import Targets, video_targets
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.files import dumps, sha256_of, write_object
-from fiftyone_regioncap.exporters.media import Media
-from fiftyone_regioncap.exporters.records import Job, Source, plan
+from fiftyone_regioncap.exporters.options import ExportOptions
+from fiftyone_regioncap.exporters.records import Job, plan
 from fiftyone_regioncap.exporters.staging import (
     GENERATOR,
     MANIFEST,
@@ -43,13 +43,14 @@ class ExportSummary:
     """What an export or import did.
 
     Attributes:
-        verb: what was done.
-        path: of the export.
-        videos: how many are in it.
-        resumed: how many of these an earlier, interrupted run had done.
-        counts: of masks, tracks, captions, ..., as far as the format has them.
-        failures: videos that are left out.
-        seconds: how long it took.
+        verb: What was done: ``"exported"`` or ``"imported"``.
+        path: Path of the export.
+        videos: Number of videos in it.
+        resumed: Number of these that an earlier, interrupted run had done.
+        counts: Number of masks, tracks, captions and so on, as far as the format has
+            them.
+        failures: Videos, and parts of imported ones, that are left out.
+        seconds: Duration in seconds.
     """
 
     verb: str
@@ -88,55 +89,52 @@ class ExportSummary:
 def run(
     samples: foco.SampleCollection,
     format: Format,
-    path: Path,
+    options: ExportOptions,
     *,
-    source: Source,
-    media: Media,
-    overwrite: bool = False,
-    workers: int = 1,
     listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
     """Exports videos; see :func:`fiftyone_regioncap.exporters.export`."""
     began = time.monotonic()
     targets = video_targets(samples)
-    fields.require_tracks(targets.dataset, source.tracks)
-    if source.captions is not None:
-        fields.require_captions(targets.dataset, source.captions)
-    if not 0 <= source.val <= 1:
-        raise ExportError(f"val is {source.val}; give a share between 0 and 1")
-    if workers < 1:
-        raise ExportError(f"workers is {workers}; give at least 1")
-    jobs = plan(targets, source, exact=_made_of(samples, source.captions))
+    fields.require_tracks(targets.dataset, options.tracks)
+    if options.captions is not None:
+        fields.require_captions(targets.dataset, options.captions)
+    jobs = plan(targets, options, exact=_made_of(samples, options.captions))
     if not jobs:
         raise ExportError("there is nothing to export: the view holds no videos")
-    facts = {
+    provenance = {
         "version": __version__,
         "dataset": targets.dataset.name,
-        "format": [type(format).__name__, asdict(cast(Any, format))],
-        "source": {**asdict(source), "selection": _plain(source)},
-        "media": asdict(media),
+        "format": [type(format).__name__, format.to_mapping()],
+        "options": {
+            key: value
+            for key, value in options.to_mapping().items()
+            if key not in ("path", "overwrite", "workers")
+        },
         "view": [] if targets.view is None else _stages(targets),
     }
-    path = Path(os.path.realpath(path.expanduser()))
+    path = Path(os.path.realpath(Path(options.path).expanduser()))
     summary = ExportSummary("exported", str(path))
-    sources = targets.dataset.values("filepath")
     with Staging(
-        path, signature(facts), overwrite=overwrite, sources=sources
+        path,
+        signature(provenance),
+        overwrite=options.overwrite,
+        sources=targets.dataset.values("filepath"),
     ) as staging:
         try:
-            reporter = ProgressReporter([STAGE], len(jobs), listener, cancel)
-            task = Task(format, source, media, staging.parts)
+            progress = ProgressReporter([STAGE], len(jobs), listener, cancel)
+            task = Task(format, options, staging.parts)
             outcomes = (
                 _in_order(targets, jobs, task)
-                if workers == 1
-                else in_processes(targets, jobs, task, workers)
+                if options.workers == 1
+                else in_processes(targets, jobs, task, options.workers)
             )
             with closing(outcomes):
                 for outcome in outcomes:
                     _count(outcome, summary)
-                    reporter.finish(STAGE, outcome.name)
-                    reporter.check_cancelled()
+                    progress.finish(STAGE, outcome.name)
+                    progress.check_cancelled()
             if not summary.videos:
                 raise ExportError(_nothing(summary))
             merges = _finish(format, jobs, staging)
@@ -146,7 +144,7 @@ def run(
                     "no track or caption was selected; export with fewer filters, or "
                     "with uncaptioned tracks"
                 )
-            _write_manifest(staging.tree, facts, merges, summary)
+            _write_manifest(staging.tree, provenance, merges, summary)
             staging.publish()
         except OSError as error:
             raise ExportError(
@@ -165,12 +163,6 @@ def _made_of(samples: foco.SampleCollection, captions: str | None) -> bool:
         and isinstance(samples, foc.ClipsView)
         and samples._clips_stage.field_or_expr == captions
     )
-
-
-def _plain(source: Source) -> dict[str, Any]:
-    """The selection with its set in order, so that it is signed the same each time."""
-    values = asdict(source.selection)
-    return {**values, "reviews": sorted(source.selection.reviews)}
 
 
 def _stages(targets: Targets) -> list[Any]:
@@ -216,7 +208,10 @@ def _finish(format: Format, jobs: list[Job], staging: Staging) -> list[Merge]:
 
 
 def _write_manifest(
-    tree: Path, facts: Mapping[str, Any], merges: list[Merge], summary: ExportSummary
+    tree: Path,
+    provenance: Mapping[str, Any],
+    merges: list[Merge],
+    summary: ExportSummary,
 ) -> None:
     """Writes what is in the export, where it comes from, and the hash of every file."""
     counts: Counter[str] = Counter()
@@ -227,10 +222,9 @@ def _write_manifest(
     head = {
         "generator": f"{GENERATOR} {__version__}",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "dataset": facts["dataset"],
-        "format": facts["format"],
-        "source": facts["source"],
-        "media": facts["media"],
+        "dataset": provenance["dataset"],
+        "format": provenance["format"],
+        "options": provenance["options"],
         "models": [{"model": m or None, "revision": r or None} for m, r in models],
         "counts": {"videos": summary.videos, **summary.counts},
         "splits": {merge.split or "all": dict(merge.counts) for merge in merges},

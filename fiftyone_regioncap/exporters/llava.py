@@ -5,74 +5,84 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
 
+from fiftyone_regioncap.core.options import option
 from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.dataset.encoded import EncodedLabel
-from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
+from fiftyone_regioncap.exporters.base import ImportableFormat
+from fiftyone_regioncap.exporters.conversations import (
+    annotation,
+    choose,
+    fill,
+    read_conversations,
+    turns,
+)
 from fiftyone_regioncap.exporters.files import write_list
 from fiftyone_regioncap.exporters.gathering import Captioned, captioned
-from fiftyone_regioncap.exporters.media import Media, jpeg, pictures
-from fiftyone_regioncap.exporters.reading import main_file
+from fiftyone_regioncap.exporters.media import Media, jpeg, read_frames
+from fiftyone_regioncap.exporters.reading import BrokenVideo, ImportedVideo, find_file
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
-from fiftyone_regioncap.exporters.templates import choose, fill, turns
-from fiftyone_regioncap.exporters.videorefer import annotation, read_conversations
+from fiftyone_regioncap.exporters.staging import Merge, Part
 
 FILE = "llava.json"
-
-Kind: TypeAlias = Literal["video", "clip", "image"]
-Show: TypeAlias = Literal["box", "outline", "crop"]
 
 _OUTLINE = (255, 0, 0)
 _CROP_MARGIN = 0.25  # of the box's size, on each side
 
-PROMPTS: dict[Kind, str] = {
-    "video": "The object {label} is at {box} at {time} s of the video. Describe it and "
-    "what it does.",
-    "clip": "The object {label} is at {box} at {time} s of the video. Describe it and "
-    "what it does.",
-    "image": "Describe the object {label} at {box} in detail.",
-}
-SHOWN_PROMPT = "Describe the object that is shown in detail."
+_VIDEO_PROMPT = (
+    "The object {label} is at {box} at {time} s of the video. Describe it and what it "
+    "does."
+)
+_IMAGE_PROMPT = "Describe the object {label} at {box} in detail."
+_SHOWN_PROMPT = "Describe the object that is shown in detail."
 
 
 @dataclass(frozen=True)
-class Llava:
+class Llava(ImportableFormat):
     """Writes ``llava.json``.
 
     These models have no token for a region, so that the prompt has to say where it is:
     ``{box}`` is ``[x1, y1, x2, y2]`` in shares of the frame's size, on the frame where
     the object is largest, ``{time}`` that frame's second, ``{first}`` and ``{last}``
     the seconds that the caption is about, and ``{label}`` the object's name.
-
-    Attributes:
-        name: as it is asked for.
-        kind: what a conversation is about: the whole video, the clip of the caption's
-            window, or the image of the frame where the object is largest.
-        show: in images, whether the object is named by its box in the prompt, or also
-            outlined in the picture, or cut out with a margin.
-        prompts: questions, of which each caption gets one; empty for the default.
-        frames: masks that are kept with each conversation under an extra key, evenly
-            over the object's frames; None for all.
     """
 
-    name: str = "llava"
-    kind: Kind = "video"
-    show: Show = "box"
-    prompts: tuple[str, ...] = ()
-    frames: int | None = 8
+    summary: ClassVar[str] = (
+        "LLaVA and VILA conversations about videos, clips or images"
+    )
 
-    def __post_init__(self) -> None:
-        for value, kinds in ((self.kind, Kind), (self.show, Show)):
-            if value not in get_args(kinds):
-                raise ExportError(
-                    f"llava knows no {value!r}; choose one of "
-                    + ", ".join(get_args(kinds))
-                )
+    kind: Literal["video", "clip", "image"] = option(
+        "video",
+        "What a conversation is about.",
+        choices={
+            "video": "The whole video",
+            "clip": "The clip of the caption's window",
+            "image": "The frame where the object is largest",
+        },
+    )
+    show: Literal["box", "outline", "crop"] = option(
+        "box",
+        "How an image shows the object.",
+        choices={
+            "box": "By its box in the prompt alone",
+            "outline": "Outlined in the picture",
+            "crop": "Cut out with a margin",
+        },
+    )
+    prompts: tuple[str, ...] = option(
+        (), "Questions, of which each caption gets one; without any, the default."
+    )
+    frames: int | None = option(
+        8,
+        "Number of masks of each object that are kept under an extra key, evenly over "
+        "its frames; none keeps all.",
+        unit="frames",
+        minimum=1,
+    )
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's conversations."""
@@ -106,10 +116,15 @@ class Llava:
         """Writes ``llava.json``."""
         write_list(merge.folder / FILE, merge.bodies("items"))
 
+    @classmethod
+    def read(cls, path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
+        """Reads ``llava.json``, with the masks that were kept with it."""
+        return read_conversations(find_file(path, FILE))
+
     def _question(self, video: VideoRecord, item: Captioned, start: int) -> str:
-        default = PROMPTS[self.kind]
-        if self.kind == "image" and self.show != "box":
-            default = SHOWN_PROMPT
+        default = _VIDEO_PROMPT
+        if self.kind == "image":
+            default = _IMAGE_PROMPT if self.show == "box" else _SHOWN_PROMPT
         frame, label = item.best
         first, last = item.record.support
         fps = video.fps or 30.0
@@ -136,7 +151,7 @@ class Llava:
         wanted: dict[int, list[Captioned]] = {}
         for item in items:
             wanted.setdefault(item.best[0], []).append(item)
-        for frame, picture in pictures(video, wanted):
+        for frame, picture in read_frames(video, wanted):
             for item in wanted[frame]:
                 path = part.folder / _image_path(video, item)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,15 +175,3 @@ class Llava:
 def _image_path(video: VideoRecord, item: Captioned) -> str:
     first, _ = item.record.support
     return f"images/{video.name}/{item.record.index}-{first:06d}.jpg"
-
-
-def read_llava(path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
-    """Reads ``llava.json`` back, with the masks that were kept with it.
-
-    Args:
-        path: of the folder or the file.
-
-    Raises:
-        ExportError: when there is no such file.
-    """
-    yield from read_conversations(main_file(path, FILE))

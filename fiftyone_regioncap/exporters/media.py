@@ -8,20 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
 
 import av
 import cv2
 
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.types import Frame
+from fiftyone_regioncap.exporters.options import Mode
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError
 from fiftyone_regioncap.video.reader import VideoReader
-
-Mode: TypeAlias = Literal["copy", "link", "none"]
-"""Whether media are copied, linked to where they are, or left out. Clips that are cut,
-and frames, can only be written or left out."""
 
 _JPEG_QUALITY = 95
 
@@ -31,36 +26,28 @@ class Media:
     """Puts the media of videos into an export.
 
     Attributes:
-        mode: how.
+        mode: Whether media are copied, linked or left out.
     """
 
     mode: Mode = "copy"
-
-    def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ExportError(
-                f"media can't be {self.mode!r}; choose one of "
-                + ", ".join(get_args(Mode))
-            )
 
     def video(self, video: VideoRecord, folder: Path, where: str = "videos") -> str:
         """Puts a video, or its clip, into an export.
 
         Args:
-            video: whose media.
-            folder: of the export.
-            where: its folder for videos.
+            video: The video.
+            folder: Folder of the export.
+            where: Folder for videos within it; empty for the export's own.
 
         Returns:
-            the file's path in the export, with ``/``; where media are left out, the
+            The file's path in the export, with ``/``; where media are left out, the
             path that it would have.
 
         Raises:
-            VideoError: when there is no media, or a clip can't be decoded.
-            OSError: when it can't be written.
+            VideoError: When there is no media, or a clip can't be decoded.
+            OSError: When it can't be written.
         """
-        suffix = ".mp4" if video.job.cut else video.path.suffix
-        relative = f"{where}/{video.name}{suffix}" if where else video.name + suffix
+        relative = f"{where}/{video.file_name}" if where else video.file_name
         if self.mode == "none":
             return relative
         if not video.path.exists():
@@ -83,17 +70,13 @@ class Media:
     def clip(
         self, video: VideoRecord, support: tuple[int, int], folder: Path, relative: str
     ) -> None:
-        """Writes a part of a video as a video of its own.
+        """Writes a part of a video as a video of its own; see :func:`cut`.
 
         Args:
-            video: whose.
+            video: The video.
             support: (first, last) 0-based frames, inclusive.
-            folder: of the export.
-            relative: the file's path in it.
-
-        Raises:
-            VideoError: when it can't be decoded.
-            OSError: when it can't be written.
+            folder: Folder of the export.
+            relative: The file's path in it.
         """
         if self.mode != "none":
             cut(video, support, folder / relative)
@@ -104,28 +87,30 @@ class Media:
         """Writes frames as JPEG.
 
         Args:
-            video: whose frames.
-            folder: of the export.
-            paths: 0-based frames, and where they go in the export.
+            video: The video.
+            folder: Folder of the export.
+            paths: 0-based frames with their paths in the export.
 
         Raises:
-            VideoError: when a frame can't be decoded.
-            OSError: when one can't be written.
+            VideoError: When a frame can't be decoded.
+            OSError: When one can't be written.
         """
         if self.mode == "none":
             return
         wanted = dict(paths)
-        for index, frame in pictures(video, wanted):
+        for index, frame in read_frames(video, wanted):
             path = folder / wanted[index]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg(frame))
 
 
-def pictures(video: VideoRecord, frames: Iterable[int]) -> Iterator[tuple[int, Frame]]:
+def read_frames(
+    video: VideoRecord, frames: Iterable[int]
+) -> Iterator[tuple[int, Frame]]:
     """Decodes frames of a video, in ascending order.
 
     Raises:
-        VideoError: when one can't be decoded.
+        VideoError: When one can't be decoded.
     """
     start = video.start
     with VideoReader(video.path) as reader:
@@ -134,7 +119,7 @@ def pictures(video: VideoRecord, frames: Iterable[int]) -> Iterator[tuple[int, F
 
 
 def jpeg(frame: Frame) -> bytes:
-    """An RGB frame, uint8 (H, W, 3), as a JPEG file."""
+    """Encodes an RGB frame, uint8 (H, W, 3), as a JPEG file."""
     _, data = cv2.imencode(
         ".jpg",
         cv2.cvtColor(frame, cv2.COLOR_RGB2BGR),
@@ -150,13 +135,13 @@ def cut(video: VideoRecord, support: tuple[int, int], path: Path) -> None:
     numbers of the export would be wrong.
 
     Args:
-        video: whose.
+        video: The video.
         support: (first, last) 0-based frames, inclusive.
-        path: of the MP4 file.
+        path: Path of the MP4 file.
 
     Raises:
-        VideoError: when a frame can't be decoded.
-        OSError: when it can't be written.
+        VideoError: When a frame can't be decoded.
+        OSError: When it can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rate = Fraction(video.fps or 30.0).limit_denominator(1001 * 60)
@@ -167,7 +152,7 @@ def cut(video: VideoRecord, support: tuple[int, int], path: Path) -> None:
         even = video.width % 2 == 0 and video.height % 2 == 0
         stream.pix_fmt = "yuv420p" if even else "yuv444p"
         stream.options = {"crf": "18"}
-        for _, frame in pictures(video, range(support[0], support[1] + 1)):
+        for _, frame in read_frames(video, range(support[0], support[1] + 1)):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, TypeAlias
 
 from fiftyone_regioncap.core.options import Options, option
+from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.jobs.options import MASK_STORAGE
+
+Mode: TypeAlias = Literal["copy", "link", "none"]
 
 STATES = ("unreviewed", "accepted", "edited", "rejected")
 
@@ -49,9 +54,10 @@ class ExportOptions(Options):
     uncaptioned: bool = option(
         False, "Keep tracks without a caption, in formats with a place for them."
     )
-    media: Literal["copy", "link", "none"] = option(
+    media: Mode = option(
         "copy",
-        "What happens to videos and images.",
+        "What happens to videos and images. Clips that are cut, and frames, are "
+        "written or left out.",
         choices={"copy": "copy", "link": "link to where they are", "none": "leave out"},
     )
     cut: bool = option(
@@ -64,8 +70,48 @@ class ExportOptions(Options):
         maximum=1,
     )
     seed: int = option(0, "Seed of the split.", minimum=0, advanced=True)
-    overwrite: bool = option(False, "Replace an earlier export in the folder.")
+    overwrite: bool = option(
+        False,
+        "Replace an earlier export in the folder: only files that its manifest names, "
+        "and never media of the dataset.",
+    )
     workers: int = option(1, "Number of processes to use.", minimum=1, advanced=True)
+
+    def takes(self, record: CaptionRecord) -> bool:
+        """Whether a caption is exported; those with an error never are."""
+        words = len(record.caption.split())
+        return (
+            record.error is None
+            and record.review in self.reviews
+            and self.min_words <= words
+            and (self.max_words is None or words <= self.max_words)
+            and (
+                self.min_confidence is None
+                or (
+                    record.confidence is not None
+                    and record.confidence >= self.min_confidence
+                )
+            )
+        )
+
+    @property
+    def takes_all_tracks(self) -> bool:
+        """Whether tracks without captions are exported too."""
+        return self.uncaptioned or self.captions is None
+
+    def split(self, path: str) -> str | None:
+        """The split of a video: ``"train"`` or ``"val"``; None when there is one.
+
+        It depends on the names of the file and its folder only, so that it is the same
+        in every export, and clips of one video stay together.
+        """
+        if self.val <= 0:
+            return None
+        name = "/".join(Path(path).parts[-2:])
+        digest = sha256(f"{self.seed}/{name}".encode()).digest()
+        return (
+            "val" if int.from_bytes(digest[:8], "big") < self.val * 2**64 else "train"
+        )
 
 
 @dataclass(frozen=True)

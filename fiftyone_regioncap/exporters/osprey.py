@@ -2,53 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal
 
-from fiftyone_regioncap.exporters.files import coco_rle, write_list
-from fiftyone_regioncap.exporters.gathering import Captioned, captioned
+from fiftyone_regioncap.core.options import option
+from fiftyone_regioncap.exporters.base import Format
+from fiftyone_regioncap.exporters.conversations import choose, fill, turns
+from fiftyone_regioncap.exporters.files import write_list
+from fiftyone_regioncap.exporters.gathering import (
+    Captioned,
+    coco_region,
+    on_best_frames,
+)
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
-from fiftyone_regioncap.exporters.templates import choose, fill, turns
+from fiftyone_regioncap.exporters.staging import Merge, Part
 
 FILE = "osprey.json"
 
-Kind: TypeAlias = Literal["conversation", "detail"]
-
 
 @dataclass(frozen=True)
-class Osprey:
+class Osprey(Format):
     """Writes ``osprey.json`` and ``images/``.
 
     A caption is shown on the frame where its object is largest; captions that share
     that frame share an image, where ``<region1>`` is the first of ``annotation``.
-
-    Attributes:
-        name: as it is asked for.
-        kind: ``"conversation"`` for a question and answer a region, ``"detail"`` for a
-            list of descriptions.
-        prompts: questions, of which each region gets one; ``<region>`` is the object,
-            ``{label}`` its name.
     """
 
-    name: str = "osprey"
-    kind: Kind = "conversation"
-    prompts: tuple[str, ...] = ("Can you describe <region> in detail?",)
+    summary: ClassVar[str] = "Osprey conversations or descriptions of regions of images"
 
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ExportError(
-                f"osprey knows no {self.kind!r}; choose one of "
-                + ", ".join(get_args(Kind))
-            )
+    kind: Literal["conversation", "detail"] = option(
+        "conversation",
+        "What is written of a region.",
+        choices={
+            "conversation": "A question and an answer",
+            "detail": "A description in a list",
+        },
+    )
+    prompts: tuple[str, ...] = option(
+        ("Can you describe <region> in detail?",),
+        "Questions, of which each region gets one; <region> is the object, {label} its "
+        "name.",
+    )
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's images."""
         paths: dict[int, str] = {}
-        for frame, items in on_frames(video):
-            paths[frame] = f"images/{video.name}/{frame:06d}.jpg"
+        # Osprey's loader cuts a file's name off at its last underscore.
+        folder = video.name
+        if "_" in folder:
+            folder = f"{folder.replace('_', '-')}-{video.job.number:06d}"
+        for frame, items in on_best_frames(video):
+            paths[frame] = f"images/{folder}/{frame:06d}.jpg"
             entry = {
                 "file_name": paths[frame],
                 "height": video.height,
@@ -57,7 +62,8 @@ class Osprey:
             }
             if self.kind == "detail":
                 entry["description"] = [
-                    f"<region{number}>: {item.record.caption}"
+                    # The loader takes what is between the last ">: " and a newline.
+                    f"<region{number}>: {_line(item).replace('>:', '> :')}"
                     for number, item in enumerate(items, 1)
                 ]
             else:
@@ -77,29 +83,17 @@ class Osprey:
         for number, item in enumerate(items, 1):
             prompt = choose(self.prompts, video.name, *item.record.key)
             question = fill(prompt, {"label": item.label or "object"})
-            found += turns(
-                question.replace("<region>", f"<region{number}>"), item.record.caption
-            )
+            question = question.replace("<region>", f"<region{number}>")
+            found += turns(question, _line(item))
         return found
 
 
-def on_frames(video: VideoRecord) -> Iterator[tuple[int, list[Captioned]]]:
-    """A video's captions by the frame where their objects are largest, in order."""
-    frames: dict[int, list[Captioned]] = {}
-    for item in captioned(video, None):
-        frame, label = item.best
-        shown = Captioned(item.record, item.label, {frame: label})
-        frames.setdefault(frame, []).append(shown)
-    yield from sorted(frames.items())
+def _line(item: Captioned) -> str:
+    """The caption on one line."""
+    return " ".join(item.record.caption.split())
 
 
 def _annotation(item: Captioned) -> dict[str, Any]:
-    _, label = item.best
-    x1, y1, x2, y2 = label.box
-    return {
-        "segmentation": coco_rle(label.rle),
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": label.area,
-        "object_id": item.record.index,
-        "label": item.label,
-    }
+    region = coco_region(item.best[1])
+    del region["iscrowd"]
+    return {**region, "object_id": item.record.index, "label": item.label}

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from fiftyone_regioncap.core.options import option
+from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.files import write_lines
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.sav import SaV
+from fiftyone_regioncap.exporters.sav import STRIDE, SaV
 from fiftyone_regioncap.exporters.staging import Merge, Part, with_values
-
-RCAP_FILE = "rcap.jsonl"
-RDCAP_FILE = "rdcap.jsonl"
 
 
 @dataclass(frozen=True)
-class Plm:
+class Plm(Format):
     """Writes ``rcap.jsonl``, ``rdcap.jsonl``, and the masklets as SA-V beside them.
 
     ``rcap`` has a line a caption; ``rdcap`` has a line an object, whose captions are in
     the order of time. Frames count from 0; both ends are inclusive. ``masklet_id`` is
     the one of the SA-V file of the video.
-
-    Attributes:
-        name: as it is asked for.
-        stride: every how many frames masklets are annotated, as in SA-V.
     """
 
-    name: str = "plm"
-    stride: int = 4
+    summary: ClassVar[str] = "PLM region captions (RCap, RDCap) over SA-V masklets"
+
+    stride: int = option(
+        STRIDE,
+        "Annotate one in so many frames; 1 keeps all masks.",
+        unit="frames",
+        minimum=1,
+    )
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's captions and masklets."""
         SaV(stride=self.stride).write(video, part, media)
-        suffix = ".mp4" if video.job.cut else video.path.suffix
         for index, records in video.captions.items():
             common = {
-                "video": video.name + suffix,
+                "video": video.file_name,
                 "masklet_id": index,
                 "total_frames": video.frame_count,
             }
@@ -59,7 +60,7 @@ class Plm:
 
     def finish(self, merge: Merge) -> None:
         """Writes both files of lines."""
-        for stream, file in (("rcap", RCAP_FILE), ("rdcap", RDCAP_FILE)):
-            items = merge.items(stream)
-            lines = (with_values(i.body, uid=number) for number, i in enumerate(items))
-            write_lines(merge.folder / file, lines)
+        for stream in ("rcap", "rdcap"):
+            items = enumerate(merge.bodies(stream))
+            lines = (with_values(body, uid=number) for number, body in items)
+            write_lines(merge.folder / f"{stream}.jsonl", lines)

@@ -6,108 +6,22 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import get_args
 
 import fiftyone.core.collections as foco
 import fiftyone.core.sample as fos
 import numpy as np
 
 from fiftyone_regioncap.core.types import Track
-from fiftyone_regioncap.dataset.captions import CaptionRecord, Review, read_captions
+from fiftyone_regioncap.dataset.captions import CaptionRecord, read_captions
 from fiftyone_regioncap.dataset.encoded import EncodedLabel, read_encoded
 from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.targets import Sample, Targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
-from fiftyone_regioncap.exporters.staging import ExportError
+from fiftyone_regioncap.exporters.options import ExportOptions
 
-REVIEWS: frozenset[Review] = frozenset({"unreviewed", "accepted", "edited"})
-"""What is exported unless asked otherwise: all but what a person rejected."""
-
-_MAX_NAME = 120  # characters; with a suffix, in UTF-8, still under 255 bytes for most
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which captions and tracks are exported. Captions with an error never are.
-
-    Attributes:
-        reviews: states of review to take.
-        min_confidence: captions below are left out, and those of unknown confidence.
-        min_words: captions with fewer words are left out.
-        max_words: captions with more words are left out; None for no limit.
-        min_frames: tracks visible on fewer frames are left out.
-        uncaptioned: whether tracks without a caption are kept, in formats that have a
-            place for them.
-    """
-
-    reviews: frozenset[Review] = REVIEWS
-    min_confidence: float | None = None
-    min_words: int = 1
-    max_words: int | None = None
-    min_frames: int = 1
-    uncaptioned: bool = False
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(self.reviews - set(get_args(Review))):
-            raise ExportError(
-                f"no state of review {unknown[0]!r}; there are "
-                + ", ".join(get_args(Review))
-            )
-
-    def takes(self, record: CaptionRecord) -> bool:
-        """Whether a caption is exported."""
-        words = len(record.caption.split())
-        return (
-            record.error is None
-            and record.review in self.reviews
-            and words >= max(self.min_words, 1)
-            and (self.max_words is None or words <= self.max_words)
-            and (
-                self.min_confidence is None
-                or (
-                    record.confidence is not None
-                    and record.confidence >= self.min_confidence
-                )
-            )
-        )
-
-
-@dataclass(frozen=True)
-class Source:
-    """Which fields are exported, and how the videos are divided.
-
-    Attributes:
-        tracks: frame-level field of the tracks.
-        captions: sample-level field of the captions; None for masks only, which takes
-            all tracks.
-        selection: what is taken of them.
-        cut: whether each clip of a clips view becomes a video of its own.
-        val: share of the videos that goes to the validation split, in [0, 1].
-        seed: which videos these are.
-    """
-
-    tracks: str = "frames.tracks"
-    captions: str | None = "captions"
-    selection: Selection = field(default_factory=Selection)
-    cut: bool = False
-    val: float = 0.0
-    seed: int = 0
-
-    def split(self, path: str) -> str | None:
-        """The split of a video: ``"train"`` or ``"val"``; None when there is one.
-
-        It depends on the names of the file and its folder only, so that it is the same
-        in every export, and clips of one video stay together.
-        """
-        if self.val <= 0:
-            return None
-        name = "/".join(Path(path).parts[-2:])
-        digest = sha256(f"{self.seed}/{name}".encode()).digest()
-        return (
-            "val" if int.from_bytes(digest[:8], "big") < self.val * 2**64 else "train"
-        )
+_MAX_NAME = 120  # characters
+_MAX_BYTES = 180  # in UTF-8; file systems take 255, with suffix and number
 
 
 @dataclass(frozen=True)
@@ -115,13 +29,13 @@ class Job:
     """One video to export, known before anything of it is loaded.
 
     Attributes:
-        number: its place in the export, from 0.
-        sample_id: of its sample.
+        number: Its place in the export, from 0.
+        sample_id: Id of its sample.
         ranges: [start, stop) of 0-based frames to export; None for all.
-        cut: whether the one range is a video of its own.
-        exact: whether captions have to be about the whole range, not a part of it.
-        name: from the file's name; unique in the export, and safe as a file name.
-        split: see :meth:`Source.split`.
+        cut: Whether the one range is a video of its own.
+        exact: Whether captions have to be about the whole range, not a part of it.
+        name: Name made of the file's; unique in the export, and safe as a file name.
+        split: Its split; see :meth:`ExportOptions.split`.
     """
 
     number: int
@@ -133,13 +47,13 @@ class Job:
     split: str | None
 
 
-def plan(targets: Targets, source: Source, *, exact: bool = False) -> list[Job]:
+def plan(targets: Targets, options: ExportOptions, *, exact: bool = False) -> list[Job]:
     """The videos of an export, in the order of the collection.
 
     Args:
-        targets: of the collection.
-        source: how they are divided.
-        exact: whether clips that are cut were made of captions, and take only those.
+        targets: The samples of the collection.
+        options: What is exported.
+        exact: Whether clips that are cut were made of captions, and take only those.
     """
     ids = [target.sample_id for target in targets]
     paths = _paths(targets.dataset, ids)
@@ -147,21 +61,21 @@ def plan(targets: Targets, source: Source, *, exact: bool = False) -> list[Job]:
     jobs: list[Job] = []
     for target in targets:
         path = paths[target.sample_id]
-        ranges = target.ranges and joined(target.ranges, overlap=not source.cut)
-        pieces = [(span,) for span in ranges] if ranges and source.cut else [ranges]
+        ranges = target.ranges and joined(target.ranges, overlap=not options.cut)
+        pieces = [(span,) for span in ranges] if ranges and options.cut else [ranges]
         for piece in pieces:
             name = Path(path).stem
-            if source.cut and piece:
+            if options.cut and piece:
                 name = f"{name}-{piece[0][0]:06d}-{piece[0][1] - 1:06d}"
             jobs.append(
                 Job(
                     number=len(jobs),
                     sample_id=target.sample_id,
                     ranges=piece,
-                    cut=source.cut and piece is not None,
-                    exact=source.cut and exact,
+                    cut=options.cut and piece is not None,
+                    exact=options.cut and exact,
                     name=names.unique(name),
-                    split=source.split(path),
+                    split=options.split(path),
                 )
             )
     return jobs
@@ -179,8 +93,8 @@ def joined(
     """Ranges in order, none twice.
 
     Args:
-        ranges: [start, stop) of frames.
-        overlap: whether those that overlap become one.
+        ranges: [start, stop) frames.
+        overlap: Whether those that overlap become one.
     """
     found: list[tuple[int, int]] = []
     for start, stop in sorted(set(ranges)):
@@ -196,12 +110,13 @@ def safe_name(text: str) -> str:
 
     Nothing in it leads out of a folder, hides a file or means something to a shell.
     """
-    name = re.sub(r"[^\w.-]+", "_", text)[:_MAX_NAME].strip(".-")
-    return name or "_"
+    name = re.sub(r"[^\w.-]+", "_", text)[:_MAX_NAME]
+    name = name.encode()[:_MAX_BYTES].decode(errors="ignore")
+    return name.strip(".-") or "_"
 
 
 class _Names:
-    """Gives safe names out once, whatever the case of their letters."""
+    """Makes safe names that differ in more than the case of their letters."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -221,13 +136,13 @@ class VideoRecord:
     """One video of an export. Frames count from 0, for a cut clip at its start.
 
     Attributes:
-        job: its name, number and split.
-        path: of its media.
-        height: in pixels.
-        width: in pixels.
-        fps: frames a second.
-        frame_count: of the video, or of the clip.
-        captions: those that were selected, by object id, in the order of time.
+        job: Its name, number and split.
+        path: Path of its media.
+        height: Height in pixels.
+        width: Width in pixels.
+        fps: Frames a second; 0 when unknown.
+        frame_count: Number of frames of the video, or of the clip.
+        captions: Selected captions by object id, in the order of time.
     """
 
     job: Job
@@ -238,15 +153,15 @@ class VideoRecord:
     frame_count: int
     captions: Mapping[int, tuple[CaptionRecord, ...]]
     _sample: Sample = field(repr=False)
-    _source: Source = field(repr=False)
+    _options: ExportOptions = field(repr=False)
 
     @classmethod
-    def load(cls, sample: Sample, job: Job, source: Source) -> VideoRecord:
+    def load(cls, sample: Sample, job: Job, options: ExportOptions) -> VideoRecord:
         """Reads what is known of a video, but neither its masks nor its media.
 
         Raises:
-            FieldError: when there are no such fields.
-            VideoError: when its size is unknown and it can't be decoded.
+            FieldError: When there are no such fields.
+            VideoError: When its size is unknown and it can't be decoded.
         """
         metadata = sample.metadata
         if metadata is None or None in (
@@ -260,8 +175,8 @@ class VideoRecord:
             start, stop = job.ranges[0]
             stop = min(stop, metadata.total_frame_count)
         captions: dict[int, list[CaptionRecord]] = {}
-        for record in _visible(sample, source.captions):
-            if source.selection.takes(record) and _inside(record, job):
+        for record in _visible(sample, options.captions):
+            if options.takes(record) and _inside(record, job):
                 captions.setdefault(record.index, []).append(shifted(record, -start))
         video = cls(
             job=job,
@@ -272,9 +187,9 @@ class VideoRecord:
             frame_count=stop - start,
             captions={index: tuple(own) for index, own in sorted(captions.items())},
             _sample=sample,
-            _source=source,
+            _options=options,
         )
-        if source.selection.min_frames > 1:
+        if options.min_frames > 1:
             long = {track.object_id for track in video.tracks}
             video = replace(
                 video, captions={i: c for i, c in video.captions.items() if i in long}
@@ -287,6 +202,11 @@ class VideoRecord:
         return self.job.name
 
     @property
+    def file_name(self) -> str:
+        """Name of its media file in the export; a clip that is cut becomes MP4."""
+        return self.name + (".mp4" if self.job.cut else self.path.suffix)
+
+    @property
     def start(self) -> int:
         """The frame of the media that is frame 0 here."""
         return self.job.ranges[0][0] if self.job.cut and self.job.ranges else 0
@@ -296,7 +216,7 @@ class VideoRecord:
         """The tracks that were selected, without masks, by object id."""
         parts: dict[int, list[Track]] = {}
         for span in self._spans():
-            for track in read_tracks(self._sample, self._source.tracks, support=span):
+            for track in read_tracks(self._sample, self._options.tracks, support=span):
                 parts.setdefault(track.object_id, []).append(track)
         return tuple(
             replace(
@@ -306,9 +226,8 @@ class VideoRecord:
                 scores=np.concatenate([part.scores for part in own]),
             )
             for index, own in sorted(parts.items())
-            if (self._takes_all() or index in self.captions)
-            and sum(len(part.frames) for part in own)
-            >= self._source.selection.min_frames
+            if (self._options.takes_all_tracks or index in self.captions)
+            and sum(len(part.frames) for part in own) >= self._options.min_frames
         )
 
     def masks(
@@ -320,13 +239,13 @@ class VideoRecord:
 
         Args:
             frames: 0-based frames to read; None means all.
-            objects: ids of the objects to read; None means all that are selected.
+            objects: Ids of the objects to read; None means all that are selected.
 
         Yields:
-            frames in ascending order, with their objects by id.
+            Frames in ascending order, with their objects by id.
 
         Raises:
-            FieldError: when a mask on disk has vanished or is damaged.
+            FieldError: When a mask on disk has vanished or is damaged.
         """
         start = self.start
         if objects is None:
@@ -335,12 +254,21 @@ class VideoRecord:
         for span in self._spans():
             for frame, labels in read_encoded(
                 self._sample,
-                self._source.tracks,
+                self._options.tracks,
                 objects=objects,
                 frames=media_frames,
                 support=span,
             ):
                 yield frame - start, labels
+
+    def caption_at(self, object_id: int, frame: int) -> CaptionRecord | None:
+        """The caption whose window covers a frame; of several, the last to begin."""
+        covering = [
+            record
+            for record in self.captions.get(object_id, ())
+            if record.support[0] <= frame <= record.support[1]
+        ]
+        return covering[-1] if covering else None
 
     def label(self, object_id: int) -> str | None:
         """The short name that an object's captions give it, when they do."""
@@ -349,12 +277,9 @@ class VideoRecord:
 
     def _objects(self) -> Collection[int] | None:
         """Ids of the selected tracks; None for all."""
-        if self._source.selection.min_frames > 1:
+        if self._options.min_frames > 1:
             return {track.object_id for track in self.tracks}
-        return None if self._takes_all() else self.captions.keys()
-
-    def _takes_all(self) -> bool:
-        return self._source.selection.uncaptioned or self._source.captions is None
+        return None if self._options.takes_all_tracks else self.captions.keys()
 
     def _spans(self) -> Sequence[tuple[int, int] | None]:
         """(first, last) frames of the media that are exported; None for all."""

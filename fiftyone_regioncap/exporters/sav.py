@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from fiftyone_regioncap.core.options import option
 from fiftyone_regioncap.core.types import RLE
-from fiftyone_regioncap.dataset.captions import CaptionRecord
-from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
-from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
-from fiftyone_regioncap.exporters.files import coco_rle, dumps
-from fiftyone_regioncap.exporters.gathering import TrackMasks, by_track
+from fiftyone_regioncap.exporters.base import ImportableFormat
+from fiftyone_regioncap.exporters.files import dumps
+from fiftyone_regioncap.exporters.gathering import TrackMasks, by_track, coco_rle
 from fiftyone_regioncap.exporters.media import Media
-from fiftyone_regioncap.exporters.reading import checked_rle, integer, read_json
+from fiftyone_regioncap.exporters.reading import (
+    BrokenVideo,
+    Entry,
+    ImportedVideo,
+    integer,
+    read_document,
+    read_videos,
+)
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
+from fiftyone_regioncap.exporters.staging import ExportError, Part
 
 STRIDE = 4
 """SA-V's videos have 24 frames a second, of which 6 are annotated."""
@@ -28,28 +34,24 @@ _SUFFIXES = ("_manual.json", "_auto.json")
 
 
 @dataclass(frozen=True)
-class SaV:
+class SaV(ImportableFormat):
     """Writes ``<video>.mp4`` and ``<video>_manual.json`` or ``<video>_auto.json``.
 
     Extra keys: ``masklet_label`` and ``masklet_captions``, parallel to ``masklet_id``,
     and ``annotation_stride``.
-
-    Attributes:
-        name: as it is asked for.
-        stride: every how many frames are annotated; 1 keeps all masks.
-        masklet_type: ``"manual"`` or ``"auto"``, which is also part of the file's name.
     """
 
-    name: str = "sa-v"
-    stride: int = STRIDE
-    masklet_type: str = "manual"
+    summary: ClassVar[str] = "SA-V masklets"
 
-    def __post_init__(self) -> None:
-        if self.stride < 1 or self.masklet_type not in ("manual", "auto"):
-            raise ExportError(
-                "sa-v takes a stride from 1 and the masklet_type manual or auto, not "
-                f"{self.stride} and {self.masklet_type!r}"
-            )
+    stride: int = option(
+        STRIDE,
+        "Annotate one in so many frames; 1 keeps all masks.",
+        unit="frames",
+        minimum=1,
+    )
+    masklet_type: Literal["manual", "auto"] = option(
+        "manual", "Type of the masklets, which is also part of the file's name."
+    )
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video and its masklets."""
@@ -62,11 +64,8 @@ class SaV:
         part.counts.update(
             tracks=len(tracks),
             masks=sum(len(track.masks) for track in tracks),
-            captions=sum(len(video.captions.get(t.index, ())) for t in tracks),
+            captions=sum(len(track.captions) for track in tracks),
         )
-
-    def finish(self, merge: Merge) -> None:
-        """Does nothing: every video has its own file."""
 
     def _document(
         self, video: VideoRecord, tracks: list[TrackMasks], frames: range
@@ -84,7 +83,7 @@ class SaV:
             "video_height": float(video.height),
             "video_width": float(video.width),
             "video_resolution": float(pixels),
-            "video_environment": [],
+            "video_environment": "",  # SA-V says Indoor or Outdoor
             "video_split": video.job.split or "train",
             "masklet": [
                 [
@@ -100,19 +99,40 @@ class SaV:
             "masklet_size_abs": areas,
             "masklet_size_bucket": [_bucket(area) for area in areas],
             "masklet_visibility_changes": [_changes(track, frames) for track in tracks],
-            "masklet_first_appeared_frame": [min(track.masks) for track in tracks],
+            "masklet_first_appeared_frame": [  # counts the annotated frames
+                float(min(track.masks) // self.stride) for track in tracks
+            ],
             "masklet_frame_count": [len(frames)] * len(tracks),
             "masklet_edited_frame_count": [0] * len(tracks),
             "masklet_type": [self.masklet_type] * len(tracks),
             "masklet_stability_score": None,
             "masklet_num": len(tracks),
-            "masklet_label": [video.label(t.index) or t.label for t in tracks],
-            "masklet_captions": [
-                [caption_to_json(record) for record in video.captions.get(t.index, ())]
-                for t in tracks
-            ],
+            "masklet_label": [track.label for track in tracks],
+            "masklet_captions": [track.captions_json for track in tracks],
             "annotation_stride": self.stride,
         }
+
+    @classmethod
+    def read(cls, path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
+        """Reads SA-V: all masklets of a video, manual and automatic.
+
+        Both kinds count from 0. Where a video has both, the automatic ones are numbered
+        on from the manual ones.
+        """
+        files: dict[str, list[Path]] = {}
+        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            if not path.is_dir() or file.name.endswith(_SUFFIXES):
+                name = str(file)
+                for suffix in _SUFFIXES:
+                    name = name.removesuffix(suffix)
+                files.setdefault(name, []).append(file)
+        if not files:
+            raise ExportError(
+                f"there is no *_manual.json or *_auto.json in {path}; give a folder of "
+                "SA-V"
+            )
+        videos = ((Path(name).name, own) for name, own in files.items())
+        return read_videos(videos, _read_video)
 
 
 def _bucket(area: float) -> str:
@@ -122,57 +142,38 @@ def _bucket(area: float) -> str:
 
 
 def _changes(track: TrackMasks, frames: range) -> int:
-    """How often the object comes and goes after it first appeared."""
+    """How often the object appears and disappears after its first appearance."""
     visible = [frame in track.masks for frame in frames]
     visible = visible[visible.index(True) :]
     return sum(a != b for a, b in pairwise(visible))
 
 
-def read_sav(path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
-    """Reads SA-V back, file by file; manual and automatic masklets of a video alike.
-
-    Args:
-        path: of the folder or of one file.
-
-    Raises:
-        ExportError: when there is no such file.
-    """
-    files = [path]
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*.json") if f.name.endswith(_SUFFIXES))
-    if not files:
-        raise ExportError(
-            f"there is no *_manual.json or *_auto.json in {path}; give a folder of SA-V"
-        )
-    for file in files:
-        try:
-            yield _read_video(read_json(file, dict))
-        except (ExportError, KeyError, TypeError, IndexError) as error:
-            yield BrokenVideo(file.name, f"{error}")
+def _read_video(name: str, files: list[Path]) -> ImportedVideo:
+    found: ImportedVideo | None = None
+    for file in reversed(files):  # _manual before _auto
+        document = read_document(file)
+        size = document.size("video_height", "video_width")
+        count = document.integer("video_frame_count")
+        first = 0
+        if found is None:
+            found = ImportedVideo(document.text("video_id"), size, count)
+        else:
+            known = {index for masks in found.masks.values() for index in masks}
+            first = 1 + max(known | set(found.labels), default=-1)
+        _read_masklets(document, found, first)
+    assert found is not None
+    return found
 
 
-def _read_video(value: Mapping[str, Any]) -> ImportedVideo:
-    size = (
-        integer(value["video_height"], "video_height"),
-        integer(value["video_width"], "video_width"),
-    )
-    ids = [integer(index, "masklet_id") for index in value["masklet_id"]]
-    stride = integer(value.get("annotation_stride", STRIDE), "annotation_stride")
-    masks: dict[int, dict[int, RLE]] = {}
-    for number, objects in enumerate(value["masklet"]):
-        for index, found in zip(ids, objects, strict=True):
-            mask = checked_rle(found, size)
-            if mask.area():
-                masks.setdefault(number * stride, {})[index] = mask
-    names = value.get("masklet_label") or [None] * len(ids)
-    captions: list[CaptionRecord] = []
-    for index, own in zip(ids, value.get("masklet_captions") or (), strict=False):
-        captions += [caption_from_json(caption, index=index) for caption in own]
-    return ImportedVideo(
-        name=str(value["video_id"]),
-        masks=masks,
-        labels={i: str(label) for i, label in zip(ids, names, strict=True) if label},
-        captions=captions,
-        size=size,
-        frame_count=integer(value["video_frame_count"], "video_frame_count"),
-    )
+def _read_masklets(document: Entry, found: ImportedVideo, first: int) -> None:
+    document.require("masklet")
+    ids = [first + integer(i, "masklet_id") for i in document.items("masklet_id")]
+    stride = document.optional("annotation_stride", integer) or STRIDE
+    for number, masks in enumerate(document.items("masklet")):
+        for index, mask in zip(ids, masks, strict=True):
+            found.add_mask(number * stride, index, mask)
+    for index, label in zip(ids, document.items("masklet_label"), strict=False):
+        found.add_label(index, label)
+    for index, captions in zip(ids, document.items("masklet_captions"), strict=False):
+        for caption in captions:
+            found.add_caption(caption, index=index)

@@ -14,11 +14,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -48,11 +49,12 @@ class Part:
     """What one video adds to an export.
 
     Attributes:
-        folder: for the video's own files, at their paths in the export.
-        scratch: for files that the merge packs into others.
-        counts: how many of what there are, for the manifest.
-        labels: names of the video's objects.
+        folder: Folder for the video's own files, at their paths in the export.
+        scratch: Folder for files that the merge packs into others.
+        counts: Number of masks, tracks, captions and so on, for the manifest.
+        labels: Names of the video's objects.
         models: (model, revision) of its captions.
+        sizes: Number of items in each stream.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,23 +63,30 @@ class Part:
         self.counts: Counter[str] = Counter()
         self.labels: set[str] = set()
         self.models: set[tuple[str, str]] = set()
+        self.sizes: Counter[str] = Counter()
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
         self._stack = ExitStack()
 
-    def add(self, stream: str, item: Any, *references: int | str) -> None:
-        """Appends an item to one of the files that the videos share.
+    def add(self, stream: str, item: Any, *references: int | str) -> int:
+        """Appends an item to one of the files that all videos share.
 
         Args:
-            stream: name of the file, until the format merges it.
-            item: JSON values.
-            references: what the merge has to number anew, see :class:`Item`.
+            stream: Name of the file until the format merges it.
+            item: The item as JSON values.
+            *references: Numbers of other items of this video, and names of categories,
+                that become ids when videos are merged; see :meth:`Merge.numbered`.
+
+        Returns:
+            The item's number within the stream of this video, from 0.
         """
         if stream not in self._files:
             path = self._folder / f"{stream}.jsonl"
             self._files[stream] = self._stack.enter_context(path.open("wb"))
         line = b"\t".join([*map(_json, references), dumps(item)])
         self._files[stream].write(line + b"\n")
+        self.sizes[stream] += 1
+        return self.sizes[stream] - 1
 
     def close(self, facts: dict[str, Any]) -> None:
         """Makes the part count.
@@ -91,6 +100,7 @@ class Part:
             "counts": dict(self.counts),
             "labels": sorted(self.labels),
             "models": sorted(self.models),
+            "sizes": dict(self.sizes),
         }
         replace_file(self._folder / "part.json", dumps(summary))
 
@@ -101,12 +111,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """One line of a part.
+    """One item that a video has added to a stream.
 
     Attributes:
-        part: number of its part, counted from 0 within the merge.
-        references: what its format gave to number anew.
-        body: the encoded JSON value.
+        part: Number of its video, from 0 within the merge.
+        references: References that were given with it.
+        body: The encoded JSON value.
     """
 
     part: int
@@ -116,13 +126,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Merge:
-    """The finished parts of an export, or of one of its splits, to be put together.
+    """The finished videos of an export, or of one of its splits, to be put together.
 
     Attributes:
-        folder: the tree to write into; the videos' own files are there already.
-        split: of the videos.
-        counts: how many of what there are.
-        labels: the names of all objects, in order.
+        folder: Folder to write into; the videos' own files are there already.
+        split: The split that the videos belong to.
+        counts: Number of masks, tracks, captions and so on.
+        labels: Names of all objects, in order.
         models: (model, revision) of all captions.
     """
 
@@ -132,13 +142,19 @@ class Merge:
     labels: Sequence[str]
     models: Sequence[tuple[str, str]]
     _folders: Sequence[Path] = field(repr=False)
+    _sizes: Sequence[Mapping[str, int]] = field(repr=False)
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """The id of each object name, from 1."""
+        return {label: number for number, label in enumerate(self.labels, 1)}
 
     def items(self, stream: str, references: int = 0) -> Iterator[Item]:
-        """The items of a stream, video by video.
+        """Iterates over the items of a stream, video by video.
 
         Args:
-            stream: as the parts named it.
-            references: how many each item has.
+            stream: Name of the stream.
+            references: Number of references that each item was given with.
         """
         for number, folder in enumerate(self._folders):
             path = folder / f"{stream}.jsonl"
@@ -149,18 +165,42 @@ class Merge:
                     *found, body = line.rstrip(b"\n").split(b"\t", references)
                     yield Item(number, tuple(map(_value, found)), body)
 
+    def offsets(self, stream: str) -> list[int]:
+        """The number of items of a stream in all videos before each one."""
+        return [0, *accumulate(sizes.get(stream, 0) for sizes in self._sizes)]
+
     def scratch(self, part: int) -> Path:
-        """Where a part has left files to pack; they may not be changed."""
+        """The folder of a video's files to pack; they may not be changed."""
         return self._folders[part] / "scratch"
 
     def bodies(self, stream: str) -> Iterator[bytes]:
-        """The items of a stream without references."""
+        """Iterates over the items of a stream that have no references."""
         return (item.body for item in self.items(stream))
 
-    def numbered(self, stream: str, start: int = 1) -> Iterator[bytes]:
-        """The items of a stream, objects all, with an ``id`` that counts them."""
-        for number, item in enumerate(self.items(stream), start):
-            yield with_values(item.body, id=number)
+    def numbered(
+        self, stream: str, start: int = 1, **references: str
+    ) -> Iterator[bytes]:
+        """Iterates over the items of a stream, with ids put in front.
+
+        Args:
+            stream: Name of a stream of JSON objects.
+            start: The first ``id``.
+            **references: For each reference that the items were given with, the key
+                that gets its id, and the stream that it counts in; any stream for
+                names of categories.
+        """
+        categories = self.categories
+        offsets = [self.offsets(name) for name in references.values()]
+        for number, item in enumerate(self.items(stream, len(offsets)), start):
+            ids = (
+                categories[reference]
+                if isinstance(reference, str)
+                else before[item.part] + reference + 1
+                for reference, before in zip(item.references, offsets, strict=True)
+            )
+            yield with_values(
+                item.body, id=number, **dict(zip(references, ids, strict=True))
+            )
 
 
 def with_values(body: bytes, **values: int | str) -> bytes:
@@ -346,7 +386,8 @@ class Staging:
         counts: Counter[str] = Counter()
         labels: set[str] = set()
         models: set[tuple[str, str]] = set()
-        folders = []
+        folders: list[Path] = []
+        sizes: list[dict[str, int]] = []
         for folder in map(self.parts.folder, numbers):
             if not (folder / "part.json").exists():
                 continue
@@ -354,9 +395,11 @@ class Staging:
             counts.update(summary["counts"])
             labels.update(summary["labels"])
             models.update(map(tuple, summary["models"]))
+            sizes.append(summary["sizes"])
             _move_files(folder / "tree", tree)
             folders.append(folder)
-        return Merge(tree, split, counts, sorted(labels), sorted(models), folders)
+        known = sorted(labels), sorted(models)
+        return Merge(tree, split, counts, *known, folders, sizes)
 
     def discard(self) -> None:
         """Throws everything away but the target."""

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.core.options import option
 from fiftyone_regioncap.dataset.captions import CaptionRecord
-from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
-from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
-from fiftyone_regioncap.exporters.files import coco_rle, write_lines
-from fiftyone_regioncap.exporters.gathering import TrackMasks, by_track
+from fiftyone_regioncap.exporters.base import Format, ImportableFormat
+from fiftyone_regioncap.exporters.captions import caption_to_json
+from fiftyone_regioncap.exporters.files import write_lines
+from fiftyone_regioncap.exporters.gathering import TrackMasks, by_track, coco_rle
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.reading import (
-    checked_rle,
+    BrokenVideo,
+    Entry,
+    ImportedVideo,
+    find_file,
     integer,
-    main_file,
+    number,
     read_lines,
+    read_videos,
 )
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
+from fiftyone_regioncap.exporters.staging import Merge, Part
 
 LINES_FILE = "tracks.jsonl"
 CSV_FILE = "captions.csv"
@@ -54,30 +59,28 @@ COLUMNS = (
     "direction",
     "dominant_color",
 )
-"""Of the CSV file. Frames count from 0 and are inclusive; words in lists are parted by
-``"; "``."""
+"""Columns of the CSV file. Frames count from 0 and are inclusive; words in lists are
+separated by ``"; "``."""
 
 
 @dataclass(frozen=True)
-class JsonLines:
-    """Writes ``tracks.jsonl``: one track a line, with all that is kept of it.
+class JsonLines(ImportableFormat):
+    """Writes ``tracks.jsonl``: one track a line, with all that is kept of it."""
 
-    Attributes:
-        name: as it is asked for.
-        masks: whether masks are written, as COCO run lengths by frame.
-    """
+    summary: ClassVar[str] = (
+        "one track a line, with masks and all that is kept of its captions"
+    )
 
-    name: str = "jsonl"
-    masks: bool = True
+    masks: bool = option(True, "Write the masks, as COCO run lengths by frame.")
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's tracks."""
         path = media.video(video, part.folder)
         tracks = by_track(video)
-        untracked = video.captions.keys() - {track.index for track in tracks}
-        tracks += [TrackMasks(index, None, {}) for index in sorted(untracked)]
+        for index in sorted(video.captions.keys() - {track.index for track in tracks}):
+            captions = video.captions[index]
+            tracks.append(TrackMasks(index, video.label(index), {}, captions))
         for track in tracks:
-            captions = video.captions.get(track.index, ())
             line = {
                 "video": path,
                 "height": video.height,
@@ -85,38 +88,38 @@ class JsonLines:
                 "fps": video.fps,
                 "frame_count": video.frame_count,
                 "index": track.index,
-                "label": video.label(track.index) or track.label,
-                "captions": [caption_to_json(record) for record in captions],
+                "label": track.label,
+                "captions": track.captions_json,
             }
             if self.masks:
-                line["masks"] = {
-                    str(frame): coco_rle(label.rle)
-                    for frame, label in track.masks.items()
-                }
-                line["scores"] = {
-                    str(frame): label.score for frame, label in track.masks.items()
-                }
-                part.counts["masks"] += len(track.masks)
+                masks = track.masks.items()
+                line["masks"] = {str(f): coco_rle(label.rle) for f, label in masks}
+                line["scores"] = {str(f): label.score for f, label in masks}
+                part.counts["masks"] += len(masks)
             part.add("tracks", line)
-            part.counts.update(tracks=1, captions=len(captions))
+            part.counts.update(tracks=1, captions=len(track.captions))
 
     def finish(self, merge: Merge) -> None:
         """Writes ``tracks.jsonl``."""
         write_lines(merge.folder / LINES_FILE, merge.bodies("tracks"))
 
+    @classmethod
+    def read(cls, path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
+        """Reads ``tracks.jsonl``, video by video; the lines of one lie together."""
+        lines = read_lines(find_file(path, LINES_FILE))
+        videos = groupby(lines, key=_video_of)
+        return read_videos(videos, _read_video)
+
 
 @dataclass(frozen=True)
-class Csv:
+class Csv(Format):
     """Writes ``captions.csv``: one caption a row.
 
     Text is written as it is. A spreadsheet may take a cell that begins with ``=`` for a
     formula: import the column as text.
-
-    Attributes:
-        name: as it is asked for.
     """
 
-    name: str = "csv"
+    summary: ClassVar[str] = "one caption a row"
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's captions."""
@@ -150,59 +153,23 @@ def _row(video: VideoRecord, path: str, record: CaptionRecord) -> list[Any]:
     return [values.get(column) for column in COLUMNS]
 
 
-def read_jsonl(path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
-    """Reads ``tracks.jsonl`` back, video by video; the lines of one lie together.
-
-    Args:
-        path: of the folder or the file.
-
-    Raises:
-        ExportError: when there is no such file, or a line is no JSON.
-    """
-    lines: list[Mapping[str, Any]] = []
-    for number, line in read_lines(main_file(path, LINES_FILE)):
-        if not isinstance(line, dict):
-            yield BrokenVideo(f"line {number}", "no JSON object")
-            continue
-        if lines and line.get("video") != lines[0].get("video"):
-            yield _checked(lines)
-            lines = []
-        lines.append(line)
-    if lines:
-        yield _checked(lines)
+def _video_of(line: tuple[int, Any]) -> str:
+    line_number, value = line
+    return str(value.get("video")) if isinstance(value, dict) else f"line {line_number}"
 
 
-def _checked(lines: list[Mapping[str, Any]]) -> ImportedVideo | BrokenVideo:
-    name = str(lines[0].get("video"))
-    try:
-        return _read_video(name, lines)
-    except (ExportError, KeyError, TypeError, AttributeError) as error:
-        return BrokenVideo(name, f"{error}")
-
-
-def _read_video(name: str, lines: Iterable[Mapping[str, Any]]) -> ImportedVideo:
-    masks: dict[int, dict[int, RLE]] = {}
-    scores: dict[tuple[int, int], float] = {}
-    labels: dict[int, str] = {}
-    captions: list[CaptionRecord] = []
-    size: tuple[int, int] | None = None
-    frame_count: int | None = None
-    for line in lines:
+def _read_video(name: str, lines: Iterator[tuple[int, Any]]) -> ImportedVideo:
+    found = ImportedVideo(name)
+    for line_number, value in list(lines):
+        line = Entry(value, f"line {line_number}")
         if line.get("height") is not None:
-            size = (integer(line["height"], "height"), integer(line["width"], "width"))
-        if line.get("frame_count") is not None:
-            frame_count = integer(line["frame_count"], "frame_count")
-        index = integer(line["index"], "index")
-        if line.get("label"):
-            labels[index] = str(line["label"])
-        for frame, mask in (line.get("masks") or {}).items():
-            own = masks.setdefault(integer(frame, "frame"), {})
-            own[index] = checked_rle(mask, size)
-        for frame, score in (line.get("scores") or {}).items():
-            if score is not None:
-                scores[integer(frame, "frame"), index] = float(score)
-        captions += [
-            caption_from_json(caption, index=index)
-            for caption in line.get("captions") or ()
-        ]
-    return ImportedVideo(name, masks, labels, captions, size, frame_count, scores)
+            found.size = line.size()
+        found.frame_count = line.optional("frame_count", integer) or found.frame_count
+        index = line.integer("index")
+        found.add_label(index, line.get("label"))
+        scores = Entry(line.mapping("scores"), f"'scores' of {line.what}")
+        for frame, mask in line.mapping("masks").items():
+            found.add_mask(frame, index, mask, scores.optional(frame, number))
+        for caption in line.items("captions"):
+            found.add_caption(caption, index=index)
+    return found

@@ -14,7 +14,8 @@ from fiftyone_regioncap.core.errors import Cancelled
 from fiftyone_regioncap.dataset.targets import Sample, Targets, name_of
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.media import Media
-from fiftyone_regioncap.exporters.records import Job, Source, VideoRecord
+from fiftyone_regioncap.exporters.options import ExportOptions
+from fiftyone_regioncap.exporters.records import Job, VideoRecord
 from fiftyone_regioncap.exporters.staging import Parts, is_target_error
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ class VideoFailure:
     """A video that could not be exported or imported.
 
     Attributes:
-        name: of its file.
-        error: what is wrong and what to do.
+        name: Name of the video's file.
+        error: What is wrong and what to do.
     """
 
     name: str
@@ -40,9 +41,9 @@ class Outcome:
     """How the export of one video ended.
 
     Attributes:
-        name: of the video.
-        resumed: whether an earlier run had done it.
-        failure: why it is left out; None when it isn't.
+        name: Name of the video.
+        resumed: Whether an earlier run had done it.
+        failure: Why it is left out; None when it isn't.
     """
 
     name: str
@@ -55,22 +56,20 @@ class Task:
     """What is done to every video.
 
     Attributes:
-        format: that is written.
-        source: what of the dataset.
-        media: how media are put in.
-        parts: where the videos go.
+        format: Format that is written.
+        options: What is exported.
+        parts: Where the videos go.
     """
 
     format: Format
-    source: Source
-    media: Media
+    options: ExportOptions
     parts: Parts
 
     def run(self, job: Job, sample: Sample) -> Outcome:
         """Exports one video, unless that was done.
 
         Raises:
-            OSError: when the target can't be written any more.
+            OSError: When the target can't be written any more.
         """
         facts = {
             "sample_id": job.sample_id,
@@ -83,8 +82,8 @@ class Task:
             return Outcome(job.name, resumed=True)
         part = self.parts.part(job.number)
         try:
-            video = VideoRecord.load(sample, job, self.source)
-            self.format.write(video, part, self.media)
+            video = VideoRecord.load(sample, job, self.options)
+            self.format.write(video, part, Media(self.options.media))
             part.models.update(
                 (record.model or "", record.revision or "")
                 for records in video.captions.values()
@@ -112,10 +111,10 @@ def in_processes(
     """Exports videos in several processes, a few seconds after their start.
 
     Args:
-        targets: whose dataset and view the processes open for themselves.
-        jobs: the videos.
-        task: what is done to each.
-        workers: how many processes.
+        targets: Samples, whose dataset and view the processes open for themselves.
+        jobs: The videos.
+        task: What is done to each.
+        workers: Number of processes.
     """
     stages = None if targets.view is None else targets.view._serialize()
     executor = ProcessPoolExecutor(

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fiftyone_regioncap.dataset.captions import CaptionRecord
+from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import VideoRecord, safe_name
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
+from fiftyone_regioncap.exporters.staging import ExportError, Part
 
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 @dataclass(frozen=True)
-class WebVtt:
-    """Writes ``subtitles/<video>/<object>-<label>.vtt``, beside ``videos/``.
+class WebVtt(Format):
+    """Writes ``subtitles/<video>/<object>-<label>.vtt``, beside ``videos/``."""
 
-    Attributes:
-        name: as it is asked for.
-    """
-
-    name: str = "webvtt"
+    summary: ClassVar[str] = "WebVTT subtitles, one file an object"
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's subtitles."""
@@ -41,14 +39,13 @@ class WebVtt:
             path.write_text("\n".join(["WEBVTT\n", *cues]), encoding="utf-8")
             part.counts.update(captions=len(records), tracks=1)
 
-    def finish(self, merge: Merge) -> None:
-        """Does nothing: every object has its own file."""
-
 
 def _cue(record: CaptionRecord, fps: float) -> str:
     first, last = record.support
     times = f"{_time(first / fps)} --> {_time((last + 1) / fps)}"
-    return f"{times}\n{_text(record.caption)}\n"
+    # An empty line would end the cue, and tags are markup.
+    lines = re.sub(r"[\r\n]+", "\n", record.caption).strip("\n")
+    return f"{times}\n{re.sub('[&<>]', lambda m: _ESCAPES[m.group()], lines)}\n"
 
 
 def _time(seconds: float) -> str:
@@ -56,9 +53,3 @@ def _time(seconds: float) -> str:
     minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02d}:{minutes:02d}:{milliseconds / 1000:06.3f}"
-
-
-def _text(caption: str) -> str:
-    """A caption as cue text: an empty line would end it, and tags are marked up."""
-    lines = re.sub(r"[\r\n]+", "\n", caption).strip("\n")
-    return re.sub("[&<>]", lambda found: _ESCAPES[found.group()], lines)

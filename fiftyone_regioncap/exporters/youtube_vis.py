@@ -2,71 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from fiftyone_regioncap.core.types import RLE
-from fiftyone_regioncap.dataset.captions import CaptionRecord
-from fiftyone_regioncap.exporters.base import BrokenVideo, ImportedVideo
-from fiftyone_regioncap.exporters.captions import caption_from_json, caption_to_json
-from fiftyone_regioncap.exporters.files import coco_rle, dumps, write_object
-from fiftyone_regioncap.exporters.gathering import NO_LABEL, TrackMasks, by_track
+from fiftyone_regioncap.exporters.base import ImportableFormat
+from fiftyone_regioncap.exporters.gathering import by_track, coco_box, write_coco
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.reading import (
-    checked_rle,
-    entries,
+    BrokenVideo,
+    Entry,
+    ImportedVideo,
+    category_names,
+    find_file,
+    grouped,
     integer,
-    main_file,
-    read_json,
+    read_document,
+    read_videos,
 )
 from fiftyone_regioncap.exporters.records import VideoRecord
-from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part, with_values
+from fiftyone_regioncap.exporters.staging import ExportError, Merge, Part
 
 FILE = "instances.json"
 
 
 @dataclass(frozen=True)
-class YouTubeVis:
+class YouTubeVis(ImportableFormat):
     """Writes ``instances.json`` and ``JPEGImages/<video>/<frame>.jpg``.
 
     Frames count from 0. Captions are extra keys: ``caption``, all of a track's captions
     joined, and ``captions``, one by one.
-
-    Attributes:
-        name: as it is asked for.
     """
 
-    name: str = "youtube-vis"
+    summary: ClassVar[str] = (
+        "YouTube-VIS: one annotation a track, captions as extra keys"
+    )
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's frames and tracks."""
         paths = [f"{video.name}/{frame:05d}.jpg" for frame in range(video.frame_count)]
-        part.add(
-            "videos",
-            {
-                "width": video.width,
-                "height": video.height,
-                "length": video.frame_count,
-                "file_names": paths,
-            },
-        )
+        shape = {
+            "width": video.width,
+            "height": video.height,
+            "length": video.frame_count,
+        }
+        part.add("videos", {**shape, "file_names": paths})
         for track in by_track(video):
-            label = video.label(track.index) or track.label or NO_LABEL
-            captions = video.captions.get(track.index, ())
+            areas: list[int | None] = [None] * video.frame_count
+            boxes: list[list[float] | None] = [None] * video.frame_count
+            for frame, label in track.masks.items():
+                areas[frame] = label.area
+                boxes[frame] = coco_box(label)
             item = {
                 "iscrowd": 0,
-                "width": video.width,
-                "height": video.height,
-                "length": video.frame_count,
-                **_segmentations(track, video.frame_count),
+                **shape,
+                "segmentations": track.by_frame(video.frame_count),
+                "areas": areas,
+                "bboxes": boxes,
                 "track_id": track.index,
-                "caption": " ".join(record.caption for record in captions) or None,
-                "captions": [caption_to_json(record) for record in captions],
+                "caption": " ".join(c.caption for c in track.captions) or None,
+                "captions": track.captions_json,
             }
-            part.add("annotations", item, label)
-            part.labels.add(label)
+            part.add("annotations", item, 0, track.category)
+            part.labels.add(track.category)
             part.counts.update(tracks=1, masks=len(track.masks))
         part.counts["frames"] += video.frame_count
         files = ((frame, f"JPEGImages/{path}") for frame, path in enumerate(paths))
@@ -74,107 +73,65 @@ class YouTubeVis:
 
     def finish(self, merge: Merge) -> None:
         """Writes ``instances.json``."""
-        categories = {label: number for number, label in enumerate(merge.labels, 1)}
-        write_object(
-            merge.folder / FILE,
-            {"info": {"description": "captioned tracks"}},
+        write_coco(
+            merge,
+            FILE,
+            "captioned tracks",
             videos=merge.numbered("videos"),
-            annotations=_annotations(merge, categories),
-            categories=(
-                dumps({"id": number, "name": label, "supercategory": "object"})
-                for label, number in categories.items()
+            annotations=merge.numbered(
+                "annotations", video_id="videos", category_id="labels"
             ),
         )
 
+    @classmethod
+    def read(cls, path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
+        """Reads YouTube-VIS.
 
-def _segmentations(track: TrackMasks, length: int) -> dict[str, list[Any]]:
-    segmentations: list[dict[str, Any] | None] = [None] * length
-    areas: list[int | None] = [None] * length
-    boxes: list[list[float] | None] = [None] * length
-    for frame, label in track.masks.items():
-        x1, y1, x2, y2 = label.box
-        segmentations[frame] = coco_rle(label.rle)
-        areas[frame] = label.area
-        boxes[frame] = [x1, y1, x2 - x1, y2 - y1]
-    return {"segmentations": segmentations, "areas": areas, "bboxes": boxes}
-
-
-def _annotations(merge: Merge, categories: dict[str, int]) -> Iterator[bytes]:
-    for number, item in enumerate(merge.items("annotations", references=1), 1):
-        yield with_values(
-            item.body,
-            id=number,
-            video_id=item.part + 1,
-            category_id=categories[item.references[0]],
+        Object ids are the annotations' ``track_id``; in files of other tools their
+        ``id``. A single ``caption`` of another tool is about all frames of its track.
+        """
+        document = read_document(find_file(path, FILE))
+        names = category_names(document)
+        videos = document.entries("videos", "video")
+        annotations, orphans = grouped(
+            document.entries("annotations", "annotation"),
+            "video_id",
+            {video.key("id") for video in videos},
         )
 
+        def read(name: str, video: Entry) -> ImportedVideo:
+            own = annotations.get(video.key("id"), [])
+            return _read_video(name, video, own, names)
 
-def read_youtube_vis(path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
-    """Reads YouTube-VIS back.
-
-    Object ids are the annotations' ``track_id``; in files of other tools their ``id``.
-    A single ``caption`` of another tool is about all frames of its track.
-
-    Args:
-        path: of the folder or the file.
-
-    Raises:
-        ExportError: when there is no such file.
-    """
-    value = read_json(main_file(path, FILE), dict)
-    names = {entry["id"]: entry.get("name") for entry in value.get("categories", [])}
-    annotations: dict[Any, list[Mapping[str, Any]]] = {}
-    for annotation in entries(value, "annotations"):
-        annotations.setdefault(annotation.get("video_id"), []).append(annotation)
-    for video in entries(value, "videos"):
-        name = _video_name(video)
-        try:
-            yield _read_video(name, video, annotations.get(video["id"], []), names)
-        except (ExportError, KeyError, TypeError) as error:
-            yield BrokenVideo(name, str(error))
+        yield from read_videos(((_video_name(v), v) for v in videos), read)
+        yield from orphans
 
 
-def _video_name(video: Mapping[str, Any]) -> str:
-    files = video.get("file_names") or ["?"]
-    return str(files[0]).rpartition("/")[0] or str(video.get("id"))
+def _video_name(video: Entry) -> str:
+    files = video.get("file_names")
+    first = files[0] if isinstance(files, list) and files else "?"
+    return str(first).rpartition("/")[0] or str(video.get("id"))
 
 
 def _read_video(
-    name: str,
-    video: Mapping[str, Any],
-    annotations: Iterable[Mapping[str, Any]],
-    names: Mapping[Any, str],
+    name: str, video: Entry, annotations: list[Entry], names: dict[Any, Any]
 ) -> ImportedVideo:
-    size = (integer(video["height"], "height"), integer(video["width"], "width"))
-    masks: dict[int, dict[int, RLE]] = {}
-    labels: dict[int, str] = {}
-    captions: list[CaptionRecord] = []
+    found = ImportedVideo(name, video.size(), video.optional("length", integer))
     for annotation in annotations:
-        index = integer(annotation.get("track_id", annotation["id"]), "track_id")
-        label = names.get(annotation.get("category_id"))
-        if label and label != NO_LABEL:
-            labels[index] = label
-        own = [
-            (frame, checked_rle(mask, size))
-            for frame, mask in enumerate(annotation["segmentations"])
-            if mask is not None
-        ]
-        for frame, mask in own:
-            masks.setdefault(frame, {})[index] = mask
-        if "captions" in annotation:
-            captions += [
-                caption_from_json(caption, index=index)
-                for caption in annotation["captions"]
-            ]
-        elif annotation.get("caption") and own:
-            support = (own[0][0], own[-1][0])
-            text = str(annotation["caption"])
-            captions.append(CaptionRecord(index, support, label, text))
-    return ImportedVideo(
-        name=name,
-        masks=masks,
-        labels=labels,
-        captions=captions,
-        size=size,
-        frame_count=integer(video["length"], "length") if "length" in video else None,
-    )
+        key = "id" if annotation.get("track_id") is None else "track_id"
+        index = annotation.integer(key)
+        found.add_label(index, names.get(annotation.key("category_id")))
+        annotation.require("segmentations")
+        masks = annotation.items("segmentations")
+        if not any(masks) and any(annotation.items("bboxes")):
+            raise ExportError(
+                f"{annotation.what} has boxes and no masks; masks are imported, boxes "
+                "are prompts to propagate from"
+            )
+        for frame, mask in enumerate(masks):
+            found.add_mask(frame, index, mask)
+        for caption in annotation.items("captions"):
+            found.add_caption(caption, index=index)
+        if annotation.get("captions") is None and annotation.get("caption"):
+            found.add_text(index, annotation.get("caption"))
+    return found

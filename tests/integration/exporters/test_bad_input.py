@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 
 from fiftyone_regioncap import exporters
-from fiftyone_regioncap.core.errors import Cancelled, FieldError, RegionCapError
+from fiftyone_regioncap.core.errors import (
+    Cancelled,
+    FieldError,
+    OptionError,
+    RegionCapError,
+)
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.tracks import TrackWriter
-from fiftyone_regioncap.exporters import records, templates
+from fiftyone_regioncap.exporters import ExportOptions, conversations, records
 from fiftyone_regioncap.exporters.coco import Coco
 from fiftyone_regioncap.exporters.staging import ExportError
 
@@ -331,11 +336,12 @@ def test_a_view_s_filters_hold(dataset, tmp_path):
     [
         ({"tracks": "frames.nothing"}, FieldError),
         ({"captions": "nothing"}, FieldError),
-        ({"val": 2.0}, ExportError),
-        ({"options": {"nothing": 1}}, ExportError),
-        ({"media": "move"}, ExportError),
-        ({"reviews": ["good"]}, ExportError),
-        ({"workers": 0}, ExportError),
+        ({"val": 2.0}, OptionError),
+        ({"options": {"nothing": 1}}, OptionError),
+        ({"nothing": 1}, OptionError),
+        ({"media": "move"}, OptionError),
+        ({"reviews": ["good"]}, OptionError),
+        ({"workers": 0}, OptionError),
     ],
 )
 def test_wrong_arguments_touch_nothing(dataset, tmp_path, options, error):
@@ -345,7 +351,7 @@ def test_wrong_arguments_touch_nothing(dataset, tmp_path, options, error):
 
 
 def test_splits_go_by_video_and_stay_the_same(dataset, empty, contents_of, tmp_path):
-    source = records.Source(val=0.5)
+    source = ExportOptions("out", val=0.5)
     seen = {source.split(f"folder/{n}.mp4") for n in range(50)}
     assert seen == {"train", "val"}
     share = sum(source.split(f"folder/{n}.mp4") == "val" for n in range(2000)) / 2000
@@ -361,7 +367,7 @@ def test_splits_go_by_video_and_stay_the_same(dataset, empty, contents_of, tmp_p
             ]:
                 found[video["file_name"]] = split
     assert found == {
-        Path(path).name: records.Source(val=0.5, seed=3).split(path)
+        Path(path).name: ExportOptions("out", val=0.5, seed=3).split(path)
         for path in dataset.values("filepath")
     }
     assert contents_of(empty) == contents_of(dataset)
@@ -442,7 +448,7 @@ def test_a_damaged_video_is_left_as_it_was(
     assert found["two.mp4"] == contents_of(dataset)["two.mp4"]
 
 
-@pytest.mark.parametrize("name", sorted(exporters.IMPORTERS))
+@pytest.mark.parametrize("name", sorted(exporters.importable_formats()))
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1, 2", b'"text"'])
 def test_files_of_another_kind_are_refused(empty, tmp_path, name, content):
     path = tmp_path / "file_manual.json"
@@ -485,5 +491,5 @@ def test_names_of_files_are_harmless(text, name):
 
 
 def test_braces_of_captions_are_text():
-    filled = templates.fill("Is {label} a {x}? {", {"label": "{x} {label}"})
+    filled = conversations.fill("Is {label} a {x}? {", {"label": "{x} {label}"})
     assert filled == "Is {x} {label} a {x}? {"

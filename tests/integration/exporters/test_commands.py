@@ -78,7 +78,7 @@ def test_the_docs_name_every_format():
     rows = {cell[1].strip(" `"): cell[3].strip() for cell in cells}
     assert rows.keys() == exporters.FORMATS.keys()
     importable = {name for name, yes in rows.items() if yes}
-    assert importable == exporters.IMPORTERS.keys()
+    assert importable == exporters.importable_formats().keys()
 
 
 def test_the_format_of_the_docs_works(dataset, tmp_path):

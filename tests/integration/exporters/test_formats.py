@@ -120,7 +120,7 @@ def test_sa_v_has_the_published_structure(export, dataset, contents_of):
     assert (out / "one.mp4").is_file()
     assert len(value["masklet"]) == FRAMES // 4
     assert value["masklet_id"] == [2, 7] and value["masklet_num"] == 2
-    assert value["masklet_first_appeared_frame"] == [4, 0]
+    assert value["masklet_first_appeared_frame"] == [1, 0]
     assert value["masklet_visibility_changes"] == [0, 0]
     masks = masks_of(contents_of, dataset)
     for number, objects in enumerate(value["masklet"]):
