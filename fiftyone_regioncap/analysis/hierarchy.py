@@ -19,11 +19,11 @@ from pymongo import UpdateOne
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Box, Mask, Track, crop_mask
+from fiftyone_regioncap.dataset.clips import read_image
 from fiftyone_regioncap.dataset.fields import require_regions, require_tracks
 from fiftyone_regioncap.dataset.regions import read_regions
 from fiftyone_regioncap.dataset.store import Store, frame_path, now
 from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
-from fiftyone_regioncap.jobs.images import read_image
 
 CONTAINED = 0.8
 """Share of a mask that has to lie inside another for it to be a part of that."""

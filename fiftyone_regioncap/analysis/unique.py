@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import permutations
 from typing import Any, Protocol
 
@@ -43,6 +42,7 @@ from fiftyone_regioncap.dataset.captions import (
     read_captions,
     write_captions,
 )
+from fiftyone_regioncap.dataset.clips import iter_clips, read_image, region_masks
 from fiftyone_regioncap.dataset.geometry import relative_box
 from fiftyone_regioncap.dataset.metadata import frame_size
 from fiftyone_regioncap.dataset.regions import (
@@ -56,13 +56,11 @@ from fiftyone_regioncap.dataset.targets import (
     name_of,
     video_targets,
 )
-from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
+from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.jobs import Failure
-from fiftyone_regioncap.jobs.images import read_image, region_masks
 from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.system import database
-from fiftyone_regioncap.video.clips import assemble, plan_clip
-from fiftyone_regioncap.video.reader import VideoReader
+from fiftyone_regioncap.video.clips import plan_clip
 
 logger = logging.getLogger(__name__)
 
@@ -426,9 +424,7 @@ class _Video:
         plan = plan_clip(track, record.support, frames)
         if not plan.frames:
             return None
-        with VideoReader(self._sample.filepath) as reader:
-            masks = partial(read_masks, self._sample, self._field)
-            ((_, clip),) = assemble([plan], reader.read, masks, reader.fps)
+        ((_, clip),) = iter_clips(self._sample, self._field, [plan])
         return clip
 
     def write(self, texts: Mapping[int, str], said: Mapping[int, _Said]) -> None:

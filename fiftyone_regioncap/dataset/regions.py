@@ -68,6 +68,24 @@ def read_regions(
     return found
 
 
+def region_captions(
+    sample: fo.Sample | fo.SampleView, field: str
+) -> dict[str, str | None]:
+    """The captions of an image's regions by label id; None where there is none.
+
+    Raises:
+        FieldError: When there is no such field.
+    """
+    require_regions(sample._collection, field)
+    value = sample[field]
+    labels = labels_of(None if value is None else value.to_mongo().to_dict())
+    return {
+        str(label["_id"]): label.get("caption")
+        for label in labels
+        if label.get("bounding_box") or label.get("points")
+    }
+
+
 def write_region_captions(
     sample: fo.Sample | fo.SampleView,
     field: str,

@@ -192,14 +192,37 @@ def declare_dense(
         _declare(add, name, fo.Heatmap, None, _HEATMAP_ATTRIBUTES)
 
 
-def declare_status(dataset: fo.Dataset, state: str, error: str) -> None:
-    """Declares the two fields that say how far a sample has come."""
-    _declare_plain(dataset, (state, error), fo.StringField)
+def declare_status(dataset: fo.Dataset, field: str) -> None:
+    """Declares the fields that say how far samples have come with a field.
+
+    Args:
+        dataset: The dataset.
+        field: Of tracks, captions or regions, with or without ``frames.`` in front.
+
+    Raises:
+        FieldError: When one of them exists with another type.
+    """
+    _declare_plain(dataset, (status_field(field), error_field(field)), fo.StringField)
 
 
 def declare_origins(dataset: fo.Dataset, field: str) -> None:
-    """Declares the field that says what labels were made from."""
-    _declare_plain(dataset, (field,), fo.DictField)
+    """Declares the field that says what a field's labels were made from."""
+    _declare_plain(dataset, (origin_field(field),), fo.DictField)
+
+
+def status_field(field: str) -> str:
+    """The sample-level field with the state of a field: ``<field>_status``."""
+    return f"{frame_path(field)}_status"
+
+
+def error_field(field: str) -> str:
+    """The sample-level field with the first error of a field: ``<field>_error``."""
+    return f"{frame_path(field)}_error"
+
+
+def origin_field(field: str) -> str:
+    """The sample-level field with a field's origins: ``<field>_origin``."""
+    return f"{frame_path(field)}_origin"
 
 
 def _declare_plain(dataset: fo.Dataset, names: tuple[str, ...], kind: type) -> None:

@@ -11,8 +11,14 @@ import fiftyone.core.clips as foc
 from fiftyone import ViewField as F
 
 from fiftyone_regioncap.dataset.fields import Collection
-from fiftyone_regioncap.dataset.schema import declare_origins, declare_status
-from fiftyone_regioncap.dataset.store import Store, frame_path
+from fiftyone_regioncap.dataset.schema import (
+    declare_origins,
+    declare_status,
+    error_field,
+    origin_field,
+    status_field,
+)
+from fiftyone_regioncap.dataset.store import Store
 
 State: TypeAlias = Literal["complete", "partial", "failed"]
 """``partial`` from the first write on, ``complete`` or ``failed`` as the last one."""
@@ -29,21 +35,6 @@ class Status:
 
     state: State | None
     error: str | None = None
-
-
-def status_field(field: str) -> str:
-    """The sample-level field with the state of a field: ``<field>_status``."""
-    return f"{frame_path(field)}_status"
-
-
-def error_field(field: str) -> str:
-    """The sample-level field with the first error of a field: ``<field>_error``."""
-    return f"{frame_path(field)}_error"
-
-
-def origin_field(field: str) -> str:
-    """The sample-level field with a field's origins: ``<field>_origin``."""
-    return f"{frame_path(field)}_origin"
 
 
 def write_status(
@@ -64,7 +55,7 @@ def write_status(
         FieldError: when the status field exists with another type.
     """
     store = Store.of(sample)
-    declare_status(store.dataset, status_field(field), error_field(field))
+    declare_status(store.dataset, field)
     store.write_sample({status_field(field): state, error_field(field): error})
 
 
@@ -110,7 +101,7 @@ def write_origins(
         return
     store = Store.of(sample)
     name = origin_field(field)
-    declare_origins(store.dataset, name)
+    declare_origins(store.dataset, field)
     store.write_sample({f"{name}.{key}": value for key, value in origins.items()})
 
 

@@ -55,14 +55,21 @@ class Targets(Sequence[Target]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self.items[index]
 
-    def samples(self) -> Iterator[tuple[Target, Sample]]:
-        """Each target with its sample, loaded one at a time.
+    def load(self, target: Target) -> Sample:
+        """Loads the sample of a target.
 
-        A cursor over a collection dies during long jobs, so samples are fetched by id.
+        A cursor over a collection dies during long jobs, so it is fetched by its id.
+
+        Raises:
+            KeyError: When the sample was deleted.
         """
         source = self.dataset if self.view is None else self.view
+        return source[target.sample_id]
+
+    def samples(self) -> Iterator[tuple[Target, Sample]]:
+        """Each target with its sample, loaded one at a time."""
         for target in self.items:
-            yield target, source[target.sample_id]
+            yield target, self.load(target)
 
 
 def video_targets(collection: foco.SampleCollection) -> Targets:
@@ -99,6 +106,16 @@ def _hides_labels(collection: foco.SampleCollection) -> bool:
     return isinstance(collection, fov.DatasetView) and any(
         collection._get_filtered_fields(frames=frames) for frames in (False, True)
     )
+
+
+def media_targets(collection: foco.SampleCollection) -> Targets:
+    """Finds the images or the videos of a dataset or a view.
+
+    Raises:
+        FieldError: when the collection holds neither.
+    """
+    images = collection.media_type == fom.IMAGE
+    return image_targets(collection) if images else video_targets(collection)
 
 
 def image_targets(collection: foco.SampleCollection) -> Targets:

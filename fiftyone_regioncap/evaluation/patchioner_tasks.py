@@ -210,7 +210,7 @@ def image_files(folder: str | Path) -> dict[str, Path]:
 
 
 def _open(files: dict[str, Path], folder: Path, image: str) -> Frame:
-    from fiftyone_regioncap.jobs.images import read_image
+    from fiftyone_regioncap.dataset.clips import read_image
 
     if image not in files:
         raise RegionCapError(

@@ -1,4 +1,4 @@
-"""The pipelines: operators, the SDK and the CLI all end here.
+"""Jobs: operators, the SDK and the shell all end here.
 
 Work streams through stages that pull from each other over short queues: frames are
 decoded ahead of the propagator, the propagator runs ahead of the writer, clips are put
@@ -7,17 +7,16 @@ propagated. What goes wrong with one sample is recorded on that sample, and the 
 on.
 """
 
-from fiftyone_regioncap.jobs.ledger import Failure, Ledger, Summary
 from fiftyone_regioncap.jobs.options import (
     CaptionOptions,
     PropagateOptions,
     RegionOptions,
 )
+from fiftyone_regioncap.jobs.summary import Failure, Summary
 
 __all__ = [
     "CaptionOptions",
     "Failure",
-    "Ledger",
     "PropagateOptions",
     "RegionOptions",
     "Summary",

@@ -1,21 +1,22 @@
-"""The stage that describes tracks and writes captions."""
+"""The stage that captions tracks."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
+import fiftyone.core.collections as foco
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.captioning.base import Captioner, CaptionerInfo
+from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.captioning.summary import change_summary
+from fiftyone_regioncap.core.measurements import Measurements
+from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import Caption, RegionClip, Track
-from fiftyone_regioncap.dataset import status
+from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.captions import (
     CaptionRecord,
     Key,
@@ -23,157 +24,157 @@ from fiftyone_regioncap.dataset.captions import (
     read_captions,
     write_captions,
 )
+from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
-from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
-from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
-from fiftyone_regioncap.jobs.ledger import Ledger
+from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
+from fiftyone_regioncap.dataset.tracks import read_tracks
+from fiftyone_regioncap.jobs.base import Item, RunContext, model_record
+from fiftyone_regioncap.jobs.clips import OnText, each_clip
 from fiftyone_regioncap.jobs.options import CaptionOptions
-from fiftyone_regioncap.measuring.regions import Measurements, measure
-from fiftyone_regioncap.video.clips import ClipPlan, assemble, plan_clip
-from fiftyone_regioncap.video.reader import VideoReader, decode_ahead
+from fiftyone_regioncap.jobs.summary import Report, Summary
+from fiftyone_regioncap.measuring.regions import measure
+from fiftyone_regioncap.models.registry import ModelRegistry
+from fiftyone_regioncap.video.clips import ClipPlan, plan_clip
 from fiftyone_regioncap.video.sampling import change_windows, fixed_windows
-
-CAPTIONS_AT_ONCE = 64
-"""Captions are written to the database in chunks of this size, per sample."""
 
 SUMMARY = "change summary"
 """The ``prompt`` of captions that are made of a track's other captions."""
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    """A caption that is being made, or without a plan the end of a sample."""
-
-    sample: Sample
-    plan: ClipPlan | None = None
-    measurements: Measurements | None = None
-    number: int = 0
-    total: int = 0
-    keep: frozenset[Key] | None = None
-    origins: Mapping[str, str] = field(default_factory=dict)
-    skipped: bool = False
-    error: Exception | None = None
-
-
-class Captioning:
-    """Describes the tracks of sample after sample.
+class TrackCaptioning:
+    """Captions the tracks of videos; see :class:`Stage`.
 
     Args:
-        options: how.
-        captioner: who.
-        ledger: where it is written down.
+        options: How tracks are captioned.
+        captioner: The captioner.
     """
 
-    def __init__(
-        self, options: CaptionOptions, captioner: Captioner, ledger: Ledger
-    ) -> None:
+    name: ClassVar[StageName] = "caption"
+    options = CaptionOptions
+    summary: ClassVar[type[Report]] = Summary
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"captioner": CAPTIONERS}
+
+    def __init__(self, options: CaptionOptions, captioner: Captioner) -> None:
         self._options = options
         self._captioner = captioner
-        self._ledger = ledger
 
-    def run(self, samples: Iterable[tuple[Target, Sample]]) -> None:
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """The videos; see :meth:`Stage.targets`."""
+        return video_targets(samples)
+
+    def check(self, samples: foco.SampleCollection) -> None:
+        """Declares the field of the captions; see :meth:`Stage.check`."""
+        dataset, options = samples._root_dataset, self._options
+        fields.require_tracks(dataset, options.tracks)
+        fields.require_output(options.output, options.tracks)
+        schema.declare_captions(dataset, options.output)
+        schema.declare_status(dataset, options.output)
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
         """Captions sample after sample; batches reach across samples."""
-        captioner, reporter = self._captioner, self._ledger.reporter
-        waiting: deque[_Waiting] = deque()
+        captioner, prompt = self._captioner, self._options.prompt
 
-        def clips() -> Iterator[RegionClip]:
-            for target, sample in samples:
-                for item, clip in self._clips(target, sample):
-                    waiting.append(item)
-                    if clip is not None:
-                        yield clip
+        def infer(
+            clips: Iterator[RegionClip], on_text: OnText
+        ) -> Generator[Caption, None, None]:
+            return caption_stream(captioner, clips, prompt=prompt, on_token=on_text)
 
-        def on_token(text: str) -> None:
-            item = waiting[0]
-            if item.total == 1 and self._ledger.summary.samples == 1:
-                reporter.update_text("caption", name_of(item.sample), text)
-
-        made: list[CaptionRecord] = []
-        prompt = self._options.prompt
-        ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
-        captions = caption_stream(captioner, ahead, prompt=prompt, on_token=on_token)
-        # The captions first: a captioner may be reading clips in a thread of its own.
-        with closing(ahead), closing(captions):
-            for caption in captions:
-                while waiting[0].plan is None:
-                    self._end(waiting.popleft(), made)
-                item = waiting.popleft()
-                made.append(_record_of(item, caption, prompt, captioner.info))
-                self._ledger.captioned(caption)
-                if len(made) >= CAPTIONS_AT_ONCE:
-                    self._write(item.sample, made)
-                    made.clear()
-                reporter.update(
-                    "caption", name_of(item.sample), item.number, item.total
-                )
-        for item in waiting:
-            self._end(item, made)
-
-    def _clips(
-        self, target: Target, sample: Sample
-    ) -> Iterator[tuple[_Waiting, RegionClip | None]]:
-        """The clips of one sample, and then the mark of its end."""
-        options, info = self._options, self._captioner.info
-        try:
-            plans = _plans(target, sample, options, info.frames)
-            origins = _origins(sample, options, plans)
-            done = _captioned_already(sample, options, info.model, origins)
-            todo = [plan for plan in plans if _key(plan) not in done]
-            if not todo and _complete(sample, options):
-                self._ledger.summary.skipped += 1
-                yield _Waiting(sample, skipped=True), None
-                return
-            status.write_status(sample, options.output, "partial")
-            with VideoReader(sample.filepath) as reader:
-                clips = assemble(
-                    todo,
-                    reader.read,
-                    partial(read_masks, sample, options.tracks),
-                    reader.fps,
-                )
-                for number, (plan, clip) in enumerate(clips, start=1):
-                    measured = measure(clip)
-                    waiting = _Waiting(sample, plan, measured, number, len(todo))
-                    yield waiting, replace(clip, measurements=measured)
-            # What a clips view or a filtered view shows is some of many; others stay.
-            some = target.ranges or isinstance(sample, SampleView)
-            keep = None if some else frozenset(map(_key, plans))
-            yield _Waiting(sample, keep=keep, origins=origins), None
-        except Exception as error:
-            yield _Waiting(sample, error=error), None
-
-    def _write(self, sample: Sample, made: list[CaptionRecord]) -> None:
-        if not made:
-            return
-        options = self._options
-        write_captions(
-            sample,
-            options.output,
-            made,
-            tracks_field=options.tracks,
-            overwrite=options.overwrite,
+        return each_clip(
+            self.name,
+            self._options.output,
+            self._prepare,
+            infer,
+            context.captioned,
+            items,
+            context,
+            depth=captioner.info.batch_size,
         )
 
-    def _end(self, item: _Waiting, made: list[CaptionRecord]) -> None:
-        """Writes what is left of a sample and how it ended."""
-        options = self._options
-        self._write(item.sample, made)
-        made.clear()
-        if item.error is not None:
-            self._ledger.failed("caption", item.sample, options.output, item.error)
-        elif not item.skipped:
-            summaries = _summaries(item.sample, options) if options.summary else []
-            self._write(item.sample, summaries)
-            if item.keep is not None:
-                clear_captions(
-                    item.sample,
-                    options.output,
-                    keep={*item.keep, *(record.key for record in summaries)},
-                    tracks_field=options.tracks,
-                )
-            status.write_origins(item.sample, options.output, item.origins)
-            status.write_status(item.sample, options.output, "complete")
-        self._ledger.reporter.finish("caption", name_of(item.sample))
+    def record(self) -> dict[str, Any]:
+        """The captioner; see :meth:`Stage.record`."""
+        return {"captioner": model_record(self._captioner.info)}
+
+    def _prepare(self, target: Target, sample: Sample) -> _TrackWork | None:
+        options, info = self._options, self._captioner.info
+        plans = _plans(target, sample, options, info.frames)
+        origins = _origins(sample, options, plans)
+        done = _captioned_already(sample, options, info.model, origins)
+        todo = [plan for plan in plans if _key(plan) not in done]
+        if not todo and _complete(sample, options):
+            return None
+        # What a clips view or a filtered view shows is some of many; others stay.
+        some = bool(target.ranges) or isinstance(sample, SampleView)
+        keep = None if some else frozenset(map(_key, plans))
+        status.write_status(sample, options.output, "partial")
+        return _TrackWork(sample, options, info, tuple(todo), keep, origins)
+
+
+@dataclass(frozen=True)
+class _TrackWork:
+    """The tracks of one video; see :class:`ClipWork`.
+
+    Attributes:
+        sample: The video.
+        options: How tracks are captioned.
+        info: Of the captioner.
+        plans: The captions to make.
+        keep: Captions that stay at the end; None for all.
+        origins: Fingerprints of the tracks.
+    """
+
+    sample: Sample
+    options: CaptionOptions
+    info: CaptionerInfo
+    plans: tuple[ClipPlan, ...]
+    keep: frozenset[Key] | None
+    origins: Mapping[str, str]
+
+    @property
+    def total(self) -> int:
+        """Number of captions to make."""
+        return len(self.plans)
+
+    def clips(self) -> Iterator[tuple[tuple[ClipPlan, Measurements], RegionClip]]:
+        """The clips of the windows, measured."""
+        for plan, clip in iter_clips(self.sample, self.options.tracks, self.plans):
+            measured = measure(clip)
+            yield (plan, measured), replace(clip, measurements=measured)
+
+    def write(
+        self, results: Sequence[tuple[tuple[ClipPlan, Measurements], Caption]]
+    ) -> None:
+        """Writes captions into the field and onto the tracks."""
+        self._write(
+            [
+                _record_of(plan, measured, caption, self.options.prompt, self.info)
+                for (plan, measured), caption in results
+            ]
+        )
+
+    def finish(self) -> None:
+        """Adds summaries, removes captions of other windows, records completion."""
+        sample, options = self.sample, self.options
+        summaries = _summaries(sample, options) if options.summary else []
+        self._write(summaries)
+        if self.keep is not None:
+            clear_captions(
+                sample,
+                options.output,
+                keep={*self.keep, *(record.key for record in summaries)},
+                tracks_field=options.tracks,
+            )
+        status.write_origins(sample, options.output, self.origins)
+        status.write_status(sample, options.output, "complete")
+
+    def _write(self, records: list[CaptionRecord]) -> None:
+        if records:
+            write_captions(
+                self.sample,
+                self.options.output,
+                records,
+                tracks_field=self.options.tracks,
+                overwrite=self.options.overwrite,
+            )
 
 
 def _key(plan: ClipPlan) -> Key:
@@ -246,11 +247,13 @@ def _supports(
 
 
 def _record_of(
-    item: _Waiting, caption: Caption, prompt: str | None, info: CaptionerInfo
+    plan: ClipPlan,
+    measured: Measurements,
+    caption: Caption,
+    prompt: str | None,
+    info: CaptionerInfo,
 ) -> CaptionRecord:
     """Everything that is stored of a caption."""
-    plan, measured = item.plan, item.measurements
-    assert plan is not None and measured is not None  # only ends have none
     return CaptionRecord.of(
         caption,
         plan.track.object_id,

@@ -1,12 +1,11 @@
-"""A job that says what is everywhere on pictures, and where a text is on them."""
+"""The stage that captions all parts of images or frames, and maps where a text is."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
@@ -20,122 +19,151 @@ from fiftyone_regioncap.captioning.patchioner.captioner import (
     caption_of,
 )
 from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
-from fiftyone_regioncap.core.errors import Cancelled
-from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
+from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import Frame, Mask
-from fiftyone_regioncap.dataset import fields, runs, status
+from fiftyone_regioncap.dataset import fields, schema, status
+from fiftyone_regioncap.dataset.clips import read_frames
 from fiftyone_regioncap.dataset.dense import CaptionedPart, DenseWriter
-from fiftyone_regioncap.dataset.schema import declare_dense
 from fiftyone_regioncap.dataset.targets import (
     Sample,
     Target,
-    image_targets,
+    Targets,
+    media_targets,
     name_of,
-    video_targets,
 )
-from fiftyone_regioncap.jobs.images import Still, read_image
-from fiftyone_regioncap.jobs.ledger import Ledger, Summary
+from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
+from fiftyone_regioncap.jobs.executors.local import run_stages
 from fiftyone_regioncap.jobs.options import DenseCaptionOptions
-from fiftyone_regioncap.propagation.base import Frames
+from fiftyone_regioncap.jobs.proposing import require_segmenter
+from fiftyone_regioncap.jobs.summary import Report, Summary
+from fiftyone_regioncap.models.registry import ModelRegistry
+from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.propagation.proposals import (
     ProposalOptions,
     Segmenter,
     proposals,
 )
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.video.reader import VideoReader
 
 MAP_SIDE = 256
-"""Longest side of a stored map in pixels; the App stretches it over the picture. Maps
+"""Longest side of a stored map in pixels; the App stretches it over the image. Maps
 come from some 37 x 37 patches, and at full size a frame of 4K would exceed what the
 database takes in one document."""
 
 
-def run(
-    samples: foco.SampleCollection,
-    options: DenseCaptionOptions,
-    captioner: PatchionerCaptioner,
-    *,
-    segmenter: Segmenter | None = None,
-    listener: ProgressListener | None = None,
-    cancel: threading.Event | None = None,
-) -> Summary:
-    """Describes all parts of images, or of some frames of videos.
+class DenseCaptioning:
+    """Captions all parts of images, or of some frames of videos; see :class:`Stage`.
 
-    Pictures that have parts (and the map of this query) are passed over, so that a
-    killed job goes on where it stopped, and another query costs no captions.
+    Images and frames that have parts (and the map of this query) are passed over, so
+    that a killed job goes on where it stopped, and another query costs no captions.
 
     Args:
-        samples: images or videos: a dataset, a view, or a clips view.
-        options: how.
-        captioner: who.
-        segmenter: finds the parts; without one they are clusters of like patches.
-        listener: is told how far the job is.
-        cancel: set it to stop the job after the picture at hand.
-
-    Returns:
-        what was done, failures included.
-
-    Raises:
-        FieldError: when an output is no name for a field, or one of another kind;
-            nothing is written.
-        PromptError: when the query is too long.
-        WeightsError: when there is a query and no text tower.
-        Cancelled: when ``cancel`` was set; what was written stays.
-    """
-    images = samples.media_type == fom.IMAGE
-    targets = image_targets(samples) if images else video_targets(samples)
-    fields.require_output(options.output)
-    vector, heatmap = None, None
-    if options.query is not None:
-        heatmap = fields.require_output(options.heatmap, options.output)
-        vector = captioner.embed_text([options.query])[0]
-    declare_dense(targets.dataset, options.output, heatmap, frames=not images)
-    summary = Summary(samples=len(targets))
-    reporter = ProgressReporter(["caption"], len(targets), listener, cancel)
-    ledger = Ledger(summary, reporter)
-    describer = _Describer(options, captioner, segmenter, vector)
-    began = time.monotonic()
-    for target, sample in targets.samples():
-        reporter.check_cancelled()
-        try:
-            if not _describe(sample, target, describer, ledger):
-                summary.skipped += 1
-            status.write_status(sample, options.output, "complete")
-        except Cancelled:
-            raise
-        except Exception as error:
-            ledger.failed("caption", sample, options.output, error)
-        reporter.finish("caption", name_of(sample))
-    summary.seconds = time.monotonic() - began
-    summary.run = runs.run_key("caption_everything")
-    config = {"options": asdict(options), "captioner": asdict(captioner.info)}
-    results = {"summary": summary.to_dict()}
-    runs.record_run(targets.dataset, summary.run, config, results)
-    return summary
-
-
-@dataclass(frozen=True)
-class _Describer:
-    """What is done to each picture.
-
-    Attributes:
-        options: of the job.
-        captioner: who describes.
-        segmenter: who finds the parts; None for clusters.
-        vector: (D,) of the query; None without one.
+        options: Fields, frames, and the text to look for.
+        captioner: A Patch-ioner.
+        propagator: Its model finds the parts; without one they are clusters of like
+            patches.
     """
 
-    options: DenseCaptionOptions
-    captioner: PatchionerCaptioner
-    segmenter: Segmenter | None
-    vector: NDArray[np.float32] | None
+    name: ClassVar[StageName] = "caption"
+    options = DenseCaptionOptions
+    summary: ClassVar[type[Report]] = Summary
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {
+        "captioner": CAPTIONERS,
+        "propagator": PROPAGATORS,
+    }
 
-    def parts(self, frame: Frame, features: FrameFeatures) -> list[CaptionedPart]:
-        """Finds the parts of a picture and describes each."""
+    def __init__(
+        self,
+        options: DenseCaptionOptions,
+        captioner: PatchionerCaptioner,
+        propagator: Propagator | Segmenter | None = None,
+    ) -> None:
+        if not isinstance(captioner, PatchionerCaptioner):
+            raise BackendError(
+                "the captioner captions marked regions only; use the captioner "
+                "patchioner"
+            )
+        self._options = options
+        self._captioner = captioner
+        self._segmenter = None if propagator is None else require_segmenter(propagator)
+        self._heatmap: str | None = None
+        self._vector: NDArray[np.float32] | None = None
+
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """The images or videos; see :meth:`Stage.targets`."""
+        return media_targets(samples)
+
+    def check(self, samples: foco.SampleCollection) -> None:
+        """Declares the fields and embeds the query; see :meth:`Stage.check`."""
+        options, dataset = self._options, samples._root_dataset
+        fields.require_output(options.output)
+        if options.query is not None:
+            self._heatmap = fields.require_output(options.heatmap, options.output)
+            self._vector = self._captioner.embed_text([options.query])[0]
+        frames = samples.media_type != fom.IMAGE
+        schema.declare_dense(dataset, options.output, self._heatmap, frames=frames)
+        schema.declare_status(dataset, options.output)
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
+        """Captions sample after sample."""
+        return each_sample(
+            self.name,
+            self._options.output,
+            lambda target, sample: self._sample(target, sample, context),
+            items,
+            context,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The captioner; see :meth:`Stage.record`."""
+        return {"captioner": model_record(self._captioner.info)}
+
+    def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
+        """Captions one sample; False when all of it was captioned before."""
+        options, query = self._options, self._options.query
+        with ExitStack() as opened:
+            writer = DenseWriter(sample, options.output, self._heatmap)
+            opened.enter_context(writer)
+            frames = read_frames(sample)
+            if isinstance(frames, VideoReader):
+                opened.enter_context(frames)
+            numbers = _chosen(target.ranges, len(frames), options.every)
+            if options.overwrite:
+                ranges = target.ranges
+                writer.clear(ranges and [(start, stop - 1) for start, stop in ranges])
+            captioned = writer.captioned()
+            mapped = set(numbers)
+            if query is not None:
+                writer.clear_other_maps(query)
+                mapped = writer.mapped(query)
+            left = [n for n in numbers if n not in captioned or n not in mapped]
+            if left:
+                status.write_status(sample, options.output, "partial")
+            for done, number in enumerate(left, start=1):
+                frame = frames[number]
+                (features,) = self._captioner.features([frame])
+                if number not in captioned:
+                    parts = self._parts(frame, features)
+                    model = self._captioner.info.model
+                    writer.write_parts(number, parts, model=model)
+                    for part in parts:
+                        context.captioned(part.caption)
+                if query is not None and self._vector is not None:
+                    values = similarity(features, self._vector)
+                    writer.write_map(number, values, query)
+                context.reporter.update(self.name, name_of(sample), done, len(left))
+        status.write_status(sample, options.output, "complete")
+        return bool(left)
+
+    def _parts(self, frame: Frame, features: FrameFeatures) -> list[CaptionedPart]:
+        """Finds the parts of an image and describes each."""
         found = dense.caption_everything(
-            self.captioner.model,
+            self._captioner.model,
             features,
-            count=self.options.count,
+            count=self._options.count,
             proposals=self._proposals(frame, features),
         )
         captions = [caption_of(region.description, None) for region in found]
@@ -147,53 +175,14 @@ class _Describer:
         ]
 
     def _proposals(self, frame: Frame, features: FrameFeatures) -> list[Mask] | None:
-        if self.segmenter is None:
+        if self._segmenter is None:
             return None
         grid = features.grid
         # Where cropping has cut the picture off, there is nothing to describe.
         seen = dense.patch_mask(np.ones((grid.rows, grid.columns), dtype=bool), grid)
-        found = proposals(frame, self.segmenter, ProposalOptions())
+        found = proposals(frame, self._segmenter, ProposalOptions())
         masks = [item.mask for item in found if (item.mask & seen).any()]
-        return masks[: self.options.count]
-
-
-def _describe(
-    sample: Sample, target: Target, describer: _Describer, ledger: Ledger
-) -> bool:
-    """Describes one sample; False when all of it was described before."""
-    options, query = describer.options, describer.options.query
-    model = describer.captioner.info.model
-    name = name_of(sample)
-    heatmap = None if query is None else options.heatmap
-    with (
-        DenseWriter(sample, options.output, heatmap) as writer,
-        _opened(sample) as frames,
-    ):
-        numbers = _chosen(target.ranges, len(frames), options.every)
-        if options.overwrite:
-            ranges = target.ranges
-            writer.clear(ranges and [(start, stop - 1) for start, stop in ranges])
-        captioned = writer.captioned()
-        mapped = set(numbers)
-        if query is not None:
-            writer.clear_other_maps(query)
-            mapped = writer.mapped(query)
-        left = [n for n in numbers if n not in captioned or n not in mapped]
-        if left:
-            status.write_status(sample, options.output, "partial")
-        for done, number in enumerate(left, start=1):
-            frame = frames[number]
-            (features,) = describer.captioner.features([frame])
-            if number not in captioned:
-                parts = describer.parts(frame, features)
-                writer.write_parts(number, parts, model=model)
-                for part in parts:
-                    ledger.captioned(part.caption)
-            if query is not None and describer.vector is not None:
-                values = similarity(features, describer.vector)
-                writer.write_map(number, values, query)
-            ledger.reporter.update("caption", name, done, len(left))
-        return bool(left)
+        return masks[: self._options.count]
 
 
 def similarity(
@@ -219,16 +208,6 @@ def similarity(
     return dense.heatmap(replace(features, grid=small), vector)
 
 
-@contextmanager
-def _opened(sample: Sample) -> Iterator[Frames]:
-    """The pictures of a sample by number."""
-    if sample.media_type == fom.IMAGE:
-        yield Still(read_image(sample.filepath))
-    else:
-        with VideoReader(sample.filepath) as reader:
-            yield reader
-
-
 def _chosen(
     ranges: Sequence[tuple[int, int]] | None, length: int, every: int
 ) -> list[int]:
@@ -240,3 +219,17 @@ def _chosen(
             for number in range(start, min(stop, length), every)
         }
     )
+
+
+def run(
+    samples: foco.SampleCollection,
+    options: DenseCaptionOptions,
+    captioner: PatchionerCaptioner,
+    *,
+    segmenter: Segmenter | None = None,
+    **reporting: Any,
+) -> Summary:
+    """Captions all parts of images or frames; see :func:`run_stages`."""
+    models = {"captioner": captioner, "propagator": segmenter}
+    stages = {"caption_densely": options}
+    return run_stages(samples, "caption_everything", stages, models, **reporting)

@@ -13,9 +13,9 @@ from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
 from fiftyone_regioncap.jobs import dense_captioning as everything
-from fiftyone_regioncap.jobs.ledger import Summary
 from fiftyone_regioncap.jobs.options import DenseCaptionOptions
 from fiftyone_regioncap.jobs.proposing import Segmenting
+from fiftyone_regioncap.jobs.summary import Summary
 from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.propagation.proposals import Segmenter

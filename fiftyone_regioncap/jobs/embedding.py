@@ -1,44 +1,40 @@
-"""A job that embeds the regions of captions, whoever wrote these."""
+"""The stage that embeds the regions of captions, whoever wrote these."""
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
+from typing import Any, ClassVar
 
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
+import numpy as np
+from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace, RegionEmbedder
-from fiftyone_regioncap.core.errors import BackendError, Cancelled
-from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
+from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import RegionClip
-from fiftyone_regioncap.dataset import fields, runs, schema
+from fiftyone_regioncap.dataset import fields, schema
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.clips import iter_clips, iter_image_clips
 from fiftyone_regioncap.dataset.embeddings import (
     REVISION,
     RegionEmbedding,
     write_embeddings,
 )
-from fiftyone_regioncap.dataset.regions import read_regions
 from fiftyone_regioncap.dataset.store import Document
-from fiftyone_regioncap.dataset.targets import (
-    Sample,
-    image_targets,
-    name_of,
-    video_targets,
-)
-from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
-from fiftyone_regioncap.jobs.images import read_image, region_masks
-from fiftyone_regioncap.jobs.ledger import Failure, Report
-from fiftyone_regioncap.video.clips import assemble, plan_clip
-from fiftyone_regioncap.video.reader import VideoReader
-
-logger = logging.getLogger(__name__)
+from fiftyone_regioncap.dataset.targets import Sample, Targets, media_targets
+from fiftyone_regioncap.dataset.tracks import read_tracks
+from fiftyone_regioncap.jobs.base import Item, RunContext
+from fiftyone_regioncap.jobs.clips import OnText, each_clip
+from fiftyone_regioncap.jobs.executors.local import run_stages
+from fiftyone_regioncap.jobs.options import EmbedRegionsOptions
+from fiftyone_regioncap.jobs.summary import Report
+from fiftyone_regioncap.models.registry import ModelRegistry
+from fiftyone_regioncap.video.clips import plan_clip
 
 _ATTRIBUTES = ("index", "support", "caption", REVISION)
 
@@ -71,115 +67,146 @@ class EmbedSummary(Report):
         return "\n".join(lines + self.remarks())
 
 
-def run(
-    samples: foco.SampleCollection,
-    name: str,
-    tracks: str | None,
-    embedder: RegionEmbedder,
-    *,
-    overwrite: bool = False,
-    listener: ProgressListener | None = None,
-    cancel: threading.Event | None = None,
-) -> EmbedSummary:
-    """Embeds the regions of captions.
+class Embedding:
+    """Embeds the regions of captions; see :class:`Stage`.
 
     Regions that the same model embedded before are left alone, so that a job that was
     killed goes on where it stopped.
 
     Args:
-        samples: videos or images: a dataset or a view; only captions in it are done.
-        name: field of the captions.
-        tracks: of a video's tracks; not needed for images.
-        embedder: with a space of its own.
-        overwrite: whether to embed regions again that this model has embedded.
-        listener: is told how far the job is.
-        cancel: set it to stop the job after the batch at hand.
-
-    Returns:
-        what was done, failures included.
-
-    Raises:
-        FieldError: when a field is absent or of the wrong kind; nothing is written.
-        BackendError: when the embedder doesn't say what its vectors are of.
-        Cancelled: when ``cancel`` was set; what was written stays.
+        options: Which captions.
+        captioner: A captioner that embeds regions.
     """
-    captions = CaptionField.of(samples, name)
-    images = captions.dataset.media_type == fom.IMAGE
-    if not images:
-        tracks = fields.require_tracks(captions.dataset, tracks or fields.TRACKS)
-    space = embedder.info.space
-    if space is None:
-        raise BackendError(
-            f"{embedder.info.name} doesn't say what its embeddings are of; load it "
-            "from its checkpoint, with embeddings=True"
-        )
-    schema.declare_embeddings(captions.dataset, name)
-    targets = image_targets(samples) if images else video_targets(samples)
-    shown = captions.ids_in(samples)
-    allowed = None if shown is None else frozenset(shown)
-    summary = EmbedSummary(samples=len(targets))
-    reporter = ProgressReporter(["embed"], len(targets), listener, cancel)
-    began = time.monotonic()
-    for _, sample in targets.samples():
-        try:
-            todo = _todo(captions, sample, space, allowed, overwrite, summary)
-            clips = (
-                _image_clips(sample, name, todo)
-                if images
-                else _video_clips(sample, str(tracks), todo, embedder.info.frames)
+
+    name: ClassVar[StageName] = "embed"
+    options = EmbedRegionsOptions
+    summary: ClassVar[type[Report]] = EmbedSummary
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"captioner": CAPTIONERS}
+
+    def __init__(self, options: EmbedRegionsOptions, captioner: RegionEmbedder) -> None:
+        if not isinstance(captioner, RegionEmbedder):
+            raise BackendError(
+                "the captioner embeds no regions; take one that does: patchioner"
             )
-            done = 0
+        self._options = options
+        self._embedder = captioner
+        self._shown: frozenset[str] | None = None
+
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """The images or videos; see :meth:`Stage.targets`."""
+        return media_targets(samples)
+
+    def check(self, samples: foco.SampleCollection) -> None:
+        """Declares the attributes of embeddings; see :meth:`Stage.check`."""
+        self._captions = CaptionField.of(samples, self._options.captions)
+        dataset = self._captions.dataset
+        self._tracks: str | None = None
+        if dataset.media_type != fom.IMAGE:
+            found = self._options.tracks or next(iter(fields.track_fields(dataset)), "")
+            self._tracks = fields.require_tracks(dataset, found or fields.TRACKS)
+        space = self._embedder.info.space
+        if space is None:
+            raise BackendError(
+                f"{self._embedder.info.name} doesn't say what its embeddings are of; "
+                "load it from its checkpoint, with embeddings=True"
+            )
+        self._space = space
+        schema.declare_embeddings(dataset, self._options.captions)
+        shown = self._captions.ids_in(samples)
+        self._shown = None if shown is None else frozenset(shown)
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
+        """Embeds sample after sample; batches reach across samples."""
+        embedder = self._embedder
+
+        def infer(
+            clips: Iterator[RegionClip], _: OnText
+        ) -> Generator[NDArray[np.float32], None, None]:
             while batch := list(islice(clips, embedder.info.batch_size)):
-                vectors = embedder.embed([clip for _, clip in batch])
-                found = {
-                    label_id: embedding
-                    for (label_id, _), vector in zip(batch, vectors, strict=True)
-                    if (embedding := RegionEmbedding.of(vector, space)) is not None
-                }
-                write_embeddings(sample, captions.labels, found)
-                summary.embedded += len(found)
-                done += len(batch)
-                reporter.update("embed", name_of(sample), done, len(todo))
-                todo = {k: v for k, v in todo.items() if k not in found}
-            summary.unseen += len(todo)
-        except Cancelled:
-            raise
-        except Exception as error:
-            logger.warning("%s: %s", sample.filepath, error, exc_info=error)
-            message = f"{type(error).__name__}: {error}"
-            summary.failures.append(
-                Failure(sample.id, sample.filepath, "embed", message)
-            )
-        reporter.finish("embed", name_of(sample))
-    summary.seconds = time.monotonic() - began
-    summary.run = runs.run_key("embed_regions")
-    config = {"captions": name, "tracks": tracks, "space": asdict(space)}
-    results = {"summary": summary.to_dict()}
-    runs.record_run(captions.dataset, summary.run, config, results)
-    return summary
+                yield from embedder.embed(batch)
+
+        return each_clip(
+            self.name,
+            None,
+            lambda _, sample: self._prepare(sample, context),
+            infer,
+            lambda _: None,
+            items,
+            context,
+            depth=embedder.info.batch_size,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Fields and space of the embeddings; see :meth:`Stage.record`."""
+        return {
+            "captions": self._options.captions,
+            "tracks": self._tracks,
+            "space": asdict(self._space),
+        }
+
+    def _prepare(self, sample: Sample, context: RunContext) -> _EmbedWork:
+        todo: dict[str, Document] = {}
+        kept = 0
+        query = {"_id": sample._id}
+        for _, labels in self._captions.documents(_ATTRIBUTES, query=query):
+            for label in labels:
+                label_id = str(label["_id"])
+                hidden = self._shown is not None and label_id not in self._shown
+                if not label.get("caption") or hidden:
+                    continue
+                same = label.get(REVISION) == self._space.fingerprint
+                if same and not self._options.overwrite:
+                    kept += 1
+                else:
+                    todo[label_id] = label
+        context.count(kept=kept)
+        frames = self._embedder.info.frames
+        return _EmbedWork(
+            sample, self._captions, self._tracks, self._space, todo, frames, context
+        )
 
 
-def _todo(
-    captions: CaptionField,
-    sample: Sample,
-    space: EmbeddingSpace,
-    allowed: frozenset[str] | None,
-    overwrite: bool,
-    summary: EmbedSummary,
-) -> dict[str, Document]:
-    """Labels of a sample whose regions are to be embedded, by id."""
-    todo: dict[str, Document] = {}
-    query = {"_id": sample._id}
-    for _, labels in captions.documents(_ATTRIBUTES, query=query):
-        for label in labels:
-            label_id = str(label["_id"])
-            if not label.get("caption") or not (allowed is None or label_id in allowed):
-                continue
-            if label.get(REVISION) == space.fingerprint and not overwrite:
-                summary.kept += 1
-            else:
-                todo[label_id] = label
-    return todo
+@dataclass(frozen=True)
+class _EmbedWork:
+    """The captions of one sample; see :class:`ClipWork`."""
+
+    sample: Sample
+    captions: CaptionField
+    tracks: str | None
+    space: EmbeddingSpace
+    labels: dict[str, Document]
+    frames: int
+    context: RunContext
+
+    @property
+    def total(self) -> int:
+        """Number of regions."""
+        return len(self.labels)
+
+    def clips(self) -> Iterator[tuple[str, RegionClip]]:
+        """The regions by label id."""
+        if self.tracks is not None:
+            yield from _video_clips(self.sample, self.tracks, self.labels, self.frames)
+        elif self.labels:
+            name, ids = self.captions.name, set(self.labels)
+            for region, clip in iter_image_clips(self.sample, name, ids):
+                yield region.id, clip
+
+    def write(self, results: Sequence[tuple[str, NDArray[np.float32]]]) -> None:
+        """Writes embeddings onto the labels."""
+        found = {
+            label_id: embedding
+            for label_id, vector in results
+            if (embedding := RegionEmbedding.of(vector, self.space)) is not None
+        }
+        write_embeddings(self.sample, self.captions.labels, found)
+        self.context.count(embedded=len(found))
+        for label_id in found:
+            self.labels.pop(label_id, None)
+
+    def finish(self) -> None:
+        """Counts the captions that have no region to look at."""
+        self.context.count(unseen=len(self.labels))
 
 
 def _video_clips(
@@ -202,25 +229,21 @@ def _video_clips(
         own = wanted.setdefault((track.object_id, support), [])
         plans += [] if own else [plan_clip(track, support, frames)]
         own.append(label_id)
-    with VideoReader(sample.filepath) as reader:
-        masks = partial(read_masks, sample, tracks)
-        for plan, clip in assemble(plans, reader.read, masks, reader.fps):
-            for label_id in wanted[plan.track.object_id, plan.support]:
-                yield label_id, clip
+    for plan, clip in iter_clips(sample, tracks, plans):
+        for label_id in wanted[plan.track.object_id, plan.support]:
+            yield label_id, clip
 
 
-def _image_clips(
-    sample: Sample, name: str, labels: Mapping[str, Document]
-) -> Iterator[tuple[str, RegionClip]]:
-    """Label ids and their regions on the image."""
-    if not labels:
-        return
-    image = read_image(sample.filepath)
-    height, width = image.shape[:2]
-    regions = [
-        region
-        for region in read_regions(sample, name, height=height, width=width)
-        if region.id in labels
-    ]
-    for region, mask in zip(regions, region_masks(image, regions, None), strict=True):
-        yield region.id, RegionClip([image], [mask], label=region.label)
+def run(
+    samples: foco.SampleCollection,
+    captions: str,
+    tracks: str | None,
+    embedder: RegionEmbedder,
+    *,
+    overwrite: bool = False,
+    **reporting: Any,
+) -> EmbedSummary:
+    """Embeds the regions of captions; see :func:`run_stages`."""
+    stages = {"embed_regions": EmbedRegionsOptions(captions, tracks, overwrite)}
+    models = {"captioner": embedder}
+    return run_stages(samples, "embed_regions", stages, models, **reporting)

@@ -1,73 +1,146 @@
-"""Jobs on images: regions that are labeled already get captions."""
+"""The stage that captions the regions of images."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import fiftyone.core.collections as foco
-import fiftyone.core.sample as fos
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.captioning.base import Captioner, CaptionerInfo
+from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.streaming import caption_stream
-from fiftyone_regioncap.core.errors import RegionCapError
-from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
-from fiftyone_regioncap.core.types import Caption, Frame, Mask, Prompt, RegionClip
-from fiftyone_regioncap.dataset import fields, runs, schema, status
-from fiftyone_regioncap.dataset.regions import (
-    ImageRegion,
-    read_regions,
-    write_region_captions,
-)
-from fiftyone_regioncap.dataset.targets import image_targets, name_of
-from fiftyone_regioncap.jobs.ledger import Ledger, Summary
+from fiftyone_regioncap.core.progress import Stage as StageName
+from fiftyone_regioncap.core.types import Caption, RegionClip
+from fiftyone_regioncap.dataset import fields, schema, status
+from fiftyone_regioncap.dataset.clips import iter_image_clips
+from fiftyone_regioncap.dataset.regions import region_captions, write_region_captions
+from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, image_targets
+from fiftyone_regioncap.jobs.base import Item, RunContext, model_record
+from fiftyone_regioncap.jobs.clips import each_clip
+from fiftyone_regioncap.jobs.executors.local import run_stages
 from fiftyone_regioncap.jobs.options import RegionOptions
-from fiftyone_regioncap.propagation.base import PropagationRequest, Propagator
-from fiftyone_regioncap.video.clips import box_mask
-from fiftyone_regioncap.video.reader import decode_ahead
+from fiftyone_regioncap.jobs.summary import Report, Summary
+from fiftyone_regioncap.models.registry import ModelRegistry
+from fiftyone_regioncap.propagation.base import Propagator
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 
-@dataclass(frozen=True)
-class Still:
-    """An image as a video of one frame, so that propagators can segment it.
+class RegionCaptioning:
+    """Captions the regions of images; see :class:`Stage`.
 
-    Attributes:
-        image: uint8 (H, W, 3) RGB.
+    Args:
+        options: How regions are captioned.
+        captioner: The captioner.
+        segmenter: Turns boxes and points into masks; without one a box is its own mask
+            and points are an error of their image.
     """
 
-    image: Frame
+    name: ClassVar[StageName] = "caption"
+    options = RegionOptions
+    summary: ClassVar[type[Report]] = Summary
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {
+        "captioner": CAPTIONERS,
+        "segmenter": PROPAGATORS,
+    }
 
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return self.image.shape[0]
+    def __init__(
+        self,
+        options: RegionOptions,
+        captioner: Captioner,
+        segmenter: Propagator | None = None,
+    ) -> None:
+        self._options = options
+        self._captioner = captioner
+        self._segmenter = segmenter
 
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return self.image.shape[1]
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """The images; see :meth:`Stage.targets`."""
+        return image_targets(samples)
 
-    def __len__(self) -> int:
-        return 1
+    def check(self, samples: foco.SampleCollection) -> None:
+        """Declares the caption attributes of the regions; see :meth:`Stage.check`."""
+        dataset, field = samples._root_dataset, self._options.field
+        fields.require_regions(dataset, field)
+        schema.declare_regions(dataset, field)
+        schema.declare_status(dataset, field)
 
-    def __getitem__(self, index: int) -> Frame:
-        return self.image
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
+        """Captions image after image; batches reach across images."""
+        captioner, prompt = self._captioner, self._options.prompt
+
+        def infer(
+            clips: Iterator[RegionClip], _: object
+        ) -> Generator[Caption, None, None]:
+            return caption_stream(captioner, clips, prompt=prompt)
+
+        return each_clip(
+            self.name,
+            self._options.field,
+            self._prepare,
+            infer,
+            context.captioned,
+            items,
+            context,
+            depth=captioner.info.batch_size,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The captioner; see :meth:`Stage.record`."""
+        return {"captioner": model_record(self._captioner.info)}
+
+    def _prepare(self, target: Target, sample: Sample) -> _RegionWork | None:
+        options = self._options
+        known = region_captions(sample, options.field)
+        todo = [
+            label_id
+            for label_id, caption in known.items()
+            if options.overwrite or not caption
+        ]
+        if not todo:
+            return None
+        return _RegionWork(
+            sample, options, self._captioner.info, self._segmenter, frozenset(todo)
+        )
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """A region that is being captioned, or without one the end of an image."""
+class _RegionWork:
+    """The regions of one image; see :class:`ClipWork`."""
 
-    sample: fos.Sample
-    region: ImageRegion | None = None
-    skipped: bool = False
-    error: Exception | None = None
+    sample: Sample
+    options: RegionOptions
+    info: CaptionerInfo
+    segmenter: Propagator | None
+    ids: frozenset[str]
+
+    @property
+    def total(self) -> int:
+        """Number of regions."""
+        return len(self.ids)
+
+    def clips(self) -> Iterator[tuple[str, RegionClip]]:
+        """The regions by label id."""
+        field = self.options.field
+        for region, clip in iter_image_clips(
+            self.sample, field, self.ids, self.segmenter
+        ):
+            yield region.id, clip
+
+    def write(self, results: Sequence[tuple[str, Caption]]) -> None:
+        """Writes captions onto the regions."""
+        write_region_captions(
+            self.sample,
+            self.options.field,
+            dict(results),
+            model=self.info.model,
+            space=self.info.space,
+        )
+
+    def finish(self) -> None:
+        """Records that all regions have captions."""
+        status.write_status(self.sample, self.options.field, "complete")
 
 
 def run(
@@ -76,166 +149,9 @@ def run(
     captioner: Captioner,
     *,
     segmenter: Propagator | None = None,
-    listener: ProgressListener | None = None,
-    cancel: threading.Event | None = None,
+    **reporting: Any,
 ) -> Summary:
-    """Captions the regions of images.
-
-    Args:
-        samples: images: a dataset or a view.
-        options: how.
-        captioner: who.
-        segmenter: turns boxes and points into masks; without one a box is its own mask
-            and points are an error of their image.
-        listener: is told how far the job is.
-        cancel: set it to stop the job after its next step.
-
-    Returns:
-        what was done, failures included.
-
-    Raises:
-        FieldError: when the field is absent or of the wrong kind; nothing is written.
-        Cancelled: when ``cancel`` was set; what was written stays.
-    """
-    targets = image_targets(samples)
-    fields.require_regions(targets.dataset, options.field)
-    schema.declare_regions(targets.dataset, options.field)
-    summary = Summary(samples=len(targets))
-    reporter = ProgressReporter(["caption"], len(targets), listener, cancel)
-    ledger = Ledger(summary, reporter)
-    began = time.monotonic()
-    waiting: deque[_Waiting] = deque()
-
-    def clips() -> Iterator[RegionClip]:
-        for _, sample in targets.samples():
-            for item, clip in _clips(sample, options, segmenter):
-                waiting.append(item)
-                if clip is not None:
-                    yield clip
-
-    made: dict[str, Caption] = {}
-
-    def end(item: _Waiting) -> None:
-        if made:
-            info = captioner.info
-            write_region_captions(
-                item.sample, options.field, made, model=info.model, space=info.space
-            )
-        made.clear()
-        if item.error is not None:
-            ledger.failed("caption", item.sample, options.field, item.error)
-        elif item.skipped:
-            summary.skipped += 1
-        else:
-            status.write_status(item.sample, options.field, "complete")
-        reporter.finish("caption", name_of(item.sample))
-
-    ahead = decode_ahead(clips(), depth=captioner.info.batch_size)
-    captions = caption_stream(captioner, ahead, prompt=options.prompt)
-    with closing(ahead), closing(captions):
-        for caption in captions:
-            while waiting[0].region is None:
-                end(waiting.popleft())
-            item = waiting.popleft()
-            assert item.region is not None  # ends were taken off above
-            made[item.region.id] = caption
-            ledger.captioned(caption)
-            reporter.check_cancelled()
-    for item in waiting:
-        end(item)
-
-    summary.seconds = time.monotonic() - began
-    summary.run = runs.run_key("caption_regions")
-    config = {"regions": asdict(options), "captioner": asdict(captioner.info)}
-    results = {"summary": summary.to_dict()}
-    runs.record_run(targets.dataset, summary.run, config, results)
-    return summary
-
-
-def _clips(
-    sample: fos.Sample, options: RegionOptions, segmenter: Propagator | None
-) -> Iterator[tuple[_Waiting, RegionClip | None]]:
-    """The regions of one image as clips of one frame, and the mark of its end."""
-    try:
-        image = read_image(sample.filepath)
-        height, width = image.shape[:2]
-        regions = [
-            region
-            for region in read_regions(
-                sample, options.field, height=height, width=width
-            )
-            if options.overwrite or not region.caption
-        ]
-        masks = region_masks(image, regions, segmenter)
-        for region, mask in zip(regions, masks, strict=True):
-            clip = RegionClip(frames=[image], masks=[mask], label=region.label)
-            yield _Waiting(sample, region), clip
-        yield _Waiting(sample, skipped=not regions), None
-    except Exception as error:
-        yield _Waiting(sample, error=error), None
-
-
-def read_image(path: str) -> Frame:
-    """Reads an image upright, uint8 (H, W, 3) RGB.
-
-    Raises:
-        RegionCapError: when it is missing or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise RegionCapError(f"{path} can't be read as an image: {error}") from error
-
-
-def region_masks(
-    image: Frame, regions: Sequence[ImageRegion], segmenter: Propagator | None
-) -> list[Mask]:
-    """The mask of each region: its own, else what the segmenter makes of it.
-
-    Args:
-        image: uint8 (H, W, 3) RGB.
-        regions: of that image.
-        segmenter: see :func:`run`.
-
-    Returns:
-        bool (H, W) each.
-
-    Raises:
-        RegionCapError: when points come without a segmenter.
-        PromptError: when a box or point doesn't lie on the image.
-    """
-    height, width = image.shape[:2]
-    prompts = [
-        Prompt(
-            number,
-            0,
-            box=region.shape.box if region.shape.points is None else None,
-            points=region.shape.points,
-            point_signs=region.shape.point_signs,
-        )
-        for number, region in enumerate(regions)
-        if region.shape.mask is None
-    ]
-    made: dict[int, Mask | None] = {}
-    if prompts and segmenter is not None:
-        request = PropagationRequest(Still(image), prompts, overlap=True)
-        still = next(iter(segmenter.propagate(request)))
-        made = {number: item.mask for number, item in still.objects.items()}
-    elif any(prompt.points is not None for prompt in prompts):
-        raise RegionCapError(
-            "keypoints need a segmenter to become masks; choose one, such as mobilesam"
-        )
-    else:
-        made = {
-            prompt.object_id: box_mask(prompt.box, height, width)
-            for prompt in prompts
-            if prompt.box is not None
-        }
-    nothing = np.zeros((height, width), dtype=bool)
-
-    def mask(number: int, region: ImageRegion) -> Mask:
-        found = made.get(number, region.shape.mask)
-        return nothing if found is None else found
-
-    return [mask(number, region) for number, region in enumerate(regions)]
+    """Captions the regions of images; see :func:`run_stages`."""
+    models = {"captioner": captioner, "segmenter": segmenter}
+    stages = {"caption_regions": options}
+    return run_stages(samples, "caption_regions", stages, models, **reporting)

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from typing import Any, ClassVar
 
+import fiftyone.core.collections as foco
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.core.errors import Cancelled, PromptError
+from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
-from fiftyone_regioncap.dataset import status
+from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
-from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
+from fiftyone_regioncap.dataset.targets import (
+    Sample,
+    Target,
+    Targets,
+    name_of,
+    video_targets,
+)
 from fiftyone_regioncap.dataset.tracks import TrackWriter, read_tracks
+from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
 from fiftyone_regioncap.jobs.checkpoints import CheckpointFile, signature
-from fiftyone_regioncap.jobs.ledger import Ledger
 from fiftyone_regioncap.jobs.options import PropagateOptions
+from fiftyone_regioncap.jobs.summary import Report, Summary
+from fiftyone_regioncap.models.registry import ModelRegistry
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Direction,
@@ -29,6 +40,7 @@ from fiftyone_regioncap.propagation.base import (
     PropagatorInfo,
 )
 from fiftyone_regioncap.propagation.policy import PolicyPropagator
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.system import assets
 from fiftyone_regioncap.video.reader import VideoReader, decode_ahead
 
@@ -37,39 +49,50 @@ CHECKPOINT_SECONDS = 20.0
 
 
 class Propagating:
-    """Propagates sample after sample.
+    """Propagates prompts and writes tracks; see :class:`Stage`.
 
     Args:
-        options: how.
-        propagator: with what.
-        ledger: where it is written down.
+        options: How prompts are propagated.
+        propagator: The propagator.
     """
 
-    def __init__(
-        self, options: PropagateOptions, propagator: Propagator, ledger: Ledger
-    ) -> None:
+    name: ClassVar[StageName] = "propagate"
+    options = PropagateOptions
+    summary: ClassVar[type[Report]] = Summary
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"propagator": PROPAGATORS}
+
+    def __init__(self, options: PropagateOptions, propagator: Propagator) -> None:
         self._options = options
         self._propagator = propagator
-        self._ledger = ledger
 
-    def run(
-        self, samples: Iterable[tuple[Target, Sample]]
-    ) -> Iterator[tuple[Target, Sample]]:
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """The videos; see :meth:`Stage.targets`."""
+        return video_targets(samples)
+
+    def check(self, samples: foco.SampleCollection) -> None:
+        """Declares the field of the tracks; see :meth:`Stage.check`."""
+        dataset, options = samples._root_dataset, self._options
+        fields.require_prompts(dataset, options.prompts)
+        fields.require_output(options.output, options.prompts)
+        schema.declare_tracks(dataset, options.output)
+        schema.declare_status(dataset, options.output)
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
         """Propagates sample after sample and passes on those that have tracks."""
-        for target, sample in samples:
-            try:
-                self._sample(target, sample)
-            except Cancelled:
-                raise
-            except Exception as error:
-                self._ledger.failed("propagate", sample, self._options.output, error)
-                self._ledger.reporter.skip(name_of(sample))
-            else:
-                self._ledger.reporter.finish("propagate", name_of(sample))
-                yield target, sample
+        return each_sample(
+            self.name,
+            self._options.output,
+            lambda target, sample: self._sample(target, sample, context),
+            items,
+            context,
+        )
 
-    def _sample(self, target: Target, sample: Sample) -> None:
-        """Propagates one sample, clip by clip."""
+    def record(self) -> dict[str, Any]:
+        """The propagator; see :meth:`Stage.record`."""
+        return {"propagator": model_record(self._propagator.info)}
+
+    def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
+        """Propagates one sample, clip by clip; False when it is complete."""
         options = self._options
         with VideoReader(sample.filepath) as reader:
             if sample.metadata is None:
@@ -89,13 +112,13 @@ class Propagating:
                 )
             ranges = _to_do(target, sample, found, options)
             if not ranges:
-                self._ledger.summary.skipped += 1
-                return
+                return False
             status.write_status(sample, options.output, "partial")
             for (start, stop), objects in ranges.items():
                 there = replace(options, start=start, stop=stop)
-                self._range(sample, reader, found, there, objects)
+                self._range(sample, reader, found, there, objects, context)
         status.write_status(sample, options.output, "complete")
+        return True
 
     def _range(
         self,
@@ -104,6 +127,7 @@ class Propagating:
         found: PromptSet,
         options: PropagateOptions,
         objects: frozenset[int] | None,
+        context: RunContext,
     ) -> None:
         """Propagates the prompts inside a range, from its checkpoint if it has one."""
         start = options.start
@@ -131,7 +155,7 @@ class Propagating:
                 checkpoint=state,
             )
         )
-        reporter = self._ledger.reporter
+        reporter = context.reporter
         total = _frames_to_come(prompts, options.direction, start, stop)
         done = 0
         seen: set[int] = set()
@@ -158,8 +182,7 @@ class Propagating:
                     reporter.update("propagate", name_of(sample), done, total)
         status.write_origins(sample, options.output, origins)
         mark.remove()
-        self._ledger.summary.frames += done
-        self._ledger.summary.tracks += len(seen)
+        context.count(frames=done, tracks=len(seen))
 
 
 def _to_do(

@@ -1,24 +1,27 @@
-"""Jobs that find the objects of videos, for those that have no prompts."""
+"""The stage that finds the objects of videos that have no prompts."""
 
 from __future__ import annotations
 
-import threading
-import time
-from dataclasses import asdict
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.core.errors import BackendError, Cancelled
-from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
-from fiftyone_regioncap.dataset import fields, runs, status
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.progress import Stage as StageName
+from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.prompts import write_prompts
 from fiftyone_regioncap.dataset.store import frame_path
-from fiftyone_regioncap.dataset.targets import name_of, video_targets
-from fiftyone_regioncap.jobs.ledger import Ledger, Summary
+from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
+from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
+from fiftyone_regioncap.jobs.executors.local import run_stages
+from fiftyone_regioncap.jobs.options import ProposeOptions
+from fiftyone_regioncap.jobs.summary import Report, Summary
+from fiftyone_regioncap.models.registry import ModelRegistry
 from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.propagation.proposals import ProposalOptions, Segmenter, propose
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.video.reader import VideoReader
 
 
@@ -30,6 +33,78 @@ class Segmenting(Protocol):
         """The model on single frames."""
 
 
+def require_segmenter(model: Propagator | Segmenter) -> Segmenter:
+    """The segmenter of a propagator; a segmenter is taken as it is.
+
+    Raises:
+        BackendError: When its model doesn't segment single frames.
+    """
+    if isinstance(model, Segmenting):
+        return model.segmenter()
+    if not hasattr(model, "encode"):
+        name = getattr(getattr(model, "info", None), "name", "the propagator")
+        raise BackendError(f"{name} finds no objects; choose mobilesam or sam2")
+    return cast(Segmenter, model)
+
+
+class Proposing:
+    """Writes a mask prompt for each object that is found; see :class:`Stage`.
+
+    Args:
+        options: What counts as an object.
+        propagator: Whose model finds masks.
+    """
+
+    name: ClassVar[StageName] = "propose"
+    options = ProposeOptions
+    summary: ClassVar[type[Report]] = Summary
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"propagator": PROPAGATORS}
+
+    def __init__(self, options: ProposeOptions, propagator: Propagator) -> None:
+        self._options = options
+        self._propagator = propagator
+        self._segmenter = require_segmenter(propagator)
+
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """The videos; see :meth:`Stage.targets`."""
+        return video_targets(samples)
+
+    def check(self, samples: foco.SampleCollection) -> None:
+        """Checks the field of the prompts; see :meth:`Stage.check`."""
+        fields.require_output(self._options.output)
+        schema.declare_status(samples._root_dataset, self._options.output)
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
+        """Searches sample after sample."""
+
+        def process(target: Target, sample: Sample) -> bool:
+            options, output = self._options, self._options.output
+            done = status.read_status(sample, output).state == "complete"
+            if done and not options.overwrite:
+                return False
+            with VideoReader(sample.filepath) as reader:
+                start, stop = (target.ranges or ((0, len(reader)),))[0]
+                prompts = propose(
+                    reader,
+                    self._segmenter,
+                    options.proposals,
+                    start=start,
+                    stop=stop,
+                )
+            sample.metadata = sample.metadata or video_metadata(sample)
+            write_prompts(sample, frame_path(output), prompts)
+            sample.save()
+            status.write_status(sample, output, "complete")
+            context.count(tracks=len(prompts))
+            return True
+
+        return each_sample(self.name, self._options.output, process, items, context)
+
+    def record(self) -> dict[str, Any]:
+        """The propagator; see :meth:`Stage.record`."""
+        return {"propagator": model_record(self._propagator.info)}
+
+
 def run(
     samples: foco.SampleCollection,
     output: str,
@@ -37,63 +112,9 @@ def run(
     options: ProposalOptions,
     *,
     overwrite: bool = False,
-    listener: ProgressListener | None = None,
-    cancel: threading.Event | None = None,
+    **reporting: Any,
 ) -> Summary:
-    """Writes a mask prompt for each object that is found.
-
-    Args:
-        samples: videos: a dataset, a view, or a clips view.
-        output: frame-level field for the prompts.
-        propagator: whose model finds masks.
-        options: what counts as an object.
-        overwrite: whether to do samples again that are complete.
-        listener: is told how far the job is.
-        cancel: set it to stop the job after the sample at hand.
-
-    Returns:
-        what was done, failures included; ``tracks`` counts the objects.
-
-    Raises:
-        FieldError: when the output is no name for a field.
-        BackendError: when the propagator's model doesn't segment single frames.
-        Cancelled: when ``cancel`` was set; what was written stays.
-    """
-    if not isinstance(propagator, Segmenting):
-        raise BackendError(
-            f"{propagator.info.name} finds no objects; choose mobilesam or sam2"
-        )
-    targets = video_targets(samples)
-    fields.require_output(output)
-    summary = Summary(samples=len(targets))
-    reporter = ProgressReporter(["propose"], len(targets), listener, cancel)
-    ledger = Ledger(summary, reporter)
-    began = time.monotonic()
-    for target, sample in targets.samples():
-        reporter.check_cancelled()
-        try:
-            done = status.read_status(sample, output).state == "complete"
-            if done and not overwrite:
-                summary.skipped += 1
-                continue
-            with VideoReader(sample.filepath) as reader:
-                start, stop = (target.ranges or ((0, len(reader)),))[0]
-                prompts = propose(
-                    reader, propagator.segmenter(), options, start=start, stop=stop
-                )
-            sample.metadata = sample.metadata or video_metadata(sample)
-            write_prompts(sample, frame_path(output), prompts)
-            sample.save()
-            status.write_status(sample, output, "complete")
-            summary.tracks += len(prompts)
-        except Cancelled:
-            raise
-        except Exception as error:
-            ledger.failed("propose", sample, output, error)
-        finally:
-            reporter.finish("propose", name_of(sample))
-    summary.seconds = time.monotonic() - began
-    summary.run = runs.run_key("propose_objects")
-    config = {"options": asdict(options), "propagator": asdict(propagator.info)}
-    runs.record_run(targets.dataset, summary.run, config, {"summary": asdict(summary)})
-    return summary
+    """Finds the objects of videos; see :func:`run_stages`."""
+    stages = {"propose": ProposeOptions(output, options, overwrite)}
+    models = {"propagator": propagator}
+    return run_stages(samples, "propose_objects", stages, models, **reporting)

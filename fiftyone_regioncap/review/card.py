@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import fiftyone as fo
@@ -16,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.dataset.captions import CaptionRecord, Review, read_captions
+from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.targets import name_of
-from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
+from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.review.session import Ref
 from fiftyone_regioncap.review.wording import Piece, differences
-from fiftyone_regioncap.video.clips import assemble, plan_clip
-from fiftyone_regioncap.video.reader import VideoReader
+from fiftyone_regioncap.video.clips import plan_clip
 from fiftyone_regioncap.visualization.contact_sheet import film_strip
 
 STRIP_FRAMES = 4
@@ -138,10 +137,8 @@ def draw_strip(dataset: fo.Dataset, card: Card, tracks: str) -> Image.Image:
             f"object {record.index} has no labels in {tracks!r} on these frames"
         )
     plan = plan_clip(own[0], record.support, STRIP_FRAMES)
-    with VideoReader(sample.filepath) as reader:
-        masks = partial(read_masks, sample, tracks)
-        ((_, clip),) = assemble([plan], reader.read, masks, reader.fps)
-        return Image.fromarray(film_strip(clip, columns=STRIP_FRAMES))
+    ((_, clip),) = iter_clips(sample, tracks, [plan])
+    return Image.fromarray(film_strip(clip, columns=STRIP_FRAMES))
 
 
 def draw_timeline(card: Card) -> Image.Image:

@@ -6,16 +6,16 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import fiftyone.core.collections as foco
 import numpy as np
 
 from fiftyone_regioncap.dataset.captions import CaptionRecord, read_captions
+from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.targets import Sample, name_of, video_targets
 from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
-from fiftyone_regioncap.video.clips import assemble, plan_clip
+from fiftyone_regioncap.video.clips import plan_clip
 from fiftyone_regioncap.video.reader import VideoReader
 from fiftyone_regioncap.video.sampling import sample_frames
 from fiftyone_regioncap.visualization.contact_sheet import (
@@ -122,8 +122,8 @@ def write_sheet(
             break
         titles.append(name_of(sample))
         records = read_captions(sample, captions)[: SHEET_ROWS - len(rows)]
+        rows += _sheet_rows(sample, tracks, records)
         with VideoReader(sample.filepath) as reader:
-            rows += _sheet_rows(sample, tracks, records, reader)
             scenes += _scenes(sample, tracks, records, reader)
     if rows:
         sheet = contact_sheet(rows, scenes, title=", ".join(titles))
@@ -131,10 +131,7 @@ def write_sheet(
 
 
 def _sheet_rows(
-    sample: Sample,
-    tracks: str,
-    records: Sequence[CaptionRecord],
-    reader: VideoReader,
+    sample: Sample, tracks: str, records: Sequence[CaptionRecord]
 ) -> Iterator[SheetRow]:
     """A row for each caption: some of its frames, and what it says."""
     by_id = {track.object_id: track for track in read_tracks(sample, tracks)}
@@ -142,8 +139,7 @@ def _sheet_rows(
     plans = [
         plan_clip(by_id[index], support, SHEET_COLUMNS) for index, support in by_key
     ]
-    masks = partial(read_masks, sample, tracks)
-    for plan, clip in assemble(plans, reader.read, masks, reader.fps):
+    for plan, clip in iter_clips(sample, tracks, plans):
         record = by_key[plan.track.object_id, plan.support]
         yield SheetRow(
             object_id=record.index,

@@ -1,17 +1,11 @@
-"""What a job has done so far, and what went wrong on the way."""
+"""Summaries of jobs: what was done, and what failed."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fiftyone_regioncap.core.progress import ProgressReporter, Stage
-from fiftyone_regioncap.core.types import Caption
-from fiftyone_regioncap.dataset import status
-from fiftyone_regioncap.dataset.targets import Sample
-
-logger = logging.getLogger(__name__)
+from fiftyone_regioncap.core.progress import Stage
 
 
 @dataclass(frozen=True)
@@ -100,33 +94,3 @@ class Summary(Report):
         if self.caption_errors:
             lines.append(f"- {self.caption_errors} captions failed; see their `error`")
         return "\n".join(lines + self.remarks())
-
-
-@dataclass
-class Ledger:
-    """Where the stages of a job write down what they do.
-
-    Attributes:
-        summary: of the whole job.
-        reporter: tells the listener.
-    """
-
-    summary: Summary
-    reporter: ProgressReporter
-
-    def captioned(self, caption: Caption) -> None:
-        """Counts a caption."""
-        self.summary.captions += 1
-        self.summary.caption_errors += caption.error is not None
-        self.reporter.add(captions=1)
-
-    def failed(
-        self, stage: Stage, sample: Sample, output: str, error: Exception
-    ) -> None:
-        """Records what went wrong on the sample and in the summary."""
-        logger.warning("%s: %s", sample.filepath, error, exc_info=error)
-        message = f"{type(error).__name__}: {error}"
-        self.summary.failures.append(
-            Failure(sample.id, sample.filepath, stage, message)
-        )
-        status.write_status(sample, output, "failed", error=message)

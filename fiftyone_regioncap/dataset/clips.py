@@ -1,0 +1,173 @@
+"""Clips of regions out of a dataset: frames of videos or images, with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import fiftyone.core.media as fom
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.types import Frame, Mask, Prompt, RegionClip
+from fiftyone_regioncap.dataset.regions import ImageRegion, read_regions
+from fiftyone_regioncap.dataset.targets import Sample
+from fiftyone_regioncap.dataset.tracks import read_masks
+from fiftyone_regioncap.propagation.base import (
+    Frames,
+    PropagationRequest,
+    Propagator,
+)
+from fiftyone_regioncap.video.clips import ClipPlan, assemble, box_mask
+from fiftyone_regioncap.video.reader import VideoReader
+
+
+@dataclass(frozen=True)
+class ImageFrames:
+    """An image as a video of one frame, so that propagators can segment it.
+
+    Attributes:
+        image: uint8 (H, W, 3) RGB.
+    """
+
+    image: Frame
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.image.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.image.shape[1]
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Frame:
+        return self.image
+
+
+def read_image(path: str) -> Frame:
+    """Reads an image upright, uint8 (H, W, 3) RGB.
+
+    Raises:
+        RegionCapError: When it is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise RegionCapError(f"{path} can't be read as an image: {error}") from error
+
+
+def read_frames(sample: Sample) -> Frames:
+    """Opens the frames of a sample; close those of a video after use."""
+    if sample.media_type == fom.IMAGE:
+        return ImageFrames(read_image(sample.filepath))
+    return VideoReader(sample.filepath)
+
+
+def iter_clips(
+    sample: Sample, tracks: str, plans: Iterable[ClipPlan]
+) -> Iterator[tuple[ClipPlan, RegionClip]]:
+    """Makes the clips of tracks of one video, in the order of time.
+
+    Args:
+        sample: A video in a dataset.
+        tracks: Field of the tracks, with or without ``frames.`` in front.
+        plans: The clips to make.
+
+    Raises:
+        VideoError: When the video can't be read.
+        FieldError: When there is no such field, or a mask on disk can't be read.
+    """
+    plans = list(plans)
+    if not plans:
+        return
+    with VideoReader(sample.filepath) as reader:
+        masks = partial(read_masks, sample, tracks)
+        yield from assemble(plans, reader.read, masks, reader.fps)
+
+
+def iter_image_clips(
+    sample: Sample,
+    field: str,
+    ids: Collection[str] | None = None,
+    segmenter: Propagator | None = None,
+) -> Iterator[tuple[ImageRegion, RegionClip]]:
+    """Makes a clip of one frame of each region of an image.
+
+    Args:
+        sample: An image in a dataset.
+        field: Field of the regions.
+        ids: Label ids of the regions to take; None for all.
+        segmenter: See :func:`region_masks`.
+    """
+    image = read_image(sample.filepath)
+    height, width = image.shape[:2]
+    regions = [
+        region
+        for region in read_regions(sample, field, height=height, width=width)
+        if ids is None or region.id in ids
+    ]
+    masks = region_masks(image, regions, segmenter)
+    for region, mask in zip(regions, masks, strict=True):
+        yield region, RegionClip([image], [mask], label=region.label)
+
+
+def region_masks(
+    image: Frame, regions: Sequence[ImageRegion], segmenter: Propagator | None
+) -> list[Mask]:
+    """The mask of each region: its own, else what the segmenter makes of it.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        regions: of that image.
+        segmenter: turns boxes and points into masks; without one a box is its own
+            mask, and points are an error.
+
+    Returns:
+        bool (H, W) each.
+
+    Raises:
+        RegionCapError: when points come without a segmenter.
+        PromptError: when a box or point doesn't lie on the image.
+    """
+    height, width = image.shape[:2]
+    prompts = [
+        Prompt(
+            number,
+            0,
+            box=region.shape.box if region.shape.points is None else None,
+            points=region.shape.points,
+            point_signs=region.shape.point_signs,
+        )
+        for number, region in enumerate(regions)
+        if region.shape.mask is None
+    ]
+    made: dict[int, Mask | None] = {}
+    if prompts and segmenter is not None:
+        request = PropagationRequest(ImageFrames(image), prompts, overlap=True)
+        still = next(iter(segmenter.propagate(request)))
+        made = {number: item.mask for number, item in still.objects.items()}
+    elif any(prompt.points is not None for prompt in prompts):
+        raise RegionCapError(
+            "keypoints need a segmenter to become masks; choose one, such as mobilesam"
+        )
+    else:
+        made = {
+            prompt.object_id: box_mask(prompt.box, height, width)
+            for prompt in prompts
+            if prompt.box is not None
+        }
+    nothing = np.zeros((height, width), dtype=bool)
+
+    def mask(number: int, region: ImageRegion) -> Mask:
+        found = made.get(number, region.shape.mask)
+        return nothing if found is None else found
+
+    return [mask(number, region) for number, region in enumerate(regions)]

@@ -1,0 +1,147 @@
+"""The loop of stages that give clips of many samples to a model as one stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.progress import Stage as StageName
+from fiftyone_regioncap.core.types import RegionClip
+from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
+from fiftyone_regioncap.jobs.base import Item, RunContext
+from fiftyone_regioncap.video.reader import decode_ahead
+
+K = TypeVar("K")
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
+
+RESULTS_PER_WRITE = 64
+"""Results are written to the database in chunks of this size, per sample."""
+
+OnText: TypeAlias = Callable[[str], None]
+
+
+class ClipWork(Protocol[K, R_contra]):
+    """The clips of one sample, and what becomes of the model's results."""
+
+    @property
+    def total(self) -> int:
+        """Number of clips."""
+
+    def clips(self) -> Iterator[tuple[K, RegionClip]]:
+        """Makes the clips, each with a key; runs in the decoding thread."""
+
+    def write(self, results: Sequence[tuple[K, R_contra]]) -> None:
+        """Writes some results."""
+
+    def finish(self) -> None:
+        """Completes the sample, once all results are written."""
+
+
+@dataclass(frozen=True)
+class _Pending(Generic[K, R]):
+    """A clip whose result is awaited, or without a key the end of a sample."""
+
+    item: Item
+    work: ClipWork[K, R] | None
+    key: K | None = None
+    number: int = 0
+    error: Exception | None = None
+
+
+def each_clip(
+    stage: StageName,
+    output: str | None,
+    prepare: Callable[[Target, Sample], ClipWork[K, R] | None],
+    infer: Callable[[Iterator[RegionClip], OnText], Generator[R, None, None]],
+    count: Callable[[R], None],
+    items: Iterable[Item],
+    context: RunContext,
+    *,
+    depth: int,
+) -> Iterator[Item]:
+    """Makes clips ahead in a thread, and writes a model's results as they come.
+
+    Args:
+        stage: Name of the stage.
+        output: Field whose status says when a sample failed; None for none.
+        prepare: Gives the work of a sample; None when it is complete.
+        infer: Gives one result a clip, in order; batches may reach across samples. Its
+            second argument takes the text so far of the next result.
+        count: Counts a result.
+        items: The samples.
+        context: Of the job.
+        depth: Number of clips that are made ahead.
+
+    Yields:
+        Samples that did not fail.
+    """
+    pending: deque[_Pending[K, R]] = deque()
+    made: list[tuple[K, R]] = []
+    broken: list[Exception] = []  # of the sample whose results come now
+
+    def clips() -> Iterator[RegionClip]:
+        for item in items:
+            work = None
+            try:
+                work = prepare(*item)
+                if work is not None:
+                    for number, (key, clip) in enumerate(work.clips(), start=1):
+                        pending.append(_Pending(item, work, key, number))
+                        yield clip
+            except Exception as error:
+                pending.append(_Pending(item, work, error=error))
+            else:
+                pending.append(_Pending(item, work))
+
+    def write(work: ClipWork[K, R] | None, last: bool = False) -> None:
+        """Writes what was made; a failure is that of this sample alone."""
+        try:
+            if work is not None and made and not broken:
+                work.write(made)
+            if work is not None and last and not broken:
+                work.finish()
+        except Cancelled:
+            raise
+        except Exception as error:
+            broken.append(error)
+        made.clear()
+
+    def end(entry: _Pending[K, R]) -> Iterator[Item]:
+        write(entry.work, last=entry.error is None)
+        error = entry.error or (broken[0] if broken else None)
+        broken.clear()
+        _, sample = entry.item
+        if error is not None:
+            context.failed(stage, sample, output, error)
+            return
+        context.count(skipped=int(entry.work is None))
+        context.finished(stage, sample)
+        yield entry.item
+
+    def on_text(text: str) -> None:
+        entry = pending[0]
+        if entry.work and entry.work.total == 1 and context.summary.samples == 1:
+            context.reporter.update_text(stage, name_of(entry.item[1]), text)
+
+    ahead = decode_ahead(clips(), depth=depth)
+    results = infer(ahead, on_text)
+    # The results first: a model may be reading clips in a thread of its own.
+    with closing(ahead), closing(results):
+        for result in results:
+            while pending[0].key is None:
+                yield from end(pending.popleft())
+            entry = pending.popleft()
+            assert entry.work is not None and entry.key is not None
+            made.append((entry.key, result))
+            count(result)
+            if len(made) >= RESULTS_PER_WRITE:
+                write(entry.work)
+            name = name_of(entry.item[1])
+            context.reporter.update(stage, name, entry.number, entry.work.total)
+    while pending:
+        yield from end(pending.popleft())
