@@ -9,9 +9,9 @@ embeds all of them instead. Recall compares the first ten with those of an exact
 over the stored vectors, for queries embedded by the model. Times of queries don't
 include embedding the query, which is given on its own.
 
-With ``--looks``, regions are searched by their embeddings instead, as labels would hold
-them: vectors of Patch-ioner's width, drawn with a spectrum that falls as that of image
-features does. Queries are drawn like them (near), and with as much again in any
+With ``--regions``, regions are searched by their embeddings instead, as labels would
+hold them: vectors of Patch-ioner's width, drawn with a spectrum that falls as that of
+image features does. Queries are drawn like them (near), and with as much again in any
 direction (far), since texts don't lie where images do.
 
     python benchmarks/search.py --sizes 10000 100000
@@ -267,7 +267,7 @@ def measure(count: int, folder: Path, embedder, queries: dict) -> list[str]:
     return cells
 
 
-class Looks:
+class SyntheticRegions:
     """Region embeddings as a dataset would give them, ten a sample."""
 
     space = EmbeddingSpace("patchioner", "drawn", "drawn", 768)
@@ -299,20 +299,20 @@ class Looks:
             )
 
 
-def measure_looks(count: int, folder: Path) -> list[str]:
-    """One row of the table of looks."""
+def measure_regions(count: int, folder: Path) -> list[str]:
+    """One row of the table of regions."""
     index = CaptionIndex(folder)
     index.update(Synthetic(count))
-    source = Looks(count)
+    source = SyntheticRegions(count)
     began = time.process_time()
     for _ in source.embeddings():
         pass
     made = time.process_time() - began
     before = resident()
     began = time.process_time()
-    index.update_looks(source)
+    index.update_regions(source)
     took = time.process_time() - began - made
-    store = index.looks._open(source.space)  # no state without a time of change
+    store = index.regions._open(source.space)  # no state without a time of change
     near = source.vectors(40, seed=count + 1)
     rest = np.random.default_rng(1).standard_normal(near.shape, np.float32)
     far = near + rest / np.linalg.norm(rest, axis=1, keepdims=True)
@@ -329,7 +329,7 @@ def measure_looks(count: int, folder: Path) -> list[str]:
     middle, high = np.quantile(times, (0.5, 0.95))
     size = len(RegionEmbedding.of(near[0], source.space).data)
     cells = [f"{count:,}", f"{size}", f"{took:.0f}"]
-    cells.append(f"{megabytes(folder / 'looks', '*'):.0f}")
+    cells.append(f"{megabytes(folder / 'regions', '*'):.0f}")
     cells.append(f"{middle:.1f} / {high:.1f}")
     cells.append(f"{np.mean(recall['near']):.3f} / {np.mean(recall['far']):.3f}")
     cells.append(f"{before:.0f} / {resident():.0f}")
@@ -349,9 +349,9 @@ def main() -> None:
     parser.add_argument("--embed", action="store_true", help="embed all captions")
     parser.add_argument("--learn-from", type=int, default=4000)
     parser.add_argument("--folder", type=Path, help="where indexes are made and stay")
-    parser.add_argument("--looks", action="store_true", help="search by looks instead")
+    parser.add_argument("--regions", action="store_true", help="search regions instead")
     arguments = parser.parse_args()
-    if arguments.looks:
+    if arguments.regions:
         print(
             "regions | bytes a label | indexed CPU s | MB | query CPU ms, median / 95 "
             "% | recall@10 near / far | RSS MB before / after"
@@ -360,7 +360,7 @@ def main() -> None:
         for size in arguments.sizes:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = (arguments.folder or Path(temporary)) / str(size)
-                print(" | ".join(measure_looks(size, folder)), flush=True)
+                print(" | ".join(measure_regions(size, folder)), flush=True)
         return
     model = load()
     model.embed(QUERIES)

@@ -1,6 +1,6 @@
-"""How the regions of captions look: their embeddings by row, one store a model.
+"""Search by the appearance of regions: their embeddings by row, one store per model.
 
-The vectors that labels keep are the only ones that count; what lies here is made of
+The vectors that labels keep are the only ones that count; the files here are made of
 them, for the sake of speed.
 """
 
@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +24,11 @@ from fiftyone_regioncap.core.errors import BackendError, FieldError, RegionCapEr
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding, space_of, vectors_of
 from fiftyone_regioncap.models.registry import ModelSpec, in_hub_cache
 from fiftyone_regioncap.search.catalog import Catalog
-from fiftyone_regioncap.search.source import Changes, settled
-from fiftyone_regioncap.search.vectors import VectorStore
+from fiftyone_regioncap.search.source import CaptionSource, hash_of, next_checkpoint
+from fiftyone_regioncap.search.vectors import VectorStore, replace_json
 
-_AT_ONCE = 2048
+_BATCH = 2048
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class LookSource(Protocol):
-    """Region embeddings that know when they changed."""
-
-    def embeddings(
-        self, since: datetime | None
-    ) -> Iterator[Changes[tuple[str, RegionEmbedding | None]]]:
-        """Label ids and their embeddings, sample by sample.
-
-        Args:
-            since: only samples that changed then or later; None for all.
-        """
 
 
 @dataclass(frozen=True)
@@ -49,8 +36,8 @@ class KnownSpace:
     """A model whose region embeddings are stored.
 
     Attributes:
-        space: that they are of.
-        regions: how many there are.
+        space: The embedding space of the model.
+        regions: Number of regions that it embedded.
     """
 
     space: EmbeddingSpace
@@ -58,158 +45,150 @@ class KnownSpace:
 
 
 @dataclass
-class _State:
-    """What the files say about themselves.
+class _Store:
+    """The vectors of one model while they are updated."""
 
-    Attributes:
-        mark: where the next reading begins.
-        spaces: by fingerprint.
-    """
+    vectors: VectorStore
+    hashes: NDArray[np.int64]
 
-    mark: str | None
-    spaces: dict[str, EmbeddingSpace]
+    def change(
+        self, found: dict[int, RegionEmbedding], seen: NDArray[np.int64]
+    ) -> None:
+        """Updates the rows of some labels.
+
+        Args:
+            found: Embeddings by this model, by row.
+            seen: Rows of all labels that were read.
+        """
+        kept = np.isin(seen, list(found))
+        lost = seen[~kept & (self.hashes[seen] != 0)]
+        self.vectors.drop(lost)
+        self.hashes[lost] = 0
+        hashes = {row: hash_of(own.data) for row, own in found.items()}
+        rows = np.array([r for r, h in hashes.items() if self.hashes[r] != h], np.int64)
+        if len(rows):
+            self.hashes[rows] = [hashes[row] for row in rows.tolist()]
+            vectors = vectors_of([found[row] for row in rows.tolist()])
+            self.vectors.put(rows, self.hashes[rows], vectors)
 
 
-class LookIndex:
+class EmbeddingIndex:
     """The region embeddings of one field, in a folder.
 
     Args:
-        folder: is made when there is something to keep.
+        folder: Folder of the index, which is made once there is something to keep.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def update(self, source: LookSource, catalog: Catalog) -> None:
-        """Reads embeddings that changed since the last time.
+    def update(self, source: CaptionSource, catalog: Catalog) -> None:
+        """Reads embeddings that changed since the last update.
 
         Args:
-            source: always the same one for the same folder.
-            catalog: brought up to date with the same source before; embeddings of
-                labels that it doesn't know are left out until it does.
+            source: Always the same one for the same folder.
+            catalog: Updated from the same source before; embeddings of labels that it
+                doesn't know are left out until it does.
         """
-        state = self._read()
-        since = None if state.mark is None else datetime.fromisoformat(state.mark)
+        checkpoint, spaces = self._read()
         rows = catalog.rows
-        stores = {key: self._open(space) for key, space in state.spaces.items()}
-        hashes = {key: store.hashes(rows) for key, store in stores.items()}
+        stores: dict[str, _Store] = {}
+
+        def open_store(space: EmbeddingSpace) -> None:
+            vectors = self._open(space)
+            stores[space.fingerprint] = _Store(vectors, vectors.hashes(rows))
+
+        for space in spaces.values():
+            open_store(space)
         latest: datetime | None = None
-        batch: list[tuple[str, RegionEmbedding | None]] = []
-
-        def write() -> None:
-            places = catalog.rows_of([label for label, _ in batch])
-            by_space: dict[str, dict[int, RegionEmbedding]] = {}
-            for label, embedding in batch:
-                if label in places and embedding is not None:
-                    own = by_space.setdefault(embedding.revision, {})
-                    own[places[label]] = embedding
-            for key, found in by_space.items():
+        for batch, modified in _batches(source, checkpoint):
+            latest = max(filter(None, (latest, modified)), default=None)
+            row_of = catalog.rows_of([label for label, _ in batch])
+            found: dict[str, dict[int, RegionEmbedding]] = {}
+            for label, own in batch:
+                if own is not None and label in row_of:
+                    found.setdefault(own.revision, {})[row_of[label]] = own
+            for key, embeddings in found.items():
                 # The model may have moved since: the last place counts.
-                last = [*found.values()][-1]
-                width = len(last.vector())
-                state.spaces[key] = space_of(last.model, key, width)
+                last = [*embeddings.values()][-1]
+                spaces[key] = space_of(last.model, key, len(last.vector()))
                 if key not in stores:
-                    stores[key] = self._open(state.spaces[key])
-                    hashes[key] = stores[key].hashes(rows)
-            seen = np.array([*places.values()], np.int64)
+                    open_store(spaces[key])
+            seen = np.array([*row_of.values()], np.int64)
             for key, store in stores.items():
-                _change(store, hashes[key], by_space.get(key, {}), seen)
-            batch.clear()
-
-        for change in source.embeddings(since):
-            if change.modified is not None:
-                latest = max(latest or change.modified, change.modified)
-            batch += change.items
-            if len(batch) >= _AT_ONCE:
-                write()
-        write()
-        for key, store in stores.items():
-            if store.version == catalog.version and latest is None:
+                store.change(found.get(key, {}), seen)
+        for store in stores.values():
+            current = store.vectors.version == catalog.version
+            if current and latest is None:
                 continue
-            if store.version != catalog.version:
+            if not current:
                 # Rows of captions that are gone; they may be past the last one's.
-                gone = hashes[key] != 0
+                gone = store.hashes != 0
                 gone[:rows] &= catalog.hashes() == 0
-                store.drop(np.flatnonzero(gone))
-            store.finish(catalog.version)
+                store.vectors.drop(np.flatnonzero(gone))
+            store.vectors.finish(catalog.version)
         # What the catalog doesn't know yet is read again.
-        if latest is not None and catalog.mark is not None:
-            state.mark = min(settled(latest), catalog.mark).isoformat()
-            self._write(state)
+        if latest is not None and catalog.checkpoint is not None:
+            checkpoint = min(next_checkpoint(latest), catalog.checkpoint)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            values = {key: asdict(space) for key, space in spaces.items()}
+            replace_json(
+                self._folder / "state.json",
+                {"checkpoint": checkpoint.isoformat(), "spaces": values},
+            )
 
     def spaces(self) -> list[KnownSpace]:
-        """The models whose embeddings are stored, that of most regions first."""
+        """Lists the models whose embeddings are stored, that of most regions first."""
         known = [
             KnownSpace(space, self._open(space).count())
-            for space in self._read().spaces.values()
+            for space in self._read()[1].values()
         ]
-        filled = [one for one in known if one.regions]
-        return sorted(filled, key=lambda one: -one.regions)
+        return sorted((o for o in known if o.regions), key=lambda own: -own.regions)
 
     def store(self, space: EmbeddingSpace) -> VectorStore:
-        """The vectors of a model by row.
+        """Opens the vectors of a model by row.
 
         Raises:
-            KeyError: when there are none.
+            KeyError: If there are none.
         """
-        return self._open(self._read().spaces[space.fingerprint])
+        return self._open(self._read()[1][space.fingerprint])
 
     def _open(self, space: EmbeddingSpace) -> VectorStore:
         folder = self._folder / blake2b(space.fingerprint.encode()).hexdigest()[:16]
         return VectorStore(folder, space.fingerprint, space.dimension)
 
-    def _read(self) -> _State:
-        path = self._folder / "state.json"
-        if not path.is_file():
-            return _State(None, {})
-        values = json.loads(path.read_text(encoding="utf-8"))
-        spaces = {key: EmbeddingSpace(**own) for key, own in values["spaces"].items()}
-        return _State(values["mark"], spaces)
-
-    def _write(self, state: _State) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "state.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(state)), encoding="utf-8")
-        part.replace(path)
+    def _read(self) -> tuple[datetime | None, dict[str, EmbeddingSpace]]:
+        """Returns where the next update begins, and the models by fingerprint."""
+        try:
+            text = (self._folder / "state.json").read_text(encoding="utf-8")
+            values = json.loads(text)
+            spaces = {key: EmbeddingSpace(**o) for key, o in values["spaces"].items()}
+            return datetime.fromisoformat(values["checkpoint"]), spaces
+        except (OSError, ValueError, KeyError, TypeError):
+            return None, {}
 
 
-def _change(
-    store: VectorStore,
-    hashes: NDArray[np.int64],
-    found: dict[int, RegionEmbedding],
-    seen: NDArray[np.int64],
-) -> None:
-    """Brings the rows of some labels up to date.
-
-    Args:
-        store: of one model.
-        hashes: of all its rows; changed along.
-        found: the embeddings of that model, by row.
-        seen: rows of all labels that were looked at.
-    """
-    lost = np.array([row for row in seen if row not in found and hashes[row]], np.int64)
-    if len(lost):
-        store.drop(lost)
-        hashes[lost] = 0
-    new = {row: _hash(one) for row, one in found.items() if hashes[row] != _hash(one)}
-    if new:
-        rows = np.array([*new], np.int64)
-        hashes[rows] = [*new.values()]
-        store.put(rows, hashes[rows], vectors_of([found[row] for row in new]))
+def _batches(
+    source: CaptionSource, since: datetime | None
+) -> Iterator[tuple[list[tuple[str, RegionEmbedding | None]], datetime | None]]:
+    """Label ids with their embeddings, many at once, and when the last one changed."""
+    batch: list[tuple[str, RegionEmbedding | None]] = []
+    latest: datetime | None = None
+    for change in source.embeddings(since):
+        latest = max(filter(None, (latest, change.modified)), default=None)
+        batch += change.items
+        if len(batch) >= _BATCH:
+            yield batch, latest
+            batch = []
+    yield batch, latest
 
 
-def _hash(embedding: RegionEmbedding) -> int:
-    digest = blake2b(embedding.data, digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True) or 1
-
-
-class RegionTexts:
-    """Texts among the regions of a model, as search embeds texts.
+class RegionTextEmbedder:
+    """Embeds texts among the regions of a model, with the interface that search has.
 
     Args:
-        encoder: of the model.
-        truncate: whether to cut texts that are too long for it.
+        encoder: Text encoder of the model.
+        truncate: Whether to truncate texts that are too long for it.
     """
 
     def __init__(self, encoder: TextEncoder, *, truncate: bool = False) -> None:
@@ -219,7 +198,7 @@ class RegionTexts:
 
     @property
     def name(self) -> str:
-        """Of the model's text side."""
+        """Name of the model's text side."""
         return f"{self.space.captioner}-{self._encoder.text_fingerprint}"
 
     @property
@@ -231,51 +210,46 @@ class RegionTexts:
         """Embeds texts; see :meth:`~.embedding.TextEmbedder.embed`.
 
         Raises:
-            PromptError: when one is too long and may not be cut.
-            WeightsError: when what embeds texts is not there.
+            PromptError: If one is too long and may not be truncated.
+            WeightsError: If the weights of the text encoder are missing.
         """
         return self._encoder.embed_text(texts, truncate=self._truncate)
 
 
-_LOADED: dict[tuple[str, str, str | None], TextEncoder] = {}
-
-
+@lru_cache(maxsize=4)
 def load(captioner: str, source: str, device: str | None = None) -> TextEncoder:
-    """The text side of a captioner's model; loaded once in a process.
+    """Loads the text side of a captioner's model; once in a process.
 
     Args:
-        captioner: by its name.
-        source: a folder or a hub id.
-        device: None for the best there is.
+        captioner: Name of the captioner.
+        source: Folder or hub id.
+        device: Device such as ``"cuda"``; None for the best there is.
 
     Raises:
-        BackendError: when the captioner has none.
-        WeightsError: when there is no such model.
+        BackendError: If the captioner has none.
+        WeightsError: If there is no such model.
     """
-    key = captioner, source, device
-    if key not in _LOADED:
-        _LOADED[key] = CAPTIONERS.text_encoder(ModelSpec(captioner, source, device))
-    return _LOADED[key]
+    return CAPTIONERS.text_encoder(ModelSpec(captioner, source, device))
 
 
-def choose(
+def select_encoder(
     known: Sequence[KnownSpace],
     field: str,
     model: str | TextEncoder | None = None,
     device: str | None = None,
 ) -> TextEncoder:
-    """What places texts among the regions of a field.
+    """Selects the text encoder for the regions of a field.
 
     Args:
-        known: the models whose embeddings the field holds.
-        field: its name.
-        model: a folder, a hub id, or one of your own; None for the one that most
-            regions were embedded by.
-        device: None for the best there is.
+        known: Models whose embeddings the field holds.
+        field: Name of the field, for messages.
+        model: Folder, hub id, or text encoder; None for the model that most regions
+            were embedded by.
+        device: Device such as ``"cuda"``; None for the best there is.
 
     Raises:
-        FieldError: when the field holds no embeddings.
-        BackendError: when the model isn't at hand, or isn't the one that made them.
+        FieldError: If the field holds no embeddings.
+        BackendError: If the model isn't at hand, or isn't the one that made them.
     """
     if not known:
         raise FieldError(
@@ -317,8 +291,8 @@ def _at_hand(model: str) -> bool:
     return bool(_REPOSITORY.fullmatch(model)) and in_hub_cache(model, "config.yaml")
 
 
-def others(known: Sequence[KnownSpace], space: EmbeddingSpace) -> str | None:
-    """A note on regions that were embedded by another model; None without any."""
+def note_on_others(known: Sequence[KnownSpace], space: EmbeddingSpace) -> str | None:
+    """Returns a note on regions embedded by other models; None without any."""
     left = [one for one in known if one.space.fingerprint != space.fingerprint]
     if not left:
         return None

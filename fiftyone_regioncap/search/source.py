@@ -1,4 +1,4 @@
-"""What can be searched of a caption, and where captions come from."""
+"""The searchable texts of captions, and sources that captions are read from."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fiftyone_regioncap.dataset.store import Document, now
 
 T = TypeVar("T")
 
-_TICK = timedelta(milliseconds=1)  # what the database tells times by
-_STILL = timedelta(seconds=10)
+_TICK = timedelta(milliseconds=1)  # resolution of the database's times
+_SETTLED = timedelta(seconds=10)
 _LISTS = ("tags", "attributes")
 _WORDS = ("caption", "label", "category")
 
 
 @dataclass(frozen=True)
 class Changes(Generic[T]):
-    """What a sample that changed holds.
+    """The content of a sample that changed.
 
     Attributes:
-        sample: its id.
-        modified: when it last changed.
-        items: all that it holds now.
+        sample: Id of the sample.
+        modified: When it last changed.
+        items: Everything that it holds now.
     """
 
     sample: ObjectId
@@ -37,24 +37,27 @@ class Changes(Generic[T]):
     items: list[T]
 
 
-def settled(latest: datetime) -> datetime:
-    """Where the next reading begins, when the last change that was read was then.
+def next_checkpoint(latest: datetime) -> datetime:
+    """Returns the time that the next reading begins at.
 
     Changes of the same moment may still come, and are read again with it, until it is
     long past: a job on a whole dataset gives many samples the same time.
+
+    Args:
+        latest: Time of the last change that was read.
     """
-    return latest + _TICK if now() - latest > _STILL else latest
+    return latest + _TICK if now() - latest > _SETTLED else latest
 
 
 @dataclass(frozen=True)
 class CaptionText:
-    """What can be searched of one caption.
+    """The searchable texts of one caption.
 
     Attributes:
-        id: of its label.
-        caption: the full text.
-        label: the short name; empty when there is none.
-        tags: tags, attributes and the category.
+        id: Id of the label.
+        caption: The full text.
+        label: The short name; empty when there is none.
+        tags: Tags, attributes and the category.
     """
 
     id: str
@@ -64,84 +67,99 @@ class CaptionText:
 
     @classmethod
     def of(cls, label: Document) -> CaptionText:
-        """What a label says."""
-        words = [
-            label.get("category"),
-            *(word for key in _LISTS for word in label.get(key) or ()),
-        ]
+        """Reads the texts of a label."""
+        words = [label.get("category")]
+        words += [word for key in _LISTS for word in label.get(key) or ()]
         return cls(
             id=str(label["_id"]),
-            caption=_clean(label.get("caption")),
-            label=_clean(label.get("label")),
-            tags=tuple(_clean(word).replace(":", " ") for word in words if word),
+            caption=_encodable(label.get("caption")),
+            label=_encodable(label.get("label")),
+            tags=tuple(_encodable(word).replace(":", " ") for word in words if word),
         )
 
     @property
     def hash(self) -> int:
-        """Of all that is searched, as a signed number of 64 bits that is not 0."""
-        parts = "\x1f".join((self.caption, self.label, *self.tags))
-        digest = blake2b(parts.encode(), digest_size=8)
-        return int.from_bytes(digest.digest(), "big", signed=True) or 1
+        """Hash of all texts, as a signed number of 64 bits that is not 0."""
+        return hash_of("\x1f".join((self.caption, self.label, *self.tags)).encode())
 
 
-class Source(Protocol):
-    """Captions that know when they changed."""
+def hash_of(data: bytes) -> int:
+    """Hashes bytes to a signed number of 64 bits that is not 0."""
+    digest = blake2b(data, digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True) or 1
+
+
+class CaptionSource(Protocol):
+    """Captions and region embeddings that know when they changed."""
 
     def read(self, since: datetime | None) -> Iterator[Changes[CaptionText]]:
-        """Captions that have a text, sample by sample.
+        """Reads captions that have a text, sample by sample.
 
         Args:
-            since: only samples that changed then or later; None for all.
+            since: Only samples that changed at this time or later; None for all.
+        """
+
+    def embeddings(
+        self, since: datetime | None
+    ) -> Iterator[Changes[tuple[str, RegionEmbedding | None]]]:
+        """Reads label ids and their region embeddings, sample by sample.
+
+        Args:
+            since: Only samples that changed at this time or later; None for all.
         """
 
     def sample_ids(self) -> Iterator[ObjectId]:
-        """Of all samples."""
+        """Iterates over the ids of all samples."""
 
     def count_samples(self) -> int:
-        """How many samples there are."""
+        """Counts the samples."""
 
 
 @dataclass(frozen=True)
 class FieldSource:
-    """The captions of a field; see :class:`Source`.
+    """The captions of a field; see :class:`CaptionSource`.
 
     Attributes:
-        field: that they are in.
+        field: The field.
     """
 
     field: CaptionField
 
     def read(self, since: datetime | None) -> Iterator[Changes[CaptionText]]:
-        """Captions sample by sample; see :meth:`Source.read`."""
-        query = self.field.changed_since(since)
-        for sample, labels in self.field.documents(
-            (*_WORDS, *_LISTS), query=query, paths=("last_modified_at",)
-        ):
-            texts = [CaptionText.of(label) for label in labels if label.get("caption")]
-            yield Changes(sample["_id"], sample.get("last_modified_at"), texts)
+        """See :meth:`CaptionSource.read`."""
+        for change in self._changes((*_WORDS, *_LISTS), since):
+            texts = [CaptionText.of(own) for own in change.items if own.get("caption")]
+            yield Changes(change.sample, change.modified, texts)
 
     def embeddings(
         self, since: datetime | None
     ) -> Iterator[Changes[tuple[str, RegionEmbedding | None]]]:
-        """Region embeddings sample by sample; see :class:`~.looks.LookSource`."""
+        """See :meth:`CaptionSource.embeddings`."""
         if not self.field.embedded:
             return
-        query = self.field.changed_since(since)
-        for sample, labels in self.field.documents(
-            tuple(ATTRIBUTES), query=query, paths=("last_modified_at",)
-        ):
-            found = [(str(own["_id"]), RegionEmbedding.read(own)) for own in labels]
-            yield Changes(sample["_id"], sample.get("last_modified_at"), found)
+        for change in self._changes(tuple(ATTRIBUTES), since):
+            found = [(str(o["_id"]), RegionEmbedding.read(o)) for o in change.items]
+            yield Changes(change.sample, change.modified, found)
 
     def sample_ids(self) -> Iterator[ObjectId]:
-        """Of all samples."""
+        """See :meth:`CaptionSource.sample_ids`."""
         return self.field.sample_ids()
 
     def count_samples(self) -> int:
-        """How many samples there are."""
+        """See :meth:`CaptionSource.count_samples`."""
         return self.field.count_samples()
 
+    def _changes(
+        self, attributes: tuple[str, ...], since: datetime | None
+    ) -> Iterator[Changes[Document]]:
+        query = self.field.changed_since(since)
+        paths = ("last_modified_at",)
+        for sample, labels in self.field.documents(
+            attributes, query=query, paths=paths
+        ):
+            yield Changes(sample["_id"], sample.get("last_modified_at"), labels)
 
-def _clean(text: object) -> str:
+
+def _encodable(text: object) -> str:
     """The text without lone surrogates, which no index can hold."""
     return "" if text is None else str(text).encode("utf-8", "replace").decode()

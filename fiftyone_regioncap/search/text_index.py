@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ class TextIndex:
 
     def search(
         self, query: Query, k: int, allowed: Collection[int] | None = None
-    ) -> list[tuple[int, float]]:
+    ) -> dict[int, float]:
         """Finds the best rows and their BM25 scores, best first.
 
         Captions with all words come before those with some of them.
@@ -135,7 +136,7 @@ class TextIndex:
         if len(found) < k and len(words) > 1:
             for row, score in ranked(Occur.Should).items():
                 found.setdefault(row, score)
-        return list(found.items())[:k]
+        return dict(islice(found.items(), k))
 
     def matching(self, rows: NDArray[np.int64], query: Query) -> set[int]:
         """Returns the rows that have the query's phrases and nothing it excludes."""
@@ -161,7 +162,7 @@ class TextIndex:
                 if row is not None and (allowed is None or row in allowed)
             }
             if allowed is None or len(found) >= k or len(hits) < limit:
-                return dict(list(found.items())[:k])
+                return dict(islice(found.items(), k))
             limit = min(limit * 8, _MOST)
 
     def _demands(self, query: Query) -> list[tuple[Occur, tantivy.Query]]:

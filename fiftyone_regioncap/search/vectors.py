@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,14 @@ _CHUNK = 16_384  # rows converted to float32 at once: 25 MB
 
 @dataclass(frozen=True)
 class _State:
-    """What the files say about themselves.
+    """The header of the files.
 
     Attributes:
-        model: whose vectors they are.
-        dimension: of the vectors.
-        rows: how many rows the files have.
-        version: of the catalog that they were brought up to.
-        fitted: how many rows there were when the axes were found; 0 for no sketch.
+        model: Name of the model.
+        dimension: Length of the vectors.
+        rows: Number of rows in the files.
+        version: Version of the catalog that they were updated to.
+        fitted: Number of rows when the axes were found; 0 for no sketch.
     """
 
     model: str
@@ -60,9 +60,9 @@ class VectorStore:
     """The vectors of one model, by row, in a folder.
 
     Args:
-        folder: is made when it doesn't exist.
-        model: whose vectors they are; those of another model are dropped.
-        dimension: of the vectors.
+        folder: Folder of the files, which is made if it doesn't exist.
+        model: Name of the model; vectors of another one are dropped.
+        dimension: Length of the vectors.
     """
 
     def __init__(self, folder: Path, model: str, dimension: int) -> None:
@@ -76,15 +76,15 @@ class VectorStore:
 
     @property
     def version(self) -> int:
-        """Of the catalog that the vectors were brought up to; -1 for none."""
+        """Version of the catalog that the vectors were updated to; -1 for none."""
         return self._state.version
 
     def count(self) -> int:
-        """How many rows are not empty."""
+        """Counts the rows that are not empty."""
         return int(np.count_nonzero(self._map("hashes", np.int64, 1)))
 
     def hashes(self, rows: int) -> NDArray[np.int64]:
-        """Of the texts whose vectors are stored, by row; 0 where there is none."""
+        """Hashes of what the vectors were made of, by row; 0 for empty rows."""
         self._grow(rows)
         return np.array(self._map("hashes", np.int64, 1)[:, 0])
 
@@ -97,9 +97,9 @@ class VectorStore:
         """Stores vectors.
 
         Args:
-            rows: (N,), which :meth:`hashes` made room for.
-            hashes: (N,) of their texts; they are written last.
-            vectors: (N, dimension), of length 1.
+            rows: Rows that :meth:`hashes` made room for, (N,).
+            hashes: Hashes of what the vectors were made of, (N,); written last.
+            vectors: Unit vectors, (N, dimension).
         """
         self._vectors("r+")[rows] = vectors
         if self._axes is not None:
@@ -107,19 +107,19 @@ class VectorStore:
         self._map("hashes", np.int64, 1, "r+")[rows, 0] = hashes
 
     def drop(self, rows: NDArray[np.int64]) -> None:
-        """Makes rows empty, so that they are never found."""
+        """Empties rows, so that they are never found."""
         zeros = np.zeros((len(rows), self._state.dimension), np.float32)
         self.put(rows, np.zeros(len(rows), np.int64), zeros)
 
     def finish(self, version: int) -> None:
-        """Says that the vectors are those of a version of the catalog."""
+        """Records that the vectors are those of a version of the catalog."""
         rows = self._state.rows
         if rows >= max(SKETCH_FROM, _FIT_AGAIN * self._state.fitted):
             self._fit()
         self._set(version=version)
 
     def get(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Vectors of some rows, float32 (N, dimension)."""
+        """Reads the vectors of some rows, float32 (N, dimension)."""
         return np.asarray(self._vectors()[rows], np.float32)
 
     def search(
@@ -130,13 +130,13 @@ class VectorStore:
         *,
         exact: bool = False,
     ) -> list[tuple[int, float]]:
-        """The rows nearest to a vector and their cosine similarities, best first.
+        """Finds the rows nearest to a vector and their cosine similarities, best first.
 
         Args:
-            vector: (dimension,), of length 1.
-            k: the most rows.
-            allowed: bool by row, the only rows to give; None for all.
-            exact: whether to compare all rows in full.
+            vector: Unit vector, (dimension,).
+            k: Greatest number of rows.
+            allowed: Whether each row may be returned, bool by row; None for all.
+            exact: Whether to compare all rows in full.
         """
         if not len(self) or k < 1:
             return []
@@ -159,9 +159,9 @@ class VectorStore:
         similarity = np.where(similarity == 0, -np.inf, similarity)
         best = _largest(similarity, k)
         return [
-            (int(rows[place]), float(similarity[place]))
-            for place in best
-            if np.isfinite(similarity[place])
+            (int(rows[index]), float(similarity[index]))
+            for index in best
+            if np.isfinite(similarity[index])
         ]
 
     # -- files ------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class VectorStore:
             yield vectors[start : start + _CHUNK]
 
     def _fit(self) -> None:
-        """Finds the main axes of the vectors, and sketches all rows along them."""
+        """Finds the main axes of the vectors, and projects all rows onto them."""
         rows = np.random.default_rng(0).choice(
             len(self), min(len(self), _FIT_ROWS), replace=False
         )
@@ -199,7 +199,7 @@ class VectorStore:
         self._set(rows=rows)
 
     def _resize(self, name: str, kind: type, width: int, rows: int) -> None:
-        """Gives a file room for rows; what is new in it is zero."""
+        """Resizes a file to a number of rows; new ones are zero."""
         path = self._folder / name
         path.touch()
         os.truncate(path, rows * width * np.dtype(kind).itemsize)
@@ -218,7 +218,7 @@ class VectorStore:
         return self._map("sketch", np.float32, self._axes.shape[1], mode)
 
     def _read_state(self, model: str, dimension: int) -> _State:
-        """What the files say, if they are whole and of this model; else starts anew."""
+        """Reads the header; removes files that are damaged or of another model."""
         try:
             text = (self._folder / "state.json").read_text(encoding="utf-8")
             state = _State(**json.loads(text))
@@ -241,17 +241,20 @@ class VectorStore:
         return _State(model, dimension)
 
     def _set(self, **values: Any) -> None:
-        self._state = _State(**{**asdict(self._state), **values})
-        path = self._folder / "state.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self._state)), encoding="utf-8")
-        part.replace(path)
+        self._state = replace(self._state, **values)
+        replace_json(self._folder / "state.json", asdict(self._state))
+
+
+def replace_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes values as JSON, all at once."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values), encoding="utf-8")
+    part.replace(path)
 
 
 def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Places of the k largest values, the largest first."""
+    """Indices of the k largest values, the largest first."""
+    found = np.arange(len(values))
     if k < len(values):
-        places = np.argpartition(values, -k)[-k:]
-    else:
-        places = np.arange(len(values))
-    return places[np.argsort(-values[places], kind="stable")]
+        found = np.argpartition(values, -k)[-k:]
+    return found[np.argsort(-values[found], kind="stable")]

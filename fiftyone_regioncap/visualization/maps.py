@@ -1,8 +1,8 @@
-"""Maps of captions: one point a track or region, near for what is alike.
+"""Maps of captions: one point per track or region, near to those that are alike.
 
-Captions are embedded once (see :mod:`fiftyone_regioncap.search`), or taken by how their
-regions look, and laid out in the plane, so that FiftyOne's Embeddings panel shows them.
-Near-duplicates, outliers and groups are written onto the labels.
+Captions are embedded once (see :mod:`fiftyone_regioncap.search`), or represented by the
+embeddings of their regions, and laid out in the plane, so that FiftyOne's Embeddings
+panel shows them. Near-duplicates, outliers and groups are written onto the labels.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ from numpy.typing import NDArray
 
 from fiftyone_regioncap.analysis.facets import facets_of, save_views
 from fiftyone_regioncap.analysis.vocabulary import STOPWORDS
-from fiftyone_regioncap.captioning.base import TextEncoder
+from fiftyone_regioncap.captioning.base import EmbeddingSpace, TextEncoder
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.markdown import code, escape
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.runs import record_run
-from fiftyone_regioncap.search import appearance as looks
-from fiftyone_regioncap.search.appearance import RegionTexts
+from fiftyone_regioncap.search.appearance import (
+    RegionTextEmbedder,
+    note_on_others,
+    select_encoder,
+)
 from fiftyone_regioncap.search.embedding import TextEmbedder
 from fiftyone_regioncap.search.index import CaptionIndex
 from fiftyone_regioncap.search.results import (
     known_spaces,
     open_index,
-    region_encoder,
+    region_model,
     rows_in,
     text_embedder,
 )
-from fiftyone_regioncap.search.similarity import CaptionSimilarityConfig
-from fiftyone_regioncap.search.source import FieldSource
+from fiftyone_regioncap.search.similarity import (
+    CaptionSimilarityConfig,
+    CaptionSimilarityIndex,
+)
 from fiftyone_regioncap.visualization import caption_map
 
 Layout: TypeAlias = Literal["umap", "pca"]
@@ -67,18 +72,18 @@ _DISTINCTIVE = 1.5  # times as often as elsewhere a term is said of what it name
 
 @dataclass(frozen=True)
 class MapSummary:
-    """What was made.
+    """The map that was made.
 
     Attributes:
-        captions: how many are on the map.
-        layout: how they were laid out.
-        space: what makes them alike.
-        key: of the brain runs, ``<key>`` for the map and ``<key>_similarity``.
-        clusters: captions by the name of their group, the largest first.
-        duplicates: captions that say (or regions that look) nearly the same as one
-            before them.
-        view: name of the saved view that the map is of.
-        notes: what was done another way than asked for, and why.
+        captions: Number of captions on the map.
+        layout: How they were laid out.
+        space: What makes captions alike.
+        key: Key of the brain runs: ``<key>`` for the map and ``<key>_similarity``.
+        clusters: Number of captions by the name of their group, the largest first.
+        duplicates: Number of captions that say (or regions that look) nearly the same
+            as one before them.
+        view: Name of the saved view that the map is of.
+        notes: What was done in another way than asked for, and why.
     """
 
     captions: int
@@ -91,11 +96,11 @@ class MapSummary:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people, as Markdown."""
         lines = [
             f"**{self.captions}** captions on the map {code(self.key)}: load the view "
             f"{code(self.view)} and open the Embeddings panel",
@@ -130,68 +135,80 @@ def embed_captions(
     the same key are replaced.
 
     Args:
-        samples: a dataset or a view.
-        field: of the captions.
+        samples: A dataset or a view.
+        field: Field of the captions.
         space: ``"text"``, or ``"visual"`` for the region embeddings that a captioner
             such as Patch-ioner left with its captions.
         layout: ``"umap"``, or ``"pca"``, which is exact and faster, and shows less.
-        key: of the brain run; None for ``<field>_map`` or ``<field>_visual_map``.
-        clusters: how many groups; None for a number that grows with the captions.
-        duplicate: cosine similarity from which captions say nearly the same.
-        model: see :func:`fiftyone_regioncap.search.search`; in the visual space it only
+        key: Key of the brain run; None for ``<field>_map`` or ``<field>_visual_map``.
+        clusters: Number of groups; None for one that grows with the captions.
+        duplicate: Cosine similarity from which captions say nearly the same.
+        model: See :func:`fiftyone_regioncap.search.search`; in the visual space it only
             lets the similarity run take texts, and the map is made without it too.
-        device: such as ``"cuda"``; None for the best there is.
-        progress: whether to draw a bar while captions are embedded.
+        device: Device such as ``"cuda"``; None for the best there is.
+        progress: Whether to draw a progress bar while captions are embedded.
 
     Raises:
-        FieldError: when the field is absent, can't have captions, or has fewer than
-            two (with region embeddings, in the visual space).
-        BackendError: when the model of texts can't be loaded.
+        FieldError: If the field is absent, can't have captions, or has fewer than two
+            (with region embeddings, in the visual space).
+        BackendError: If the model of texts can't be loaded.
     """
     captions = CaptionField.of(samples, field)
     prefix = "" if space == "text" else "visual_"
     key = require_output(key or f"{field}_{prefix}map")
     notes: list[str] = []
-    source = _looks if space == "visual" else _texts
-    found = source(captions, samples, model, device, progress, notes)
-    ids, texts, vectors = found.ids, found.texts, found.vectors
-    if len(ids) < 2:
+    index = open_index(captions)
+    embedder: TextEmbedder | RegionTextEmbedder | None
+    named: dict[str, Any]
+    if space == "visual":
+        stored, embedder = _region_space(captions, index, model, device, notes)
+        store, named = index.regions.store(stored), {"region_space": asdict(stored)}
+    else:
+        embedder = text_embedder(model, device)
+        store = index.embed(embedder, progress=progress)
+        named = {"text_model": embedder.name}
+    rows = rows_in(captions, samples, index)
+    rows = rows[store.hashes(index.catalog.rows)[rows] != 0]
+    if len(rows) < 2:
         raise FieldError(
-            f"{field} has {len(ids)} captions for this map, which needs at least two. "
+            f"{field} has {len(rows)} captions for this map, which needs at least two. "
             "Caption some tracks first"
         )
-    if layout == "umap" and len(ids) < _FEWEST_FOR_UMAP:
+    if layout == "umap" and len(rows) < _FEWEST_FOR_UMAP:
         layout = "pca"
-        notes.append(f"laid out by PCA: {len(ids)} captions are too few for UMAP")
+        notes.append(f"laid out by PCA: {len(rows)} captions are too few for UMAP")
     elif layout == "umap" and importlib.util.find_spec("umap") is None:
         layout = "pca"
         notes.append(
             "laid out by PCA; for UMAP, run `pip install 'fiftyone-regioncap[maps]'`"
         )
+    entries = index.catalog.entries(rows.tolist())
+    ids = [entries[row].id for row in rows.tolist()]
+    vectors = store.get(rows)
     near = list(_neighbors(vectors, min(NEIGHBORS, len(ids) - 1)))
     doubles = _duplicates(near, duplicate)
     groups = _clusters(vectors, clusters or _cluster_count(len(ids)))
-    names = _names(groups, texts)
-    of = {label_id: names[g] for label_id, g in zip(ids, groups, strict=True)}
-    distances = [1 - float(similarity.mean()) for _, similarity in near]
-    captions.write(
-        f"{prefix}duplicate_of",
-        {
-            label_id: None if place not in doubles else ids[doubles[place]]
-            for place, label_id in enumerate(ids)
-        },
-        fo.StringField,
-    )
-    outliers = dict(zip(ids, distances, strict=True))
-    captions.write(f"{prefix}outlier", outliers, fo.FloatField)
-    captions.write(f"{prefix}cluster", of, fo.StringField)
-    saved = f"{field}: {prefix.replace('_', ' ')}map"
-    _map(captions, samples, found, _points(vectors, layout), key, saved)
+    names = _names(groups, [entries[row].caption for row in rows.tolist()])
+    attributes: dict[str, tuple[list[Any], type]] = {
+        "duplicate_of": (
+            [ids[doubles[n]] if n in doubles else None for n in range(len(ids))],
+            fo.StringField,
+        ),
+        "outlier": ([1 - float(s.mean()) for _, s in near], fo.FloatField),
+        "cluster": ([names[group] for group in groups], fo.StringField),
+    }
+    for name, (values, kind) in attributes.items():
+        captions.write(f"{prefix}{name}", dict(zip(ids, values, strict=True)), kind)
+    view = f"{field}: {prefix.replace('_', ' ')}map"
+    points = _points(vectors, layout)
+    similarity = _save_runs(captions, samples, ids, vectors, points, key, view, named)
+    if embedder is not None:
+        similarity.use(embedder)
     list(save_views(captions))
     record_run(
         captions.dataset,
         f"{key}_texts",
-        {"field": field, "space": space, "layout": layout, **found.model},
+        {"field": field, "space": space, "layout": layout, **named},
         {"captions": len(ids)},
     )
     return MapSummary(
@@ -199,93 +216,35 @@ def embed_captions(
         layout=layout,
         space=space,
         key=key,
-        clusters=dict(Counter(of.values()).most_common()),
+        clusters=dict(Counter(attributes["cluster"][0]).most_common()),
         duplicates=len(doubles),
-        view=saved,
+        view=view,
         notes=tuple(notes),
     )
 
 
-@dataclass(frozen=True)
-class _Points:
-    """What goes on a map, in the order of rows.
-
-    Attributes:
-        ids: of the labels.
-        texts: their captions.
-        vectors: of length 1.
-        model: whose vectors they are, as the similarity run keeps it.
-        embedder: puts texts among them; None where it isn't at hand.
-    """
-
-    ids: list[str]
-    texts: list[str]
-    vectors: NDArray[np.float32]
-    model: dict[str, Any]
-    embedder: TextEmbedder | RegionTexts | None
-
-
-def _texts(
+def _region_space(
     captions: CaptionField,
-    samples: foco.SampleCollection,
+    index: CaptionIndex,
     model: str | TextEmbedder | TextEncoder | None,
     device: str | None,
-    progress: bool,
     notes: list[str],
-) -> _Points:
-    """The captions' texts."""
-    embedder = text_embedder(model, device)
-    index = open_index(captions)
-    index.update(FieldSource(captions))
-    store = index.embed(embedder, progress=progress)
-    rows = rows_in(captions, samples, index)
-    rows = np.flatnonzero(index.catalog.hashes()) if rows is None else rows
-    ids, texts = _entries(index, rows)
-    named = {"text_model": embedder.name}
-    return _Points(ids, texts, store.get(rows), named, embedder)
-
-
-def _looks(
-    captions: CaptionField,
-    samples: foco.SampleCollection,
-    model: str | TextEmbedder | TextEncoder | None,
-    device: str | None,
-    progress: bool,
-    notes: list[str],
-) -> _Points:
-    """The regions' embeddings, of one model."""
-    index = open_index(captions)
-    index.update(FieldSource(captions))
+) -> tuple[EmbeddingSpace, RegionTextEmbedder | None]:
+    """The space of a map of regions, and what embeds texts in it, if that is here."""
     known = known_spaces(captions, index)
-    chosen = region_encoder(model)
+    chosen = region_model(model)
+    embedder = None
     try:
-        encoder = looks.choose(known, captions.name, chosen, device)
+        encoder = select_encoder(known, captions.name, chosen, device)
+        space, embedder = encoder.space, RegionTextEmbedder(encoder)
     except BackendError as error:
         if chosen is not None:
             raise
         notes.append(f"the map takes no texts here: {error}")
-        space, embedder = known[0].space, None
-    else:
-        space, embedder = encoder.space, RegionTexts(encoder)
-    left = looks.others(known, space)
-    notes += [] if left is None else [left]
-    store = index.looks.store(space)
-    there = store.hashes(index.catalog.rows) != 0
-    rows = rows_in(captions, samples, index)
-    rows = np.flatnonzero(there) if rows is None else rows[there[rows]]
-    ids, texts = _entries(index, rows)
-    return _Points(
-        ids, texts, store.get(rows), {"region_space": asdict(space)}, embedder
-    )
-
-
-def _entries(
-    index: CaptionIndex, rows: NDArray[np.int64]
-) -> tuple[list[str], list[str]]:
-    """Label ids and captions of rows."""
-    entries = index.catalog.entries(rows.tolist())
-    found = [entries[row] for row in rows.tolist()]
-    return [entry.id for entry in found], [entry.caption for entry in found]
+        space = known[0].space
+    note = note_on_others(known, space)
+    notes += [] if note is None else [note]
+    return space, embedder
 
 
 def _neighbors(
@@ -309,16 +268,16 @@ def _neighbors(
 def _duplicates(
     near: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], least: float
 ) -> dict[int, int]:
-    """By place, the first caption of the chain of near-duplicates that it ends."""
+    """By number, the first caption of the chain of near-duplicates that it ends."""
     first: dict[int, int] = {}
-    for place, (others, similarities) in enumerate(near):
+    for number, (others, similarities) in enumerate(near):
         before = [
             int(other)
             for other, similarity in zip(others, similarities, strict=True)
-            if similarity >= least and other < place
+            if similarity >= least and other < number
         ]
         if before:
-            first[place] = min(first.get(other, other) for other in before)
+            first[number] = min(first.get(other, other) for other in before)
     return first
 
 
@@ -374,67 +333,66 @@ def _terms(text: str) -> set[str]:
     return set(plain.split()) - STOPWORDS
 
 
-def _map(
+def _save_runs(
     captions: CaptionField,
     samples: foco.SampleCollection,
-    found: _Points,
+    ids: Sequence[str],
+    vectors: NDArray[np.float32],
     points: NDArray[np.float32],
     key: str,
-    saved: str,
-) -> None:
-    """Registers the map and the similarity run, and saves the view they are of."""
+    view: str,
+    model: dict[str, Any],
+) -> CaptionSimilarityIndex:
+    """Saves the map, the similarity run, and the view that they are of."""
     import fiftyone.brain as fob
 
-    dataset, ids, vectors = captions.dataset, found.ids, found.vectors
+    dataset = captions.dataset
     for run in (key, f"{key}_similarity"):
         if run in dataset.list_brain_runs():
             dataset.delete_brain_run(run)
-    place = {label_id: number for number, label_id in enumerate(ids)}
-    embeddings: Any
+    row_of = {label_id: number for number, label_id in enumerate(ids)}
+    options: dict[str, Any] = {}
     if dataset.media_type == fom.IMAGE:
-        kept = samples.select_labels(ids=list(ids), fields=captions.name)
         options = {"patches_field": captions.name}
-        labels = [_listed(own) for own in kept.values(f"{captions.labels}.id")]
-        order = [place[label_id] for own in labels for label_id in own]
-        embeddings = {
-            sample: vectors[[place[label_id] for label_id in own]]
+        kept = samples.select_labels(ids=list(ids), fields=captions.name)
+        # Lists of labels have lists of ids, single labels have one.
+        labels = [
+            [own] if isinstance(own, str) else list(own or ())
+            for own in kept.values(f"{captions.labels}.id")
+        ]
+        order = [row_of[label_id] for own in labels for label_id in own]
+        embeddings: Any = {
+            sample: vectors[[row_of[label_id] for label_id in own]]
             for sample, own in zip(kept.values("id"), labels, strict=True)
         }
+        fob.compute_visualization(
+            kept, points=points[order], brain_key=key, method="manual", **options
+        )
     else:
         # The App sends a view's ids with every request, so that none is better.
         shown = dataset.view()
         if dataset.count(captions.labels) != len(ids):
             shown = shown.select_labels(ids=list(ids), fields=captions.name)
-        kept, options = captions.each(shown), {}
-        order = [place[label_id] for label_id in kept.values("id")]
+        kept = captions.each(shown)
+        sample_ids, label_ids = kept.values(["sample_id", "id"])
+        order = [row_of[label_id] for label_id in label_ids]
         embeddings = vectors[order]
-    dataset.save_view(saved, kept, overwrite=True)
-    if dataset.media_type == fom.IMAGE:
-        fob.compute_visualization(
-            kept, points=points[order], brain_key=key, method="manual", **options
+        caption_map.save(
+            shown, captions.name, key, points[order], sample_ids, label_ids
         )
-    else:
-        clips = kept.values(["sample_id", "id"])
-        caption_map.save(shown, captions.name, key, points[order], *clips)
-    index = fob.compute_similarity(
+    dataset.save_view(view, kept, overwrite=True)
+    return fob.compute_similarity(
         kept,
         embeddings=embeddings,
         brain_key=f"{key}_similarity",
         backend=CaptionSimilarityConfig,
-        **found.model,
+        **model,
         **options,
     )
-    if found.embedder is not None:
-        index.use(found.embedder)
-
-
-def _listed(ids: str | list[str] | None) -> list[str]:
-    """Ids of a list of labels, or of a single one."""
-    return [ids] if isinstance(ids, str) else list(ids or ())
 
 
 def _points(vectors: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
-    """Places in the plane, (N, 2)."""
+    """Positions in the plane, (N, 2)."""
     if layout == "pca":
         from sklearn.decomposition import PCA
 

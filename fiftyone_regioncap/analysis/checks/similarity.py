@@ -1,7 +1,7 @@
-"""Captions against how their regions look, by an image-text model.
+"""Compares captions with the looks of their regions, by an image-text model.
 
-The regions' embeddings are those that a captioner left with its captions; the text side
-of the same model says where the captions lie among them.
+The regions' embeddings are those that a captioner left with its captions; the text
+encoder of the same model embeds the captions among them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
-from fiftyone_regioncap.search import appearance as looks
-from fiftyone_regioncap.search.appearance import RegionTexts
+from fiftyone_regioncap.search.appearance import RegionTextEmbedder, select_encoder
 from fiftyone_regioncap.search.results import known_spaces, open_index, rows_in
-from fiftyone_regioncap.search.source import FieldSource
 
 ATTRIBUTE = "image_text_similarity"
-"""Attribute of the labels: cosine of caption and region, larger for better ones."""
+"""Attribute of the labels: cosine of caption and region, larger for better captions."""
 
 OTHERS = 1000
-"""Captions that each region is compared with at most."""
+"""Greatest number of captions that each region is compared with."""
 
 FEWEST_OTHERS = 10
-"""Fewer say nothing of how well a caption fits."""
+"""Least number of other captions that a rank among them is given for."""
 
 _CHUNK = 1024
 
@@ -37,9 +35,10 @@ class Fit:
     """How well a caption fits its region.
 
     Attributes:
-        id: of the label.
-        cosine: of caption and region, in [-1, 1]. What is high depends on the model.
-        beaten: share of other captions that fit the region better, in [0, 1]; None
+        id: Id of the label.
+        cosine: Cosine of caption and region, in [-1, 1]; what is high depends on the
+            model.
+        beaten: Share of other captions that fit the region better, in [0, 1]; None
             where there are too few others to tell.
     """
 
@@ -61,30 +60,29 @@ def fits(
     Texts are embedded once, and kept with the search index.
 
     Args:
-        captions: the field.
-        samples: the dataset, or a view of it.
-        model: whose text side is taken: a folder, a hub id, or one of your own; None
-            for the one that most regions were embedded by.
-        device: None for the best there is.
-        progress: whether to draw a bar while captions are embedded.
+        captions: The field.
+        samples: The dataset, or a view of it.
+        model: Folder or hub id of a captioner, or its text encoder; None for the one
+            that most regions were embedded by.
+        device: Device such as ``"cuda"``; None for the best there is.
+        progress: Whether to draw a progress bar while captions are embedded.
 
     Yields:
-        one for each caption in the view whose region was embedded by that model.
+        One for each caption in the view whose region was embedded by that model.
 
     Raises:
-        FieldError: when the field holds no embeddings.
-        BackendError: when the model isn't at hand, or isn't the one that made them.
+        FieldError: If the field holds no embeddings.
+        BackendError: If the model isn't at hand, or isn't the one that made them.
     """
     index = open_index(captions)
-    index.update(FieldSource(captions))
     known = known_spaces(captions, index)
-    encoder = looks.choose(known, captions.name, model, device)
-    regions = index.looks.store(encoder.space)
-    texts = index.embed(RegionTexts(encoder, truncate=True), progress=progress)
+    encoder = select_encoder(known, captions.name, model, device)
+    regions = index.regions.store(encoder.space)
+    embedder = RegionTextEmbedder(encoder, truncate=True)
+    texts = index.embed(embedder, progress=progress)
     current = index.catalog.hashes()
-    there = np.flatnonzero(regions.hashes(len(current))[: len(current)])
-    wanted = rows_in(captions, samples, index)
-    rows = there if wanted is None else np.intersect1d(there, wanted)
+    embedded = np.flatnonzero(regions.hashes(len(current))[: len(current)])
+    rows = np.intersect1d(embedded, rows_in(captions, samples, index))
     others = texts.get(_some_texts(current))
     for start in range(0, len(rows), _CHUNK):
         part = rows[start : start + _CHUNK]
@@ -99,7 +97,7 @@ def fits(
 
 
 def _some_texts(hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows of some captions that differ, the same for the same captions."""
+    """Rows of some captions that differ; the same ones for the same captions."""
     _, rows = np.unique(hashes, return_index=True)
     rows = rows[hashes[rows] != 0]
     if len(rows) > OTHERS:

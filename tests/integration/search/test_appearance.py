@@ -12,7 +12,7 @@ import pytest
 from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
 from fiftyone_regioncap.core.errors import BackendError, FieldError, PromptError
 from fiftyone_regioncap.dataset.captions import clear_captions, write_captions
-from fiftyone_regioncap.search import appearance as looks
+from fiftyone_regioncap.search import appearance
 from fiftyone_regioncap.search.results import open_index, search
 from fiftyone_regioncap.visualization.maps import embed_captions
 from tests.support.patchioner import write_random_checkpoint
@@ -21,9 +21,9 @@ CAR, DOG, BOAT = "a red car", "a brown dog asleep", "a boat on the lake"
 
 
 @pytest.fixture(autouse=True)
-def forget(monkeypatch):
+def forget():
     """Models are loaded anew, as in another process."""
-    monkeypatch.setattr(looks, "_LOADED", {})
+    appearance.load.cache_clear()
 
 
 @pytest.fixture
@@ -83,11 +83,11 @@ def test_what_changes_is_noticed(dataset, seen):
 def test_only_what_changed_is_read_again(dataset, monkeypatch):
     found(dataset, CAR)
     # As if the last change had been long ago.
-    monkeypatch.setattr("fiftyone_regioncap.search.source._STILL", timedelta(0))
+    monkeypatch.setattr("fiftyone_regioncap.search.source._SETTLED", timedelta(0))
     found(dataset, CAR)
     read = []
     index = open_index(search(dataset, "thing", mode="text").captions)
-    source = index.looks.update
+    source = index.regions.update
 
     def spy(changes, catalog):
         class Spy:
@@ -98,7 +98,7 @@ def test_only_what_changed_is_read_again(dataset, monkeypatch):
 
         source(Spy(), catalog)
 
-    monkeypatch.setattr(index.looks, "update", spy)
+    monkeypatch.setattr(index.regions, "update", spy)
     assert found(dataset, CAR)[0] == "Thing one." and not read
     sample = dataset.last()
     sample["note"] = "changed"
@@ -120,7 +120,7 @@ def test_a_model_that_moved_or_changed(described, seen, checkpoint, tmp_path):
     moved = replace(record, embedding=replace(record.embedding, model=model))
     dataset = described([moved])
     assert found(dataset, CAR) == ["Thing one."]
-    looks._LOADED.clear()
+    appearance.load.cache_clear()
     shutil.move(home, elsewhere)
     with pytest.raises(BackendError, match=r"not on this machine.*model="):
         found(dataset, CAR)
@@ -136,7 +136,7 @@ def test_a_model_that_moved_or_changed(described, seen, checkpoint, tmp_path):
     assert found(dataset, CAR) == ["Thing one."]
     write_captions(dataset.first(), "captions", [moved])
     write_random_checkpoint(home, seed=1)
-    looks._LOADED.clear()
+    appearance.load.cache_clear()
     with pytest.raises(BackendError, match=r"is another model now.*embed the regions"):
         found(dataset, CAR)
 
@@ -220,7 +220,7 @@ def test_maps_of_looks(described, seen, embedder):
         first = view.sort_by_similarity(DOG, k=3, brain_key=run)
         assert set(first.values("captions.index")) == {4, 5, 6}
         dataset.clear_cache()
-        looks._LOADED.clear()
+        appearance.load.cache_clear()
     config = dataset.get_run_info(f"{summary.key}_texts").config
     assert (
         config.region_space["fingerprint"]

@@ -248,7 +248,7 @@ def test_without_the_model_words_still_work_and_it_says_what_to_install(
     described, monkeypatch
 ):
     monkeypatch.setattr(embedding.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(embedding, "_LOADED", {})  # by tests before this one
+    embedding.load.cache_clear()  # of tests before this one
     dataset = described(*VIDEOS)
     results = search(dataset, "truck")
     assert results.mode == "text" and len(results) == 1
