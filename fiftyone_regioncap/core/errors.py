@@ -1,4 +1,4 @@
-"""Errors with a way out: each message says what is wrong and what to do."""
+"""Errors of the package; each message says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class VideoError(RegionCapError):
 
     Attributes:
         path: the file or folder.
-        last_good_frame: 0-based index of the last frame that decoded, or None when
-            none did.
+        last_good_frame: 0-based index of the last frame that decoded; None if none
+            did. The message counts frames from 1, as FiftyOne does.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class VideoError(RegionCapError):
         where = (
             "no frame could be decoded"
             if last_good_frame is None
-            else f"the last good frame is {last_good_frame} (0-based)"
+            else f"the last good frame is {last_good_frame + 1}"
         )
         super().__init__(f"{path}: {reason}; {where}")
 

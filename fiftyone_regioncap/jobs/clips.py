@@ -13,7 +13,7 @@ from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.jobs.base import Item, RunContext
-from fiftyone_regioncap.video.reader import decode_ahead
+from fiftyone_regioncap.video.prefetch import prefetch
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -128,7 +128,7 @@ def each_clip(
         if entry.work and entry.work.total == 1 and context.summary.samples == 1:
             context.reporter.update_text(stage, name_of(entry.item[1]), text)
 
-    ahead = decode_ahead(clips(), depth=depth)
+    ahead = prefetch(clips(), depth=depth)
     results = infer(ahead, on_text)
     # The results first: a model may be reading clips in a thread of its own.
     with closing(ahead), closing(results):

@@ -42,7 +42,8 @@ from fiftyone_regioncap.propagation.base import (
 from fiftyone_regioncap.propagation.policy import PolicyPropagator
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.system import assets
-from fiftyone_regioncap.video.reader import VideoReader, decode_ahead
+from fiftyone_regioncap.video.prefetch import prefetch
+from fiftyone_regioncap.video.reader import VideoReader
 
 CHECKPOINT_SECONDS = 20.0
 """How much work a killed job repeats at most; saving takes well under a second."""
@@ -169,7 +170,7 @@ class Propagating:
         ) as writer:
             if state is None:
                 writer.clear_range((start, stop - 1), objects)
-            steps = decode_ahead(_with_checkpoints(propagation), depth=4)
+            steps = prefetch(_with_checkpoints(propagation), depth=4)
             with closing(steps):
                 for masks, checkpoint in steps:
                     writer.write(masks)

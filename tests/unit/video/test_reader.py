@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap.core.errors import VideoError
-from fiftyone_regioncap.video.reader import VideoReader, decode_ahead, read_metadata
+from fiftyone_regioncap.video.prefetch import prefetch
+from fiftyone_regioncap.video.reader import VideoReader, read_metadata
 
 BITS = 10
 CELL = 16
@@ -343,11 +344,11 @@ def test_frames_before_the_start_of_an_edit_list_do_not_count(tmp_path: Path) ->
 def test_reading_in_order_never_seeks(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with VideoReader(plain, cache_frames=1) as reader:
+    with VideoReader(plain, cache_frames=1, backend="pyav") as reader:
         runs = []
-        start = reader._source._decode_from  # type: ignore[attr-defined]
+        start = reader._pyav._decode_from  # type: ignore[union-attr]
         monkeypatch.setattr(
-            reader._source, "_decode_from", lambda key: runs.append(key) or start(key)
+            reader._pyav, "_decode_from", lambda key: runs.append(key) or start(key)
         )
         for index in range(0, COUNT, 3):
             assert number_of(reader[index]) == index
@@ -357,12 +358,12 @@ def test_reading_in_order_never_seeks(
 def test_stepping_back_decodes_a_cacheful_at_a_time(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with VideoReader(plain, cache_frames=10) as reader:
+    with VideoReader(plain, cache_frames=10, backend="pyav") as reader:
         reader[COUNT - 1]
         runs = []
-        start = reader._source._decode_from  # type: ignore[attr-defined]
+        start = reader._pyav._decode_from  # type: ignore[union-attr]
         monkeypatch.setattr(
-            reader._source, "_decode_from", lambda key: runs.append(key) or start(key)
+            reader._pyav, "_decode_from", lambda key: runs.append(key) or start(key)
         )
         for index in range(COUNT - 2, -1, -1):
             assert number_of(reader[index]) == index
@@ -518,7 +519,7 @@ def test_damage_in_the_middle_is_an_error_of_the_frames_it_hits(tmp_path: Path) 
     path.write_bytes(content)
     with VideoReader(path) as reader:
         assert len(reader) == COUNT
-        with pytest.raises(VideoError, match="frame 30") as caught:
+        with pytest.raises(VideoError, match="frame 31") as caught:
             list(reader)
         assert caught.value.last_good_frame == 29
         assert number_of(reader[31]) == 31
@@ -584,7 +585,7 @@ def test_arguments_that_make_no_sense(plain: Path, arguments: dict[str, Any]) ->
 # Decoding ahead.
 
 
-def test_decode_ahead_keeps_order_and_stays_in_bounds() -> None:
+def test_prefetch_keeps_order_and_stays_in_bounds() -> None:
     ahead = 0
     most = 0
 
@@ -596,7 +597,7 @@ def test_decode_ahead_keeps_order_and_stays_in_bounds() -> None:
             yield item
 
     got = []
-    for item in decode_ahead(items(), depth=3):
+    for item in prefetch(items(), depth=3):
         time.sleep(0.002)
         ahead -= 1
         got.append(item)
@@ -605,19 +606,19 @@ def test_decode_ahead_keeps_order_and_stays_in_bounds() -> None:
     assert 3 <= most <= 5
 
 
-def test_decode_ahead_hands_errors_on_in_their_place() -> None:
+def test_prefetch_hands_errors_on_in_their_place() -> None:
     def items() -> Iterator[int]:
         yield from range(3)
         raise VideoError("x.mp4", "broken", 2)
 
     got = []
     with pytest.raises(VideoError, match="broken"):
-        for item in decode_ahead(items(), depth=8):
+        for item in prefetch(items(), depth=8):
             got.append(item)
     assert got == [0, 1, 2]
 
 
-def test_leaving_decode_ahead_early_stops_its_thread_and_closes_its_source() -> None:
+def test_leaving_prefetch_early_stops_its_thread_and_closes_its_source() -> None:
     closed = threading.Event()
 
     def items() -> Iterator[int]:
@@ -627,7 +628,7 @@ def test_leaving_decode_ahead_early_stops_its_thread_and_closes_its_source() -> 
             closed.set()
 
     before = threading.active_count()
-    ahead = decode_ahead(items(), depth=2)
+    ahead = prefetch(items(), depth=2)
     assert next(ahead) == 0
     assert threading.active_count() == before + 1
     ahead.close()
