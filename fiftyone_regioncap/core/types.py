@@ -242,6 +242,19 @@ class Prompt:
         """What people call the prompt: its object, and its frame counted from 1."""
         return f"prompt of object {self.object_id} on frame {self.frame + 1}"
 
+    @property
+    def signs(self) -> NDArray[np.bool_]:
+        """Which points are on the object, bool (N,); (0,) without points."""
+        if self.points is None or self.point_signs is None:
+            return np.ones(0 if self.points is None else len(self.points), dtype=bool)
+        return np.asarray(self.point_signs, dtype=bool)
+
+    @property
+    def negative_only(self) -> bool:
+        """Whether it only says where the object is not: a click that corrects."""
+        alone = self.points is not None and self.box is None and self.mask is None
+        return alone and not self.signs.any()
+
     def check(self, height: int, width: int, frame_count: int) -> None:
         """Says what is wrong with the prompt, if anything is.
 
@@ -305,9 +318,6 @@ class Prompt:
                 f"{who}: point {points[~inside][0].tolist()} lies outside the "
                 f"{width}x{height} frame; points are x, y in pixels"
             )
-        alone = self.box is None and self.mask is None
-        if alone and self.point_signs is not None and not self.point_signs.any():
-            raise PromptError(f"{who}: all points are off the object; give one on it")
 
 
 @dataclass(frozen=True)

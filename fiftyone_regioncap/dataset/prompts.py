@@ -96,8 +96,13 @@ def read_prompts(
         if place in prompts:
             prompt = _joined(prompts[place], prompt)
         prompts[place] = prompt
+    placed = {p.object_id for p in prompts.values() if not p.negative_only}
     for prompt in prompts.values():
         prompt.check(height, width, frame_count or prompt.frame + 1)
+        if prompt.object_id not in placed:
+            raise PromptError(
+                f"{prompt.name}: all points are off the object; give one on it"
+            )
     return PromptSet(list(prompts.values()), labels, instances)
 
 

@@ -90,6 +90,7 @@ class PropagationRequest:
             frame_count=frame_count,
             start=self.start,
             stop=self.end,
+            direction=self.direction,
         )
         if problems:
             raise PromptError("; ".join(problem.reason for problem in problems))

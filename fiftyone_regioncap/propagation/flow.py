@@ -2,29 +2,41 @@
 
 Good for slow, unhidden objects over some tens of frames; it is the fallback of machines
 without MobileSAM's weights. T. Kroeger et al., "Fast Optical Flow using Dense Inverse
-Search", ECCV 2016; C. Rother et al., "GrabCut", SIGGRAPH 2004.
+Search", ECCV 2016.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
+from fiftyone_regioncap.core.options import Options, option
+from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt
 from fiftyone_regioncap.models.registry import ModelCard
 from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.competition import compete, drop_fragments
-from fiftyone_regioncap.propagation.stream import StreamPropagation
+from fiftyone_regioncap.propagation.grabcut import grabcut, remove_around
+from fiftyone_regioncap.propagation.stream import State, StreamPropagation
 
 _BINS: Final = (8, 8, 8)
 _VISIBLE: Final = 0.2
 _FRAGMENT: Final = 0.1
-_GRABCUT_SIDE: Final = 200
-_GRABCUT_SAMPLES: Final = 10
+
+
+@dataclass(frozen=True)
+class FlowOptions(Options):
+    """Options of propagation by optical flow."""
+
+    sharpen: bool = option(
+        True,
+        "Move outlines to edges of the image by GrabCut on every frame; without it, "
+        "propagation is faster and drifts sooner.",
+    )
 
 
 FLOW = ModelCard(
@@ -33,6 +45,7 @@ FLOW = ModelCard(
     model="fiftyone_regioncap.propagation.flow:FlowPropagator",
     license="Apache-2.0",
     commercial=True,
+    options=FlowOptions,
 )
 
 
@@ -48,16 +61,29 @@ class FlowPropagator:
         "flow", "none: optical flow and GrabCut", "none", "Apache-2.0"
     )
 
+    def __init__(self, options: FlowOptions | None = None) -> None:
+        """Takes the options; the defaults when None."""
+        self._options = options or FlowOptions()
+
     @classmethod
     def from_pretrained(
-        cls, weights: None = None, *, device: str | None = None
+        cls,
+        weights: None = None,
+        *,
+        device: str | None = None,
+        options: FlowOptions | None = None,
     ) -> FlowPropagator:
         """Makes a propagator, which needs neither weights nor a device."""
-        return cls()
+        return cls(options)
 
     def propagate(self, request: PropagationRequest) -> StreamPropagation:
         """Starts or resumes a run; see the protocol."""
-        return StreamPropagation(request, lambda: FlowTracker(request.overlap))
+        sharpen = self._options.sharpen
+        return StreamPropagation(
+            request,
+            lambda: FlowTracker(request.overlap, sharpen),
+            (self.info, self._options),
+        )
 
 
 class FlowTracker:
@@ -67,8 +93,8 @@ class FlowTracker:
         """Starts with nothing seen.
 
         Args:
-            overlap: whether objects may share pixels.
-            sharpen: whether GrabCut moves outlines to edges of the image.
+            overlap: Whether objects may share pixels.
+            sharpen: Whether GrabCut moves outlines to edges of the image.
         """
         self._overlap = overlap
         self._sharpen = sharpen
@@ -80,10 +106,10 @@ class FlowTracker:
     def step(
         self, index: int, frame: Frame, prompts: Sequence[Prompt]
     ) -> dict[int, ObjectMask]:
-        """Takes the next frame; see the protocol."""
-        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        """Processes the next frame; see the protocol."""
+        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if self._previous is not None and self._soft:
-            back = self._flow.calc(grey, self._previous, None)
+            back = self._flow.calc(gray, self._previous, None)
             self._soft = {
                 object_id: moved(soft, back) for object_id, soft in self._soft.items()
             }
@@ -91,7 +117,7 @@ class FlowTracker:
                 for object_id, soft in self._soft.items():
                     mask = _sharpened(frame, soft > 0.5)
                     self._soft[object_id] = (0.5 * soft + 0.5 * mask).astype(np.float32)
-        self._previous = grey
+        self._previous = gray
         prompted: dict[int, Mask] = {}
         for prompt in prompts:
             earlier = prompted.get(prompt.object_id)
@@ -128,7 +154,7 @@ class FlowTracker:
             state[f"colors.{object_id}"] = self._colors[object_id]
         return state
 
-    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+    def restore(self, state: State) -> None:
         """Takes up a :meth:`state`."""
         ids = state["ids"].tolist()
         self._previous = (
@@ -164,56 +190,14 @@ def moved(image: NDArray[np.float32], back: NDArray[np.float32]) -> NDArray[np.f
     )
 
 
-def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
-    """Moves a mask's outline to the edges of the image.
-
-    Args:
-        frame: uint8 (H, W, 3) RGB.
-        likely: bool (H, W), a first guess, inside ``possible``.
-        sure: bool (H, W), what certainly is the object.
-        possible: bool (H, W), what may be the object at all.
-
-    Returns:
-        bool (H, W); ``likely`` where GrabCut finds nothing.
-    """
-    box = box_of_mask(possible)
-    if box is None:
-        return likely
-    height, width = likely.shape
-    x1, y1, x2, y2 = (int(edge) for edge in box)
-    margin = 8 + max(x2 - x1, y2 - y1) // 4
-    rows = slice(max(y1 - margin, 0), min(y2 + margin, height))
-    columns = slice(max(x1 - margin, 0), min(x2 + margin, width))
-    trimap = np.full(likely.shape, cv2.GC_BGD, dtype=np.uint8)
-    trimap[possible] = cv2.GC_PR_BGD
-    trimap[likely] = cv2.GC_PR_FGD
-    trimap[sure] = cv2.GC_FGD
-    trimap = trimap[rows, columns]
-    scale = min(1.0, _GRABCUT_SIDE / max(trimap.shape))
-    size = [max(2, round(edge * scale)) for edge in likely[rows, columns].shape[::-1]]
-    small = cv2.resize(frame[rows, columns], size, interpolation=cv2.INTER_AREA)
-    cut = cv2.resize(trimap, size, interpolation=cv2.INTER_NEAREST)
-    on = (cut & 1).astype(bool)
-    if on.sum() < _GRABCUT_SAMPLES or (~on).sum() < _GRABCUT_SAMPLES:
-        return likely
-    cv2.setRNGSeed(0)  # its color models start from random clusters
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(small, cut, None, *models, 2, cv2.GC_INIT_WITH_MASK)
-    found = cv2.resize((cut & 1).astype(np.float32), trimap.shape[::-1]) > 0.5
-    if not found.any():
-        return likely
-    mask = np.zeros_like(likely)
-    mask[rows, columns] = found
-    return mask
-
-
 def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
-    """What a prompt means, as well as colors can tell.
+    """The mask that a prompt stands for, as far as colors can tell.
 
     Args:
         frame: uint8 (H, W, 3) RGB.
-        prompt: a mask is taken as it is; a box is cut out by color; points become the
-            box around those on the object, at least a tenth of the frame wide.
+        prompt: A mask is taken as it is; a box is cut out by color; points become the
+            box around those on the object, at least a tenth of the frame wide. What is
+            around points off the object is left out.
 
     Returns:
         bool (H, W), never empty.
@@ -221,11 +205,10 @@ def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
     if prompt.mask is not None:
         return prompt.mask
     height, width = frame.shape[:2]
+    points = np.zeros((0, 2)) if prompt.points is None else prompt.points
+    on, off = points[prompt.signs], points[~prompt.signs]
     box = prompt.box
     if box is None:
-        assert prompt.points is not None
-        signs = prompt.point_signs
-        on = prompt.points if signs is None else prompt.points[signs]
         reach = max(height, width) / 20
         (x1, y1), (x2, y2) = on.min(axis=0) - reach, on.max(axis=0) + reach
         box = (x1, y1, x2, y2)
@@ -239,7 +222,11 @@ def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
     down = (2 * y - y1 - y2) / (y2 - y1)
     likely = inside & (across**2 + down**2 < 0.8)
     mask = grabcut(frame, likely, np.zeros_like(likely), inside)
-    return mask if mask.any() else inside
+    for candidate in (mask, inside):
+        rest = remove_around(frame, candidate, off)
+        if rest.any():
+            return rest
+    return inside
 
 
 def _sharpened(frame: Frame, mask: Mask) -> Mask:

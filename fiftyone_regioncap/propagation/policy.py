@@ -22,6 +22,7 @@ from fiftyone_regioncap.propagation.base import (
     Propagator,
     PropagatorInfo,
 )
+from fiftyone_regioncap.propagation.prompts import check_prompts
 from fiftyone_regioncap.video.scene_cuts import SceneCutDetector
 
 PREFIX = "policy/"
@@ -109,13 +110,21 @@ class PolicyPropagator:
 def _narrowed(request: PropagationRequest, max_frames: int) -> PropagationRequest:
     """The request over at most so many frames from the first (last) prompt."""
     start, stop = request.start, request.end
-    frames = [prompt.frame for prompt in request.prompts]
+    frames = [p.frame for p in request.prompts if not p.negative_only]
     if request.direction != "forward":
         seed = max(frames) if request.direction == "backward" else min(frames)
         start = max(start, seed - max_frames + 1)
     if request.direction != "backward":
         stop = min(stop, min(frames) + max_frames)
-    prompts = [prompt for prompt in request.prompts if start <= prompt.frame < stop]
+    prompts, _ = check_prompts(
+        request.prompts,
+        height=request.frames.height,
+        width=request.frames.width,
+        frame_count=len(request.frames),
+        start=start,
+        stop=stop,
+        direction=request.direction,
+    )
     return replace(request, prompts=prompts, start=start, stop=stop)
 
 

@@ -8,7 +8,7 @@ dropped while it runs.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.core.errors import BackendError, WeightsError
-from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
+from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
+from fiftyone_regioncap.models.loading import choose_device
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Frames,
     PropagationRequest,
     PropagatorInfo,
 )
+from fiftyone_regioncap.propagation.prompts import merge_prompts
+from fiftyone_regioncap.propagation.sam2.configuration import (
+    SAM2_OFFICIAL,
+    Sam2OfficialOptions,
+)
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.masks import masks_of
-from fiftyone_regioncap.propagation.sam2.prompts import FramePrompt, merge_prompts
+from fiftyone_regioncap.propagation.stream import Pass, plan_passes
 from fiftyone_regioncap.system.assets import sha256
 
 CONFIGS = {
@@ -73,18 +79,22 @@ class Sam2OfficialPropagator:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, *, config: str | None = None, device: str | None = None
+        cls,
+        path: str,
+        *,
+        device: str | None = None,
+        options: Sam2OfficialOptions | None = None,
     ) -> Sam2OfficialPropagator:
         """Loads one of the package's checkpoint files (``sam2.1_hiera_tiny.pt``).
 
         Args:
-            path: the file.
-            config: the package's configuration; None finds it by the file's name.
-            device: None takes CUDA where there is one, else the CPU.
+            path: The file.
+            device: Where it runs; None for CUDA where there is one, else the CPU.
+            options: Which configuration of the package to use; None for the defaults.
 
         Raises:
-            BackendError: when the package is not installed.
-            WeightsError: when the file is absent, or not known and without a config.
+            BackendError: When the package is not installed.
+            WeightsError: When the file is absent, or not known and without a config.
         """
         try:
             from sam2.build_sam import build_sam2_video_predictor
@@ -96,15 +106,15 @@ class Sam2OfficialPropagator:
         file = Path(path).expanduser()
         if not file.is_file():
             raise WeightsError(f"{file}: no such file; give a checkpoint of sam2 (.pt)")
-        config = config or CONFIGS.get(file.stem)
+        config = (options or Sam2OfficialOptions()).config or CONFIGS.get(file.stem)
         if config is None:
             raise WeightsError(
                 f"{file.name} is none of {', '.join(sorted(CONFIGS))}; name its config"
             )
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        predictor = build_sam2_video_predictor(config, str(file), device=device)
-        info = PropagatorInfo("sam2-official", file.stem, sha256(file), "Apache-2.0")
+        place = choose_device(device)
+        predictor = build_sam2_video_predictor(config, str(file), device=str(place))
+        card = SAM2_OFFICIAL
+        info = PropagatorInfo(card.name, file.stem, sha256(file), card.license)
         return cls(predictor, info)
 
     @property
@@ -114,6 +124,12 @@ class Sam2OfficialPropagator:
 
     def propagate(self, request: PropagationRequest) -> _OfficialRun:
         """Starts or resumes a run; see :meth:`Propagator.propagate`."""
+        for prompt in request.prompts:
+            if prompt.negative_only:
+                raise PromptError(
+                    f"{prompt.name}: sam2-official cannot correct a mask by points off "
+                    "the object alone; add a point on it, or use the backend sam2"
+                )
         checkpoint = request.checkpoint
         done = 0 if checkpoint is None else int(checkpoint["done"])
         return _OfficialRun(self._run(request), done)
@@ -121,7 +137,6 @@ class Sam2OfficialPropagator:
     def _run(self, request: PropagationRequest) -> Iterator[FrameMasks]:
         predictor, frames = self._predictor, request.frames
         prompts = merge_prompts(request.prompts)
-        direction, start, stop = request.direction, request.start, request.end
         state = self._state(frames)
         # Its memories are bfloat16 on any device, so it needs autocast on any.
         with (
@@ -129,31 +144,12 @@ class Sam2OfficialPropagator:
             torch.autocast(predictor.device.type, dtype=torch.bfloat16),
         ):
             for object_id, by_frame in prompts.items():
-                for frame, prompt in by_frame.items():
-                    _add(predictor, state, object_id, frame, prompt)
-            first = {key: min(by_frame) for key, by_frame in prompts.items()}
-            last = {key: max(by_frame) for key, by_frame in prompts.items()}
-            passes: list[tuple[int, int, Callable[[int, int], bool]]] = []
-            if direction != "backward":
-                passes.append((1, min(first.values()), lambda o, t: first[o] <= t))
-            elif max(last.values()) > 0:
-                passes.append((-1, max(last.values()), lambda o, t: t <= last[o]))
-            else:  # the predictor runs nothing backward from frame 0
-                passes.append((1, 0, lambda o, t: t == 0))
-            if direction == "both" and max(first.values()) > start:
-                # Likewise: of frame 1, only objects that enter on it are on frame 0.
-                begin = max(max(first.values()) - 1, 1)
-                passes.append((-1, begin, lambda o, t: t < first[o]))
-            for step, begin, carries in passes:
-                count = stop - 1 - begin if step == 1 else begin - start
-                outputs = predictor.propagate_in_video(
-                    state,
-                    start_frame_idx=begin,
-                    max_frame_num_to_track=count,
-                    reverse=step == -1,
-                )
-                for frame, ids, logits in outputs:
-                    keep = [i for i, key in enumerate(ids) if carries(key, frame)]
+                for prompt in by_frame.values():
+                    _add(predictor, state, object_id, prompt)
+            for current in plan_passes(request):
+                for frame, ids, logits in _outputs_of(predictor, state, current):
+                    emitted = current.emitted(frame)
+                    keep = [i for i, key in enumerate(ids) if key in emitted]
                     if not keep:
                         continue
                     chosen = [ids[i] for i in keep]
@@ -164,15 +160,10 @@ class Sam2OfficialPropagator:
                         overlap=request.overlap,
                     )
                     scores = [_score(state, i, frame) for i in keep]
-                    _forget(predictor, state, frame, step)
+                    _forget(predictor, state, frame, current.frames.step)
                     yield FrameMasks(
                         frame,
-                        {
-                            key: ObjectMask(mask, score)
-                            for key, mask, score in zip(
-                                chosen, masks, scores, strict=True
-                            )
-                        },
+                        dict(zip(chosen, map(ObjectMask, masks, scores), strict=True)),
                         frozenset(key for key in chosen if frame in prompts[key]),
                     )
 
@@ -228,26 +219,36 @@ class _OfficialRun:
         return {"done": done}
 
 
-def _add(
-    predictor: Any,
-    state: dict[str, Any],
-    object_id: int,
-    frame: int,
-    prompt: FramePrompt,
-) -> None:
+def _add(predictor: Any, state: dict[str, Any], object_id: int, prompt: Prompt) -> None:
+    frame = prompt.frame
     if prompt.mask is not None:
         predictor.add_new_mask(state, frame, object_id, prompt.mask)
-    if prompt.points is None or prompt.labels is None:
+    if prompt.points is None and prompt.box is None:
         return
-    corners = prompt.labels >= 2
-    clicks = ~corners
     predictor.add_new_points_or_box(
         state,
         frame,
         object_id,
-        points=prompt.points[clicks] if clicks.any() else None,
-        labels=prompt.labels[clicks] if clicks.any() else None,
-        box=prompt.points[corners].flatten() if corners.any() else None,
+        points=prompt.points,
+        labels=None if prompt.points is None else prompt.signs.astype(np.int32),
+        box=prompt.box,
+    )
+
+
+def _outputs_of(
+    predictor: Any, state: dict[str, Any], current: Pass
+) -> Iterator[tuple[int, list[int], Tensor]]:
+    """Runs the predictor over a pass: frame, object ids, logits (B, 1, h, w)."""
+    frames = current.frames
+    begin, reverse = frames[0], frames.step == -1
+    if reverse:
+        # The predictor runs nothing backward from frame 0.
+        begin = min(max(max(current.entries.values()), 1), begin)
+    yield from predictor.propagate_in_video(
+        state,
+        start_frame_idx=begin,
+        max_frame_num_to_track=abs(frames[-1] - begin),
+        reverse=reverse and begin > 0,
     )
 
 

@@ -28,12 +28,9 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
 
 from fiftyone_regioncap.core.types import Frame, Prompt
 from fiftyone_regioncap.propagation.base import Direction
+from fiftyone_regioncap.propagation.prompts import merge_prompts
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
-from fiftyone_regioncap.propagation.sam2.prompts import (
-    merge_prompts,
-    model_masks,
-    model_points,
-)
+from fiftyone_regioncap.propagation.sam2.prompts import model_masks, model_points
 
 Logits = dict[tuple[int, int], tuple[Tensor, float]]
 """By (frame, object id): low-resolution logits (h, w) and the occlusion logit."""
@@ -241,7 +238,7 @@ def _reference(
         )
         index = session.obj_id_to_idx(object_id)
         for frame, prompt in frames.items():
-            if prompt.points is None:
+            if prompt.mask is not None:
                 mask = model_masks([prompt], model.image_size)
                 session.add_mask_inputs(index, frame, mask)
             else:

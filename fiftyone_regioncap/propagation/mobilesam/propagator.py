@@ -76,4 +76,5 @@ class MobileSamPropagator:
         return StreamPropagation(
             request,
             lambda: MobileSamTracker(self._model, grid, settings, request.overlap),
+            (self.info, settings),
         )

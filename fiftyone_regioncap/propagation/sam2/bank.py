@@ -5,19 +5,22 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from torch import Tensor
 
-from fiftyone_regioncap.propagation.sam2.prompts import FramePrompt
+from fiftyone_regioncap.core.types import Prompt
 
 Step = Literal[1, -1]
 """Which way a pass goes through the frames."""
 
 
+_TABLES: Final = ("conditioning", "memories", "prompt_pointers", "pointers")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What is given out for one object on one frame.
+    """The model's answer for one object on one frame.
 
     Attributes:
         logits: float32 (h, w), low-resolution mask logits.
@@ -78,16 +81,18 @@ class Bank:
 
     Attributes:
         object_id: the caller's number.
-        prompts: by frame, ascending.
+        prompts: By frame, ascending, the prompts that say where the object is.
+        corrections: By frame, the prompts that only say where it is not.
         conditioning: memory tokens (n, c) of conditioning frames.
-        outcomes: of conditioning frames that are still to be given out.
+        outcomes: of conditioning frames that are still to be emitted.
         memories: memory tokens (n, c) of tracked frames.
         prompt_pointers: (C,) of conditioning frames.
         pointers: (C,) of tracked frames.
     """
 
     object_id: int
-    prompts: Mapping[int, FramePrompt]
+    prompts: Mapping[int, Prompt]
+    corrections: Mapping[int, Prompt]
     conditioning: dict[int, Tensor] = field(default_factory=dict)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     memories: dict[int, Tensor] = field(default_factory=dict)
@@ -190,3 +195,28 @@ class Bank:
                 sorted(self.prompt_pointers), following, limits.kept_pointers
             )
             self.prompt_pointers = {t: self.prompt_pointers[t] for t in kept}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is remembered, by table and frame."""
+        state = {
+            f"{table}/{frame}": tensor
+            for table in _TABLES
+            for frame, tensor in getattr(self, table).items()
+        }
+        for frame, outcome in self.outcomes.items():
+            state |= {f"{part}/{frame}": t for part, t in vars(outcome).items()}
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up a :meth:`state`."""
+        for name, tensor in state.items():
+            table, _, frame = name.partition("/")
+            if table in _TABLES:
+                getattr(self, table)[int(frame)] = tensor
+            elif table == "logits":
+                # Files tend to give scalars back as arrays of one.
+                self.outcomes[int(frame)] = Outcome(
+                    logits=tensor,
+                    presence=state[f"presence/{frame}"].reshape(()),
+                    iou=state[f"iou/{frame}"].reshape(()),
+                )

@@ -13,30 +13,53 @@ from fiftyone_regioncap.models.registry import ModelCard
 class Sam2Options(Options):
     """Options of the trackers that run by the streaming loop."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] | None = option(
-        None, "Number format; empty for bfloat16 on a GPU, else float32.", advanced=True
-    )
     image_size: int | None = option(
         None,
-        "Side of the square that frames are resized to; empty for the model's own. "
-        "Smaller is faster and less exact.",
+        "Resize frames to a square of this side; smaller is faster and less exact. "
+        "Empty for the model's own, 1024 for published weights.",
         unit="pixels",
-        minimum=64,
-    )
-    compile: bool = option(
-        False, "Compile the image encoder by torch.compile.", advanced=True
-    )
-    revision: str | None = option(
-        None, "Commit, tag or branch of the hub repository.", advanced=True
-    )
-    object_chunk: int = option(
-        16, "Number of objects computed in one batch.", minimum=1, advanced=True
-    )
-    max_conditioning_frames: int = option(
-        32, "Number of prompted frames that are remembered.", minimum=1, advanced=True
+        minimum=32,
+        maximum=4096,
     )
     fill_hole_area: int = option(
-        0, "Holes of masks up to this area are filled.", unit="pixels", minimum=0
+        0,
+        "Fill holes of masks up to this area, counted at the model's low resolution; "
+        "SAM 2's own video predictor fills up to 8.",
+        unit="pixels",
+        minimum=0,
+        maximum=1024,
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] | None = option(
+        None,
+        "Compute in this number format; empty for bfloat16 on a GPU, else float32.",
+        advanced=True,
+    )
+    compile: bool = option(
+        False,
+        "Compile the image encoder, which takes minutes once and then saves time on "
+        "every frame.",
+        advanced=True,
+    )
+    object_chunk: int = option(
+        16,
+        "Compute at most this many objects in one batch; it becomes smaller by itself "
+        "when the GPU's memory is full.",
+        unit="objects",
+        minimum=1,
+        advanced=True,
+    )
+    max_conditioning_frames: int = option(
+        32,
+        "Look at no more than this many prompted frames of an object, the nearest "
+        "ones; models may set a lower limit.",
+        unit="frames",
+        minimum=1,
+        advanced=True,
+    )
+    revision: str | None = option(
+        None,
+        "Load this commit, tag or branch of the hub repository.",
+        advanced=True,
     )
 
 
@@ -45,7 +68,8 @@ class Sam2OfficialOptions(Options):
     """Options of facebook's own predictor."""
 
     config: str | None = option(
-        None, "The package's configuration; empty finds it by the file's name."
+        None,
+        "Use this configuration of the package; empty finds it by the file's name.",
     )
 
 

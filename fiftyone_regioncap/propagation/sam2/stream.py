@@ -1,29 +1,36 @@
-"""The loop over frames: masks' logits of many objects in bounded memory."""
+"""The loop over frames: mask logits of many objects in bounded memory."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fiftyone_regioncap.core.errors import BackendError
-from fiftyone_regioncap.propagation.base import Direction, Frames
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.prompts import merge_prompts
 from fiftyone_regioncap.propagation.sam2.bank import Bank, Limits, Outcome, Step
 from fiftyone_regioncap.propagation.sam2.frames import FrameFeed, normalize
 from fiftyone_regioncap.propagation.sam2.model import Decoded, Features, TrackerModel
 from fiftyone_regioncap.propagation.sam2.prompts import (
-    FramePrompt,
     model_masks,
     model_points,
     prompt_kind,
 )
+from fiftyone_regioncap.propagation.stream import Pass, PassIterator, State
 
 KEPT_FEATURES = 2
 """Frames whose image features are kept: the current one and the last prompted one."""
+
+MAX_CARRIED_LOGIT = 32.0
+"""Bound of the carried mask's logits that points correct, as SAM 2 sets it."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,19 +58,6 @@ class FrameLogits:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One way through the frames.
-
-    Attributes:
-        step: 1 forward, -1 backward.
-        frames: in the order of the pass.
-    """
-
-    step: Step
-    frames: range
-
-
-@dataclass(frozen=True)
 class Compute:
     """How the model is run.
 
@@ -88,10 +82,12 @@ class _Remembered:
     tokens: list[Tensor]
     pointer_offsets: list[int]
     pointers: list[Tensor]
+    correction: Prompt | None
 
     @property
-    def key(self) -> tuple[tuple[int, ...], int]:
-        return self.offsets, len(self.pointers)
+    def key(self) -> tuple[tuple[int, ...], int, int]:
+        points = 0 if self.correction is None else prompt_kind(self.correction)[0]
+        return self.offsets, len(self.pointers), points
 
 
 @dataclass(frozen=True)
@@ -101,85 +97,49 @@ class _Encoded:
     memory: Tensor
 
 
-def plan_passes(
-    banks: Sequence[Bank], direction: Direction, start: int, stop: int
-) -> list[Pass]:
-    """The passes of a run, each over the frames that carry any object."""
-    if not banks:
-        return []
-    forward = Pass(1, range(min(bank.first for bank in banks), stop))
-    if direction == "forward":
-        return [forward]
-    if direction == "backward":
-        latest = max(bank.last for bank in banks)
-        return [Pass(-1, range(latest, start - 1, -1))]
-    latest = max(bank.first for bank in banks)
-    return [forward, Pass(-1, range(latest - 1, start - 1, -1))]
-
-
-class LogitsStream:
-    """Iterates over a video's frames, giving out :class:`FrameLogits`."""
+class LogitsStream(PassIterator[FrameLogits]):
+    """Iterates over a video's frames, emitting :class:`FrameLogits`."""
 
     def __init__(
         self,
         model: TrackerModel,
-        frames: Frames,
-        prompts: dict[int, dict[int, FramePrompt]],
-        *,
-        direction: Direction,
-        start: int,
-        stop: int,
+        request: PropagationRequest,
         compute: Compute,
+        identity: object = None,
     ) -> None:
-        """Sets out; nothing is computed before the first frame is asked for.
+        """Starts or resumes a run.
 
         Args:
-            model: the network.
-            frames: the video.
-            prompts: by object id, then by frame, ascending; checked.
-            direction: see :meth:`Propagator.propagate`.
-            start: first frame of interest, 0-based.
-            stop: one past the last frame of interest.
-            compute: how the model is run.
+            model: The network.
+            request: The run.
+            compute: How the model is run.
+            identity: What tells the model from others; its ``repr`` says all of it.
         """
+        cap = compute.max_conditioning_frames
+        super().__init__(request, (identity, model.image_size, str(compute.dtype), cap))
         self._model = model
-        self._frames = frames
-        self._direction = direction
         self._compute = compute
         self._chunk = compute.object_chunk
-        self.banks = [Bank(object_id, prompts[object_id]) for object_id in prompts]
-        self._passes = plan_passes(self.banks, direction, start, stop)
-        self.pass_index = 0
-        self.done_in_pass = 0
-        self.space: Tensor | None = None
-        cap = compute.max_conditioning_frames
+        self._returns = len(self.passes) > 1
+        self._banks = {
+            object_id: Bank(
+                object_id,
+                {t: p for t, p in by_frame.items() if not p.negative_only},
+                {t: p for t, p in by_frame.items() if p.negative_only},
+            )
+            for object_id, by_frame in merge_prompts(request.prompts).items()
+        }
+        self._space: Tensor | None = None
         own = model.max_conditioning
         self._limits = Limits(
             memories=model.num_memories,
-            pointers=min(len(frames), model.max_pointers),
+            pointers=min(len(request.frames), model.max_pointers),
             conditioning=cap if own == -1 else min(own, cap),
             kept_pointers=cap,
         )
         self._features: OrderedDict[int, Features] = OrderedDict()
         self._feed: FrameFeed | None = None
-
-    def __iter__(self) -> Iterator[FrameLogits]:
-        return self
-
-    def __next__(self) -> FrameLogits:
-        while self.pass_index < len(self._passes):
-            current = self._passes[self.pass_index]
-            if self.done_in_pass < len(current.frames):
-                frame = current.frames[self.done_in_pass]
-                try:
-                    with self._model.arithmetic(self._compute.dtype):
-                        return self._visit(frame, current.step)
-                except BaseException:
-                    self.close()
-                    raise
-            self._turn()
-        self.close()
-        raise StopIteration
+        self.resume(request.checkpoint)
 
     def close(self) -> None:
         """Stops reading ahead; going on after it starts reading again."""
@@ -187,26 +147,43 @@ class LogitsStream:
             self._feed.close()
             self._feed = None
 
-    def _turn(self) -> None:
-        """Goes on to the next pass."""
+    def _end_pass(self) -> None:
         self.close()
-        self.pass_index += 1
-        self.done_in_pass = 0
-        if self.pass_index < len(self._passes):
-            step = self._passes[self.pass_index].step
-            for bank in self.banks:
-                bank.forget(bank.first + step, step, self._limits, returning=False)
+        if self.pass_index < len(self.passes):
+            for bank in self._banks.values():
+                bank.forget(bank.first - 1, -1, self._limits, returning=False)
 
-    def _active(self, frame: int, step: Step) -> list[Bank]:
-        if step == 1:
-            return [bank for bank in self.banks if bank.first <= frame]
-        if self._direction == "backward":
-            return [bank for bank in self.banks if frame <= bank.last]
-        return [bank for bank in self.banks if frame < bank.first]
+    def _state(self) -> State:
+        tensors = {} if self._space is None else {"space": self._space}
+        for object_id, bank in self._banks.items():
+            tensors |= {f"{object_id}/{k}": v for k, v in bank.state().items()}
+        return {name: _to_array(tensor) for name, tensor in tensors.items()}
 
-    def _visit(self, frame: int, step: Step) -> FrameLogits:
+    def _restore(self, state: State) -> None:
+        tensors = {name: _to_tensor(a, self._model.device) for name, a in state.items()}
+        self._space = tensors.pop("space", None)
+        by_object: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            object_id, _, inner = name.partition("/")
+            by_object.setdefault(int(object_id), {})[inner] = tensor
+        for number, own in by_object.items():
+            self._banks[number].restore(own)
+
+    def _visit(self, current: Pass, frame: int) -> FrameLogits | None:
+        emitted = current.emitted(frame)
+        banks = [bank for bank in self._banks.values() if bank.object_id in emitted]
+        if not banks:
+            return None
+        step: Step = 1 if current.frames.step == 1 else -1
+        try:
+            with self._model.arithmetic(self._compute.dtype):
+                return self._look(banks, frame, step)
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self, banks: Sequence[Bank], frame: int, step: Step) -> FrameLogits:
         feed = self._reading_from(frame)
-        banks = self._active(frame, step)
         self._condition(banks, frame, feed)
         tracked = [bank for bank in banks if frame not in bank.prompts]
         encoded = self._track(tracked, frame, step, feed) if tracked else []
@@ -220,10 +197,9 @@ class LogitsStream:
         for bank in tracked:
             bank.memories[frame] = found[bank.object_id].memory
             bank.pointers[frame] = found[bank.object_id].pointer
-        returning = self._direction == "both" and step == 1
+        returning = self._returns and step == 1
         for bank in banks:
             bank.forget(frame + step, step, self._limits, returning=returning)
-        self.done_in_pass += 1
         return FrameLogits(
             frame=frame,
             object_ids=tuple(bank.object_id for bank in banks),
@@ -231,15 +207,17 @@ class LogitsStream:
             presence=torch.stack([outcome.presence for outcome in outcomes]),
             iou=torch.stack([outcome.iou for outcome in outcomes]),
             prompted=frozenset(
-                bank.object_id for bank in banks if frame in bank.prompts
+                bank.object_id
+                for bank in banks
+                if frame in bank.prompts or frame in bank.corrections
             ),
         )
 
     def _reading_from(self, frame: int) -> FrameFeed:
         if self._feed is None:
-            remaining = self._passes[self.pass_index].frames[self.done_in_pass :]
+            remaining = self.passes[self.pass_index].frames[self.done_in_pass :]
             self._feed = FrameFeed(
-                self._frames,
+                self.frames,
                 remaining,
                 self._model.image_size,
                 pin=self._model.device.type == "cuda",
@@ -291,9 +269,7 @@ class LogitsStream:
             bank.prompt_pointers[frame] = encoded.pointer
             bank.outcomes[frame] = encoded.outcome
 
-    def _decode_prompts(
-        self, prompts: Sequence[FramePrompt], features: Features
-    ) -> Decoded:
+    def _decode_prompts(self, prompts: Sequence[Prompt], features: Features) -> Decoded:
         model = self._model
         point_count, masked = prompt_kind(prompts[0])
         masks = (
@@ -301,12 +277,10 @@ class LogitsStream:
         )
         if masks is not None and not point_count:
             return model.accept_masks(features, masks)
-        height, width = self._frames.height, self._frames.width
-        points, labels = model_points(prompts, height, width, model.image_size)
         return model.decode(
             features,
             model.without_memory(features).expand(len(prompts), -1, -1, -1),
-            points=(points.to(model.device), labels.to(model.device)),
+            points=self._points(prompts),
             dense=None if masks is None else model.mask_logits(masks),
             multimask=model.multimask(point_count, starting=True),
         )
@@ -315,12 +289,13 @@ class LogitsStream:
         self, banks: Sequence[Bank], frame: int, step: Step, feed: FrameFeed
     ) -> list[_Encoded]:
         features = self._features_of(frame, feed)
-        groups: dict[tuple[tuple[int, ...], int], list[_Remembered]] = {}
+        groups: dict[tuple[tuple[int, ...], int, int], list[_Remembered]] = {}
         for bank in banks:
             remembered = _Remembered(
                 bank,
                 *bank.recall(frame, step, self._limits),
                 *bank.recall_pointers(frame, step, self._limits),
+                bank.corrections.get(frame),
             )
             groups.setdefault(remembered.key, []).append(remembered)
         found: dict[int, _Encoded] = {}
@@ -332,11 +307,11 @@ class LogitsStream:
 
     def _step(self, features: Features, chunk: Sequence[_Remembered]) -> list[_Encoded]:
         model = self._model
-        assert self.space is not None, "a prompt has been encoded before any tracking"
+        assert self._space is not None, "a prompt has been encoded before any tracking"
         offsets, dtype = chunk[0].offsets, features.tokens.dtype
         memory = torch.cat([tokens for item in chunk for tokens in item.tokens])
         memory = memory.unflatten(0, (len(chunk), -1))
-        positions = model.time_positions(offsets, self.space)
+        positions = model.time_positions(offsets, self._space)
         pointers, pointer_positions = model.pointer_tokens(
             torch.stack([p for item in chunk for p in item.pointers]).unflatten(
                 0, (len(chunk), -1)
@@ -358,7 +333,25 @@ class LogitsStream:
         decoded = model.decode(
             features, conditioned, multimask=model.multimask(0, starting=False)
         )
-        return self._encode(features, decoded, prompted=False)
+        corrections = [i.correction for i in chunk if i.correction is not None]
+        if corrections:
+            limit = MAX_CARRIED_LOGIT
+            decoded = model.decode(
+                features,
+                conditioned,
+                points=self._points(corrections),
+                dense=decoded.logits.unsqueeze(1).clamp(-limit, limit).to(dtype),
+                multimask=model.multimask(len(corrections[0].signs), starting=False),
+            )
+        return self._encode(features, decoded, prompted=bool(corrections))
+
+    def _points(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Points and labels of prompts of one kind, on the model's device."""
+        model, frames = self._model, self.frames
+        points, labels = model_points(
+            prompts, frames.height, frames.width, model.image_size
+        )
+        return points.to(model.device), labels.to(model.device)
 
     def _encode(
         self, features: Features, decoded: Decoded, *, prompted: bool
@@ -366,8 +359,8 @@ class LogitsStream:
         memories, space = self._model.encode_memory(
             features, decoded, prompted=prompted
         )
-        if self.space is None:
-            self.space = space
+        if self._space is None:
+            self._space = space
         return [
             _Encoded(
                 Outcome(decoded.logits[i], decoded.presence[i], decoded.iou[i]),
@@ -401,6 +394,21 @@ class LogitsStream:
 def _too_big(what: str) -> BackendError:
     return BackendError(
         f"the GPU's memory is full: {what} does not fit; choose a smaller image_size "
-        "or model, or free the memory. The frames given out so far are good, and the "
+        "or model, or free the memory. The frames emitted so far are good, and the "
         "run can go on from its checkpoint"
     )
+
+
+def _to_array(tensor: Tensor) -> NDArray[np.generic]:
+    """A tensor in host memory; NumPy has no bfloat16, whose bits go as int16."""
+    host = tensor.detach().contiguous().cpu()
+    if host.dtype == torch.bfloat16:
+        host = host.view(torch.int16)
+    return host.numpy().copy()
+
+
+def _to_tensor(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    if tensor.dtype == torch.int16:
+        tensor = tensor.view(torch.bfloat16)
+    return tensor.to(device)

@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fiftyone_regioncap.core.errors import WeightsError
-from fiftyone_regioncap.system.assets import sha256
+from fiftyone_regioncap.models.loading import (
+    build_config,
+    check_report,
+    fetch_checkpoint,
+    read_json,
+    revision_of,
+)
+from fiftyone_regioncap.propagation.sam2 import configuration
 
 
 @dataclass(frozen=True)
-class _Family:
-    label: str
-    model_types: tuple[str, ...]
-    model_class: str
-    config_class: str
-    example: str
-
-
-class Architecture(Enum):
+class Architecture:
     """Which model a checkpoint must hold.
 
-    SAM 2's repositories may carry the configuration of the image model, whose weights'
-    names are a part of the video model's.
+    Attributes:
+        label: Its name for people.
+        model_types: Values of ``model_type`` in ``config.json`` that stand for it. SAM
+            2's repositories may carry the configuration of the image model, whose
+            weights' names are a part of the video model's.
+        family: Prefix of the names of transformers' classes.
+        example: A repository that holds it.
     """
 
-    SAM2 = _Family(
-        "SAM 2",
-        ("sam2_video", "sam2"),
-        "Sam2VideoModel",
-        "Sam2VideoConfig",
-        "facebook/sam2.1-hiera-tiny",
-    )
-    EDGETAM = _Family(
-        "EdgeTAM",
-        ("edgetam_video", "edgetam"),
-        "EdgeTamVideoModel",
-        "EdgeTamVideoConfig",
-        "yonigozlan/EdgeTAM-hf",
-    )
-    SAM3_TRACKER = _Family(
-        "SAM 3's tracker",
-        ("sam3_tracker_video", "sam3_video"),
-        "Sam3TrackerVideoModel",
-        "Sam3TrackerVideoConfig",
-        "facebook/sam3",
-    )
+    label: str
+    model_types: tuple[str, ...]
+    family: str
+    example: str | None
+
+
+SAM2 = Architecture(
+    "SAM 2", ("sam2_video", "sam2"), "Sam2Video", configuration.SAM2.weights
+)
+EDGETAM = Architecture(
+    "EdgeTAM",
+    ("edgetam_video", "edgetam"),
+    "EdgeTamVideo",
+    configuration.EDGETAM.weights,
+)
+SAM3_TRACKER = Architecture(
+    "SAM 3's tracker",
+    ("sam3_tracker_video", "sam3_video"),
+    "Sam3TrackerVideo",
+    configuration.SAM3_TRACKER.weights,
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class LoadedWeights:
     """A model with its weights.
 
     Attributes:
-        model: the transformers model, float32, on the CPU.
-        name: of the repository or folder.
-        revision: hub commit, or the sha256 of the weights' files.
+        model: The transformers model, float32, on the CPU.
+        name: Name of the repository or folder.
+        revision: Hub commit, or the sha256 of the weights' files.
     """
 
     model: Any
@@ -80,95 +80,60 @@ def load_weights(
     """Loads a checkpoint.
 
     Args:
-        path_or_repo: a folder with ``config.json`` and safetensors, or a repository.
-        architecture: what it must hold.
-        image_size: side of the square that frames are resized to; None takes the
+        path_or_repo: A folder with ``config.json`` and safetensors, or a repository.
+        architecture: What it must hold.
+        image_size: Side of the square that frames are resized to; None for the
             checkpoint's own.
-        revision: of the repository.
+        revision: Commit, tag or branch of the repository.
 
     Raises:
-        WeightsError: when it is absent, corrupt, or of another architecture.
+        WeightsError: When it is absent, corrupt, or of another architecture.
     """
-    folder = Path(path_or_repo).expanduser()
-    if folder.is_dir():
-        name, found = folder.name, None
-    else:
-        folder = _download(path_or_repo, architecture, revision)
-        name, found = path_or_repo, folder.name
+    folder = fetch_checkpoint(
+        path_or_repo,
+        files=("config.json", "*.safetensors", "*.safetensors.index.json"),
+        revision=revision,
+        advice="Give a folder written by save_pretrained, or a repository such as "
+        f"{architecture.example}",
+    )
     config = _load_config(folder, architecture)
     if image_size is not None:
         set_image_size(config, image_size)
     model = _load_model(folder, config, architecture)
-    return LoadedWeights(model, name, found or _sha256(folder))
-
-
-def _download(repo: str, architecture: Architecture, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    example = architecture.value.example
-    try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
-        )
-    except HFValidationError as error:
-        raise WeightsError(
-            f"{repo} is neither a folder nor a repository; give a folder written by "
-            f"save_pretrained, or a repository such as {example}"
-        ) from error
-    # The hub's client raises errors of its own, of the HTTP client, and OSError.
-    except Exception as error:
-        raise WeightsError(
-            f"{repo} is no folder here, and could not be fetched from the hub "
-            f"({type(error).__name__}: {error}). Check the name and the network; a "
-            "gated repository needs `hf auth login`. On a machine without network, "
-            f"run `hf download {repo}` on another one and give the folder"
-        ) from error
-    return Path(folder)
+    local = Path(path_or_repo).expanduser().is_dir()
+    return LoadedWeights(
+        model, folder.name if local else path_or_repo, revision_of(folder)
+    )
 
 
 def _load_config(folder: Path, architecture: Architecture) -> Any:
     import transformers
 
-    family = architecture.value
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{folder} holds no config.json; give a folder written by save_pretrained"
-        ) from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is no JSON: {error}; fetch it again") from error
+    raw = read_json(path, "give a folder written by save_pretrained")
     model_type = raw.get("model_type")
-    if model_type not in family.model_types:
+    if model_type not in architecture.model_types:
         raise WeightsError(
-            f"{folder} holds a model of type {model_type!r}, not {family.label} "
-            f"({' or '.join(family.model_types)}); choose the backend that fits, or "
-            f"weights such as {family.example}"
+            f"{folder} holds a model of type {model_type!r}, not {architecture.label} "
+            f"({' or '.join(architecture.model_types)}); choose the backend that fits, "
+            f"or weights such as {architecture.example}"
         )
-    if architecture is Architecture.SAM3_TRACKER and raw.get("tracker_config"):
+    if architecture is SAM3_TRACKER and raw.get("tracker_config"):
         raw = raw["tracker_config"]
     raw = {key: value for key, value in raw.items() if key != "model_type"}
     for part in ("prompt_encoder_config", "mask_decoder_config"):
         raw[part] = {k: v for k, v in raw.get(part, {}).items() if k != "model_type"}
-    try:
-        return getattr(transformers, family.config_class)(**raw)
-    # Each configuration has checks and error types of its own.
-    except Exception as error:
-        raise WeightsError(
-            f"{path} is no configuration of {family.label}: {error}"
-        ) from error
+    kind = getattr(transformers, architecture.family + "Config")
+    return build_config(kind, raw, str(path))
 
 
 def _load_model(folder: Path, config: Any, architecture: Architecture) -> Any:
     import transformers
 
-    family = architecture.value
+    kind = getattr(transformers, architecture.family + "Model")
     try:
-        model, report = getattr(transformers, family.model_class).from_pretrained(
+        # Transformers renames what was published under other names, and ties weights.
+        model, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -184,25 +149,20 @@ def _load_model(folder: Path, config: Any, architecture: Architecture) -> Any:
         raise WeightsError(
             f"the weights in {folder} cannot be read ({error}); fetch them again"
         ) from error
-    mismatched = [
-        key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]
-    ]
-    wrong = [
-        f"{what}: {_some(keys)}"
-        for what, keys in (
-            ("missing", report["missing_keys"]),
-            ("unexpected", report["unexpected_keys"]),
-            ("of another shape", mismatched),
-        )
-        if keys
-    ]
-    if wrong:
-        raise WeightsError(
-            f"the weights in {folder} are not those of {family.label}'s video model; "
-            + "; ".join(wrong)
-            + f". Use a video checkpoint such as {family.example}"
-        )
+    check_report(
+        folder,
+        report["missing_keys"],
+        report["unexpected_keys"],
+        [k if isinstance(k, str) else k[0] for k in report["mismatched_keys"]],
+        [name for name, tensor in model.state_dict().items() if _all_nan(tensor)],
+        f"Give a video checkpoint of {architecture.label} such as "
+        f"{architecture.example}",
+    )
     return model.eval().requires_grad_(False)
+
+
+def _all_nan(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.numel() and tensor.isnan().all())
 
 
 def set_image_size(config: Any, image_size: int) -> None:
@@ -235,17 +195,3 @@ def set_image_size(config: Any, image_size: int) -> None:
     if hasattr(vision.backbone_config, "image_size"):
         vision.backbone_config.image_size = [image_size, image_size]
     config.memory_attention_rope_feat_sizes = [grid, grid]
-
-
-def _some(keys: Iterable[str]) -> str:
-    names = sorted(keys)
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-def _sha256(folder: Path) -> str:
-    """Of the weights' file; of the files' sums where there are several."""
-    sums = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    if len(sums) == 1:
-        return sums[0]
-    return hashlib.sha256("".join(sums).encode()).hexdigest()

@@ -92,10 +92,6 @@ def test_polygons_fill_by_pixel_centers(polygon, expected):
             Prompt(1, 0, points=np.ones((2, 2)), point_signs=np.array([True])),
             "2 points but 1 signs",
         ),
-        (
-            Prompt(1, 0, points=np.ones((1, 2)), point_signs=np.array([False])),
-            "off the object",
-        ),
         (Prompt(1, 0, mask=np.ones((10, 8), bool)), "mask is 8x10"),
         (Prompt(1, 0, mask=np.zeros((8, 10), bool)), "mask is empty"),
     ],
@@ -124,3 +120,26 @@ def test_bad_prompts_are_named(prompt, says):
 )
 def test_good_prompts_pass(prompt):
     prompt.check(height=8, width=10, frame_count=5)
+
+
+POINTS = np.ones((2, 2))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "signs", "negative_only"),
+    [
+        (Prompt(1, 0, points=POINTS), [True, True], False),
+        (Prompt(1, 0, points=POINTS, point_signs=[True, False]), [True, False], False),
+        (Prompt(1, 0, points=POINTS, point_signs=[0, 0]), [False, False], True),
+        (
+            Prompt(1, 0, box=(0, 0, 5, 5), points=POINTS, point_signs=[0, 0]),
+            [False, False],
+            False,
+        ),
+        (Prompt(1, 0, box=(0, 0, 5, 5)), [], False),
+    ],
+)
+def test_signs_of_points(prompt, signs, negative_only):
+    assert prompt.signs.tolist() == signs
+    assert prompt.signs.dtype == bool
+    assert prompt.negative_only == negative_only

@@ -93,6 +93,49 @@ def test_bad_requests(prompts, arguments, message):
         PropagationRequest(Video(), prompts, **arguments)
 
 
+def click(object_id: int, frame: int, *, on: bool = False) -> Prompt:
+    return Prompt(
+        object_id,
+        frame,
+        points=np.array([[20.0, 20.0]]),
+        point_signs=np.array([on]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "direction", "bad"),
+    [
+        # nothing says where the object is
+        ([click(1, 3)], "both", [0]),
+        ([click(1, 3), box(2, 3)], "forward", [0]),
+        # it is carried to the click
+        ([box(1, 2), click(1, 3)], "forward", []),
+        ([click(1, 3), box(1, 2)], "forward", []),
+        ([box(1, 3), click(1, 3)], "forward", []),
+        ([click(1, 1, on=True), click(1, 3)], "forward", []),
+        ([box(1, 4), click(1, 3)], "backward", []),
+        ([box(1, 4), click(1, 3)], "both", []),
+        # it is not
+        ([box(1, 4), click(1, 3)], "forward", [1]),
+        ([box(1, 2), click(1, 3)], "backward", [1]),
+        # the prompt that would carry it there is bad itself
+        ([Prompt(1, 2), click(1, 3)], "forward", [0, 1]),
+    ],
+)
+def test_clicks_off_an_object_correct_what_is_carried(prompts, direction, bad):
+    good, problems = check_prompts(
+        prompts, height=90, width=140, frame_count=10, direction=direction
+    )
+    assert [prompts.index(problem.prompt) for problem in problems] == bad
+    assert good == [p for n, p in enumerate(prompts) if n not in bad]
+    if bad:
+        assert "off the object" in problems[-1].reason
+        with pytest.raises(PromptError, match="give one on it"):
+            PropagationRequest(Video(), prompts, direction)
+    else:
+        assert PropagationRequest(Video(), prompts, direction).prompts == prompts
+
+
 def test_a_video_without_frames():
     with pytest.raises(PromptError, match="no frames"):
         PropagationRequest(Video(0), [box(1)])

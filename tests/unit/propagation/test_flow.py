@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.evaluation.masks import region_similarity
 from fiftyone_regioncap.propagation.base import PropagationRequest
-from fiftyone_regioncap.propagation.flow import FlowPropagator
+from fiftyone_regioncap.propagation.flow import FlowOptions, FlowPropagator
 
 
 @pytest.mark.parametrize(
@@ -105,3 +106,47 @@ def test_any_prompt_gives_some_mask(squares, prompt):
     )
     assert first.objects[1].mask.any()
     assert first.prompted == {1}
+
+
+HALF = np.array([[66.0, 68.0]])
+"""In the lower part of the blue square."""
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_points_off_the_object_leave_a_part_out(squares, kind, apart):
+    given = {"box": (60, 50, 84, 74), "mask": squares.masks[0] == 2}
+    points = {"points": HALF, "point_signs": np.array([False])}
+    whole = Prompt(1, 0, **{kind: given[kind]})
+    prompts = [whole, Prompt(1, 0, **points)]
+    if not apart:
+        prompts = [Prompt(1, 0, **{kind: given[kind]}, **points)]
+    expected, found = (
+        next(FlowPropagator().propagate(PropagationRequest(squares, p))).objects[1].mask
+        for p in ([whole], prompts)
+    )
+    assert expected[68, 66] and not found[68, 66]
+    assert found.any() and not (found & ~expected).any()
+
+
+def test_a_click_off_the_object_corrects_what_is_carried(squares):
+    prompts = [Prompt(1, 0, mask=squares.masks[0] == 2)]
+    click = Prompt(1, 3, points=HALF, point_signs=np.array([False]))
+    plain, corrected = (
+        [r.objects[1].mask for r in FlowPropagator().propagate(request)]
+        for request in (
+            PropagationRequest(squares, prompts),
+            PropagationRequest(squares, [*prompts, click]),
+        )
+    )
+    assert all(np.array_equal(plain[t], corrected[t]) for t in range(3))
+    assert plain[3][68, 66] and not corrected[3][68, 66]
+    assert corrected[3].sum() > 0.3 * plain[3].sum()
+
+
+def test_options():
+    assert FlowOptions.from_mapping({"sharpen": False}) == FlowOptions(sharpen=False)
+    with pytest.raises(OptionError, match="unknown option 'sharp'"):
+        FlowOptions.from_mapping({"sharp": False})
+    with pytest.raises(OptionError, match="sharpen"):
+        FlowOptions(sharpen="big")

@@ -8,6 +8,7 @@ import torch
 
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.sam2.configuration import Sam2Options
 from fiftyone_regioncap.propagation.sam2.propagator import (
     EdgeTamPropagator,
     Sam2Propagator,
@@ -121,7 +122,9 @@ def test_equals_session_on_short_videos(length, make_model, make_clip, reference
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_chunks_of_objects_change_nothing(chunk, make_model, make_clip, reference):
     model, clip = make_model(), make_clip(8)
-    propagator = Sam2Propagator(model, device="cpu", object_chunk=chunk)
+    propagator = Sam2Propagator(
+        model, device="cpu", options=Sam2Options(object_chunk=chunk)
+    )
     prompts = [box(i) for i in range(5)]
     assert_same(propagator, model, clip, prompts, "forward", reference)
 

@@ -114,7 +114,9 @@ def test_going_on_from_a_checkpoint_changes_nothing(
     propagator, make_clip, direction, cut
 ):
     clip = make_clip(16)
-    prompts = [box(1, 6), mask(2, 7), box(1, 9), box(3, 12)]
+    prompts = [box(1, 6), mask(2, 7), box(1, 9), box(3, 12), off(1, 8), off(2, 5)]
+    if direction == "forward":
+        prompts.pop()  # that object is not carried there
     arguments = {"direction": direction, "overlap": True}
     whole = list(propagator.propagate(PropagationRequest(clip, prompts, **arguments)))
     first = propagator.propagate(PropagationRequest(clip, prompts, **arguments))
@@ -175,6 +177,47 @@ def test_prompts_on_one_frame_add_up(propagator, make_clip):
         strict=True,
     ):
         assert same(one, other)
+
+
+def off(object_id: int, frame: int) -> Prompt:
+    points = np.array([[40.0, 40.0], [60.0, 30.0]])
+    return Prompt(object_id, frame, points=points, point_signs=np.zeros(2, bool))
+
+
+@pytest.mark.parametrize(
+    ("direction", "first", "click", "changed"),
+    [
+        ("forward", 0, 3, {3, 4, 5}),
+        ("backward", 5, 3, {3, 2, 1, 0}),
+        ("both", 2, 4, {4, 5, 1, 0}),  # the way back looks at frames after the first
+        ("both", 4, 2, {2, 1, 0}),
+    ],
+)
+def test_clicks_off_the_object_correct_the_carried_mask(
+    make_model, make_clip, direction, first, click, changed
+):
+    model = make_model()
+    # Absent objects have the same logits, corrected or not.
+    torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 99)
+    propagator = Sam2Propagator(model, device="cpu")
+    clip, prompts = make_clip(6), [box(1, first), mask(2, first)]
+    plain, corrected = (
+        {
+            (found.frame, key): (found.logits[n], key in found.prompted)
+            for found in propagator.logits(PropagationRequest(clip, given, direction))
+            for n, key in enumerate(found.object_ids)
+        }
+        for given in (prompts, [*prompts, off(1, click)])
+    )
+    assert plain.keys() == corrected.keys()
+    for key, (logits, prompted) in corrected.items():
+        frame, object_id = key
+        difference = float((logits - plain[key][0]).abs().max())
+        if object_id == 1 and frame in changed:
+            assert difference > (0.1 if frame == click else 1e-3), key
+        else:
+            assert difference < 1e-4, key  # batches of other sizes round otherwise
+        assert prompted == (frame == first or key == (click, 1))
 
 
 def test_points_refine_a_mask(propagator, make_clip):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.sam2.configuration import Sam2Options
 from fiftyone_regioncap.propagation.sam2.propagator import (
     EdgeTamPropagator,
     Sam2Propagator,
@@ -75,13 +76,15 @@ def test_the_image_models_configuration_is_taken(folder, make_clip):
 
 @pytest.mark.parametrize("size", [64, 192, 256])
 def test_other_image_sizes(size, folder, make_clip):
-    loaded = Sam2Propagator.from_pretrained(str(folder), device="cpu", image_size=size)
+    loaded = Sam2Propagator.from_pretrained(
+        str(folder), device="cpu", options=Sam2Options(image_size=size)
+    )
     assert logits(loaded, make_clip(3)).shape == (3, size // 4, size // 4)
 
 
 def test_an_image_size_that_does_not_fit(folder):
     with pytest.raises(WeightsError, match="multiple of 32"):
-        Sam2Propagator.from_pretrained(str(folder), image_size=500)
+        Sam2Propagator.from_pretrained(str(folder), options=Sam2Options(image_size=500))
 
 
 def test_weights_of_another_architecture(kind, tmp_path, make_model):
@@ -103,6 +106,10 @@ def reshape(state):
     state["mask_downsample.bias"] = torch.zeros(3)
 
 
+def empty(state):
+    state["mask_downsample.bias"].fill_(float("nan"))
+
+
 def keep_the_image_model_only(state):
     for name in list(state):
         if name.startswith(("memory_", "object_pointer", "no_object", "mask_down")):
@@ -115,6 +122,7 @@ def keep_the_image_model_only(state):
         (drop, "missing: memory_encoder.projection.weight"),
         (add, "unexpected: head.weight"),
         (reshape, "another shape: mask_downsample.bias"),
+        (empty, "nothing but NaN: mask_downsample.bias"),
         (keep_the_image_model_only, "missing: .* and [0-9]+ more"),
     ],
 )
@@ -155,9 +163,9 @@ def misconfigure(folder):
     [
         (cut, "cannot be read"),
         (forget_weights, "cannot be read"),
-        (forget_config, "no config.json"),
-        (break_config, "no JSON"),
-        (misconfigure, "no configuration"),
+        (forget_config, "config.json is missing; give a folder"),
+        (break_config, "cannot be read as JSON"),
+        (misconfigure, "config.json has values of no use"),
     ],
 )
 def test_broken_folders(folder, change, message):
@@ -170,7 +178,7 @@ def test_broken_folders(folder, change, message):
     ("name", "message"),
     [
         ("nobody/no-such-model", "without network"),
-        ("no folder/at all/here", "neither a folder nor a repository"),
+        ("no folder/at all/here", "is no folder and no hub repository"),
     ],
 )
 def test_no_weights(name, message, monkeypatch, tmp_path):

@@ -1,0 +1,86 @@
+"""Outlines moved to the edges of the image by GrabCut.
+
+C. Rother et al., "GrabCut: Interactive Foreground Extraction Using Iterated Graph
+Cuts", SIGGRAPH 2004.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fiftyone_regioncap.core.types import Frame, Mask, box_of_mask
+
+_SIDE: Final = 200
+_SAMPLES: Final = 10
+
+
+def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
+    """Moves a mask's outline to the edges of the image.
+
+    Args:
+        frame: uint8 (H, W, 3) RGB.
+        likely: bool (H, W), a first guess, inside ``possible``.
+        sure: bool (H, W), what certainly is the object.
+        possible: bool (H, W), what may be the object at all.
+
+    Returns:
+        bool (H, W); ``likely`` where GrabCut finds nothing.
+    """
+    box = box_of_mask(possible)
+    if box is None:
+        return likely
+    height, width = likely.shape
+    x1, y1, x2, y2 = (int(edge) for edge in box)
+    margin = 8 + max(x2 - x1, y2 - y1) // 4
+    rows = slice(max(y1 - margin, 0), min(y2 + margin, height))
+    columns = slice(max(x1 - margin, 0), min(x2 + margin, width))
+    trimap = np.full(likely.shape, cv2.GC_BGD, dtype=np.uint8)
+    trimap[possible] = cv2.GC_PR_BGD
+    trimap[likely] = cv2.GC_PR_FGD
+    trimap[sure] = cv2.GC_FGD
+    trimap = trimap[rows, columns]
+    scale = min(1.0, _SIDE / max(trimap.shape))
+    size = [max(2, round(edge * scale)) for edge in likely[rows, columns].shape[::-1]]
+    small = cv2.resize(frame[rows, columns], size, interpolation=cv2.INTER_AREA)
+    cut = cv2.resize(trimap, size, interpolation=cv2.INTER_NEAREST)
+    on = (cut & 1).astype(bool)
+    if on.sum() < _SAMPLES or (~on).sum() < _SAMPLES:
+        return likely
+    cv2.setRNGSeed(0)  # its color models start from random clusters
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, cut, None, *models, 2, cv2.GC_INIT_WITH_MASK)
+    found = cv2.resize((cut & 1).astype(np.float32), trimap.shape[::-1]) > 0.5
+    if not found.any():
+        return likely
+    mask = np.zeros_like(likely)
+    mask[rows, columns] = found
+    return mask
+
+
+def remove_around(frame: Frame, mask: Mask, points: NDArray[np.floating]) -> Mask:
+    """Removes from a mask what is around points that are off the object.
+
+    Args:
+        frame: uint8 (H, W, 3) RGB.
+        mask: bool (H, W).
+        points: (N, 2) of x, y in pixels.
+
+    Returns:
+        bool (H, W), a part of the mask without the points and without what looks like
+        their surroundings.
+    """
+    height, width = mask.shape
+    covered = [mask[min(int(y), height - 1), min(int(x), width - 1)] for x, y in points]
+    if not any(covered):
+        return mask
+    # Around each point a disc whose radius is about a tenth of the object's size.
+    reach = max(float(np.sqrt(mask.sum())) / 10, 1.0)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    off = np.zeros_like(mask)
+    for column, row in points:
+        off |= (x - column) ** 2 + (y - row) ** 2 <= reach**2
+    return grabcut(frame, mask & ~off, np.zeros_like(mask), mask) & mask & ~off
