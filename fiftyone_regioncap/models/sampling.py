@@ -9,13 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fiftyone_regioncap.core.errors import OptionError
+
+LEAST_TEMPERATURE = 1e-4
+"""Logits divided by less would overflow before they tell tokens apart."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen from logits.
 
     Attributes:
-        temperature: divides the logits; 0 takes the most likely token.
+        temperature: divides the logits; 0, or less than any logits could tell from it
+            (:data:`LEAST_TEMPERATURE`), takes the most likely token.
         top_k: keep that many of the most likely tokens; 0 keeps all.
         top_p: then drop a token when its probability and that of all less likely ones
             is at most ``1 - top_p``; at least one stays. 1 keeps all.
@@ -30,16 +36,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature is {self.temperature}; give 0 or more")
+            raise OptionError(f"temperature is {self.temperature}; give 0 or more")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; give 0 (all) or more")
+            raise OptionError(f"top_k is {self.top_k}; give 0 (all) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; give more than 0, at most 1")
+            raise OptionError(f"top_p is {self.top_p}; give more than 0, at most 1")
 
     @property
     def greedy(self) -> bool:
         """Whether chance plays no part."""
-        return self.temperature == 0
+        return self.temperature < LEAST_TEMPERATURE
 
     def uniforms(self, count: int) -> Tensor:
         """The random numbers of one text, float32 (count,) in [0, 1)."""
@@ -93,7 +99,11 @@ class SamplingRows:
             return on_device(values, dtype, device)[:, None]
 
         return cls(
-            temperature=column([row.temperature or 1.0 for row in rows], torch.float32),
+            temperature=column(
+                # Beyond a million all tokens are alike; float32 holds no 1e300.
+                [1.0 if row.greedy else min(row.temperature, 1e6) for row in rows],
+                torch.float32,
+            ),
             top_k=column([float(k) for k in kept], torch.int64),
             top_p=column([row.top_p for row in rows], torch.float32),
             greedy=on_device([row.greedy for row in rows], torch.bool, device),
@@ -137,7 +147,7 @@ def choose(logits: Tensor, rows: SamplingRows | None, uniform: Tensor | None) ->
     reached = probabilities.cumsum(dim=-1) > uniform[:, None]
     # The last sums may stay a rounding error below the random number; what was dropped
     # must not be chosen even then.
-    allowed = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    allowed = (probabilities > 0).sum(dim=-1, keepdim=True).clamp(min=1) - 1
     first = torch.where(
         reached.any(dim=-1, keepdim=True),
         reached.int().argmax(dim=-1, keepdim=True),

@@ -6,6 +6,7 @@ go on working; ``/v1/chat/completions`` is OpenAI's API, so that theirs do.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import math
@@ -14,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -39,6 +41,7 @@ from fiftyone_regioncap.serving.messages import (
     ChatRequest,
     Limits,
     RequestError,
+    decode,
     parse,
 )
 
@@ -80,6 +83,7 @@ def create_app(dam: DAM, settings: ServerSettings) -> Starlette:
         Route("/chat/completions", server.reference_chat, methods=["POST"]),
         Route("/v1/chat/completions", server.openai_chat, methods=["POST"]),
         Route("/v1/models", server.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", server.model, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
     ]
     middleware = []
@@ -97,6 +101,7 @@ class _Server:
         self._models = frozenset({settings.model, MODEL_ALIAS})
         self._started = int(time.time())
         self._batcher: Batcher | None = None
+        self._decoding = _Budget(settings.limits.decoded_pixels)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -110,18 +115,29 @@ class _Server:
         return JSONResponse({"status": "ok"})
 
     async def models(self, request: Request) -> Response:
+        """Lists the names that the server answers to."""
         if not self._allowed(request):
             return _openai_error(RequestError("wrong or no token", 401))
-        listed = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._started,
-                "owned_by": "fiftyone-regioncap",
-            }
-            for name in sorted(self._models)
-        ]
+        listed = [self._model(name) for name in sorted(self._models)]
         return JSONResponse({"object": "list", "data": listed})
+
+    async def model(self, request: Request) -> Response:
+        """Describes one of them."""
+        name = request.path_params["name"]
+        if not self._allowed(request):
+            return _openai_error(RequestError("wrong or no token", 401))
+        if name not in self._models:
+            message = f"there is no model {name[:100]}"
+            return _openai_error(RequestError(message, 404, "model"))
+        return JSONResponse(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "fiftyone-regioncap",
+        }
 
     # -- the two dialects -------------------------------------------------------------
 
@@ -138,9 +154,8 @@ class _Server:
                 return JSONResponse({"detail": error.detail}, 422)
             if chat is not None and chat.stream:
                 return _events(_only({"error": str(error)}))
-            return JSONResponse(
-                {"error": str(error)}, error.status if error.status == 413 else 500
-            )
+            status = error.status if error.status in _OWN_STATUSES else 500
+            return JSONResponse({"error": str(error)}, status)
         assert self._batcher is not None
         updates = self._batcher.updates(job)
         if chat.stream:
@@ -149,7 +164,8 @@ class _Server:
             answer = await _answer(updates)
         except RequestError as error:
             return JSONResponse({"error": str(error)}, 500)
-        message = {"role": "assistant", "content": self._text(answer)}
+        answer = self._cut(chat, answer)
+        message = {"role": "assistant", "content": self._text(chat, answer)}
         return JSONResponse(
             {
                 "id": secrets.token_hex(16),
@@ -165,7 +181,7 @@ class _Server:
     ) -> AsyncIterator[str]:
         name = secrets.token_hex(16)
         try:
-            async for piece in self._pieces(updates):
+            async for piece in self._pieces(chat, updates):
                 content = [{"type": "text", "text": piece}]
                 yield _event(
                     {
@@ -188,18 +204,18 @@ class _Server:
         try:
             if not self._allowed(request):
                 raise RequestError("wrong or no token", 401)
-            chat = await self._chat(request)
+            chat = await self._chat(request, system=True)
             job = await self._job(chat)
             assert self._batcher is not None
             updates = self._batcher.updates(job)
             if chat.stream:
                 return _events(self._openai_stream(chat, job, updates))
-            answer = await _answer(updates)
+            answer = self._cut(chat, await _answer(updates))
         except RequestError as error:
             return _openai_error(error)
         choice: dict[str, Any] = {
             "index": 0,
-            "message": {"role": "assistant", "content": self._text(answer)},
+            "message": {"role": "assistant", "content": self._text(chat, answer)},
             "logprobs": self._logprobs(answer) if chat.logprobs else None,
             "finish_reason": "stop" if answer.ended else "length",
         }
@@ -231,7 +247,7 @@ class _Server:
         tally = _Tally()
         yield chunk({"role": "assistant", "content": ""})
         try:
-            async for piece in self._pieces(tally.counting(updates)):
+            async for piece in self._pieces(chat, tally.counting(updates)):
                 if piece:
                     yield chunk({"content": piece})
         except RequestError as error:
@@ -246,39 +262,67 @@ class _Server:
     # -- what both share --------------------------------------------------------------
 
     def _allowed(self, request: Request) -> bool:
+        """Whether a request carries the token, with or without "Bearer"."""
         if self._settings.token is None:
             return True
-        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+        sent = request.headers.get("authorization", "").strip()
+        scheme, _, rest = sent.partition(" ")
+        if scheme.lower() == "bearer":
+            sent = rest.strip()
         return hmac.compare_digest(sent.encode(), self._settings.token.encode())
 
-    async def _chat(self, request: Request) -> ChatRequest:
-        limit = self._settings.limits.body_bytes
-        too_big = RequestError(f"the request is larger than {limit} bytes", 413)
-        if int(request.headers.get("content-length", "0") or 0) > limit:
-            raise too_big
-        body = bytearray()
+    async def _chat(self, request: Request, *, system: bool = False) -> ChatRequest:
+        body = await self._body(request)
         try:
-            async for block in request.stream():
-                body += block
-                if len(body) > limit:
-                    raise too_big
-        except ClientDisconnect as error:
-            raise RequestError("the client is gone", 400) from error
-        try:
-            content = json.loads(bytes(body))
-        except ValueError as error:
+            content = json.loads(body, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"the request is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise RequestError("the request is not a JSON object")
-        defaults = self._settings.sampling
+        # What a web page may send without asking is none of these types.
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise RequestError("send the request as application/json", 415)
         return await anyio.to_thread.run_sync(
-            parse, content, self._models, defaults, self._settings.limits
+            partial(
+                parse,
+                content,
+                self._models,
+                self._settings.sampling,
+                self._settings.limits,
+                system=system,
+            )
         )
+
+    async def _body(self, request: Request) -> bytes:
+        """Reads a request, as long as it is neither too large nor too slow."""
+        limits = self._settings.limits
+        too_big = RequestError(f"the request is larger than {limits.body_bytes} bytes")
+        too_big.status = 413
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limits.body_bytes:
+            raise too_big
+        body = bytearray()
+        blocks = aiter(request.stream())
+        try:
+            with anyio.fail_after(limits.body_seconds):
+                while True:
+                    with anyio.fail_after(limits.block_seconds):
+                        body += await anext(blocks)
+                    if len(body) > limits.body_bytes:
+                        raise too_big
+        except StopAsyncIteration:
+            return bytes(body)
+        except TimeoutError as error:
+            raise RequestError("the request did not arrive in time", 408) from error
+        except ClientDisconnect as error:
+            raise RequestError("the client is gone", 400) from error
 
     async def _job(self, chat: ChatRequest) -> Job:
         query = chat.query(self._settings.video)
         try:
-            views = await anyio.to_thread.run_sync(self._views, chat.images)
+            async with self._decoding.taken(chat.pixels):
+                views = await anyio.to_thread.run_sync(self._views, chat.images)
         except PromptError as error:
             raise RequestError(str(error)) from error
         assert self._batcher is not None
@@ -291,28 +335,54 @@ class _Server:
         )
 
     def _views(self, images: list[Image.Image]) -> torch.Tensor:
-        made = [
-            self._dam.processor.views(image.convert("RGB"), np.asarray(image)[..., 3])[
-                0
-            ]
-            for image in images
-        ]
+        made = []
+        # One by one: decoded images are a hundred times as large as their views.
+        while images:
+            image = decode(images.pop(0))
+            mask = np.asarray(image.getchannel("A"))
+            made.append(self._dam.processor.views(image.convert("RGB"), mask)[0])
         return torch.from_numpy(np.stack(made))
 
     async def _pieces(
-        self, updates: AsyncGenerator[Update, None]
+        self, chat: ChatRequest, updates: AsyncGenerator[Update, None]
     ) -> AsyncIterator[str]:
+        """Yields an answer piece by piece, up to where the client wants it to stop."""
         stream = TextStream(self._dam.tokenizer)
+        # What may turn out to be the beginning of a stop is held back.
+        kept = max((len(stop) - 1 for stop in chat.stop), default=0)
+        held = ""
         async with aclosing(updates):
             async for update in updates:
                 if update.error is not None:
                     raise RequestError(update.error)
-                if update.token is not None:
-                    yield stream.put(update.token)
-        yield stream.end()
+                if update.token is None:
+                    continue
+                held += stream.put(update.token)
+                end = chat.end(held)
+                if end is not None:
+                    yield held[:end]
+                    return
+                sure = max(len(held) - kept, 0)
+                yield held[:sure]
+                held = held[sure:]
+        held += stream.end()
+        yield held[: chat.end(held)]
 
-    def _text(self, answer: Answer) -> str:
-        return self._dam.tokenizer.answer(answer.ids)
+    def _cut(self, chat: ChatRequest, answer: Answer) -> Answer:
+        """Returns an answer up to the token that completes a text to stop at."""
+        decode_ids = self._dam.tokenizer.answer
+        if chat.end(decode_ids(answer.ids)) is None:
+            return answer
+        count = next(
+            count
+            for count in range(1, len(answer.ids) + 1)
+            if chat.end(decode_ids(answer.ids[:count])) is not None
+        )
+        return Answer(answer.ids[:count], answer.probabilities[:count], ended=True)
+
+    def _text(self, chat: ChatRequest, answer: Answer) -> str:
+        text = self._dam.tokenizer.answer(answer.ids)
+        return text[: chat.end(text)].strip()
 
     def _usage(self, job: Job, completion: int) -> dict[str, int]:
         ids = self._dam.prompt_ids(job.query)
@@ -339,12 +409,42 @@ class _Server:
         }
 
 
+class _Budget:
+    """Lets work begin as long as all that is at work fits a total.
+
+    Args:
+        total: Of all work at once; work that needs more runs alone.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def taken(self, amount: int) -> AsyncIterator[None]:
+        """Waits until an amount is free, and takes it meanwhile."""
+        amount = min(amount, self._total)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= amount)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            self._free += amount
+            with anyio.CancelScope(shield=True):
+                async with self._changed:
+                    self._changed.notify_all()
+
+
 class _Tally:
-    """What the last update says about an answer."""
+    """Counts the tokens of an answer on their way.
+
+    An answer that ends before its last update was stopped, as the client wanted.
+    """
 
     def __init__(self) -> None:
         self.tokens = 0
-        self.ended = False
+        self.ended = True
 
     async def counting(
         self, updates: AsyncGenerator[Update, None]
@@ -355,10 +455,19 @@ class _Tally:
                 if update.answers is not None:
                     self.tokens = len(update.answers[0].ids)
                     self.ended = update.answers[0].ended
+                elif update.token is not None:
+                    self.tokens += 1
                 yield update
 
 
 _DONE = "data: [DONE]\n\n"
+
+_OWN_STATUSES = (408, 413, 415)
+"""Statuses that the authors' dialect has too; everything else is its 500."""
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 async def _answer(updates: AsyncGenerator[Update, None]) -> Answer:

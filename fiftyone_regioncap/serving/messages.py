@@ -7,7 +7,6 @@ where alpha is above 0 is the object; the colors below count as they are stored.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import re
 from collections.abc import Mapping
@@ -52,14 +51,23 @@ class Limits:
     """What a request may ask for.
 
     Attributes:
-        body_bytes: size of the whole request.
-        image_pixels: width times height of each image.
-        max_new_tokens: of an answer; requests for more get that many.
+        body_bytes: Size of the whole request.
+        body_seconds: Time for the whole request to arrive.
+        block_seconds: Time without a byte of it.
+        image_pixels: Width times height of each image.
+        decoded_pixels: Width times height of the images that are decoded at once, of
+            all requests.
+        max_new_tokens: Of an answer; requests for more get that many.
+        stops: Number of texts at which an answer may have to stop.
     """
 
     body_bytes: int = 64 << 20
+    body_seconds: float = 300.0
+    block_seconds: float = 30.0
     image_pixels: int = 64_000_000
+    decoded_pixels: int = 64_000_000
     max_new_tokens: int = 512
+    stops: int = 4
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,15 @@ class ChatRequest:
     """A question about one object.
 
     Attributes:
-        model: as requested.
-        images: RGBA, the mask in alpha.
-        text: of all user messages, joined.
-        sampling: how to choose tokens.
-        max_new_tokens: of the answer.
-        stream: whether the answer is wanted piece by piece.
-        usage: whether a stream ends with counts of tokens.
-        logprobs: whether the tokens' probabilities are wanted.
+        model: As requested.
+        images: RGBA, the mask in alpha; not decoded yet, only their headers are read.
+        text: Of all system and user messages, joined.
+        sampling: How to choose tokens.
+        max_new_tokens: Of the answer.
+        stop: Texts before which the answer ends.
+        stream: Whether the answer is wanted piece by piece.
+        usage: Whether a stream ends with counts of tokens.
+        logprobs: Whether the tokens' probabilities are wanted.
     """
 
     model: str
@@ -82,9 +91,20 @@ class ChatRequest:
     text: str
     sampling: Sampling
     max_new_tokens: int
+    stop: tuple[str, ...]
     stream: bool
     usage: bool
     logprobs: bool
+
+    @property
+    def pixels(self) -> int:
+        """Width times height of the largest image."""
+        return max((image.width * image.height for image in self.images), default=0)
+
+    def end(self, text: str) -> int | None:
+        """Returns where the first of the texts to stop at begins; None without one."""
+        found = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        return min(found, default=None)
 
     def query(self, joint: bool) -> str:
         """The text with its image tags.
@@ -113,36 +133,49 @@ class ChatRequest:
 
 
 def parse(
-    body: Mapping[str, Any], models: frozenset[str], defaults: Sampling, limits: Limits
+    body: Mapping[str, Any],
+    models: frozenset[str],
+    defaults: Sampling,
+    limits: Limits,
+    *,
+    system: bool = False,
 ) -> ChatRequest:
-    """Reads a request.
+    """Reads a request; images are counted and measured, but not decoded.
 
     Args:
-        body: of the request.
-        models: names that this server answers to.
-        defaults: where the request says nothing.
-        limits: on sizes.
+        body: Of the request.
+        models: Names that this server answers to.
+        defaults: Where the request says nothing.
+        limits: On sizes.
+        system: Whether there may be messages of the system; their text is put before
+            the question.
 
     Raises:
-        RequestError: saying what is wrong.
+        RequestError: Saying what is wrong.
     """
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise RequestError("messages must be a list", param="messages")
-    text, images = "", []
+    roles = ("user", "assistant", *(("system", "developer") if system else ()))
+    before, text, urls = "", "", []
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
-        if role not in ("user", "assistant"):
+        if not isinstance(role, str) or role not in roles:
             raise _role_error(number, role)
         if role == "assistant":
             continue
-        said, urls = _content(message.get("content"))
-        text += said
-        images += [_image(url, limits) for url in urls]
-        if len(images) > prompts.VIDEO_FRAMES:
-            raise RequestError(f"more than {prompts.VIDEO_FRAMES} images")
+        said, shown = _content(message.get("content"))
+        if role == "user":
+            text += said
+            urls += shown
+        elif shown:
+            raise RequestError("images belong to the user", param="messages")
+        else:
+            before += f"{said.strip()}\n"
+    if len(urls) > prompts.VIDEO_FRAMES:
+        raise RequestError(f"more than {prompts.VIDEO_FRAMES} images")
     model = body.get("model")
-    if model not in models:
+    if not isinstance(model, str) or model not in models:
         raise RequestError(
             "The endpoint is configured to use the model checkpoint, but the request "
             f"model is {str(model)[:100]}",
@@ -152,21 +185,38 @@ def parse(
     for name in ("n", "num_beams"):
         if body.get(name) not in (None, 1):
             raise RequestError(f"{name} must be 1: one answer, no beams", param=name)
-    wanted = body.get("max_completion_tokens") or body.get("max_tokens")
-    options = body.get("stream_options") or {}
+    wanted = body.get("max_completion_tokens")
+    if wanted is None:
+        wanted = body.get("max_tokens")
+    options = body.get("stream_options")
     return ChatRequest(
         model=model,
-        images=images,
-        text=text,
+        images=[_image(url, limits) for url in urls],
+        text=_checked(f"{before}{text}" if before.strip() else text, "messages"),
         sampling=_sampling(body, defaults),
         max_new_tokens=min(
-            _number(wanted, "max_tokens", limits.max_new_tokens, at_least=1),
+            _whole(wanted, "max_tokens", limits.max_new_tokens, at_least=1),
             limits.max_new_tokens,
         ),
-        stream=bool(body.get("stream")),
-        usage=isinstance(options, dict) and bool(options.get("include_usage")),
-        logprobs=bool(body.get("logprobs")),
+        stop=_stop(body.get("stop"), limits),
+        stream=_flag(body, "stream"),
+        usage=isinstance(options, dict) and _flag(options, "include_usage"),
+        logprobs=_flag(body, "logprobs"),
     )
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """Decodes an image of a request.
+
+    Raises:
+        RequestError: When it is damaged.
+    """
+    try:
+        image.load()
+    # Damaged files raise errors of many kinds.
+    except Exception as error:
+        raise RequestError(f"an image cannot be decoded: {error}") from error
+    return image
 
 
 def _role_error(number: int, role: object) -> RequestError:
@@ -221,8 +271,10 @@ def _image(url: str, limits: Limits) -> Image.Image:
                 f"{limits.image_pixels}",
                 status=413,
             )
-        image.load()
-    except (binascii.Error, OSError, SyntaxError, ValueError) as error:
+    except RequestError:
+        raise
+    # Damaged headers raise errors of many kinds.
+    except Exception as error:
         raise RequestError(f"an image cannot be decoded: {error}") from error
     if image.mode != "RGBA":
         raise RequestError(f"Image mode is {image.mode}, but it should be RGBA")
@@ -235,9 +287,9 @@ def _sampling(body: Mapping[str, Any], defaults: Sampling) -> Sampling:
             temperature=_number(
                 body.get("temperature"), "temperature", defaults.temperature
             ),
-            top_k=int(_number(body.get("top_k"), "top_k", defaults.top_k)),
+            top_k=_whole(body.get("top_k"), "top_k", defaults.top_k),
             top_p=_number(body.get("top_p"), "top_p", defaults.top_p),
-            seed=int(_number(body.get("seed"), "seed", defaults.seed)),
+            seed=_whole(body.get("seed"), "seed", defaults.seed),
         )
     except ValueError as error:
         raise RequestError(str(error)) from error
@@ -251,3 +303,37 @@ def _number(value: Any, name: str, default: Any, at_least: float = -(2**63)) -> 
     if not at_least <= value < 2**63:
         raise RequestError(f"{name} is out of range", param=name)
     return value
+
+
+def _whole(value: Any, name: str, default: int, at_least: float = -(2**63)) -> int:
+    number = _number(value, name, default, at_least)
+    if number != int(number):
+        raise RequestError(f"{name} must be a whole number", param=name)
+    return int(number)
+
+
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{name} must be true or false", param=name)
+    return bool(value)
+
+
+def _stop(value: Any, limits: Limits) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value or []
+    if not isinstance(stops, list) or not all(isinstance(x, str) and x for x in stops):
+        raise RequestError("stop must be a text or a list of texts", param="stop")
+    if len(stops) > limits.stops:
+        raise RequestError(f"stop may be {limits.stops} texts", param="stop")
+    return tuple(_checked(stop, "stop") for stop in stops)
+
+
+def _checked(text: str, name: str) -> str:
+    """Returns a text that can be written as UTF-8, which half a surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{name} has half a character: {error}", param=name
+        ) from error
+    return text

@@ -16,7 +16,6 @@ from fiftyone_regioncap.captioning.batching import (
 )
 from fiftyone_regioncap.captioning.dam.generation import Answer, Engine, Request
 from fiftyone_regioncap.captioning.dam.model import DAM
-from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.models.sampling import GREEDY, Sampling
 
 ENCODED_AT_ONCE = 8
@@ -167,9 +166,12 @@ class Scheduler:
         ):
             try:
                 prompt = self._dam.embed(self._dam.prompt_ids(job.query), images)
-            except PromptError as error:
+            except Exception as error:  # whatever a prompt does, it spoils no other
+                if is_out_of_memory(error):
+                    raise
                 del self._working[job.key]
-                updates.append(Update(job.key, error=str(error)))
+                reason = str(error) or type(error).__name__
+                updates.append(Update(job.key, error=reason))
                 continue
             limit = self._dam.new_tokens(prompt, job.max_new_tokens)
             requests.extend(

@@ -6,7 +6,10 @@ import base64
 import io
 import json
 import re
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,16 +18,19 @@ import numpy as np
 import openai
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.sampling import GREEDY
 from fiftyone_regioncap.serving import ServerSettings, running, serve
-from fiftyone_regioncap.serving.messages import Limits
+from fiftyone_regioncap.serving.messages import Limits, RequestError, parse
 from tests.support.dam import write_checkpoint
 
 QUESTION = "Describe the masked region in detail."
+JSON = {"Content-Type": "application/json"}
 
 
 def png(rgba: np.ndarray) -> str:
@@ -120,6 +126,108 @@ class TestOpenAIClient:
         names = {model.id for model in client.models.list()}
         assert names == {"tiny", "describe_anything_model"}
 
+    def test_one_model(self, client: openai.OpenAI) -> None:
+        assert client.models.retrieve("tiny").id == "tiny"
+        with pytest.raises(openai.NotFoundError, match="no model a/b"):
+            client.models.retrieve("a/b")
+
+    def test_a_message_of_the_system(self, dam: DAM, client: openai.OpenAI) -> None:
+        for role in ("system", "developer"):
+            answer = client.chat.completions.create(
+                model="tiny",
+                messages=[
+                    {"role": role, "content": "Be brief."},
+                    *question(png(rgba())),
+                ],
+            )
+            text = f"Be brief.\n{QUESTION}"
+            assert answer.choices[0].message.content == expected(dam, rgba(), text)
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_stop(self, dam: DAM, client: openai.OpenAI, several: bool) -> None:
+        whole = expected(dam, rgba())
+        middle = len(whole) // 2
+        stop = whole[middle : middle + 3]
+        stops = ["never said", stop] if several else stop
+        body = {"model": "tiny", "messages": question(png(rgba())), "stop": stops}
+        answer = client.chat.completions.create(**body, logprobs=True)
+        choice = answer.choices[0]
+        assert choice.message.content == whole[: whole.find(stop)].strip()
+        assert choice.finish_reason == "stop"
+        assert 0 < answer.usage.completion_tokens == len(choice.logprobs.content) <= 24
+        chunks = [
+            chunk.choices[0]
+            for chunk in client.chat.completions.create(**body, stream=True)
+        ]
+        text = "".join(chunk.delta.content or "" for chunk in chunks)
+        assert text.strip() == choice.message.content
+        assert chunks[-1].finish_reason == "stop"
+
+    def test_stops_that_never_come(self, dam: DAM, client: openai.OpenAI) -> None:
+        whole = expected(dam, rgba())
+        body = {
+            "model": "tiny",
+            "messages": question(png(rgba())),
+            "stop": [whole[-4:] + "!" * 50],
+        }
+        answer = client.chat.completions.create(**body)
+        assert answer.choices[0].message.content == whole
+        chunks = client.chat.completions.create(**body, stream=True)
+        text = "".join(c.choices[0].delta.content or "" for c in chunks)
+        assert text.strip() == whole
+
+    @pytest.mark.parametrize(
+        ("field", "value", "status"),
+        [
+            pytest.param("max_tokens", 1.5, 400, id="half a token"),
+            pytest.param("max_tokens", True, 400, id="a bool"),
+            pytest.param("max_completion_tokens", 0, 400, id="no token"),
+            pytest.param("seed", 0.5, 400, id="half a seed"),
+            pytest.param("top_k", 2.5, 400, id="half a word"),
+            pytest.param("temperature", 1e-300, 200, id="nearly greedy"),
+            pytest.param("temperature", 1e15, 200, id="hot"),
+            pytest.param("stream", "yes", 400, id="text for a bool"),
+            pytest.param("stop", ["a"] * 5, 400, id="five stops"),
+            pytest.param("stop", [""], 400, id="an empty stop"),
+            pytest.param("stop", {"a": 1}, 400, id="no stop"),
+            pytest.param("model", ["tiny"], 404, id="a list for a name"),
+        ],
+    )
+    def test_one_odd_request_among_others(
+        self, dam: DAM, url: str, field: str, value: object, status: int
+    ) -> None:
+        body = {"model": "tiny", "messages": question(png(rgba()))}
+
+        def ask(fields: dict) -> httpx.Response:
+            return httpx.post(
+                f"{url}/v1/chat/completions", json={**body, **fields}, timeout=120
+            )
+
+        with ThreadPoolExecutor(4) as pool:
+            odd, *others = pool.map(ask, [{field: value}, {}, {}, {}])
+        assert odd.status_code == status, odd.text
+        for other in others:
+            said = other.json()["choices"][0]["message"]["content"]
+            assert said == expected(dam, rgba())
+
+    @pytest.mark.parametrize("where", ["text", "stop"])
+    def test_half_a_character(self, dam: DAM, url: str, where: str) -> None:
+        text = QUESTION + ("\ud800" if where == "text" else "")
+        body = {"model": "tiny", "messages": question(png(rgba()), text=text)}
+        if where == "stop":
+            body["stop"] = "\udfff"
+        content = json.dumps(body)
+
+        def ask(content: str) -> httpx.Response:
+            path = f"{url}/v1/chat/completions"
+            return httpx.post(path, content=content, headers=JSON, timeout=120)
+
+        good = json.dumps({"model": "tiny", "messages": question(png(rgba()))})
+        with ThreadPoolExecutor(3) as pool:
+            odd, *others = pool.map(ask, [content, good, good])
+        assert odd.status_code == 400 and "half a character" in odd.text
+        assert [other.status_code for other in others] == [200, 200]
+
     def test_many_at_once_are_answered_together(
         self, dam: DAM, client: openai.OpenAI
     ) -> None:
@@ -193,12 +301,64 @@ class TestSafety:
             answer = httpx.post(f"{url}/v1/chat/completions", content=content)
             assert answer.status_code == 413
 
-    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *(b"", b"{", b"[]", b'"x"', b"\xff", b'{"seed": NaN}', b"[" * 100_000),
+            b'{"seed": ' + b"9" * 10_000 + b"}",
+        ],
+    )
     def test_requests_that_are_no_requests(self, url: str, content: bytes) -> None:
         for path in ("/v1/chat/completions", "/chat/completions"):
-            answer = httpx.post(f"{url}{path}", content=content)
+            answer = httpx.post(f"{url}{path}", content=content, headers=JSON)
             assert answer.status_code in (400, 500)
             assert answer.json()["error"]
+
+    @pytest.mark.parametrize("kind", ["text/plain", "", "multipart/form-data"])
+    def test_what_a_web_page_may_send(self, url: str, kind: str) -> None:
+        for path in ("/v1/chat/completions", "/chat/completions"):
+            headers = {"Content-Type": kind} if kind else {}
+            answer = httpx.post(f"{url}{path}", content=b"{}", headers=headers)
+            assert answer.status_code == 415
+
+    @pytest.mark.parametrize(
+        "headers", ["", "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"]
+    )
+    def test_a_request_that_never_ends(self, dam: DAM, headers: str) -> None:
+        limits = Limits(block_seconds=0.5, body_seconds=2)
+        settings = ServerSettings("tiny", sampling=GREEDY, limits=limits)
+        with running(dam, settings) as url:
+            port = int(url.rsplit(":", 1)[1])
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+                client.sendall(headers.encode())
+                if headers:
+                    client.sendall(b"Content-Length: 900\r\n\r\n{")
+                begun = time.perf_counter()
+                answer = b""
+                while block := client.recv(1000):
+                    answer += block
+                assert time.perf_counter() - begun < 10
+            assert not headers or b" 408 " in answer.split(b"\r\n")[0]
+
+    def test_a_request_that_drips(self, dam: DAM) -> None:
+        limits = Limits(block_seconds=0.5, body_seconds=1)
+        settings = ServerSettings("tiny", sampling=GREEDY, limits=limits)
+
+        def drops() -> Iterator[bytes]:
+            for _ in range(30):
+                yield b" "
+                time.sleep(0.2)
+
+        with running(dam, settings) as url:
+            begun = time.perf_counter()
+            try:
+                answer = httpx.post(
+                    f"{url}/v1/chat/completions", content=drops(), headers=JSON
+                )
+                assert answer.status_code == 408
+            except httpx.TransportError:  # closed before it was read
+                pass
+            assert time.perf_counter() - begun < 5
 
     def test_other_names_for_this_machine(self, url: str) -> None:
         answer = httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"})
@@ -211,8 +371,17 @@ class TestSafety:
         with running(dam, settings, host="0.0.0.0") as url:
             url = url.replace("0.0.0.0", "127.0.0.1")
             assert httpx.get(f"{url}/v1/models").status_code == 401
-            for token, status in (("wrong", 401), ("secret", 200)):
-                headers = {"Authorization": f"Bearer {token}"}
+            for token, status in (
+                ("Bearer wrong", 401),
+                ("Bearer", 401),
+                ("", 401),
+                ("Basic secret", 401),
+                ("Bearer secret", 200),
+                ("bearer secret", 200),
+                ("BEARER  secret", 200),
+                ("secret", 200),
+            ):
+                headers = {"Authorization": token}
                 for path in ("/v1/chat/completions", "/chat/completions"):
                     answer = httpx.post(
                         f"{url}{path}",
@@ -230,6 +399,115 @@ class TestSafety:
         port = int(url.rsplit(":", 1)[1])
         with pytest.raises(BackendError, match="cannot listen"):
             serve(dam, ServerSettings(), port=port)
+
+
+# -- requests as data
+
+
+def big_png(side: int) -> str:
+    """A small file of many pixels."""
+    file = io.BytesIO()
+    Image.new("RGBA", (side, side), (9, 9, 9, 255)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def asking(*urls: str) -> dict:
+    return {"model": "tiny", "messages": question(*urls)}
+
+
+def test_images_are_counted_and_measured_before_any_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[int] = []
+    monkeypatch.setattr(
+        "PIL.ImageFile.ImageFile.load", lambda image: decoded.append(image.width)
+    )
+    models, limits = frozenset({"tiny"}), Limits(image_pixels=1_000_000)
+    image = IMAGES[0]
+    for urls, says in (([image] * 9, "more than 8 images"), (IMAGES, "at most")):
+        with pytest.raises(RequestError, match=says):
+            parse(asking(*urls), models, GREEDY, limits)
+    chat = parse(asking(image), models, GREEDY, limits)
+    assert chat.pixels == 810_000 and decoded == []
+
+
+def test_large_images_are_decoded_one_after_the_other(
+    dam: DAM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six requests of many pixels; what is decoded at once stays within the limit."""
+    at_work = most = 0
+    lock = threading.Lock()
+    views = dam.processor.views
+
+    def counted(image: Image.Image, *rest: object) -> object:
+        nonlocal at_work, most
+        with lock:
+            at_work += image.width * image.height
+            most = max(most, at_work)
+        time.sleep(0.05)
+        try:
+            return views(image, *rest)
+        finally:
+            with lock:
+                at_work -= image.width * image.height
+
+    monkeypatch.setattr(dam.processor, "views", counted)
+    limits = Limits(decoded_pixels=2_000_000, max_new_tokens=2)
+    settings = ServerSettings("tiny", sampling=GREEDY, limits=limits)
+    bodies = [
+        {"model": "tiny", "messages": question(IMAGES[number])}
+        for number in (0, 1, 0, 0, 1, 0)
+    ]
+    with running(dam, settings) as url, ThreadPoolExecutor(6) as pool:
+        answers = pool.map(
+            lambda body: (
+                httpx.post(
+                    f"{url}/v1/chat/completions", json=body, timeout=120
+                ).status_code
+            ),
+            bodies,
+        )
+        assert list(answers) == [200] * 6
+    # One of 2.25 megapixels alone, or two of 0.81.
+    assert most == 2_250_000
+
+
+IMAGES = [big_png(900), big_png(1500)]
+SMALL = png(rgba())
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=9)
+    | st.sampled_from(["user", "text", "tiny", "image_url", "\ud800", SMALL]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "image_url", "url"]),
+            inner,
+        )
+    ),
+    max_leaves=8,
+)
+FIELDS = (
+    *("messages", "model", "n", "num_beams", "max_tokens", "max_completion_tokens"),
+    *("stream_options", "temperature", "top_k", "top_p", "seed", "stop", "stream"),
+    "logprobs",
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), anything), st.booleans())
+def test_any_request_is_read_or_refused(body: dict, system: bool) -> None:
+    good = {"model": "tiny", "messages": question(SMALL)}
+    for request in (body, {**good, **body}):
+        try:
+            chat = parse(request, frozenset({"tiny"}), GREEDY, Limits(), system=system)
+            chat.query(False)
+        except RequestError as error:
+            assert str(error) and 400 <= error.status < 500
 
 
 # -- the recorded answers of the authors' server --------------------------------------
