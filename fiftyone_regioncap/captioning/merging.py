@@ -42,7 +42,7 @@ def best_look(clip: RegionClip) -> int | None:
         [sharpness(clip.frames[look], clip.masks[look]) for look in usable]
     )
     free = np.array([(1 + inside_share(mask)) / 2 for mask in masks])
-    worth = areas / areas.max() * free * _scores(clip)[usable]
+    worth = areas / areas.max() * free * track_scores(clip)[usable]
     if sharp.max() > 0:
         worth *= sharp / sharp.max()
     return usable[int(worth.argmax())]
@@ -79,9 +79,11 @@ def inside_share(mask: Mask) -> float:
     return float(1 - touching / (2 * (w + h)))
 
 
-def _scores(clip: RegionClip) -> NDArray[np.float64]:
-    """The propagator's score on each frame of a clip; 1 where it is not known."""
+def track_scores(clip: RegionClip) -> NDArray[np.float64]:
+    """Returns the propagator's score on each frame of a clip; 1 where it is unknown."""
     if clip.track is None:
         return np.ones(len(clip.frames))
     known = dict(zip(clip.track.frames.tolist(), clip.track.scores, strict=True))
-    return np.array([float(known.get(index, 1)) for index in clip.frame_indices])
+    given = clip.frame_indices
+    numbers = [*given, *range(len(given), len(clip.frames))]
+    return np.array([float(known.get(number, 1)) for number in numbers])

@@ -23,7 +23,7 @@ from fiftyone_regioncap.captioning.patchioner.memory import (
     memory_file_name,
 )
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
-from fiftyone_regioncap.captioning.patchioner.text import TextEncoder
+from fiftyone_regioncap.captioning.patchioner.text import ClipTextEncoder
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 CAPTIONS = (
@@ -139,6 +139,6 @@ def write_random_checkpoint(
     )
     save_checkpoint(folder, config, decoder, projection)
     if memory:
-        encoder = TextEncoder(tower, words, projection)
+        encoder = ClipTextEncoder(tower, words, projection)
         build_memory(folder / memory_file_name(len(captions)), captions, encoder)
     return folder

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.captioning.base import CaptionerInfo, EmbeddingSpace
-from fiftyone_regioncap.captioning.checking import clip_problem
+from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.checking import check_clip
+from fiftyone_regioncap.captioning.merging import track_scores
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
-    MEAN,
-    Compat,
     MaskRegion,
     Region,
     Weighting,
@@ -28,27 +27,40 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     DEFAULT_REPOSITORY,
     Checkpoint,
 )
+from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
 from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
 from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, FrameFeatures
 from fiftyone_regioncap.core.errors import BackendError, PromptError
 from fiftyone_regioncap.core.types import Caption, Frame, RegionClip
+from fiftyone_regioncap.models.loading import choose_device
 
 LICENSE = "LicenseRef-Patchioner-unstated"
 """The authors state no license of code or weights; see ``docs/patchioner.md``."""
 
 
+NOT_FINITE = (
+    "the model's numbers for this region are NaN; check the weights, or choose "
+    "dtype='float32'"
+)
+"""Error of a caption whose numbers mean nothing."""
+
+
 class FeatureCache:
-    """The features of the frames seen last, by the identity of their arrays.
+    """Features of the frames seen last, by the identity of their arrays.
 
     Clips of one video share their frames' arrays, so that a frame is encoded once for
     all objects on it, also over several batches. Arrays are held weakly, so that one
     that takes the address of another is not mistaken for it.
+
+    Args:
+        backbone: Encodes frames.
+        size: Number of frames whose features are kept (4 MB each at the published
+            size).
     """
 
     def __init__(self, backbone: Backbone, size: int = 32) -> None:
-        """Keeps the features of ``size`` frames (4 MB each at the published size)."""
         self._backbone = backbone
         self._size = size
         self._kept: OrderedDict[int, tuple[weakref.ref[Frame], FrameFeatures]] = (
@@ -57,7 +69,11 @@ class FeatureCache:
         self._lock = threading.Lock()
 
     def encode(self, frames: Sequence[Frame]) -> Iterator[FrameFeatures]:
-        """Features of frames, in order; at most ``size`` are computed ahead."""
+        """Yields the features of frames, in order; at most ``size`` are computed ahead.
+
+        Args:
+            frames: Frames, uint8 (H, W, 3) RGB.
+        """
         for start in range(0, len(frames), self._size):
             batch = frames[start : start + self._size]
             with self._lock:
@@ -82,13 +98,13 @@ class FeatureCache:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _FrameRegion:
     """A clip's region on one of its frames.
 
     Attributes:
-        clip: the clip's place in the batch.
-        region: the mask.
-        visibility: how much the frame counts in the clip's mean.
+        clip: Number of the clip in the batch.
+        region: The mask.
+        visibility: Weight of the frame in the clip's mean.
     """
 
     clip: int
@@ -97,165 +113,99 @@ class _Look:
 
 
 @dataclass
-class _Means:
-    """Embeddings of clips as weighted sums over their frames."""
+class _ClipEmbeddings:
+    """Embeddings of clips as weighted sums over their frames.
+
+    Attributes:
+        sums: Weighted sum of each clip's embeddings, by its number.
+        totals: Sum of the weights.
+        errors: What is wrong with clips that have no embedding.
+    """
 
     sums: dict[int, Tensor] = field(default_factory=dict)
     totals: dict[int, float] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
 
-    def add(self, look: _Look, embedding: Tensor) -> None:
-        weighted = embedding * look.visibility
-        if look.clip in self.sums:
-            self.sums[look.clip] += weighted
-            self.totals[look.clip] += look.visibility
-        else:
-            self.sums[look.clip] = weighted
-            self.totals[look.clip] = look.visibility
+    def add(self, one: _FrameRegion, embedding: Tensor) -> None:
+        weighted = embedding * one.visibility
+        known = self.sums.get(one.clip)
+        self.sums[one.clip] = weighted if known is None else known + weighted
+        self.totals[one.clip] = self.totals.get(one.clip, 0.0) + one.visibility
 
-    def directions(self) -> dict[int, NDArray[np.float32]]:
-        """The means at length 1, by clip."""
+    def unit(self) -> dict[int, NDArray[np.float32]]:
+        """The means scaled to length 1, by clip."""
         if not self.sums:
             return {}
         rows = torch.nn.functional.normalize(torch.stack([*self.sums.values()]), dim=1)
         return dict(zip(self.sums, rows.float().cpu().numpy(), strict=True))
 
 
-class PatchionerCaptioner:
+class PatchionerCaptioner(PatchionerTexts):
     """Describes tracks by the mean of their patches over frames.
 
+    Args:
+        model: Backbone and language part; see :meth:`from_pretrained`.
+        options: How regions are weighted, and what is kept.
+        name: Name of the weights.
+        checkpoint: Checkpoint with the text tower; None if texts cannot be embedded and
+            captions come without the embeddings of their regions.
+
     Attributes:
-        model: backbone and language part.
+        model: Backbone and language part.
+        options: How regions are weighted, and what is kept.
+        info: Name, weights, license and needs.
     """
 
     def __init__(
         self,
         model: Patchioner,
+        options: PatchionerOptions | None = None,
         *,
         name: str = "patchioner",
-        revision: str = "unknown",
         checkpoint: Checkpoint | None = None,
-        weighting: Weighting = MEAN,
-        rule: Literal["coverage", "index"] = "coverage",
-        frames: int = 8,
-        cached_frames: int = 32,
-        embeddings: bool = True,
     ) -> None:
-        """Takes a loaded model; see :meth:`from_pretrained`.
-
-        Args:
-            model: backbone and language part.
-            name: of the weights.
-            revision: of the weights.
-            checkpoint: where the text tower is found when text is embedded.
-            weighting: of the patches under a mask.
-            rule: how masks weight patches, see :class:`~.aggregation.MaskRegion`.
-            frames: of a clip that it likes to see.
-            cached_frames: whose features are kept between batches.
-            embeddings: whether captions come with the embeddings of their regions; they
-                do only with a checkpoint, which says what space they are of.
-        """
+        super().__init__(checkpoint, model.backbone.device)
         self.model = model
-        self._name = name
-        self._revision = revision
-        self._checkpoint = checkpoint
-        self._weighting = weighting
-        self._rule: Literal["coverage", "index"] = rule
-        self._frames = frames
-        self._features = FeatureCache(model.backbone, cached_frames)
-        self._texts: PatchionerTexts | None = None
-        self._space: EmbeddingSpace | None = None
-        if checkpoint is not None:
-            self._texts = PatchionerTexts(checkpoint, model.backbone.device)
-            self._space = checkpoint.space if embeddings else None
+        self.options = options = options or PatchionerOptions()
+        self._features = FeatureCache(model.backbone, options.cached_frames)
+        self._weighting = Weighting(options.weighting, options.variance)
+        embeds = checkpoint is not None and options.embeddings
+        self.info = CaptionerInfo(
+            name="patchioner",
+            model=name if checkpoint is None else checkpoint.name,
+            revision="unknown" if checkpoint is None else checkpoint.revision,
+            license=LICENSE,
+            frames=options.frames,
+            # What is on a frame costs one pass together.
+            batch_size=64,
+            space=self.space if embeds else None,
+        )
 
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path = DEFAULT_REPOSITORY,
+        weights: str | Path = DEFAULT_REPOSITORY,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        *,
-        config: Mapping[str, Any] | None = None,
-        compat: Compat | None = None,
-        index: bool | None = None,
-        weighting: Literal["mean", "gaussian", "attention"] = "mean",
-        variance: float = 1.0,
-        rule: Literal["coverage", "index"] = "coverage",
-        frames: int = 8,
-        cached_frames: int = 32,
-        embeddings: bool = True,
+        options: PatchionerOptions | None = None,
     ) -> PatchionerCaptioner:
         """Loads a checkpoint.
 
         Args:
-            source: a folder with ``config.yaml`` and the files it names, or a hub
+            weights: A folder with ``config.yaml`` and the files it names, or a hub
                 repository.
-            device: None takes CUDA where there is one.
-            dtype: of backbone and decoder, or its name; None is bfloat16 on CUDA and
-                float32 elsewhere.
-            config: values that replace those of ``config.yaml``; see
-                :class:`~.checkpoint.PatchionerConfig`.
-            compat: short for a value of ``config``.
-            index: short for a value of ``config``.
-            weighting: of the patches under a mask.
-            variance: of the Gaussian weighting.
-            rule: how masks weight patches.
-            frames: of a clip that it likes to see.
-            cached_frames: whose features are kept between batches.
-            embeddings: whether captions come with the embeddings of their regions.
+            device: Device to run on; None for a GPU where there is one.
+            options: How regions are weighted, what is kept, and values that replace
+                those of ``config.yaml``.
 
         Raises:
-            WeightsError: when a file is missing, corrupt or of another model.
-            BackendError: when the checkpoint's backbone is not supported.
+            WeightsError: If a file is missing, corrupt or of another model.
+            BackendError: If the checkpoint's backbone is not supported, or there is no
+                such device.
         """
-        chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        short = {"compat": compat, "index": index}
-        given = {name: value for name, value in short.items() if value is not None}
-        checkpoint = Checkpoint.open(source, {**(config or {}), **given})
-        return cls(
-            checkpoint.load(device, chosen),
-            name=checkpoint.name,
-            revision=checkpoint.revision,
-            checkpoint=checkpoint,
-            weighting=Weighting(weighting, variance),
-            rule=rule,
-            frames=frames,
-            cached_frames=cached_frames,
-            embeddings=embeddings,
-        )
-
-    @property
-    def info(self) -> CaptionerInfo:
-        """Many clips at once: what is on a frame costs one pass together."""
-        return CaptionerInfo(
-            name="patchioner",
-            model=self._name,
-            revision=self._revision,
-            license=LICENSE,
-            frames=self._frames,
-            batch_size=64,
-            space=self._space,
-        )
-
-    @property
-    def space(self) -> EmbeddingSpace:
-        """Where :meth:`embed` places regions.
-
-        Raises:
-            BackendError: when the captioner was made without a checkpoint.
-        """
-        return self._encoder().space
-
-    @property
-    def text_fingerprint(self) -> str:
-        """Of the text tower and the projection.
-
-        Raises:
-            BackendError: when the captioner was made without a checkpoint.
-        """
-        return self._encoder().text_fingerprint
+        options = options or PatchionerOptions()
+        checkpoint = Checkpoint.open(weights, options.overrides)
+        model = checkpoint.load(choose_device(device), options.dtype)
+        return cls(model, options, checkpoint=checkpoint)
 
     def caption(
         self, clips: Sequence[RegionClip], *, prompt: str | None = None
@@ -263,146 +213,105 @@ class PatchionerCaptioner:
         """Describes each clip, in order; see :meth:`~.base.Captioner.caption`.
 
         Raises:
-            BackendError: when a prompt is given; the model takes none.
+            BackendError: If a prompt is given; the model takes none.
         """
         if prompt is not None:
             raise BackendError("the captioner patchioner takes no prompt; leave it out")
-        means = self._means(clips)
-        places = sorted(means.sums)
+        found = self._embed(clips)
+        numbers = sorted(found.sums)
         described: dict[int, Description] = {}
-        if places:
-            embeddings = torch.stack([means.sums[p] / means.totals[p] for p in places])
-            answers = self.model.language.describe(embeddings)
-            described = dict(zip(places, answers, strict=True))
-        looks = {} if self._space is None else means.directions()
+        if numbers:
+            means = torch.stack([found.sums[n] / found.totals[n] for n in numbers])
+            answers = self.model.language.describe(means)
+            described = dict(zip(numbers, answers, strict=True))
+        embeddings = {} if self.info.space is None else found.unit()
         return [
             replace(
-                caption_of(described[place], clip.label), embedding=looks.get(place)
+                caption_of(described[number], clip.label),
+                embedding=embeddings.get(number),
             )
-            if place in described
-            else Caption(error=means.errors[place])
-            for place, clip in enumerate(clips)
+            if number in described
+            else Caption(error=found.errors[number])
+            for number, clip in enumerate(clips)
         ]
 
     def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
-        """Places clips in the backbone's space.
+        """Embeds clips into the backbone's space.
 
         Args:
-            clips: as for :meth:`caption`.
+            clips: As for :meth:`caption`.
 
         Returns:
-            float32 (N, D), unit rows; NaN for clips that have no caption either.
+            Unit vectors, float32 (N, D); NaN for clips that have no caption either.
         """
-        means = self._means(clips)
         rows = np.full((len(clips), self.model.backbone.width), np.nan, np.float32)
-        for place, direction in means.directions().items():
-            rows[place] = direction
+        for number, vector in self._embed(clips).unit().items():
+            rows[number] = vector
         return rows
 
-    def embed_text(
-        self, texts: Sequence[str], *, truncate: bool = False
-    ) -> NDArray[np.float32]:
-        """Places texts in the space of :meth:`embed`, through Talk2DINO.
-
-        The text tower is loaded at the first call.
-
-        Args:
-            texts: any number.
-            truncate: whether to cut those of more than 77 tokens.
-
-        Returns:
-            float32 (N, D), unit rows.
-
-        Raises:
-            PromptError: when a text has more than 77 tokens.
-            WeightsError: when the projection or the text tower is not there.
-            BackendError: when the captioner was made without a checkpoint.
-        """
-        return self._encoder().embed_text(texts, truncate=truncate)
-
-    def _encoder(self) -> PatchionerTexts:
-        if self._texts is None:
-            raise BackendError(
-                "this captioner has no text tower; load it by from_pretrained"
-            )
-        return self._texts
-
     def features(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
-        """The features of frames, from the cache where they are in it."""
+        """Returns the features of frames, from the cache where they are in it."""
         return list(self._features.encode(frames))
 
-    def _means(self, clips: Sequence[RegionClip]) -> _Means:
-        means = _Means()
-        by_frame: dict[int, list[_Look]] = {}
+    def _embed(self, clips: Sequence[RegionClip]) -> _ClipEmbeddings:
+        found = _ClipEmbeddings()
+        by_frame: dict[int, list[_FrameRegion]] = {}
         frames: dict[int, Frame] = {}
-        for place, clip in enumerate(clips):
+        for number, clip in enumerate(clips):
             try:
-                looks = list(self._looks(place, clip))
+                check_clip(clip)
             except PromptError as error:
-                means.errors[place] = str(error)
+                found.errors[number] = str(error)
                 continue
-            for frame, look in looks:
+            for frame, one in self._regions(number, clip):
                 frames[id(frame)] = frame
-                by_frame.setdefault(id(frame), []).append(look)
+                by_frame.setdefault(id(frame), []).append(one)
         unique = list(frames.values())
         for frame, features in zip(unique, self._features.encode(unique), strict=True):
-            self._add(means, features, by_frame[id(frame)])
-        return means
+            self._add(found, features, by_frame[id(frame)])
+        return found
 
     def _add(
-        self, means: _Means, features: FrameFeatures, looks: Sequence[_Look]
+        self,
+        found: _ClipEmbeddings,
+        features: FrameFeatures,
+        regions: Sequence[_FrameRegion],
     ) -> None:
-        """Adds what is on one frame; a bad region leaves the others alone."""
-        regions = [look.region for look in looks]
-        compat = self.model.compat
+        """Adds the regions of one frame; a bad one leaves the others alone."""
         try:
-            rows = embed_regions(features, regions, self._weighting, compat=compat)
+            rows = embed_regions(
+                features,
+                [one.region for one in regions],
+                self._weighting,
+                compat=self.model.compat,
+            )
         except PromptError as error:
-            if len(looks) == 1:
-                means.errors[looks[0].clip] = str(error)
+            if len(regions) == 1:
+                found.errors[regions[0].clip] = str(error)
                 return
-            for look in looks:
-                self._add(means, features, [look])
+            for one in regions:
+                self._add(found, features, [one])
             return
-        for look, row in zip(looks, rows, strict=True):
-            means.add(look, row)
+        finite = rows.isfinite().all(dim=1).tolist()
+        for one, row, sound in zip(regions, rows, finite, strict=True):
+            if sound:
+                found.add(one, row)
+            else:
+                found.errors[one.clip] = NOT_FINITE
 
-    def _looks(self, place: int, clip: RegionClip) -> Iterator[tuple[Frame, _Look]]:
-        """A clip's visible frames.
-
-        Raises:
-            PromptError: when a frame is no image, a mask is of another size, or no
-                mask has a pixel.
-        """
-        problem = clip_problem(clip)
-        if problem is not None:
-            raise PromptError(problem)
-        scores = _scores(clip)
-        for index, (frame, mask) in enumerate(
-            zip(clip.frames, clip.masks, strict=True)
-        ):
+    def _regions(
+        self, number: int, clip: RegionClip
+    ) -> Iterator[tuple[Frame, _FrameRegion]]:
+        """Yields the visible frames of a clip."""
+        scores = track_scores(clip)
+        for frame, mask, score in zip(clip.frames, clip.masks, scores, strict=True):
             area = int(np.count_nonzero(mask))
             if area == 0:
                 continue
             # Small glimpses tell less of an object; lost tracks tell of something else.
-            visibility = area / mask.size * scores.get(_frame_number(clip, index), 1.0)
-            region = MaskRegion(mask, self._rule)
-            yield frame, _Look(place, region, max(visibility, 1e-9))
-
-
-def _frame_number(clip: RegionClip, index: int) -> int:
-    """The video's frame number, 0-based, of a clip's frame."""
-    if index < len(clip.frame_indices):
-        return clip.frame_indices[index]
-    return index
-
-
-def _scores(clip: RegionClip) -> dict[int, float]:
-    """The track's scores by frame; none for images."""
-    if clip.track is None:
-        return {}
-    frames = clip.track.frames.tolist()
-    return dict(zip(frames, clip.track.scores.tolist(), strict=True))
+            visibility = max(area / mask.size * float(score), 1e-9)
+            region = MaskRegion(mask, self.options.rule)
+            yield frame, _FrameRegion(number, region, visibility)
 
 
 def tidy(text: str) -> str:
@@ -417,17 +326,19 @@ def tidy(text: str) -> str:
 
 
 def caption_of(description: Description, label: str | None) -> Caption:
-    """A description as other rooms read it.
+    """Converts a description of a region to a caption.
 
     Args:
-        description: of a region.
-        label: a short name for what is there, when known.
+        description: Description of a region.
+        label: A short name for what is there, when known.
     """
     if description.text is None:
         return Caption(
             error="the decoder wrote a token outside CLIP's vocabulary; "
             "use compat='fixed'"
         )
+    if not math.isfinite(description.confidence or 0.0):
+        return Caption(error=NOT_FINITE)
     return Caption(
         text=tidy(description.text),
         label=label,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -16,6 +17,7 @@ import yaml
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
 from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
+from fiftyone_regioncap.captioning.patchioner.configuration import PATCHIONER
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.gpt2 import load_gpt2_tokenizer
 from fiftyone_regioncap.captioning.patchioner.language import (
@@ -30,8 +32,12 @@ from fiftyone_regioncap.captioning.patchioner.meacap import (
 )
 from fiftyone_regioncap.captioning.patchioner.memory import TextMemory, memory_file_name
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner
+from fiftyone_regioncap.captioning.patchioner.pretrained import load_pretrained
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
-from fiftyone_regioncap.captioning.patchioner.text import CLIP_REPOSITORY, TextEncoder
+from fiftyone_regioncap.captioning.patchioner.text import (
+    CLIP_REPOSITORY,
+    ClipTextEncoder,
+)
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     COCO_CATEGORIES,
     Prompting,
@@ -41,9 +47,16 @@ from fiftyone_regioncap.captioning.patchioner.viecap import (
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, DinoTower
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
+from fiftyone_regioncap.models.loading import (
+    choose_dtype,
+    config_errors,
+    fetch_checkpoint,
+    read_tensors,
+    revision_of,
+)
 from fiftyone_regioncap.system import assets
 
-DEFAULT_REPOSITORY = "Ruggero1912/Patch-ioner_talk2dino_decap_COCO_Captions"
+DEFAULT_REPOSITORY = str(PATCHIONER.weights)
 """The model of the paper's main rows: Talk2DINO with a memory."""
 
 HUB_FILES = ("*.yaml", "*.json", "*.pt", "*.pth", "*.h5", "*.safetensors", "*.txt")
@@ -187,11 +200,41 @@ class PatchionerConfig:
                 "Patch-ioner config.yaml"
             )
         _check_supported(values)
-        known = {f.name for f in fields(cls)}
-        chosen = {key: value for key, value in values.items() if key in known}
+        hints = get_type_hints(cls)
+        chosen = {
+            key: value
+            for key, value in values.items()
+            if key in hints and value is not None
+        }
         if isinstance(chosen.get("viecap"), Mapping):
-            chosen["viecap"] = ViecapConfig.from_mapping(chosen["viecap"])
+            with config_errors("the viecap part of the configuration"):
+                chosen["viecap"] = ViecapConfig.from_mapping(chosen["viecap"])
+        for key, value in chosen.items():
+            fits, limits = _fits(value, hints[key]), _LIMITS.get(key)
+            if not fits or (limits and not limits[0] <= value <= limits[1]):
+                expected = f"from {limits[0]} to {limits[1]}" if limits else hints[key]
+                raise WeightsError(
+                    f"the configuration's {key} is {value!r}; it must be {expected}"
+                )
         return cls(**chosen)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type that a field of a configuration declares."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+_LIMITS: dict[str, tuple[int, int]] = {
+    "prefix_size": (1, 2**16),
+    "support_memory_size": (0, 2**40),
+    "resize_dim": (1, 4096),
+    "heads": (1, 2**10),
+}
+"""Smallest and largest values of sizes."""
 
 
 def _check_supported(values: Mapping[str, Any]) -> None:
@@ -249,14 +292,14 @@ class Checkpoint:
             BackendError: when its backbone is not supported.
         """
         path = Path(source).expanduser()
-        commit = None
-        if not path.exists():
-            path = _download(str(source), files)
-            commit = path.name
+        if not path.is_file():
+            path = fetch_checkpoint(
+                source, files=files, advice="give a folder with config.yaml"
+            )
         file = path if path.is_file() else path / "config.yaml"
         try:
             values = yaml.safe_load(file.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise WeightsError(
                 f"no configuration at {file}: {error}; give a folder with config.yaml "
                 f"or a hub repository such as {DEFAULT_REPOSITORY}"
@@ -266,8 +309,14 @@ class Checkpoint:
         overrides = overrides or {}
         config = PatchionerConfig.from_mapping({**values, **overrides})
         given = frozenset(v for v in overrides.values() if isinstance(v, str))
-        checkpoint = cls(config, file.parent, str(source), commit or "", given)
-        return replace(checkpoint, revision=commit or checkpoint._digest())
+        checkpoint = cls(config, file.parent, str(source), "unknown", given)
+        decoder = config.viecap.weight_path if config.viecap else config.decap_weights
+        if decoder is None:
+            return checkpoint
+        revision = file.parent.resolve().name
+        if file.parent.resolve().parent.name != "snapshots":
+            revision = revision_of(file.parent, [checkpoint.find(decoder)])
+        return replace(checkpoint, revision=revision)
 
     def find(self, name: str) -> Path:
         """A file of the checkpoint.
@@ -297,7 +346,7 @@ class Checkpoint:
         self,
         device: torch.device | str = "cpu",
         vocabulary: ClipVocabulary | None = None,
-    ) -> TextEncoder:
+    ) -> ClipTextEncoder:
         """The text tower that reaches the backbone's space.
 
         Raises:
@@ -308,7 +357,9 @@ class Checkpoint:
         if config.dino_model not in _CLIP:
             projection = TextProjection.load(self.find(config.talk2dino_weights))
         vocabulary = vocabulary or ClipVocabulary.load(config.vocabulary)
-        return TextEncoder.load(self._part(config.clip), projection, vocabulary, device)
+        return ClipTextEncoder.load(
+            self._part(config.clip), projection, vocabulary, device
+        )
 
     @cached_property
     def space(self) -> EmbeddingSpace:
@@ -318,7 +369,7 @@ class Checkpoint:
         differ in that alone can be compared.
         """
         path = self.folder.resolve()
-        facts = {
+        identity = {
             "backbone": _weights_of(self._part(self._backbone_source())),
             "side": self.config.resize_dim,
             "crop": self.config.crop,
@@ -326,7 +377,7 @@ class Checkpoint:
         return EmbeddingSpace(
             captioner="patchioner",
             model=str(path) if Path(self.name).expanduser().exists() else self.name,
-            fingerprint=_fingerprint(facts),
+            fingerprint=_fingerprint(identity),
             dimension=self.config.prefix_size,
         )
 
@@ -337,14 +388,16 @@ class Checkpoint:
         Raises:
             WeightsError: when the projection is not there.
         """
-        facts: dict[str, Any] = {"tower": _weights_of(self._part(self.config.clip))}
+        identity: dict[str, Any] = {"tower": _weights_of(self._part(self.config.clip))}
         if self.config.dino_model not in _CLIP:
             projection = self.find(self.config.talk2dino_weights)
-            facts["projection"] = assets.sha256(projection)
-        return _fingerprint(facts)
+            identity["projection"] = assets.sha256(projection)
+        return _fingerprint(identity)
 
     def load(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None,
     ) -> Patchioner:
         """Loads backbone and language part.
 
@@ -356,10 +409,7 @@ class Checkpoint:
         Raises:
             WeightsError: when a file is missing, corrupt or of another model.
         """
-        if dtype is None:
-            dtype = (
-                torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-            )
+        dtype = choose_dtype(dtype, torch.device(device))
         backbone = self._backbone(device, dtype)
         language = self._language(device, dtype)
         return Patchioner(backbone, language, self.config.compat)
@@ -373,15 +423,9 @@ class Checkpoint:
         from transformers import CLIPVisionModelWithProjection, Dinov2WithRegistersModel
 
         kind = CLIPVisionModelWithProjection if clip else Dinov2WithRegistersModel
-        try:
-            model = kind.from_pretrained(source).to(device, dtype).eval()
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"the backbone {source} cannot be loaded: {error}"
-            ) from error
-        if clip:
-            return ClipTower(model, name, side, config.crop)
-        return DinoTower(model, name, side, config.crop)
+        model = load_pretrained(kind, source, "backbone").to(device, dtype)
+        tower = ClipTower if clip else DinoTower
+        return tower(model, name, side, config.crop)
 
     def _backbone_source(self) -> str:
         """The folder or repository of the image tower."""
@@ -447,12 +491,11 @@ class Checkpoint:
         self, part: ViecapConfig, device: torch.device | str, dtype: torch.dtype
     ) -> ViecapLanguage:
         path = self.find(part.weight_path)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise WeightsError(f"the decoder {path} cannot be read: {error}") from error
         tokenizer = load_gpt2_tokenizer(self.config.gpt2_vocabulary)
-        decoder = ViecapDecoder.from_state_dict(state, tokenizer, part.heads)
+        state = dict(read_tensors(path))
+        decoder = ViecapDecoder.from_state_dict(
+            state, tokenizer, part.heads, source=str(path)
+        )
         language = ViecapLanguage(
             decoder.to(device, dtype),
             prompting=part.prompting,
@@ -476,13 +519,6 @@ class Checkpoint:
             return str(inside)
         return source
 
-    def _digest(self) -> str:
-        config = self.config
-        name = config.viecap.weight_path if config.viecap else config.decap_weights
-        if name is None:
-            return "unknown"
-        return assets.sha256(self.find(name))
-
 
 def _weights_of(source: str) -> str:
     """What tells weights from others: those of a folder by their bytes.
@@ -494,22 +530,9 @@ def _weights_of(source: str) -> str:
     return _fingerprint(sorted(map(assets.sha256, files))) if files else source
 
 
-def _fingerprint(facts: Any) -> str:
-    text = json.dumps(facts, sort_keys=True)
+def _fingerprint(identity: Any) -> str:
+    text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _download(repository: str, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(files)))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise WeightsError(
-            f"there is no folder {repository}, and the hub gives no repository of that "
-            f"name: {error}; give a folder with config.yaml"
-        ) from error
 
 
 def save_checkpoint(

@@ -19,6 +19,7 @@ from fiftyone_regioncap.captioning.patchioner.gpt2 import (
     read_gpt2,
 )
 from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.loading import load_strict, read_tensors
 
 STEPS = 30
 """Tokens per caption, the start token included."""
@@ -62,7 +63,10 @@ class PrefixDecoder(nn.Module):
 
     @classmethod
     def from_state_dict(
-        cls, state: Mapping[str, Tensor], heads: int = 4
+        cls,
+        state: Mapping[str, Tensor],
+        heads: int = 4,
+        source: str = "the DeCap decoder",
     ) -> PrefixDecoder:
         """Builds the decoder that a published state dict belongs to, strictly.
 
@@ -70,24 +74,19 @@ class PrefixDecoder(nn.Module):
             state: ``decoder.transformer.*``, ``clip_project.model.0.*`` and, where
                 stored, ``decoder.lm_head.weight``, which must be the token embeddings.
             heads: Attention heads per block; the one size that no weight tells.
+            source: Where the state dict is from, for messages.
 
         Raises:
             WeightsError: If a name is missing, unknown or of another shape.
         """
-        config, weights = read_gpt2(state, "decoder", heads, "DeCap")
+        config, weights = read_gpt2(state, "decoder", heads, source)
         prefix = weights.get("clip_project.model.0.weight")
         if prefix is None or prefix.ndim != 2:
-            raise WeightsError(
-                "these are not a DeCap decoder's weights: clip_project.model.0.weight "
-                "is missing"
-            )
+            raise WeightsError(f"{source} has no clip_project.model.0.weight")
         with torch.device("meta"):
             model = cls(prefix.shape[1], config)
-        try:
-            model.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
-            raise WeightsError(f"not a DeCap decoder's weights: {error}") from error
-        return model.float().eval().requires_grad_(False)
+        load_strict(model, weights.items(), source)
+        return model
 
     @classmethod
     def load(cls, path: str | Path, heads: int = 4) -> PrefixDecoder:
@@ -96,14 +95,7 @@ class PrefixDecoder(nn.Module):
         Raises:
             WeightsError: If it cannot be read or is something else.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise WeightsError(f"the decoder {path} cannot be read: {error}") from error
-        try:
-            return cls.from_state_dict(state, heads)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from error
+        return cls.from_state_dict(dict(read_tensors(Path(path))), heads, str(path))
 
     @property
     def device(self) -> torch.device:

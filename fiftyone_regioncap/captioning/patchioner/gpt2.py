@@ -248,7 +248,7 @@ class LanguageModel(nn.Module):
 
 
 def read_gpt2(
-    state: Mapping[str, Tensor], prefix: str, heads: int, kind: str
+    state: Mapping[str, Tensor], prefix: str, heads: int, source: str
 ) -> tuple[Gpt2Config, dict[str, Tensor]]:
     """Reads the sizes of a GPT-2 off a published state dict.
 
@@ -256,7 +256,7 @@ def read_gpt2(
         state: Weights by their published names.
         prefix: Prefix of the names of the GPT-2.
         heads: Attention heads per block, the one size that no weight tells.
-        kind: Name of the decoder, for messages.
+        source: Where the state dict is from, for messages.
 
     Returns:
         The sizes, and the weights without the shared output layer and constants.
@@ -272,18 +272,21 @@ def read_gpt2(
     positions = weights.get(f"{prefix}.transformer.wpe.weight")
     if tokens is None or positions is None or tokens.ndim != 2:
         raise WeightsError(
-            f"these are not a {kind} decoder's weights ({sorted(state)[:4]} ...); "
-            f"give a state dict with {prefix}.transformer.*"
+            f"{source} is no decoder of this kind ({sorted(state)[:4]} ...); give a "
+            f"state dict with {prefix}.transformer.*"
         )
-    if head is not None and not torch.equal(head, tokens):
+    # NaN is not equal to itself; the loader says that there is nothing else.
+    same = head is None or torch.equal(head, tokens) or bool(tokens.isnan().all())
+    if not same:
         raise WeightsError(
-            f"{prefix}.lm_head.weight differs from the token embeddings, but published "
-            "decoders share them"
+            f"{source}: {prefix}.lm_head.weight differs from the token embeddings, but "
+            "published decoders share them"
         )
     vocabulary, width = tokens.shape
     if heads < 1 or width % heads:
         raise WeightsError(
-            f"heads={heads}: give a number that divides the decoder's {width} channels"
+            f"{source} has {width} channels, which {heads} heads cannot split; give "
+            "heads in the configuration"
         )
     blocks = f"{prefix}.transformer.h."
     places = {n.removeprefix(blocks).split(".")[0] for n in weights if blocks in n}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fiftyone_regioncap.captioning.patchioner.pretrained import load_pretrained
 from fiftyone_regioncap.core.errors import WeightsError
 
 PARSER_REPOSITORY = "lizhuang144/flan-t5-base-VG-factual-sg"
@@ -162,17 +163,19 @@ class ConceptReader:
         """
         from transformers import AutoModel, AutoTokenizer, T5ForConditionalGeneration
 
+        t5 = load_pretrained(T5ForConditionalGeneration, parser, "scene-graph parser")
+        model = load_pretrained(AutoModel, encoder, "sentence encoder")
         try:
             return cls(
-                T5ForConditionalGeneration.from_pretrained(parser).to(device).eval(),
+                t5.to(device),
                 AutoTokenizer.from_pretrained(parser),
-                AutoModel.from_pretrained(encoder).to(device).eval(),
+                model.to(device),
                 AutoTokenizer.from_pretrained(encoder),
             )
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"MeaCap's models {parser} and {encoder} cannot be loaded: {error}; "
-                "give folders or hub names"
+                f"a tokenizer of {parser} or {encoder} cannot be loaded: {error}; give "
+                "folders or hub names"
             ) from error
 
     def read(self, captions: Sequence[str]) -> list[str]:

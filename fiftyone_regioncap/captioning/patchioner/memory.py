@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.models.loading import read_torch
 
 TEMPERATURE = 0.01
 """Of the softmax over cosines, fixed in all published models."""
@@ -164,13 +165,11 @@ class TextMemory:
         folder = Path(folder)
         try:
             texts = json.loads((folder / "memory_captions.json").read_text())
-            vectors = torch.load(
-                folder / "memory_clip_embeddings.pt",
-                map_location="cpu",
-                weights_only=True,
-            )
-        except Exception as error:
+        except (OSError, ValueError) as error:
             raise WeightsError(f"no memory in {folder}: {error}") from error
+        vectors = read_torch(folder / "memory_clip_embeddings.pt")
+        if not isinstance(texts, list) or not isinstance(vectors, Tensor):
+            raise WeightsError(f"no memory in {folder}: give a list and a tensor")
         return cls(vectors.float(), texts, device=device)
 
     @property

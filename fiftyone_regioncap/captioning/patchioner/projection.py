@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.loading import load_strict, read_tensors
+from fiftyone_regioncap.system import assets
 
 PUBLISHED_SHA256 = "5db3e85d"
 """How the projection that the published memories and decoders belong to begins.
@@ -62,14 +63,18 @@ class TextProjection(nn.Module):
 
     @classmethod
     def from_state_dict(
-        cls, state: Mapping[str, Tensor], activation: Activation | None = "tanh"
+        cls,
+        state: Mapping[str, Tensor],
+        activation: Activation | None = "tanh",
+        source: str = "the projection",
     ) -> TextProjection:
         """Builds the projection that a published state dict is of.
 
         Args:
             state: ``linear_layer.*`` and ``hidden_layers.{i}.*``; ``linear_layer2.*``
                 is an older name of ``hidden_layers.0.*``.
-            activation: before each hidden layer.
+            activation: Activation before each hidden layer.
+            source: Where the state dict is from, for messages.
 
         Raises:
             WeightsError: when the names are others.
@@ -79,9 +84,9 @@ class TextProjection(nn.Module):
             for name, value in state.items()
         }
         first = renamed.get("linear_layer.weight")
-        if first is None:
+        if first is None or first.ndim != 2:
             raise WeightsError(
-                "no 'linear_layer.weight' among the projection's weights "
+                f"no 'linear_layer.weight' among the weights of {source} "
                 f"({sorted(state)[:4]} ...); give a Talk2DINO projection file"
             )
         hidden = sum(
@@ -89,14 +94,10 @@ class TextProjection(nn.Module):
             for name in renamed
         )
         patch_width, text_width = first.shape
-        projection = cls(text_width, patch_width, hidden, activation)
-        try:
-            projection.load_state_dict(renamed)
-        except RuntimeError as error:
-            raise WeightsError(
-                f"the projection's weights are of another shape: {error}"
-            ) from error
-        return projection.eval().requires_grad_(False)
+        with torch.device("meta"):
+            projection = cls(text_width, patch_width, hidden, activation)
+        load_strict(projection, renamed.items(), source)
+        return projection
 
     @classmethod
     def load(
@@ -112,14 +113,8 @@ class TextProjection(nn.Module):
             WeightsError: when the file cannot be read or is something else.
         """
         path = Path(path)
-        try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise WeightsError(
-                f"the projection {path} cannot be read: {error}; give a Talk2DINO "
-                "projection (.pth)"
-            ) from error
+        state = dict(read_tensors(path))
+        digest = assets.sha256(path)
         if digest.startswith(REPLACED_SHA256):
             warnings.warn(
                 f"{path.name} is the file that replaced the published one on "
@@ -136,7 +131,7 @@ class TextProjection(nn.Module):
                 "made with it.",
                 stacklevel=2,
             )
-        return cls.from_state_dict(state, activation)
+        return cls.from_state_dict(state, activation, str(path))
 
     def forward(self, text: Tensor) -> Tensor:
         """Text features (N, text_width) of any float dtype to (N, patch_width)."""

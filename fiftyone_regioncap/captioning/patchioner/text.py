@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fiftyone_regioncap.captioning.patchioner.pretrained import load_pretrained
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
-from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch16"
@@ -19,14 +19,14 @@ CLIP_REPOSITORY = "openai/clip-vit-base-patch16"
 
 
 @dataclass(frozen=True)
-class TextEncoder:
-    """Texts to vectors of CLIP or, behind a projection, of the backbone's patches.
+class ClipTextEncoder:
+    """Embeds texts into CLIP's space or, behind a projection, that of the patches.
 
     Attributes:
-        tower: a ``CLIPTextModelWithProjection`` in eval mode.
-        vocabulary: CLIP's.
-        projection: into the patch space; None stays in CLIP's own.
-        batch_size: texts per pass.
+        tower: A ``CLIPTextModelWithProjection`` in eval mode.
+        vocabulary: CLIP's vocabulary.
+        projection: Projection into the patch space; None stays in CLIP's own.
+        batch_size: Texts per pass.
     """
 
     tower: Any
@@ -41,46 +41,38 @@ class TextEncoder:
         projection: TextProjection | None = None,
         vocabulary: ClipVocabulary | None = None,
         device: torch.device | str = "cpu",
-    ) -> TextEncoder:
+    ) -> ClipTextEncoder:
         """Loads the tower from a folder or the hub.
 
         Args:
-            tower: folder or repository of a CLIP model.
-            projection: into the patch space.
-            vocabulary: None loads the published one.
-            device: where to run.
+            tower: Folder or repository of a CLIP model.
+            projection: Projection into the patch space.
+            vocabulary: CLIP's vocabulary; None loads the published one.
+            device: Device to run on.
 
         Raises:
-            WeightsError: when there is no CLIP model there.
+            WeightsError: If there is no CLIP model.
         """
         from transformers import CLIPTextModelWithProjection
 
-        try:
-            model = CLIPTextModelWithProjection.from_pretrained(tower)
-        except (OSError, ValueError) as error:
-            raise WeightsError(
-                f"no CLIP text tower at {tower}: {error}; give a folder or a hub "
-                f"repository such as {CLIP_REPOSITORY}"
-            ) from error
+        model = load_pretrained(CLIPTextModelWithProjection, tower, "CLIP text tower")
         if projection is not None:
             projection = projection.to(device)
-        return cls(
-            model.to(device).eval(), vocabulary or ClipVocabulary.load(), projection
-        )
+        return cls(model.to(device), vocabulary or ClipVocabulary.load(), projection)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Embeds texts.
 
         Args:
-            texts: any number.
-            truncate: whether to cut those of more than 77 tokens.
+            texts: Any number of texts.
+            truncate: Whether to truncate texts of more than 77 tokens.
 
         Returns:
             float32 (texts, D), not normalized.
 
         Raises:
-            PromptError: when a text has more than 77 tokens and may not be cut.
+            PromptError: If a text has more than 77 tokens and ``truncate`` is false.
         """
         length = int(self.tower.config.max_position_embeddings)
         tokens = self.vocabulary.tokenize(texts, length, truncate=truncate)

@@ -1,4 +1,4 @@
-"""The text side of a checkpoint: texts among regions, without the image side."""
+"""The text side of a checkpoint: embeds texts, without the image side."""
 
 from __future__ import annotations
 
@@ -15,56 +15,72 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     TEXT_FILES,
     Checkpoint,
 )
-from fiftyone_regioncap.captioning.patchioner.text import TextEncoder
+from fiftyone_regioncap.captioning.patchioner.text import ClipTextEncoder
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.models.loading import choose_device
 
 
 class PatchionerTexts:
-    """Places texts where the backbone places regions, through Talk2DINO.
+    """Embeds texts into the space of the backbone's regions, through Talk2DINO.
 
     Backbone, memory and decoder are not loaded, and the text tower only at the first
     text.
 
     Args:
-        checkpoint: with a projection, where the backbone isn't CLIP's own.
-        device: of the text tower.
+        checkpoint: A checkpoint with a projection, where the backbone isn't CLIP's own;
+            None for a captioner that cannot embed texts.
+        device: Device of the text tower.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device | str = "cpu"
+        self, checkpoint: Checkpoint | None, device: torch.device | str = "cpu"
     ) -> None:
         self._checkpoint = checkpoint
         self._device = device
-        self._encode: TextEncoder | None = None
+        self._encode: ClipTextEncoder | None = None
 
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path = DEFAULT_REPOSITORY,
+        weights: str | Path = DEFAULT_REPOSITORY,
         device: torch.device | str | None = None,
     ) -> PatchionerTexts:
         """Finds a checkpoint.
 
         Args:
-            source: a folder with ``config.yaml`` and the files it names, or a hub
+            weights: A folder with ``config.yaml`` and the files it names, or a hub
                 repository.
-            device: None takes CUDA where there is one.
+            device: Device of the text tower; None for a GPU where there is one.
 
         Raises:
-            WeightsError: when there is no checkpoint there.
-            BackendError: when its backbone is not supported.
+            WeightsError: If there is no checkpoint.
+            BackendError: If its backbone is not supported.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Checkpoint.open(source, files=TEXT_FILES), device)
+        checkpoint = Checkpoint.open(weights, files=TEXT_FILES)
+        return PatchionerTexts(checkpoint, choose_device(device))
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint of the text tower.
+
+        Raises:
+            BackendError: If there is none.
+        """
+        if self._checkpoint is None:
+            raise BackendError(
+                "this captioner has no text tower; load it by from_pretrained"
+            )
+        return self._checkpoint
 
     @property
     def space(self) -> EmbeddingSpace:
-        """Of the regions that the checkpoint's backbone embeds."""
-        return self._checkpoint.space
+        """The embedding space, which texts and regions share."""
+        return self.checkpoint.space
 
     @property
     def text_fingerprint(self) -> str:
-        """Of the text tower and the projection."""
-        return self._checkpoint.text_fingerprint
+        """Identifies the text tower and the projection."""
+        return self.checkpoint.text_fingerprint
 
     def embed_text(
         self, texts: Sequence[str], *, truncate: bool = False
@@ -72,20 +88,19 @@ class PatchionerTexts:
         """Embeds texts.
 
         Args:
-            texts: any number.
-            truncate: whether to cut those of more than 77 tokens.
+            texts: Any number of texts.
+            truncate: Whether to truncate texts of more than 77 tokens.
 
         Returns:
-            float32 (N, D), unit rows.
+            Unit vectors, float32 (N, D).
 
         Raises:
-            PromptError: when a text has more than 77 tokens and may not be cut.
-            WeightsError: when the projection or the text tower is not there.
+            PromptError: If a text has more than 77 tokens and ``truncate`` is false.
+            WeightsError: If the projection or the text tower is missing.
         """
         if self._encode is None:
-            self._encode = self._checkpoint.text_encoder(self._device)
+            self._encode = self.checkpoint.text_encoder(self._device)
         if not texts:
             return np.zeros((0, self.space.dimension), np.float32)
         vectors = self._encode(texts, truncate=truncate)
-        unit = torch.nn.functional.normalize(vectors, dim=1)
-        return unit.cpu().numpy()
+        return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()

@@ -30,6 +30,7 @@ from fiftyone_regioncap.captioning.patchioner.memory import (
 )
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
+from fiftyone_regioncap.models.loading import read_torch
 
 NOISE = 0.08
 """Standard deviation of the published noise model, per channel of a unit vector."""
@@ -293,7 +294,7 @@ class _Trainer:
         partial.replace(self.path)
 
     def _resume(self, sizes: Gpt2Config) -> None:
-        state = torch.load(self.path, map_location=self.device, weights_only=True)
+        state = read_torch(self.path, self.device)
         same = (state["recipe"], state["sizes"], state["captions"]) == (
             asdict(self.recipe),
             asdict(sizes),

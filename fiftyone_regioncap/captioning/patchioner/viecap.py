@@ -20,7 +20,7 @@ from fiftyone_regioncap.captioning.patchioner.gpt2 import (
     LanguageModel,
     read_gpt2,
 )
-from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.models.loading import config_errors, load_strict
 
 STEPS = 64
 """The most tokens of a caption."""
@@ -262,6 +262,7 @@ class ViecapDecoder(nn.Module):
         tokenizer: Any,
         heads: int = 12,
         mapper_heads: int = 8,
+        source: str = "the ViECap decoder",
     ) -> ViecapDecoder:
         """Builds the decoder that a published state dict belongs to, strictly.
 
@@ -270,18 +271,15 @@ class ViecapDecoder(nn.Module):
             tokenizer: A ``transformers.GPT2Tokenizer``.
             heads: Attention heads per block of the GPT-2.
             mapper_heads: Attention heads per layer of the mapping network.
+            source: Where the state dict is from, for messages.
 
         Raises:
             WeightsError: If a name is missing, unknown or of another shape.
         """
-        config, weights = read_gpt2(state, "gpt", heads, "ViECap")
-        try:
+        config, weights = read_gpt2(state, "gpt", heads, source)
+        with config_errors(source):
             outputs, feature_width = weights["mapping_network.linear.weight"].shape
             learned = len(weights["mapping_network.prefix_const"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise WeightsError(
-                f"these are not a ViECap decoder's weights: {error!r}"
-            ) from error
         layers = {name.split(".")[3] for name in weights if ".layers." in name}
         width = config.width
         with torch.device("meta"):
@@ -294,11 +292,8 @@ class ViecapDecoder(nn.Module):
                 mapper_heads,
             )
             model = cls(mapping, config, tokenizer)
-        try:
-            model.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
-            raise WeightsError(f"not a ViECap decoder's weights: {error}") from error
-        return model.float().eval().requires_grad_(False)
+        load_strict(model, weights.items(), source)
+        return model
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fiftyone_regioncap.captioning.patchioner.aggregation import (
     BoxSet,
@@ -30,6 +32,7 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     Checkpoint,
     PatchionerConfig,
 )
+from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.gpt2 import (
     Gpt2Config,
@@ -53,6 +56,11 @@ from tests.support.patchioner import CAPTIONS, write_random_checkpoint
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_checkpoint(tmp_path_factory.mktemp("patchioner"))
+
+
+def load(folder: Path, **options: Any) -> PatchionerCaptioner:
+    chosen = PatchionerOptions(**options)
+    return PatchionerCaptioner.from_pretrained(folder, "cpu", chosen)
 
 
 @pytest.fixture
@@ -129,7 +137,7 @@ def test_frames_are_encoded_once(captioner: PatchionerCaptioner) -> None:
 def test_another_frame_at_the_same_address_is_not_confused(
     captioner: PatchionerCaptioner,
 ) -> None:
-    small = PatchionerCaptioner(captioner.model, cached_frames=1)
+    small = PatchionerCaptioner(captioner.model, PatchionerOptions(cached_frames=1))
     mask = square(10, 10)
     for seed in range(20):  # freed frames leave their address to the next one
         image = frame(seed)
@@ -188,11 +196,30 @@ def test_bad_clips_leave_the_others_alone(
 
 
 def test_a_mask_cut_off_by_cropping_leaves_the_others_alone(folder: Path) -> None:
-    cropping = PatchionerCaptioner.from_pretrained(folder, "cpu", config={"crop": True})
+    cropping = load(folder, crop=True)
     cut, seen = clip(square(0, 0, 10)), clip(square(40, 20))
     captions = cropping.caption([cut, seen, cut])
     assert [c.error is None for c in captions] == [False, True, False]
     assert "cropping" in (captions[0].error or "")
+
+
+def test_numbers_that_are_none(
+    captioner: PatchionerCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = captioner.caption(CLIPS[:2])
+    weight = captioner.model.language.decoder.clip_project.model[0].bias
+    before = weight.clone()
+    weight.fill_(torch.nan)
+    assert all("NaN" in (c.error or "") for c in captioner.caption(CLIPS[:2]))
+    weight.copy_(before)
+    assert [c.text for c in captioner.caption(CLIPS[:2])] == [c.text for c in expected]
+    spoiled = [
+        replace(f, patches=f.patches * torch.nan) for f in captioner.features(FRAMES)
+    ]
+    monkeypatch.setattr(
+        captioner._features, "encode", lambda frames: spoiled[: len(frames)]
+    )
+    assert all("NaN" in (c.error or "") for c in captioner.caption(CLIPS[:2]))
 
 
 def test_no_clips_at_all(captioner: PatchionerCaptioner) -> None:
@@ -247,13 +274,14 @@ def test_every_region_of_an_image(captioner: PatchionerCaptioner) -> None:
         {"weighting": "attention"},
         {"rule": "index"},
         {"compat": "reference"},
-        {"config": {"compat": "reference"}},
-        {"config": {"calculate_argmax_text": True}},
+        {"calculate_argmax_text": True},
+        {"resize_dim": 98},
+        {"crop": True, "frames": 1},
         {"dtype": "bfloat16"},
     ],
 )
 def test_options(folder: Path, options: dict[str, Any]) -> None:
-    chosen = PatchionerCaptioner.from_pretrained(str(folder), "cpu", **options)
+    chosen = load(folder, **options)
     captions = chosen.caption(CLIPS)
     assert all(caption.text for caption in captions)
 
@@ -336,6 +364,25 @@ def pickle(path: Path) -> None:
     torch.save(Path("an object, not weights"), path / "decoder.pt")
 
 
+def only_nan(path: Path) -> None:
+    state = torch.load(path / "decoder.pt", weights_only=True)
+    torch.save({n: v * torch.nan for n, v in state.items()}, path / "decoder.pt")
+
+
+def backbone(**values: Any) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        file = path / "backbone" / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return spoil
+
+
+def backbone_of_nan(path: Path) -> None:
+    file = path / "backbone" / "model.safetensors"
+    state = {name: value * torch.nan for name, value in load_file(file).items()}
+    save_file(state, file, metadata={"format": "pt"})
+
+
 def cut(path: Path) -> None:
     whole = (path / "decoder.pt").read_bytes()
     (path / "decoder.pt").write_bytes(whole[: len(whole) // 2])
@@ -357,12 +404,23 @@ def set_to(**values: Any) -> Callable[[Path], None]:
         (other_width, WeightsError, "32 channels, this model 64"),
         (no_embeddings, WeightsError, "no dataset"),
         (other_vocabulary, WeightsError, "1000 tokens, CLIP's vocabulary has 49408"),
-        (no_decoder_keys, WeightsError, "not a DeCap decoder"),
+        (no_decoder_keys, WeightsError, "decoder.pt is no decoder of this kind"),
         (missing_key, WeightsError, "ln_f.weight"),
         (extra_key, WeightsError, "decoder.extra"),
         (data_parallel, WeightsError, "module.clip_project"),
-        (pickle, WeightsError, "cannot be read"),
+        (pickle, WeightsError, "more than tensors"),
         (cut, WeightsError, "cannot be read"),
+        (only_nan, WeightsError, "nothing but NaN"),
+        (backbone(num_hidden_layers=10**7), WeightsError, "num_hidden_layers is 10000"),
+        (backbone(num_attention_heads=0), WeightsError, "num_attention_heads is 0"),
+        (backbone(num_hidden_layers=3), WeightsError, "missing: encoder.layer.2"),
+        (backbone_of_nan, WeightsError, "nothing but NaN"),
+        (set_to(heads=0), WeightsError, "heads is 0"),
+        (set_to(heads=7), WeightsError, "7 heads cannot split"),
+        (set_to(resize_dim="big"), WeightsError, "resize_dim is 'big'"),
+        (set_to(resize_dim=10**9), WeightsError, "resize_dim is 1000000000"),
+        (set_to(viecap=[1]), WeightsError, r"viecap is \[1\]"),
+        (set_to(compat="mine"), WeightsError, "compat is 'mine'"),
         (set_to(prefix_size=32), WeightsError, "reads 64 channels"),
         (set_to(dino_model="INViTE_B16"), BackendError, "invite is not supported"),
         (set_to(regionclip_config="x"), BackendError, "regionclip is not supported"),
@@ -450,9 +508,7 @@ def test_files_elsewhere_by_the_user_s_own_word(folder: Path, tmp_path: Path) ->
     shutil.copytree(folder, tmp_path / "copy")
     name = memory_file_name(len(CAPTIONS))
     moved = (tmp_path / "copy" / name).rename(tmp_path / "elsewhere.h5")
-    captioner = PatchionerCaptioner.from_pretrained(
-        tmp_path / "copy", "cpu", config={"memory": str(moved)}
-    )
+    captioner = load(tmp_path / "copy", memory=str(moved))
     assert captioner.caption(CLIPS)[0].text
 
 
@@ -488,8 +544,8 @@ def test_viecap_checkpoints(viecap_folder: Path) -> None:
     assert all(names for names in language.named(rows))
     torch.save({"x": torch.ones(1)}, viecap_folder / "other.pt")
     changed = {"viecap": {"weight_path": "other.pt"}}
-    with pytest.raises(WeightsError, match="not a ViECap decoder"):
-        PatchionerCaptioner.from_pretrained(viecap_folder, "cpu", config=changed)
+    with pytest.raises(WeightsError, match=r"other\.pt is no decoder of this kind"):
+        Checkpoint.open(viecap_folder, changed).load()
 
 
 def test_meacap_names_concepts(viecap_folder: Path) -> None:
@@ -550,7 +606,7 @@ def test_captions_come_with_the_embeddings_of_their_regions(
     space = captioner.info.space
     assert space is not None and space.dimension == together.shape[1]
     assert (space.captioner, space.model) == ("patchioner", str(folder.resolve()))
-    without = PatchionerCaptioner.from_pretrained(folder, "cpu", embeddings=False)
+    without = load(folder, embeddings=False)
     assert without.info.space is None
     assert without.caption(CLIPS[:1])[0].embedding is None
     unknown = PatchionerCaptioner(captioner.model)  # of no checkpoint

@@ -30,7 +30,7 @@ from fiftyone_regioncap.captioning.patchioner.projection import (
     PUBLISHED_SHA256,
     TextProjection,
 )
-from fiftyone_regioncap.captioning.patchioner.text import TextEncoder
+from fiftyone_regioncap.captioning.patchioner.text import ClipTextEncoder
 from fiftyone_regioncap.captioning.patchioner.vision import DinoTower, preprocess
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
@@ -355,7 +355,7 @@ def test_index_finds_what_matters(tmp_path: Path) -> None:
 
 def test_meacap_folders(tmp_path: Path) -> None:
     (tmp_path / "memory_captions.json").write_text(json.dumps(CAPTIONS))
-    with pytest.raises(WeightsError, match="no memory in"):
+    with pytest.raises(WeightsError, match=r"memory_clip_embeddings\.pt is missing"):
         TextMemory.load_folder(tmp_path)
     vectors = torch.randn(len(CAPTIONS), 5)
     torch.save(vectors, tmp_path / "memory_clip_embeddings.pt")
@@ -418,13 +418,13 @@ def test_text_tower_is_transformers_own(vocabulary: ClipVocabulary) -> None:
             eos_token_id=vocabulary.end_id,
         )
     ).eval()
-    encode = TextEncoder(tower, vocabulary, batch_size=2)
+    encode = ClipTextEncoder(tower, vocabulary, batch_size=2)
     ids = torch.from_numpy(vocabulary.tokenize(CAPTIONS))
     with torch.no_grad():
         expected = tower(input_ids=ids).text_embeds
     torch.testing.assert_close(encode(CAPTIONS), expected)
     projection = TextProjection(12, 20)
-    projected = TextEncoder(tower, vocabulary, projection)(CAPTIONS)
+    projected = ClipTextEncoder(tower, vocabulary, projection)(CAPTIONS)
     torch.testing.assert_close(projected, projection(expected))
 
 
@@ -459,7 +459,7 @@ def test_projections_that_are_not_the_published_one(
 
 
 def test_bad_projections(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match=r"nothing\.pth is missing"):
         TextProjection.load(tmp_path / "nothing.pth")
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="no 'linear_layer"):

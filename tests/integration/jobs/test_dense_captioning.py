@@ -19,6 +19,7 @@ from PIL import Image
 from fiftyone_regioncap.captioning.patchioner import dense
 from fiftyone_regioncap.captioning.patchioner.aggregation import Grid
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
 from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
 from fiftyone_regioncap.cli.caption_everything import command
 from fiftyone_regioncap.core.errors import (
@@ -273,7 +274,7 @@ def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights)
     dataset = fo.Dataset()
     dataset.add_sample(fo.Sample(filepath=str(tmp_path / "wide.png")))
     cropping = PatchionerCaptioner.from_pretrained(
-        weights, "cpu", config={"crop": True}
+        weights, "cpu", PatchionerOptions(crop=True)
     )
     try:
         summary = caption_everything(

@@ -15,6 +15,7 @@ from PIL import Image
 
 import fiftyone_regioncap as regioncap
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
 from fiftyone_regioncap.cli.embed_regions import command
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.types import Prompt
@@ -182,7 +183,9 @@ def test_bad_input(dataset: fo.Dataset, checkpoint: Path) -> None:
     regioncap.caption(dataset, captioner="measured", progress=False)
     with pytest.raises(BackendError, match="embeds no regions; patchioner does"):
         regioncap.embed_regions(dataset, captioner="measured", progress=False)
-    silent = PatchionerCaptioner.from_pretrained(checkpoint, "cpu", embeddings=False)
+    silent = PatchionerCaptioner.from_pretrained(
+        checkpoint, "cpu", PatchionerOptions(embeddings=False)
+    )
     with pytest.raises(BackendError, match="embeddings=True"):
         regioncap.embed_regions(dataset, captioner=silent, progress=False)
     with pytest.raises(FieldError, match="nowhere"):
