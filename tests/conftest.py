@@ -37,6 +37,12 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder of small files in the formats of benchmarks, with expected scores."""
+    return _folder("REGIONCAP_SAMPLES", SHARED / "samples")
+
+
+@pytest.fixture(scope="session")
 def clips() -> Path:
     """The folder of real clips with masks on every frame."""
     return _folder("REGIONCAP_CLIPS", SHARED / "clips")

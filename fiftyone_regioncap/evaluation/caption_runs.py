@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fiftyone_regioncap.evaluation.dense import (
     box_iou,
     dense_map,
     match,
+    merged,
     support_iou,
 )
 from fiftyone_regioncap.search import embedding
@@ -53,18 +54,19 @@ class CaptionEvaluation:
     """What an evaluation of captions found.
 
     Attributes:
-        key: of the dataset's custom run that records it.
-        captions: the field that was evaluated.
-        count: captions that had a reference.
-        without_reference: captions that had none.
-        missed: references that no caption was matched with.
-        overall: by metric.
-        by_label: by label, then by metric.
-        by_size: by ``small``, ``medium``, ``large`` and ``unknown``, then by metric.
+        key: Key of the dataset's custom run that records it.
+        captions: Field that was evaluated.
+        count: Number of captions that had a reference.
+        without_reference: Number of captions that had none.
+        missed: Number of objects with references that no caption was matched with.
+        overall: Scores by metric.
+        by_label: Scores by label, then by metric.
+        by_size: Scores by ``small``, ``medium``, ``large`` and ``unknown``, then by
+            metric.
         dense: mAP over places and texts; None without METEOR.
         dense_by_threshold: AP by ``"iou 0.5, meteor 0.1"``.
-        each: by metric, then by label id.
-        notes: what wasn't possible, and how to make it so.
+        each: Scores by metric, then by label id.
+        notes: What wasn't possible, and how to make it so.
     """
 
     key: str
@@ -84,11 +86,11 @@ class CaptionEvaluation:
         """The captions with the lowest scores as clips or patches, the lowest first.
 
         Args:
-            k: the most captions.
-            metric: to order by; None for the best one there is.
+            k: Maximum number of captions.
+            metric: Metric to order by; None for the best one there is.
 
         Raises:
-            FieldError: when there is no such metric.
+            FieldError: When there is no such metric.
         """
         metric = metric or next(name for name in _ORDER if name in self.each)
         if metric not in self.each:
@@ -133,7 +135,7 @@ class CaptionEvaluation:
         """The distribution of a metric over captions, by label, as a plotly figure.
 
         Args:
-            metric: to show; None for the best one there is.
+            metric: Metric to show; None for the best one there is.
         """
         import plotly.graph_objects as go
 
@@ -160,10 +162,10 @@ class CaptionEvaluation:
         """Writes ``<key>.json``, ``<key>.md`` and ``<key>.html`` with the plot.
 
         Args:
-            folder: is made when it doesn't exist.
+            folder: Folder, which is made when it doesn't exist.
 
         Returns:
-            the files.
+            Paths of the files.
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.key}.{suffix}" for suffix in ("json", "md", "html")]
@@ -180,20 +182,20 @@ class _Text:
     """A caption or a reference.
 
     Attributes:
-        id: of the label.
-        text: what it says.
-        label: the short name.
+        id: Id of the label.
+        text: The text itself.
+        label: The short name.
         support: (first, last) frames of a video, as FiftyOne counts them.
-        index: the object's id.
-        box: of a region of an image, as FiftyOne keeps it.
-        confidence: 1 where none is known.
-        area: in shares of the frame.
+        index: The object id.
+        box: Box of a region of an image, as FiftyOne stores it.
+        confidence: Its confidence; 1 where none is known.
+        area: Share of the frame's area.
     """
 
     id: str
     text: str
     label: str | None
-    support: tuple[int, int] | None
+    support: tuple[float, ...] | None
     index: int | None
     box: tuple[float, ...] | None
     confidence: float
@@ -216,7 +218,7 @@ class _Text:
         )
 
     def overlap(self, other: _Text) -> float:
-        """How far two overlap in time, or in the image; none when objects differ."""
+        """The IoU in time, or in the image; 0 when objects differ."""
         if None not in (self.index, other.index) and self.index != other.index:
             return 0.0
         if self.support and other.support:
@@ -258,20 +260,20 @@ def evaluate_captions(
     gets a custom run of this key, in the place of an earlier one.
 
     Args:
-        samples: a dataset or a view.
-        references: field of the references.
-        captions: field of the captions.
-        key: of the run.
-        metrics: some of :data:`fiftyone_regioncap.evaluation.captions.METRICS`.
-        caption_attribute: of the labels in ``captions``.
-        reference_attribute: of the labels in ``references``.
-        model: for similarity; see :func:`fiftyone_regioncap.search.search`.
-        device: for it.
+        samples: A dataset or a view.
+        references: Field of the references.
+        captions: Field of the captions.
+        key: Key of the run.
+        metrics: Some of :data:`fiftyone_regioncap.evaluation.options.METRICS`.
+        caption_attribute: Attribute of the labels in ``captions``.
+        reference_attribute: Attribute of the labels in ``references``.
+        model: Model for similarity; see :func:`fiftyone_regioncap.search.search`.
+        device: Device of that model.
 
     Raises:
-        FieldError: when a field is absent or of the wrong kind, both are the same, or
+        FieldError: When a field is absent or of the wrong kind, both are the same, or
             no caption has a reference.
-        BackendError: when a metric's package isn't there.
+        BackendError: When a metric's package isn't there.
     """
     require_output(key)
     own = CaptionField.of(samples, captions)
@@ -286,20 +288,28 @@ def evaluate_captions(
     wanted = _read(samples, theirs, reference_attribute)
     pairs: dict[str, list[_Text]] = {}
     texts: dict[str, _Text] = {}
+    said_of: dict[str, list[str]] = {}
+    best: dict[str, float] = {}
     matches: list[Match] = []
     without = total = 0
     for sample in {**said, **wanted}:
         mine, others = said.get(sample, []), wanted.get(sample, [])
         if same:
             mine = [text for text in mine if text.text]
-        total += len(others)
         ious = _overlaps(mine, others, same)
-        ids = [text.id for text in mine]
-        confidences = [text.confidence for text in mine]
-        matches += match(ids, [text.id for text in others], confidences, ious)
+        objects = _objects(others, same)
+        total += len(objects)
+        said_of |= {one.id: [o.text for o in own] for one, own in objects}
+        matches += match(
+            [text.id for text in mine],
+            [one.id for one, _ in objects],
+            [text.confidence for text in mine],
+            _overlaps(mine, [one for one, _ in objects], same),
+        )
         for text, row in zip(mine, ious, strict=True):
             texts[text.id] = text
-            least = min(SAME, max(row, default=0))
+            best[text.id] = max(row, default=0.0)
+            least = min(SAME, best[text.id])
             found = [o for o, iou in zip(others, row, strict=True) if iou >= least > 0]
             if found:
                 pairs[text.id] = found
@@ -316,7 +326,7 @@ def evaluate_captions(
     scores = score_captions(candidates, targets, metrics, embedder=embedder)
     notes += scores.notes
     dense, table = (
-        _dense(matches, texts, wanted, total)
+        _dense(matches, texts, said_of, total)
         if "meteor" in scores.overall
         else (None, {})
     )
@@ -344,7 +354,7 @@ def evaluate_captions(
         each=scores.each,
         notes=tuple(notes),
     )
-    _store(result, {m.caption: m.iou for m in matches}, metrics, references)
+    _store(result, best, metrics, references)
     return result
 
 
@@ -378,6 +388,26 @@ def _overlaps(
     ).reshape(len(mine), len(others))
 
 
+def _objects(
+    references: Sequence[_Text], same: bool
+) -> list[tuple[_Text, list[_Text]]]:
+    """Each object that references are of, in their mean place, with the references."""
+    found = []
+    for group in merged(_overlaps(references, references, same)):
+        own = [references[i] for i in group]
+        first = own[0]
+        if first.support:
+            first = replace(first, support=_mean([r.support for r in own]))
+        elif first.box:
+            first = replace(first, box=_mean([r.box for r in own]))
+        found.append((first, own))
+    return found
+
+
+def _mean(places: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
+    return tuple(np.mean([place for place in places if place], axis=0).tolist())
+
+
 def _embedder(
     metrics: Sequence[str], model: str | TextEmbedder, device: str | None
 ) -> tuple[TextEmbedder | None, list[str]]:
@@ -395,13 +425,12 @@ def _embedder(
 def _dense(
     matches: Sequence[Match],
     texts: Mapping[str, _Text],
-    wanted: Mapping[str, Sequence[_Text]],
+    said_of: Mapping[str, Sequence[str]],
     total: int,
 ) -> tuple[float, dict[str, float]]:
-    by_id = {text.id: text.text for own in wanted.values() for text in own}
     placed = [m for m in matches if m.reference is not None]
     scored = meteor(
-        [(texts[m.caption].text, [by_id[str(m.reference)]]) for m in placed]
+        [(texts[m.caption].text, said_of[str(m.reference)]) for m in placed]
     )
     scores = dict(zip((m.caption for m in placed), scored, strict=True))
     result = dense_map(matches, [scores.get(m.caption, 0.0) for m in matches], total)

@@ -22,12 +22,10 @@ from typing import TypeAlias
 import numpy as np
 
 from fiftyone_regioncap.core.errors import BackendError, RegionCapError
+from fiftyone_regioncap.evaluation.options import METRICS
 from fiftyone_regioncap.search.embedding import TextEmbedder
 
-METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "similarity")
-"""What can be asked for; ``bleu`` stands for BLEU-1 to 4."""
-
-DEFAULT_METRICS = ("bleu", "meteor", "rouge_l", "cider", "similarity")
+DEFAULT_METRICS = tuple(metric for metric in METRICS if metric != "spice")
 
 NEED_JAVA = frozenset({"meteor", "spice"})
 
@@ -40,12 +38,12 @@ _INSTALL = "run `pip install 'fiftyone-regioncap[metrics]'`"
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """What came out.
+    """The scores of captions.
 
     Attributes:
-        overall: by metric, over all captions.
-        each: by metric, then by caption id.
-        notes: what wasn't possible or is not as in the papers, and how to make it so.
+        overall: Score over all captions, by metric.
+        each: Score by metric, then by caption id.
+        notes: What wasn't possible or is not as in the papers, and how to make it so.
     """
 
     overall: dict[str, float]
@@ -63,20 +61,20 @@ def score_captions(
     """Compares captions with references.
 
     Args:
-        candidates: a caption by id; an empty one scores 0.
-        references: at least one text for each of these ids.
-        metrics: some of :data:`METRICS`.
-        embedder: for ``similarity``, the cosine of the angle between the meanings of a
-            caption and of the reference nearest to it.
+        candidates: A caption by id; an empty one scores 0.
+        references: At least one text for each of these ids.
+        metrics: Some of :data:`METRICS`; ``bleu`` stands for BLEU-1 to 4.
+        embedder: Model for ``similarity``, the cosine of the angle between the meanings
+            of a caption and of the reference nearest to it.
 
     Returns:
         BLEU, METEOR, ROUGE-L, CIDEr and SPICE as pycocoevalcap gives them (CIDEr up
         to 10), similarity as a mean.
 
     Raises:
-        RegionCapError: when a metric is unknown, there are no captions, or a caption
+        RegionCapError: When a metric is unknown, there are no captions, or a caption
             has no reference.
-        BackendError: when pycocoevalcap isn't there, or SPICE can't run.
+        BackendError: When pycocoevalcap isn't there, or SPICE can't run.
     """
     _check(candidates, references, metrics)
     overall: dict[str, float] = {}
@@ -128,12 +126,12 @@ def similarities(
     references: Mapping[str, Sequence[str]],
     embedder: TextEmbedder,
 ) -> dict[str, float]:
-    """By id, how near in meaning each caption comes to the nearest of its references.
+    """The similarity of each caption to the nearest of its references, by id.
 
     Args:
-        candidates: a caption by id.
-        references: at least one text for each of these ids.
-        embedder: the model.
+        candidates: A caption by id.
+        references: At least one text for each of these ids.
+        embedder: The model.
     """
     texts = sorted(
         {*candidates.values(), *(t for k in candidates for t in references[k])}

@@ -1,9 +1,10 @@
 """Dense captioning mAP: is it in the right place, and is the right thing said of it?
 
-After DenseCap (Johnson, Karpathy and Fei-Fei, CVPR 2016): each caption, the most
-confident first, belongs to the reference that it overlaps most; it is right when no
-other has taken that reference before, the overlap reaches a threshold and METEOR is
-over another. Average precision is interpolated at 101 recalls and averaged over all
+After DenseCap (Johnson, Karpathy and Fei-Fei, CVPR 2016), as later work counts:
+references that overlap much are one object with several texts; each caption, the most
+confident first, belongs to the object that it overlaps most; it is right when no other
+has taken that object, the overlap reaches a threshold and METEOR is over another.
+Average precision is interpolated at the recalls 0, 0.01, ... 0.99 and averaged over all
 pairs of thresholds.
 """
 
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
-RECALLS = tuple(np.linspace(0, 1, 101))
+RECALLS = tuple(np.arange(100) / 100)
+
+MERGED_FROM = 0.7
+"""Overlap from which two references are of one object."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,11 @@ class Match:
     """One caption, and the reference that it overlaps most.
 
     Attributes:
-        caption: its id.
-        reference: id of the reference; None when it overlaps none.
-        iou: how far they overlap, in [0, 1].
-        first: whether no more confident caption has taken the reference.
-        confidence: what captions are ordered by.
+        caption: Id of the caption.
+        reference: Id of the reference; None when it overlaps none.
+        iou: Their overlap in [0, 1].
+        first: Whether no more confident caption has taken the reference.
+        confidence: Value that captions are ordered by.
     """
 
     caption: str
@@ -38,6 +42,28 @@ class Match:
     iou: float
     first: bool
     confidence: float
+
+
+def merged(overlaps: NDArray[np.float64]) -> list[list[int]]:
+    """Groups references of the same object.
+
+    Repeatedly, the reference with most others close to it becomes one object with them.
+
+    Args:
+        overlaps: (references, references), in [0, 1].
+
+    Returns:
+        The references of each object.
+    """
+    left = np.arange(len(overlaps))
+    groups = []
+    while len(left):
+        close = overlaps[np.ix_(left, left)] >= MERGED_FROM
+        np.fill_diagonal(close, True)
+        chosen = close[close.sum(axis=0).argmax()]
+        groups.append(left[chosen].tolist())
+        left = left[~chosen]
+    return groups
 
 
 def match(
@@ -49,13 +75,13 @@ def match(
     """Gives each caption of one video or image the reference that it overlaps most.
 
     Args:
-        captions: ids.
-        references: ids.
-        confidences: of the captions.
+        captions: Ids of the captions.
+        references: Ids of the references.
+        confidences: Confidence of each caption.
         ious: (captions, references), in [0, 1].
 
     Returns:
-        one for each caption, the most confident first.
+        One match for each caption, the most confident first.
     """
     taken: set[int] = set()
     matches = []
@@ -82,8 +108,8 @@ class DenseResult:
     """Average precisions.
 
     Attributes:
-        mean: over all pairs of thresholds, in [0, 1].
-        by_threshold: by (IoU, METEOR).
+        mean: Mean over all pairs of thresholds, in [0, 1].
+        by_threshold: Average precision by (IoU, METEOR).
     """
 
     mean: float
@@ -102,13 +128,13 @@ def dense_map(
     """Mean average precision over overlaps and METEOR.
 
     Args:
-        matches: of all videos or images, in any order.
-        meteors: of the matches' captions against their references; anything where
+        matches: Matches of all videos or images, in any order.
+        meteors: METEOR of each match's caption against its reference; anything where
             there is no reference.
-        references: how many there are, the missed ones included.
-        iou_thresholds: that overlaps have to reach.
-        meteor_thresholds: that METEOR has to be over.
-        recalls: that precision is taken at.
+        references: Number of references, the missed ones included.
+        iou_thresholds: Thresholds that overlaps have to reach.
+        meteor_thresholds: Thresholds that METEOR has to be over.
+        recalls: Recalls that precision is taken at.
     """
     found = list(matches)
     order = sorted(range(len(found)), key=lambda i: -found[i].confidence)
@@ -130,9 +156,9 @@ def _average_precision(
     """Mean of the best precisions at some recalls or higher ones.
 
     Args:
-        right: which captions are, the most confident first.
-        references: how many could have been found.
-        recalls: in [0, 1].
+        right: Whether each caption is right, the most confident first.
+        references: Number of references that could have been found.
+        recalls: Recalls in [0, 1].
     """
     if not references or not len(right):
         return 0.0
@@ -144,8 +170,8 @@ def _average_precision(
     return float(np.mean(np.append(best, 0.0)[places]))
 
 
-def support_iou(one: tuple[int, int], other: tuple[int, int]) -> float:
-    """How far two spans of frames overlap, first and last frame included."""
+def support_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """The IoU of two spans of frames, first and last frame included."""
     shared = min(one[1], other[1]) - max(one[0], other[0]) + 1
     if shared <= 0:
         return 0.0
@@ -154,7 +180,7 @@ def support_iou(one: tuple[int, int], other: tuple[int, int]) -> float:
 
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """How far two boxes overlap, each as [left, top, width, height]."""
+    """The IoU of two boxes, each as [left, top, width, height]."""
     width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:

@@ -8,18 +8,18 @@ altogether gives none.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Protocol
 
-from fiftyone_regioncap.core.errors import BackendError, RegionCapError
+import inflect
+
+from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.models.endpoints import Endpoint
 
 PROMPT = """\
@@ -42,6 +42,11 @@ choices:
 LETTERS = "abcde"
 ANSWER_NAMES = ("response", "pred_answer", "answer", "output", "pred")
 """Names that stored judgments have for what the judge said."""
+
+
+_INFLECT = inflect.engine()
+_NUMBERS = {"bus": "singular", "wine glass": "plural"}
+"""Class names that the published prompts take for another number than inflect does."""
 
 
 class DLCBenchError(RegionCapError, ValueError):
@@ -227,12 +232,13 @@ class EndpointJudge:
 class CachedJudge:
     """Answers that were stored, ours or those published with the benchmark.
 
-    Ours are an object of prompts and answers by region. Others are searched, region by
-    region, for objects that hold the very prompt and beside it what the judge said.
+    Ours are an object of prompts and answers by region. The published ones hold, region
+    by region, a list of prompts and beside it one of answers; in others, the object
+    that holds the very prompt is searched for, and the answer taken that is beside it.
 
     Args:
-        stored: the content of the file.
-        fallback: asked for what is not stored; its answers are added.
+        stored: Content of the file.
+        fallback: Judge that is asked for what is not stored; its answers are added.
     """
 
     def __init__(
@@ -270,13 +276,19 @@ class CachedJudge:
 
 
 def _answers(stored: Any, prompt: str) -> Iterator[str]:
+    """Iterates over the stored answers to a prompt."""
     if isinstance(stored, Mapping):
         if isinstance(stored.get(prompt), str):
             yield stored[prompt]
-        if prompt in [value for value in stored.values() if isinstance(value, str)]:
-            for name in ANSWER_NAMES:
-                if isinstance(stored.get(name), str):
-                    yield stored[name]
+        asked = [value for value in stored.values() if value == prompt]
+        asked += [v for v in stored.values() if isinstance(v, list) and prompt in v]
+        for question, name in product(asked, ANSWER_NAMES):
+            answer = stored.get(name)
+            if isinstance(question, list) and isinstance(answer, list):
+                pairs = zip(question, answer, strict=False)
+                answer = next((said for q, said in pairs if q == prompt), None)
+            if isinstance(answer, str):
+                yield answer
         for value in stored.values():
             yield from _answers(value, prompt)
     elif isinstance(stored, list):
@@ -285,15 +297,11 @@ def _answers(stored: Any, prompt: str) -> Iterator[str]:
 
 
 def recognition_question(class_name: str) -> Question:
-    """Whether the description is of such an object at all.
-
-    Raises:
-        BackendError: when the inflect package is missing.
-    """
+    """The question whether the description is of such an object at all."""
     if _is_plural(class_name):
         what, kind = f"objects in the description are {class_name}", "objects"
     else:
-        what = f"object in the description is {_engine().a(class_name)}"
+        what = f"object in the description is {_INFLECT.a(class_name)}"
         kind = "an object"
     text = (
         f"Is it likely that the {what} or {kind} of a similar type? "
@@ -303,15 +311,9 @@ def recognition_question(class_name: str) -> Question:
 
 
 def _is_plural(class_name: str) -> bool:
-    # The one singular of the data that the package takes for a plural.
-    return class_name != "bus" and _engine().singular_noun(class_name) is not False
-
-
-@cache
-def _engine() -> Any:
-    if importlib.util.find_spec("inflect") is None:
-        raise BackendError("DLC-Bench needs the inflect package: pip install inflect")
-    return importlib.import_module("inflect").engine()
+    if class_name in _NUMBERS:
+        return _NUMBERS[class_name] == "plural"
+    return _INFLECT.singular_noun(class_name) is not False
 
 
 def parse_answer(answer: str, choices: Sequence[str]) -> int | None:

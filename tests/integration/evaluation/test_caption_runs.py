@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.core.errors import FieldError
-from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.dataset.captions import (
+    CaptionRecord,
+    read_captions,
+    write_captions,
+)
 from fiftyone_regioncap.evaluation import captions
 from fiftyone_regioncap.evaluation.caption_runs import _plain, evaluate_captions
 
@@ -57,7 +61,7 @@ def dataset(fiftyone_database: str) -> Iterator[fo.Dataset]:
 def test_captions_meet_the_references_of_their_object(dataset, tmp_path):
     result = evaluate_captions(dataset, "truth", metrics=QUICK)
     assert (result.count, result.without_reference) == (3, 1)
-    assert result.missed == 2  # the second of object 1, and object 4
+    assert result.missed == 1  # object 4; both references of object 1 are one's
     rouge = dict(
         zip(
             dataset.values("captions.detections.caption", unwind=True),
@@ -97,11 +101,18 @@ def test_running_again_takes_the_place_of_the_run(dataset):
 @pytest.mark.skipif(captions.java() is None, reason="Java is not installed")
 def test_dense_map_counts_places_and_texts(dataset):
     result = evaluate_captions(dataset, "truth", metrics=("meteor",))
-    # Two of five references are met with IoU of at least 0.5; "A cat." says the wrong
+    # Two of four objects are met with IoU of at least 0.5; "A cat." says the wrong
     # thing, and the fourth overlaps by a third.
     table = result.dense_by_threshold
     assert table["iou 0.3, meteor 0.25"] > table["iou 0.5, meteor 0.25"] > 0
     assert 0 < result.dense < 1
+    for sample in dataset:  # one caption of each object, out of its references
+        records = {r.index: r for r in read_captions(sample, "truth")}
+        write_captions(sample, "perfect", records.values())
+    perfect = evaluate_captions(
+        dataset, "truth", captions="perfect", metrics=("meteor",)
+    )
+    assert perfect.dense == pytest.approx(1)
 
 
 def test_what_people_made_of_captions_are_references_of_what_models_said(dataset):

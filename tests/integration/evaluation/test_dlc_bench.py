@@ -26,8 +26,6 @@ from fiftyone_regioncap.evaluation.dlc_bench import (
     score_region,
 )
 
-pytest.importorskip("inflect", reason="DLC-Bench needs the inflect package")
-
 QUESTIONS = [
     {
         "question": "Which applies?",
@@ -69,6 +67,27 @@ class TestRecorded:
     def test_recognition_questions(self, recorded: dict) -> None:
         for row in recorded["recognition_questions"]:
             assert recognition_question(row["class_name"]).text == row["question"]
+
+    @pytest.mark.parametrize("name", ["wine glass", "glasses"])
+    def test_plural_of_the_published_prompts(self, name: str) -> None:
+        assert f"are {name} or objects" in recognition_question(name).text
+
+    @pytest.mark.parametrize("name", ["judge_answers", "judge_cache_reference_form"])
+    def test_stored_answers(self, samples: Path, name: str) -> None:
+        """Ours, and the published form: parallel lists of prompts and responses."""
+        folder = samples / "dlc_bench"
+        report = run(
+            folder / "captions.json", folder / "qa.json", str(folder / f"{name}.json")
+        )
+        expected = json.loads((folder / "expected.json").read_text())
+        assert report.positive == pytest.approx(expected["avg_pos"], abs=1e-9)
+        assert report.negative == pytest.approx(expected["avg_neg"], abs=1e-9)
+        assert report.average == pytest.approx(expected["avg"], abs=1e-9)
+        for region in report.regions:
+            wanted = expected["regions"][region.key]
+            assert region.recognized == wanted["recognized"]
+            assert list(region.choices) == wanted["chosen"]
+            assert region.positive == pytest.approx(wanted["score_pos"])
 
     def test_scores(self, recorded: dict) -> None:
         scores = []

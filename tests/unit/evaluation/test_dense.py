@@ -10,6 +10,7 @@ from fiftyone_regioncap.evaluation.dense import (
     box_iou,
     dense_map,
     match,
+    merged,
     support_iou,
 )
 
@@ -28,8 +29,8 @@ def test_each_caption_belongs_to_the_reference_it_overlaps_most():
 def test_map_by_hand():
     """Three captions of four references: right, wrong, right.
 
-    Precision is 1 up to a recall of 1/4 and 2/3 up to 1/2, then 0: of the 101 recalls
-    0, 0.01, ... 1, the first 26 have 1, and the next 25 have 2/3.
+    Precision is 1 up to a recall of 1/4 and 2/3 up to 1/2, then 0: of the 100 recalls
+    0, 0.01, ... 0.99, the first 26 have 1, and the next 25 have 2/3.
     """
     matches = [
         Match("second", "s", 0.2, True, 0.8),
@@ -40,9 +41,9 @@ def test_map_by_hand():
     result = dense_map(
         matches, meteors, 4, iou_thresholds=(0.3, 0.6), meteor_thresholds=(0.0, 0.2)
     )
-    both = (26 + 25 * 2 / 3) / 101
-    only_first = 26 / 101
-    only_third = 26 * (1 / 3) / 101
+    both = (26 + 25 * 2 / 3) / 100
+    only_first = 26 / 100
+    only_third = 26 * (1 / 3) / 100
     assert result.by_threshold == pytest.approx(
         {
             (0.3, 0.0): both,
@@ -52,6 +53,25 @@ def test_map_by_hand():
         }
     )
     assert result.mean == pytest.approx((both + only_first + only_third) / 4)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "groups"),
+    [
+        pytest.param([], [[0], [1], [2]], id="apart"),
+        pytest.param([(0, 2)], [[0, 2], [1]], id="two of one"),
+        pytest.param([(0, 1), (1, 2)], [[0, 1, 2]], id="around the one in the middle"),
+    ],
+)
+def test_references_of_one_object_are_one(pairs, groups):
+    overlaps = np.full((3, 3), 0.69)
+    for one, other in pairs:
+        overlaps[one, other] = overlaps[other, one] = 0.7
+    assert merged(overlaps) == groups
+
+
+def test_no_references_are_no_objects():
+    assert merged(np.zeros((0, 0))) == []
 
 
 @pytest.mark.parametrize("references", [0, 3])
