@@ -24,16 +24,16 @@ class Frames(Protocol):
 
     @property
     def height(self) -> int:
-        """Of every frame, in pixels."""
+        """Height of the frames in pixels."""
 
     @property
     def width(self) -> int:
-        """Of every frame, in pixels."""
+        """Width of the frames in pixels."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Frame:
-        """The frame, uint8 (H, W, 3) RGB."""
+        """Returns a frame, uint8 (H, W, 3) RGB."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class PropagationRequest:
 
 @dataclass(frozen=True)
 class PropagatorInfo:
-    """What a propagator says of itself.
+    """Describes a propagator and its weights.
 
     Attributes:
-        name: as users choose it, such as ``"sam2"``.
-        model: the published name of the weights (``"facebook/sam2.1-hiera-tiny"``).
-        revision: of the weights: a hub commit or a sha256.
-        license: SPDX id of the weights' license.
+        name: Its name as users choose it, such as ``"sam2"``.
+        model: The published name of the weights (``"facebook/sam2.1-hiera-tiny"``).
+        revision: Revision of the weights: a hub commit or a sha256.
+        license: License of the weights' license.
     """
 
     name: str
@@ -119,12 +119,12 @@ class PropagatorInfo:
 
 
 class Propagation(Protocol):
-    """One run over a video: an iterator that can be put aside and taken up again."""
+    """A run over a video: an iterator that can be interrupted and resumed."""
 
     def __iter__(self) -> Iterator[FrameMasks]: ...
 
     def __next__(self) -> FrameMasks:
-        """The next frame of the pass.
+        """Returns the masks of the next frame of the pass.
 
         Forward passes ascend, backward passes descend; ``both`` is a forward pass and
         then a backward pass over the frames before each object's first prompt, so that
@@ -133,7 +133,7 @@ class Propagation(Protocol):
         """
 
     def checkpoint(self) -> Checkpoint:
-        """The state after the last frame emitted; continuing from it changes nothing.
+        """Returns the state after the last frame emitted, to resume the run from.
 
         Its size is bounded by the model's memory, never by the video's length.
         """

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.options import Options, option
-from fiftyone_regioncap.core.types import Frame, FrameMasks, Mask, ObjectMask
+from fiftyone_regioncap.core.types import Frame, FrameMasks, ObjectMask
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Frames,
@@ -22,6 +21,7 @@ from fiftyone_regioncap.propagation.base import (
     Propagator,
     PropagatorInfo,
 )
+from fiftyone_regioncap.propagation.histograms import hsv_histogram, overlap
 from fiftyone_regioncap.propagation.prompts import check_prompts
 from fiftyone_regioncap.video.scene_cuts import SceneCutDetector
 
@@ -31,6 +31,8 @@ SHARED_FRAMES = 8
 
 ALIKE = 0.6
 """Overlap of two color histograms above which they count as the same object's."""
+
+_BINS = (8, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class PolicyPropagator:
 
     @property
     def info(self) -> PropagatorInfo:
-        """Of the propagator underneath."""
+        """Name, weights and license of the propagator underneath."""
         return self._propagator.info
 
     def propagate(self, request: PropagationRequest) -> Propagation:
@@ -129,14 +131,14 @@ def _narrowed(request: PropagationRequest, max_frames: int) -> PropagationReques
 
 
 @dataclass
-class _Watch:
-    """How one object is doing.
+class _ObjectStatus:
+    """The status of one object.
 
     Attributes:
-        weak: frames in a row with a score that is too low.
-        lost: whether it is given out no more until it is prompted.
-        doubted: whether it is hidden until it looks like itself again.
-        colors: float32 (n,), of it where it was last seen well; empty if never.
+        weak: Number of frames in a row with a score that is too low.
+        lost: Whether it is no longer emitted until it is prompted.
+        doubted: Whether it is hidden until it looks like itself again.
+        colors: float32 (n,), histogram where it was last seen well; empty if never.
     """
 
     weak: int = 0
@@ -145,6 +147,10 @@ class _Watch:
     colors: NDArray[np.float32] = field(
         default_factory=lambda: np.zeros(0, dtype=np.float32)
     )
+
+    def reset(self) -> None:
+        """Trusts the object again, as it was prompted."""
+        self.weak, self.lost, self.doubted = 0, False, False
 
 
 class _Supervised:
@@ -156,7 +162,7 @@ class _Supervised:
         self._prompted = {prompt.frame for prompt in request.prompts}
         self._direction = direction = request.direction
         self._policy = policy
-        self._watches: dict[int, _Watch] = {}
+        self._statuses: dict[int, _ObjectStatus] = {}
         self._last: int | None = None
         self._backward = direction == "backward"
         self._cuts = SceneCutDetector(policy.cut_sensitivity)
@@ -176,23 +182,23 @@ class _Supervised:
         )
         objects = {}
         for object_id, item in found.objects.items():
-            watch = self._judge(object_id, item, found, cut)
-            if not watch.lost:
+            status = self._judge(object_id, item, found, cut)
+            if not status.lost:
                 hidden = ObjectMask(None, item.score)
-                objects[object_id] = hidden if watch.doubted else item
+                objects[object_id] = hidden if status.doubted else item
         return FrameMasks(found.frame, objects, found.prompted)
 
     def _turn(self) -> None:
-        """A backward pass begins: it starts from the prompts anew."""
+        """Starts the backward pass, which begins at the prompts again."""
         self._backward = True
         self._cuts = SceneCutDetector(self._policy.cut_sensitivity)
-        for watch in self._watches.values():
-            watch.weak, watch.lost, watch.doubted = 0, False, False
+        for status in self._statuses.values():
+            status.reset()
 
     def _finished(self) -> bool:
         """Whether every object is lost and none is prompted again."""
-        watches = self._watches.values()
-        if self._last is None or not watches or not all(w.lost for w in watches):
+        statuses = self._statuses.values()
+        if self._last is None or not statuses or not all(w.lost for w in statuses):
             return False
         if self._direction == "both":
             # The way back is still to come, or other objects may join on it.
@@ -204,28 +210,27 @@ class _Supervised:
 
     def _judge(
         self, object_id: int, item: ObjectMask, found: FrameMasks, cut: bool
-    ) -> _Watch:
+    ) -> _ObjectStatus:
         policy = self._policy
-        watch = self._watches.setdefault(object_id, _Watch())
+        status = self._statuses.setdefault(object_id, _ObjectStatus())
         if object_id in found.prompted:
-            watch.weak, watch.lost, watch.doubted = 0, False, False
+            status.reset()
         elif cut and policy.scene_cuts == "stop":
-            watch.lost = True
+            status.lost = True
         elif cut:
-            watch.doubted = True
-        if watch.lost:
-            return watch
+            status.doubted = True
+        if status.lost:
+            return status
         if policy.scene_cuts == "redetect" and item.mask is not None:
-            colors = _colors(self._frames[found.frame], item.mask)
-            if watch.doubted and watch.colors.size:
-                overlap = float(np.minimum(colors, watch.colors).sum())
-                watch.doubted = overlap < ALIKE
-            if not watch.doubted and item.score >= (policy.min_score or 0.5):
-                watch.colors = colors
+            colors = hsv_histogram(self._frames[found.frame], item.mask, _BINS)
+            if status.doubted and status.colors.size:
+                status.doubted = overlap(colors, status.colors) < ALIKE
+            if not status.doubted and item.score >= (policy.min_score or 0.5):
+                status.colors = colors
         if policy.min_score is not None:
-            watch.weak = watch.weak + 1 if item.score < policy.min_score else 0
-            watch.lost = watch.weak >= policy.patience
-        return watch
+            status.weak = status.weak + 1 if item.score < policy.min_score else 0
+            status.lost = status.weak >= policy.patience
+        return status
 
     def checkpoint(self) -> Checkpoint:
         """See :meth:`Propagation.checkpoint`."""
@@ -234,14 +239,16 @@ class _Supervised:
             return arrays
         arrays[PREFIX + "position"] = np.array([self._last, self._backward])
         arrays[PREFIX + "cuts"] = self._cuts.state
-        for object_id, watch in self._watches.items():
+        for object_id, status in self._statuses.items():
             key = f"{PREFIX}{object_id}"
-            arrays[f"{key}/flags"] = np.array([watch.weak, watch.lost, watch.doubted])
-            arrays[f"{key}/colors"] = watch.colors
+            arrays[f"{key}/flags"] = np.array(
+                [status.weak, status.lost, status.doubted]
+            )
+            arrays[f"{key}/colors"] = status.colors
         return arrays
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on where the checkpoint was made."""
+        """Takes up the state of a checkpoint."""
         if PREFIX + "position" not in checkpoint:
             return
         last, backward = (int(value) for value in checkpoint[PREFIX + "position"])
@@ -254,50 +261,23 @@ class _Supervised:
             object_id = int(name.removeprefix(PREFIX).removesuffix("/flags"))
             weak, lost, doubted = (int(value) for value in array)
             colors = checkpoint[f"{PREFIX}{object_id}/colors"].astype(np.float32)
-            self._watches[object_id] = _Watch(weak, bool(lost), bool(doubted), colors)
-
-
-def _colors(frame: Frame, mask: Mask) -> NDArray[np.float32]:
-    """Histogram of hue and saturation and value inside a mask; its sum is 1."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    crop = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    hsv = cv2.cvtColor(np.ascontiguousarray(frame[crop]), cv2.COLOR_RGB2HSV)
-    counts = cv2.calcHist(
-        [hsv],
-        [0, 1, 2],
-        mask[crop].astype(np.uint8),
-        [8, 4, 4],
-        [0, 180, 0, 256, 0, 256],
-    ).ravel()
-    return counts / counts.sum()
+            self._statuses[object_id] = _ObjectStatus(
+                weak, bool(lost), bool(doubted), colors
+            )
 
 
 class _SharedFrames:
-    """The last decoded frames, for two readers in different threads."""
+    """The frames of a video, the last ones kept for readers in several threads."""
 
     def __init__(self, frames: Frames) -> None:
-        self._frames = frames
+        self.height, self.width = frames.height, frames.width
+        self._count = len(frames)
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, Frame] = OrderedDict()
-
-    @property
-    def height(self) -> int:
-        return self._frames.height
-
-    @property
-    def width(self) -> int:
-        return self._frames.width
+        self._read = lru_cache(SHARED_FRAMES)(frames.__getitem__)
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return self._count
 
     def __getitem__(self, index: int) -> Frame:
         with self._lock:
-            frame = self._kept.get(index)
-            if frame is None:
-                frame = self._frames[index]
-                self._kept[index] = frame
-            self._kept.move_to_end(index)
-            while len(self._kept) > SHARED_FRAMES:
-                self._kept.popitem(last=False)
-            return frame
+            return self._read(index)

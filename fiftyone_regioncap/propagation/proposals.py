@@ -1,4 +1,4 @@
-"""Prompts for videos that have none: everything a segmenter finds on key frames.
+"""Prompts for videos that have none: all objects that a segmenter finds on key frames.
 
 A grid of points on each key frame, masks kept when the model is sure of them and they
 are stable under its threshold (automatic mask generation, Kirillov et al., "Segment
@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.core.types import Frame, Mask, Prompt, box_of_mask
 from fiftyone_regioncap.propagation.base import Frames
+from fiftyone_regioncap.propagation.histograms import hsv_histogram, overlap
 
 POINTS_AT_ONCE = 32
 
+_BINS = (12, 4, 4)
+
 
 class Segmenter(Protocol):
-    """Masks for points on a frame."""
+    """Finds a mask for each point on a frame."""
 
     def encode(self, frame: Frame) -> Any:
-        """What :meth:`decode` needs of a frame, uint8 (H, W, 3) RGB."""
+        """Computes what :meth:`decode` needs of a frame, uint8 (H, W, 3) RGB."""
 
     def decode(
         self, encoded: Any, points: NDArray[np.float64]
@@ -34,12 +37,12 @@ class Segmenter(Protocol):
         """Segments what is under each point.
 
         Args:
-            encoded: of the frame.
+            encoded: The result of :meth:`encode` for the frame.
             points: (N, 2) of x, y in pixels of the frame.
 
         Returns:
-            logits (N, h, w) over the whole frame at any resolution, above 0 is object;
-            and their predicted IoU (N,) in [0, 1].
+            Logits (N, h, w) over the whole frame at any resolution, above 0 on the
+            object; and their predicted IoU (N,) in [0, 1].
         """
 
 
@@ -100,8 +103,8 @@ class Proposal:
 
     Attributes:
         mask: bool (H, W).
-        score: predicted IoU in [0, 1].
-        colors: float32 (n,), histogram inside the mask; its sum is 1.
+        score: Predicted IoU in [0, 1].
+        colors: float32 (n,), color histogram inside the mask, with a sum of 1.
     """
 
     mask: Mask
@@ -120,14 +123,14 @@ def propose(
     """Finds the objects of a video.
 
     Args:
-        frames: the video.
-        segmenter: what finds masks.
-        options: what counts as an object.
-        start: first frame of interest.
-        stop: one past the last; None means the end.
+        frames: The video.
+        segmenter: Finds the masks.
+        options: What counts as an object; None for the defaults.
+        start: First frame of interest, 0-based.
+        stop: One past the last frame of interest; None for the end of the video.
 
     Returns:
-        one mask prompt an object, ids from 1.
+        One mask prompt for each object, with ids from 1.
     """
     options = options or ProposalOptions()
     prompts: list[Prompt] = []
@@ -153,7 +156,7 @@ def propose(
 def proposals(
     frame: Frame, segmenter: Segmenter, options: ProposalOptions
 ) -> list[Proposal]:
-    """The objects of one frame, the surest first."""
+    """Finds the objects of one frame, the most confident first."""
     candidates = sorted(
         _candidates(frame, segmenter, options), key=lambda c: c.score, reverse=True
     )
@@ -184,7 +187,7 @@ def _candidates(
                 continue
             mask = cv2.resize(field, (width, height)) > 0
             if mask.any():
-                yield Proposal(mask, float(iou), _colors(frame, mask))
+                yield Proposal(mask, float(iou), hsv_histogram(frame, mask, _BINS))
 
 
 def grid_points(side: int, height: int, width: int) -> NDArray[np.float64]:
@@ -207,14 +210,14 @@ def mask_iou(one: Mask, other: Mask) -> float:
 
 
 def _same_object(one: Proposal, other: Proposal, options: ProposalOptions) -> bool:
-    """By place; or, for what has moved, by colors, size and nearness."""
+    """Compares objects by place or, as they may have moved, by color and size."""
     if mask_iou(one.mask, other.mask) >= options.same_object_iou:
         return True
     areas = sorted((int(one.mask.sum()), int(other.mask.sum())))
     if areas[1] > 2 * areas[0]:
         return False
-    overlap = float(np.minimum(one.colors, other.colors).sum())
-    return overlap >= 0.75 and _distance(one.mask, other.mask) <= 0.3
+    alike = overlap(one.colors, other.colors) >= 0.75
+    return alike and _distance(one.mask, other.mask) <= 0.3
 
 
 def _distance(one: Mask, other: Mask) -> float:
@@ -225,15 +228,3 @@ def _distance(one: Mask, other: Mask) -> float:
         assert box is not None, "proposals are never empty"
         centers.append(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
     return float(np.hypot(*np.subtract(centers[0], centers[1])) / np.hypot(*one.shape))
-
-
-def _colors(frame: Frame, mask: Mask) -> NDArray[np.float32]:
-    hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV)
-    counts = cv2.calcHist(
-        [hsv],
-        [0, 1, 2],
-        mask.astype(np.uint8),
-        [12, 4, 4],
-        [0, 180, 0, 256, 0, 256],
-    ).ravel()
-    return counts / counts.sum()

@@ -12,6 +12,7 @@ from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.loading import (
     build_config,
     check_report,
+    check_sizes,
     fetch_checkpoint,
     read_json,
     revision_of,
@@ -120,6 +121,9 @@ def _load_config(folder: Path, architecture: Architecture) -> Any:
         )
     if architecture is SAM3_TRACKER and raw.get("tracker_config"):
         raw = raw["tracker_config"]
+    for name, part in raw.items():
+        if isinstance(part, dict):
+            check_sizes(part, f"{path}: {name}")
     raw = {key: value for key, value in raw.items() if key != "model_type"}
     for part in ("prompt_encoder_config", "mask_decoder_config"):
         raw[part] = {k: v for k, v in raw.get(part, {}).items() if k != "model_type"}

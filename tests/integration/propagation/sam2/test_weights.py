@@ -158,9 +158,32 @@ def misconfigure(folder):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def configure(**changes):
+    """Changes values of a configuration, of a part by ``part__name``."""
+
+    def change(folder):
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        for key, value in changes.items():
+            part, _, name = key.rpartition("__")
+            (config[part] if part else config)[name] = value
+        path.write_text(json.dumps(config))
+
+    return change
+
+
+def make_a_list(folder):
+    (folder / "config.json").write_text("[]")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (make_a_list, "config.json holds no JSON object"),
+        (configure(mask_decoder_config__num_attention_heads=0), "num_attention_heads"),
+        (configure(image_size=-1), "image_size is -1"),
+        (configure(mask_decoder_config__num_hidden_layers=10**7), "1 to 1000"),
+        (configure(vision_config=[]), "no use"),
         (cut, "cannot be read"),
         (forget_weights, "cannot be read"),
         (forget_config, "config.json is missing; give a folder"),
