@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,15 @@ FILES: dict[str, Callable[[Path], Path]] = {
         container_options={"movflags": "faststart"},
     ),
     "b_frames_mkv": lambda folder: write_video(folder / "b.mkv", PLAIN, bf="2", g="12"),
+    "flv": lambda folder: write_video(folder / "h.flv", PLAIN, bf="2", g="12"),
+    "mpeg_program_stream": lambda folder: write_video(
+        folder / "m.mpg", PLAIN, codec="mpeg2video", bf="2", g="12"
+    ),
+    "wmv": lambda folder: write_video(folder / "w.wmv", PLAIN, codec="wmv2", b="2M"),
+    "3gp": lambda folder: write_video(folder / "p.3gp", PLAIN, codec="mpeg4", b="2M"),
+    "gif": lambda folder: write_video(
+        folder / "g.gif", PLAIN, codec="gif", pixels="rgb8"
+    ),
     "one_frame": lambda folder: write_video(folder / "one.mp4", PLAIN[:1]),
 }
 
@@ -370,6 +381,63 @@ def test_stepping_back_decodes_a_cacheful_at_a_time(
     assert len(runs) == -(-(COUNT - 1) // 10)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("v.webm", "libvpx")])
+def test_files_without_times_are_read_backwards_in_linear_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+) -> None:
+    count = 300
+    images = [numbered(number) for number in range(count)]
+    path = write_video(tmp_path / name, images, codec=codec, g="12", b="800k")
+    with VideoReader(path, cache_frames=12) as reader:
+        decoded = 0
+        decode = reader._pyav._decode_from  # type: ignore[union-attr]
+
+        def counting(key: int) -> Iterator[Any]:
+            nonlocal decoded
+            for item in decode(key):
+                decoded += 1
+                yield item
+
+        monkeypatch.setattr(reader._pyav, "_decode_from", counting)
+        for index in range(count - 1, -1, -1):
+            assert number_of(reader[index]) == index
+    # From the start for every cache-full, they would be 12 times as many.
+    assert decoded <= 3 * count
+
+
+def test_a_seek_that_leads_elsewhere_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = FILES["avi_h264"](tmp_path)
+    with VideoReader(path, cache_frames=1) as reader:
+        source = reader._pyav
+        assert source is not None and len(source._packets.keys) > 3
+        wrong = [
+            key._replace(number=max(key.number - 1, 0)) for key in source._packets.keys
+        ]
+        monkeypatch.setattr(
+            source, "_packets", replace(source._packets, keys=tuple(wrong))
+        )
+        for index in orders(COUNT)["random"]:
+            assert number_of(reader[index]) == index
+
+
+def test_presentation_times(tmp_path: Path) -> None:
+    times = [0, 10, 20, 500, 510, 520, 1000]
+    path = write_video(tmp_path / "v.mkv", PLAIN[: len(times)], times=times)
+    with VideoReader(path) as reader:
+        assert reader.times == pytest.approx(np.array(times) / 1000)
+    path = write_video(tmp_path / "v.avi", PLAIN, codec="mpeg4", bf="2")
+    with VideoReader(path) as reader:
+        assert reader.times == pytest.approx(np.arange(COUNT) / 25)
+
+
+def test_a_file_is_indexed_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read_metadata(plain)
+    monkeypatch.setattr(av, "open", lambda *_: pytest.fail("it is opened again"))
+    assert read_metadata(plain) == first
+
+
 @pytest.mark.parametrize("cache_frames", [1, 5, 100])
 def test_the_cache_is_bounded(plain: Path, cache_frames: int) -> None:
     with VideoReader(plain, cache_frames=cache_frames) as reader:
@@ -428,6 +496,11 @@ def _empty(folder: Path) -> Path:
     return folder / "empty.mp4"
 
 
+def _pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe.mp4")
+    return folder / "pipe.mp4"
+
+
 def _text(folder: Path) -> Path:
     (folder / "text.mp4").write_text("no video at all " * 100)
     return folder / "text.mp4"
@@ -469,6 +542,8 @@ def _no_images(folder: Path) -> Path:
     [
         (_missing, "no such file"),
         (_empty, "is empty"),
+        (_pipe, "pipe or a device"),
+        (lambda _: Path(os.devnull), "pipe or a device"),
         (_text, "can't|cannot|be opened"),
         (_sound, "no video stream"),
         (_header_only, "cut off before its first frame"),
