@@ -372,7 +372,7 @@ class ReviewPanel(foo.Panel):
                 "own": own,
                 "sides.own": own,
                 "sides.other": other,
-                "facts": review_card.facts(card),
+                "facts": review_card.measurements(card),
             }
         ctx.panel.set_data(data)
         if position is not None:
@@ -636,6 +636,5 @@ def _progress(counts: dict[Review, int]) -> str:
     total = sum(counts.values())
     parts = ", ".join(f"{counts[name]:,} {name}" for name in REVIEWS)
     done = total - counts["unreviewed"]
-    return (
-        f"**{done:,} of {total:,}** reviewed ({review.progress(counts):.0%}): {parts}"
-    )
+    share = review.reviewed_share(counts)
+    return f"**{done:,} of {total:,}** reviewed ({share:.0%}): {parts}"

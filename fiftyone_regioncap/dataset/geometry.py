@@ -51,7 +51,7 @@ class Shape:
 
 def labels_of(value: Document | None) -> list[Document]:
     """The labels in a field's value, which is a list of labels or a single one."""
-    if value is None:
+    if not value:
         return []
     for name in _LISTS:
         if name in value:

@@ -1,4 +1,4 @@
-"""What a person sees of one caption: its track's frames, its window, and the facts."""
+"""Shows one caption to a person: frames, timeline, texts and measurements."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.dataset.captions import CaptionRecord, Review, read_captions
 from fiftyone_regioncap.dataset.clips import iter_clips
+from fiftyone_regioncap.dataset.geometry import labels_of
 from fiftyone_regioncap.dataset.targets import name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.review.session import Ref
@@ -24,7 +25,7 @@ from fiftyone_regioncap.video.clips import plan_clip
 from fiftyone_regioncap.visualization.contact_sheet import film_strip
 
 STRIP_FRAMES = 4
-"""Frames of the track that are shown."""
+"""Number of frames of the track that are shown."""
 
 COLORS: Final[dict[Review, str]] = {
     "unreviewed": "#9aa0a6",
@@ -32,7 +33,7 @@ COLORS: Final[dict[Review, str]] = {
     "edited": "#56B4E9",
     "rejected": "#D55E00",
 }
-"""Of the windows on the timeline, by what a person said; legible in any theme."""
+"""Colors of the windows on the timeline by review; legible in any theme."""
 
 _WIDTH = 880
 _LANE = 16
@@ -45,12 +46,12 @@ class Card:
     """One caption with what belongs to it.
 
     Attributes:
-        ref: where it is.
-        record: the caption.
-        own: all captions of the same object in the same field, by window.
-        others: the captions of the same object in the field to compare with.
-        video: what to call the video.
-        frame_count: of the video; None when it is unknown.
+        ref: Ids of the caption.
+        record: The caption.
+        own: All captions of the same object in the same field, by window.
+        others: Captions of the same object in the field to compare with.
+        video: Name of the video.
+        frame_count: Number of frames of the video; None when it is unknown.
     """
 
     ref: Ref
@@ -62,7 +63,7 @@ class Card:
 
     @property
     def other(self) -> CaptionRecord | None:
-        """Of the captions to compare with, the one whose window fits best."""
+        """The caption to compare with whose window overlaps most."""
         first, last = self.record.support
 
         def score(record: CaptionRecord) -> float:
@@ -80,20 +81,20 @@ def load_card(
     """Reads one caption and its neighbors; no masks and no frames.
 
     Args:
-        dataset: of videos.
-        field: of the captions.
-        ref: where the caption is.
-        compare: another field of captions of the same tracks.
+        dataset: A dataset of videos.
+        field: Field of the captions.
+        ref: Ids of the caption.
+        compare: Another field of captions of the same tracks.
 
     Raises:
-        FieldError: when a field is absent.
-        RegionCapError: when the caption is gone.
+        FieldError: If a field is absent.
+        RegionCapError: If the caption is gone.
     """
     path = f"{field}.detections._id"
     document = dataset._sample_collection.find_one(
         {"_id": ObjectId(ref.sample_id)}, {path: 1}
     )
-    labels = ((document or {}).get(field) or {}).get("detections") or []
+    labels = labels_of((document or {}).get(field))
     ids = [str(label["_id"]) for label in labels]
     if ref.label_id not in ids:
         raise RegionCapError("the caption is gone; refresh the review")
@@ -116,14 +117,14 @@ def draw_strip(dataset: fo.Dataset, card: Card, tracks: str) -> Image.Image:
     """Draws some frames of the caption's track and window, with their masks.
 
     Args:
-        dataset: of videos.
-        card: of the caption.
-        tracks: field of the tracks.
+        dataset: A dataset of videos.
+        card: Card of the caption.
+        tracks: Field of the tracks.
 
     Raises:
-        VideoError: when the video can't be read.
-        FieldError: when there is no such field, or a mask on disk can't be read.
-        RegionCapError: when the object is nowhere in the caption's window.
+        VideoError: If the video can't be read.
+        FieldError: If there is no such field, or a mask on disk can't be read.
+        RegionCapError: If the object is nowhere in the caption's window.
     """
     record = card.record
     sample = dataset[card.ref.sample_id]
@@ -191,7 +192,7 @@ def lanes(records: Iterable[CaptionRecord]) -> list[list[CaptionRecord]]:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as an address: PNG when it is transparent, else JPEG."""
+    """Encodes an image as a data URL: PNG if it is transparent, else JPEG."""
     kind = "PNG" if image.mode == "RGBA" else "JPEG"
     buffer = io.BytesIO()
     image.save(buffer, format=kind, quality=85)
@@ -200,7 +201,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def title(card: Card) -> str:
-    """Which caption it is, as Markdown."""
+    """Returns the object, the video, the frames and the review, as Markdown."""
     record = card.record
     first, last = record.support
     name = f"#{record.index} {record.label or ''}".strip()
@@ -211,7 +212,7 @@ def title(card: Card) -> str:
 
 
 def texts(card: Card) -> tuple[str, str | None]:
-    """The caption, and the one to compare it with, as Markdown.
+    """Returns the caption, and the one to compare it with, as Markdown.
 
     Words that only one of the two has are bold.
     """
@@ -242,8 +243,8 @@ def _space_or_word(text: str) -> str:
     return escape(text)
 
 
-def facts(card: Card) -> str:
-    """What was measured and how sure the model was, as Markdown."""
+def measurements(card: Card) -> str:
+    """Returns measurements and the model's confidence, as Markdown."""
     record = card.record
     rows = [
         ("confidence", _number(record.confidence)),

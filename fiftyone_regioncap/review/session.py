@@ -1,9 +1,8 @@
-"""Goes through captions with a person, and keeps what the model had said.
+"""Reviews captions with a person, and keeps the model's texts.
 
-A :class:`ReviewQueue` knows of each caption of a view no more than where it is, what a
-person said of it and how sure its model was, so that views of 100,000 captions open at
-once. :func:`apply` changes captions, one or all of a view, and gives back what
-:func:`undo` needs to take it back.
+A :class:`ReviewQueue` holds of each caption of a view only its ids, its review and its
+confidence, so that views of 100,000 captions open at once. :func:`apply` changes
+captions, one or all of a view, and returns what :func:`undo` needs to undo it.
 """
 
 from __future__ import annotations
@@ -24,25 +23,26 @@ from pymongo import UpdateOne
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.dataset.captions import Review, mirror_captions
 from fiftyone_regioncap.dataset.fields import require_captions
+from fiftyone_regioncap.dataset.geometry import labels_of
 from fiftyone_regioncap.dataset.schema import declare_captions
 from fiftyone_regioncap.dataset.store import Document, now, reload_sample
 
 REVIEWS: tuple[Review, ...] = get_args(Review)
-"""All that a person can say of a caption; the first is that nobody did."""
+"""The reviews that a caption can have; the first is that it has none."""
 
 Order: TypeAlias = Literal["view", "confidence"]
-"""As the view has its samples, or the least sure captions first."""
+"""In the order of the view, or the least confident captions first."""
 
 _SAMPLES_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Ref:
-    """Where a caption is.
+    """The ids of a caption.
 
     Attributes:
-        sample_id: of the video.
-        label_id: of the caption's label.
+        sample_id: Id of the video.
+        label_id: Id of the caption's label.
     """
 
     sample_id: str
@@ -51,13 +51,13 @@ class Ref:
 
 @dataclass(frozen=True)
 class State:
-    """What review can change of a caption.
+    """The attributes of a caption that a review can change.
 
     Attributes:
-        caption: the text that counts; empty when there is none.
-        review: what a person said of it.
-        source_caption: the model's text, once a person has written another one.
-        error: why the model gave no text.
+        caption: The current text; empty when there is none.
+        review: The person's verdict.
+        source_caption: The model's text, once a person has written another one.
+        error: Reason why the model gave no text.
     """
 
     caption: str = ""
@@ -67,40 +67,39 @@ class State:
 
     @property
     def shown(self) -> str | None:
-        """The text on the object's labels; None for rejected captions and errors."""
+        """Text for the object's labels; None for rejected captions and errors."""
         hidden = self.review == "rejected" or self.error is not None
         return None if hidden else self.caption
 
 
 Action: TypeAlias = Callable[[State], State]
-"""From a caption's state to the next one."""
+"""Maps a caption's state to the next one."""
 
 
 def accept(state: State) -> State:
-    """Says that the text is right; one that a person wrote stays ``edited``.
+    """Accepts the text; one that a person wrote stays ``edited``.
 
     Raises:
-        RegionCapError: when there is no text.
+        RegionCapError: If there is no text.
     """
     if not state.caption.strip():
         raise RegionCapError(
             "there is no text to accept; write one, or reject the caption"
         )
-    return replace(
-        state, review="accepted" if state.source_caption is None else "edited"
-    )
+    verdict: Review = "accepted" if state.source_caption is None else "edited"
+    return replace(state, review=verdict)
 
 
 def edit(text: str) -> Action:
-    """Makes the action that puts another text in the place of the model's.
+    """Makes the action that replaces the model's text.
 
-    Writing the model's own text again takes the edit back and accepts it.
+    Writing the model's own text again undoes the edit and accepts it.
 
     Args:
-        text: of the caption; space around it is cut off.
+        text: The new text; space around it is removed.
 
     Raises:
-        RegionCapError: when the text is empty.
+        RegionCapError: If the text is empty.
     """
     text = text.strip()
     if not text:
@@ -109,34 +108,32 @@ def edit(text: str) -> Action:
     def write(state: State) -> State:
         source = state.caption if state.source_caption is None else state.source_caption
         if text == source.strip():
-            return replace(
-                state, caption=source, source_caption=None, review="accepted"
-            )
+            return State(source, "accepted", None, state.error)
         return State(text, "edited", source)
 
     return write
 
 
 def reject(state: State) -> State:
-    """Says that the caption is wrong; its text stays, off the object's labels."""
+    """Rejects the caption; its text stays, but is removed from the object's labels."""
     return replace(state, review="rejected")
 
 
 def reset(state: State) -> State:
-    """Forgets what people said; the model's text comes back."""
+    """Removes the review; the model's text comes back."""
     caption = state.caption if state.source_caption is None else state.source_caption
-    return replace(state, caption=caption, source_caption=None, review="unreviewed")
+    return State(caption, "unreviewed", None, state.error)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What happened to one caption.
+    """The change of one caption.
 
     Attributes:
-        ref: where it is.
-        index: the object id; None where the label has none.
-        before: its state before.
-        after: its state afterwards.
+        ref: Ids of the caption.
+        index: Object id; None where the label has none.
+        before: State before the change.
+        after: State after the change.
     """
 
     ref: Ref
@@ -147,14 +144,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class Change:
-    """What one action did.
+    """The result of one action.
 
     Attributes:
-        field: of the captions.
-        tracks_field: of the labels that have the captions too; None for none.
-        edits: one for each caption that changed.
-        skipped: captions that the action could not be applied to, such as accepting
-            one without a text, or that are gone.
+        field: Field of the captions.
+        tracks_field: Field of tracks that have the captions too; None for none.
+        edits: One for each caption that changed.
+        skipped: Number of captions that the action could not be applied to, such as
+            accepting one without a text, or that are gone.
     """
 
     field: str
@@ -175,20 +172,20 @@ def apply(
     """Applies an action to captions.
 
     Args:
-        dataset: of videos.
-        field: of the captions.
-        refs: the captions, of any number of samples.
+        dataset: A dataset of videos.
+        field: Field of the captions.
+        refs: Ids of the captions, of any number of samples.
         action: :func:`accept`, :func:`edit` of a text, :func:`reject`, :func:`reset`,
             or one of your own.
-        tracks_field: whose labels have the captions too; they follow.
-        seen: the text that the person had in front of them; None not to check it.
+        tracks_field: Field of tracks whose labels have the captions too and follow.
+        seen: Text that the person had in front of them; None not to check it.
 
     Returns:
-        what changed, for :func:`undo`.
+        What changed, for :func:`undo`.
 
     Raises:
-        FieldError: when a field is absent or of another kind.
-        RegionCapError: when somebody else changed the text that was ``seen``; and what
+        FieldError: If a field is absent or of another kind.
+        RegionCapError: If somebody else changed the text that was ``seen``; and what
             the action raises, where there is one caption only.
     """
     require_captions(dataset, field)
@@ -220,14 +217,14 @@ def apply(
 
 
 def undo(dataset: fo.Dataset, change: Change) -> Change:
-    """Takes a change back, except where somebody changed a caption since.
+    """Undoes a change, except where somebody changed a caption since.
 
     Args:
-        dataset: that the change was made in.
-        change: as :func:`apply` gave it.
+        dataset: The dataset that was changed.
+        change: The result of :func:`apply`.
 
     Returns:
-        what changed now; undoing it does the first change again.
+        What changed now; undoing it redoes the first change.
     """
     edits = {edit.ref: edit for edit in change.edits}
     back = tuple(
@@ -243,7 +240,7 @@ def undo(dataset: fo.Dataset, change: Change) -> Change:
 def _states(
     dataset: fo.Dataset, field: str, refs: Iterable[Ref]
 ) -> Iterator[tuple[Ref, int | None, State]]:
-    """Where captions stand; those that are gone are left out."""
+    """Reads the states of captions; those that are gone are left out."""
     wanted: dict[str, set[str]] = {}
     for ref in refs:
         wanted.setdefault(ref.sample_id, set()).add(ref.label_id)
@@ -254,20 +251,16 @@ def _states(
         query = {"_id": {"$in": [ObjectId(sample_id) for sample_id in chunk]}}
         for document in dataset._sample_collection.find(query, projection):
             sample_id = str(document["_id"])
-            for label in (document.get(field) or {}).get("detections") or []:
-                label_id = str(label["_id"])
-                if label_id in wanted[sample_id]:
-                    ref = Ref(sample_id, label_id)
-                    yield ref, label.get("index"), _state(label)
-
-
-def _state(label: Document) -> State:
-    return State(
-        caption=label.get("caption") or "",
-        review=label.get("review") or REVIEWS[0],
-        source_caption=label.get("source_caption"),
-        error=label.get("error"),
-    )
+            for label in labels_of(document.get(field)):
+                ref = Ref(sample_id, str(label["_id"]))
+                if ref.label_id in wanted[sample_id]:
+                    state = State(
+                        caption=label.get("caption") or "",
+                        review=label.get("review") or REVIEWS[0],
+                        source_caption=label.get("source_caption"),
+                        error=label.get("error"),
+                    )
+                    yield ref, label.get("index"), state
 
 
 def _write(dataset: fo.Dataset, change: Change) -> None:
@@ -297,7 +290,7 @@ def _write(dataset: fo.Dataset, change: Change) -> None:
 
 
 def _update(field: str, sample_id: str, edits: Collection[Edit]) -> UpdateOne:
-    """Sets what differs, on these labels alone."""
+    """Makes the update that sets what differs, on these labels alone."""
     values: Document = {"last_modified_at": now()}
     filters: list[Mapping[str, Any]] = []
     for number, change in enumerate(edits):
@@ -323,9 +316,9 @@ class ReviewQueue:
         """Takes the captions in order.
 
         Args:
-            refs: where they are.
-            reviews: what people said of them; None counts as unreviewed.
-            confidences: of their models.
+            refs: Ids of the captions.
+            reviews: Their reviews; None counts as unreviewed.
+            confidences: Confidences of their models; None where unknown.
         """
         self._refs = refs
         self._positions = {ref.label_id: i for i, ref in enumerate(refs)}
@@ -340,17 +333,18 @@ class ReviewQueue:
     def of(
         cls, samples: foco.SampleCollection, field: str, *, order: Order = "view"
     ) -> ReviewQueue:
-        """Looks up the captions of a view.
+        """Reads the captions of a view.
 
         Args:
-            samples: a dataset or a view of videos, whose filters of labels hold; or a
+            samples: A dataset or a view of videos, whose filters of labels hold; or a
                 clips view: of the captions, in the order of the clips, or any other,
                 whose clips' captions are those that overlap them.
-            field: of the captions.
-            order: of the queue; captions of unknown confidence are the least sure.
+            field: Field of the captions.
+            order: Order of the queue; captions of unknown confidence are the least
+                confident.
 
         Raises:
-            FieldError: when there is no such field.
+            FieldError: If there is no such field.
         """
         found = (
             _of_clips(samples, field)
@@ -371,30 +365,30 @@ class ReviewQueue:
         return self._refs[position]
 
     def position(self, label_id: str) -> int | None:
-        """Where a caption is in the queue; None when it is not in it."""
+        """Finds the position of a caption; None when it is not in the queue."""
         return self._positions.get(label_id)
 
     def counts(self) -> dict[Review, int]:
-        """How many captions are in each state."""
+        """Counts the captions by review."""
         counted = np.bincount(self._reviews, minlength=len(REVIEWS)).tolist()
         return dict(zip(REVIEWS, counted, strict=True))
 
     def select(self, reviews: Collection[Review] = REVIEWS) -> list[Ref]:
-        """The captions that are in one of these states, in order."""
+        """Selects the captions that have one of these reviews, in order."""
         return [self._refs[i] for i in self._matching(reviews)]
 
     def find(
         self, start: int, step: Literal[1, -1], reviews: Collection[Review] = REVIEWS
     ) -> int | None:
-        """The next caption that is in one of some states.
+        """Finds the next caption that has one of some reviews.
 
         Args:
-            start: where to begin; that position itself counts too.
-            step: forward or backward; behind the end the search goes on at the start.
-            reviews: the states.
+            start: Position to begin at; that position itself counts too.
+            step: Forward or backward; the search wraps around at the ends.
+            reviews: The reviews.
 
         Returns:
-            its position, or None when there is none at all.
+            Its position, or None when there is none at all.
         """
         matching = self._matching(reviews)
         if not len(matching):
@@ -406,7 +400,7 @@ class ReviewQueue:
         return int(matching[rank])
 
     def mark(self, change: Change) -> None:
-        """Takes over the states after a change, without asking the database."""
+        """Updates the reviews after a change, without asking the database."""
         for done in change.edits:
             position = self._positions.get(done.ref.label_id)
             if position is not None:
@@ -421,7 +415,7 @@ _Row: TypeAlias = tuple[Ref, str | None, float | None]
 
 
 def _code(review: str | None) -> int:
-    """A state as a number; one that other tools made up needs a look, too."""
+    """A review as a number; one that other tools made up counts as none."""
     return REVIEWS.index(review) if review in REVIEWS else 0
 
 
@@ -431,7 +425,7 @@ def _labels(samples: foco.SampleCollection, field: str) -> Iterator[_Row]:
     # FiftyOne's own values() takes a pass for each of these.
     for document in samples._aggregate(post_pipeline=[{"$project": projection}]):
         sample_id = str(document["_id"])
-        for label in (document.get(field) or {}).get("detections") or ():
+        for label in labels_of(document.get(field)):
             yield (
                 Ref(sample_id, str(label["_id"])),
                 label.get("review"),
@@ -459,7 +453,7 @@ def _of_clips(clips: foc.ClipsView, field: str) -> Iterator[_Row]:
             yield row
 
 
-def progress(counts: dict[Review, int]) -> float:
-    """The share of captions that a person has looked at, in [0, 1]; 1 for none."""
+def reviewed_share(counts: dict[Review, int]) -> float:
+    """Returns the share of captions that were reviewed, in [0, 1]; 1 for none."""
     total = sum(counts.values())
     return 1.0 if not total else 1 - counts[REVIEWS[0]] / total

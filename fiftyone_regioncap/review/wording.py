@@ -1,4 +1,4 @@
-"""Which words of two texts are not in both, for two captions side by side."""
+"""Compares two texts word by word, to show them side by side."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Piece:
     """A word, or the space between words.
 
     Attributes:
-        text: as it stands in the caption.
-        own: whether the other caption lacks it there; never true of space.
+        text: The word as it stands in the caption.
+        own: Whether the other caption lacks it there; never true for space.
     """
 
     text: str
@@ -30,11 +30,11 @@ def differences(one: str, other: str) -> tuple[list[Piece], list[Piece]]:
     different for that.
 
     Args:
-        one: a text.
-        other: another one.
+        one: A text.
+        other: Another text.
 
     Returns:
-        the pieces of each; joined they are the texts again.
+        The pieces of each; joined they are the texts again.
     """
     pieces = _PIECES.findall(one), _PIECES.findall(other)
     places = [

@@ -32,7 +32,7 @@ _ROWS_AT_ONCE = 500  # SQLite's limit of parameters in one statement is 999
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """A caption that was indexed.
 
     Attributes:
@@ -179,10 +179,10 @@ class Catalog:
                 hashes[list(rows)] = values
         return hashes
 
-    def entries(self, rows: Sequence[int]) -> dict[int, Entry]:
+    def entries(self, rows: Sequence[int]) -> dict[int, CatalogEntry]:
         """Reads the captions of some rows; empty rows are left out."""
         return {
-            row: Entry(row, key.hex(), sample.hex(), caption)
+            row: CatalogEntry(row, key.hex(), sample.hex(), caption)
             for row, key, sample, caption in self._select("row", rows)
         }
 

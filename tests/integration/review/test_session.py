@@ -145,7 +145,7 @@ def test_finding_goes_round_and_skips_what_is_not_asked_for(dataset, queue):
     assert queue.find(0, 1, ("rejected",)) is None
     assert queue.select(("accepted",)) == [queue[1], queue[5]]
     assert ReviewQueue.of(dataset, "captions").counts() == queue.counts()
-    assert review.progress(queue.counts()) == pytest.approx(1 / 3)
+    assert review.reviewed_share(queue.counts()) == pytest.approx(1 / 3)
 
 
 def test_an_edit_keeps_the_models_text_and_reaches_the_objects_labels(dataset, queue):
