@@ -87,11 +87,7 @@ def command(
         DEFAULT_REPOSITORY,
         Checkpoint,
     )
-    from fiftyone_regioncap.evaluation.patchioner_regions import Answer
-    from fiftyone_regioncap.evaluation.patchioner_tasks import (
-        answer_to_json,
-        evaluate_task,
-    )
+    from fiftyone_regioncap.evaluation.patchioner import Answer, evaluate_task
     from fiftyone_regioncap.models.registry import best_device
 
     model = Checkpoint.open(weights or DEFAULT_REPOSITORY, {"compat": compat}).load(
@@ -108,7 +104,7 @@ def command(
         def listen(answer: Answer) -> None:
             bar.update()
             if lines is not None:
-                lines.write(answer_to_json(answer) + "\n")
+                lines.write(answer.to_json() + "\n")
 
         scores = evaluate_task(
             task,  # type: ignore[arg-type]  # click checked it

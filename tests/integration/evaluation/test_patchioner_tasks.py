@@ -17,8 +17,9 @@ from fiftyone_regioncap.cli.evaluate import evaluate
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.evaluation import captions
 from fiftyone_regioncap.evaluation.captions import score_captions
-from fiftyone_regioncap.evaluation.patchioner_regions import Answer, Item
-from fiftyone_regioncap.evaluation.patchioner_tasks import (
+from fiftyone_regioncap.evaluation.patchioner import (
+    Answer,
+    Item,
     evaluate_task,
     image_files,
     score_answers,

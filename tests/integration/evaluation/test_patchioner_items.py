@@ -10,10 +10,11 @@ import pytest
 
 from fiftyone_regioncap.captioning.patchioner.aggregation import BoxSet, Points, Whole
 from fiftyone_regioncap.captioning.patchioner.checkpoint import Checkpoint
+from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.core.errors import PromptError
-from fiftyone_regioncap.evaluation.patchioner_regions import (
+from fiftyone_regioncap.evaluation.patchioner import (
+    Answer,
     DenseTask,
-    Detection,
     Item,
     answer,
     iou,
@@ -113,6 +114,12 @@ def words(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
     return [float(caption in references) for caption, references in pairs]
 
 
+def detected(box: Any, caption: str, score: float) -> Answer:
+    return Answer(
+        Item("1", (), boxes=(box,)), caption, Description(caption, score=score)
+    )
+
+
 TRUTH = [
     Item("1", ("a dog",), boxes=((0, 0, 10, 10),)),
     Item("1", ("the dog",), boxes=((0, 0, 10, 11),)),  # the same object
@@ -138,14 +145,14 @@ TRUTH = [
 )
 def test_dense_score(found: Any, expected: float) -> None:
     score = DenseTask()
-    score.add([Detection(*entry) for entry in found], TRUTH)
+    score.add([detected(*entry) for entry in found], TRUTH)
     assert score.result(score.meteors(words)).mean == pytest.approx(expected)
 
 
 def test_dense_score_of_places_alone() -> None:
     score = DenseTask()
-    score.add([Detection((0, 0, 10, 5.5), "x", 1)], TRUTH[2:])
-    score.add([Detection((0, 0, 10, 5.5), "x", 1)], TRUTH[:1])
+    score.add([detected((0, 0, 10, 5.5), "x", 1)], TRUTH[2:])
+    score.add([detected((0, 0, 10, 5.5), "x", 1)], TRUTH[:1])
     places = score.result(ious=(0.5, 0.6)).by_threshold
     assert places == pytest.approx({(0.5, -1): 0.51 * 0.5, (0.6, -1): 0})
     assert score.meteors(words) == [0, 0]
