@@ -40,7 +40,7 @@ from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.registry import ModelSpec
-from tests.support.dam import DAM_3B, TINY, random_dam, train_tokenizer
+from tests.support.dam import DAM_3B, TINY, random_dam, run, train_tokenizer
 
 FRAMES = 8
 QUESTION = query(VIDEO_PROMPTS["detailed"], FRAMES, joint=True)
@@ -156,7 +156,7 @@ def batched(
             prompt = dam.embed(dam.prompt_ids(QUESTION), images)
             requests.append(Request(number, prompt, tokens, ignore_stop=True))
     answers: list[list[int]] = [[] for _ in views]
-    for event in dam.run(requests, rows):
+    for event in run(dam, requests, rows):
         if event.answer is not None and isinstance(event.key, int):
             answers[event.key] = event.answer.ids
     return answers

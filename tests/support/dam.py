@@ -1,4 +1,4 @@
-"""Checkpoints with random weights: the real layout in any size.
+"""Checkpoints with random weights: the real layout in any size; and plain ways to run.
 
 For measuring speed at the published model's shapes where its weights are not at hand,
 and for tests at other shapes. What such a model says means nothing.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import sentencepiece
 import torch
@@ -28,11 +31,13 @@ from fiftyone_regioncap.captioning.dam.config import (
     EncoderConfig,
     ImageConfig,
 )
+from fiftyone_regioncap.captioning.dam.generation import Engine, Event, Request
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import SYSTEM, VIDEO_PROMPTS
-from fiftyone_regioncap.captioning.dam.tokenizer import Tokenizer
+from fiftyone_regioncap.captioning.dam.tokenizer import TextStream, Tokenizer
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.models.loading import INDEX, SINGLE
+from fiftyone_regioncap.models.sampling import GREEDY, Sampling
 
 _HALF = (0.5, 0.5, 0.5)
 _IMAGE = ImageConfig(384, 3, 1 / 255, _HALF, _HALF, pad=False)
@@ -232,3 +237,144 @@ def _write_configs(folder: Path, config: DAMConfig) -> None:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2))
+
+
+class Generated(NamedTuple):
+    """Answers, in the order of the prompts.
+
+    Attributes:
+        ids: New tokens, with the end token where there was one.
+        texts: The same as text, without special tokens, stripped.
+    """
+
+    ids: list[list[int]]
+    texts: list[str]
+
+
+IDLE: WeakKeyDictionary[DAM, Engine] = WeakKeyDictionary()
+"""The engine of the last run of each model, whose cache the next one takes."""
+
+
+def run(dam: DAM, requests: Sequence[Request], rows: int) -> Iterator[Event]:
+    """Answers requests, so many at once, and reports every token."""
+    engine = IDLE.pop(dam, None)
+    if engine is None or engine.capacity != rows:
+        engine = None  # its memory goes first
+        engine = dam.engine(rows)
+    waiting = list(reversed(requests))
+    while waiting or engine.busy:
+        free = min(engine.free, len(waiting))
+        engine.add([waiting.pop() for _ in range(free)])
+        yield from engine.step()
+    # Only here: one that was abandoned half way is of no use to the next run.
+    IDLE[dam] = engine
+
+
+def generate(
+    dam: DAM,
+    batch_of_views: Sequence[torch.Tensor] | torch.Tensor,
+    queries: Sequence[str],
+    max_new_tokens: int = 512,
+    ignore_stop: bool = False,
+    sampling: Sampling | Sequence[Sampling] = GREEDY,
+) -> Generated:
+    """Answers several prompts at once.
+
+    Args:
+        dam: The model.
+        batch_of_views: For each prompt (T, 8, S, S), or (8, S, S) for one image.
+        queries: One for each.
+        max_new_tokens: Where answers end at the latest.
+        ignore_stop: Whether they go on past the end token.
+        sampling: Of each, or of all.
+
+    Raises:
+        PromptError: When a query doesn't fit its images or the context.
+    """
+    count = len(batch_of_views)
+    each = [sampling] * count if isinstance(sampling, Sampling) else sampling
+    requests = []
+    for number, (views, query, one) in enumerate(
+        zip(batch_of_views, queries, each, strict=True)
+    ):
+        prompt = embeddings(dam, views, query)
+        limit = dam.new_tokens(prompt, max_new_tokens)
+        requests.append(Request(number, prompt, limit, one, ignore_stop))
+    ids: list[list[int]] = [[] for _ in requests]
+    longest = max(len(r.embeddings) + r.max_new_tokens for r in requests)
+    for event in run(dam, requests, dam.rows_that_fit(longest, count)):
+        if event.answer is not None:
+            ids[event.key] = event.answer.ids
+    return Generated(ids, [dam.tokenizer.answer(tokens) for tokens in ids])
+
+
+def stream(
+    dam: DAM, views: torch.Tensor, query: str, max_new_tokens: int = 512
+) -> Iterator[str]:
+    """Yields the answer for one object as it comes, in pieces that end at spaces."""
+    prompt = embeddings(dam, views, query)
+    request = Request("stream", prompt, dam.new_tokens(prompt, max_new_tokens))
+    text = TextStream(dam.tokenizer)
+    for event in run(dam, [request], 1):
+        yield text.put(event.token)
+    yield text.end()
+
+
+def embeddings(dam: DAM, views: torch.Tensor, query: str) -> torch.Tensor:
+    """The language model's input for the views of one object.
+
+    Args:
+        dam: The model.
+        views: (T, 8, S, S), or (8, S, S) for one image.
+        query: With one ``<image>`` for each.
+    """
+    views = views[None] if views.ndim == 3 else views
+    return dam.embed(dam.prompt_ids(query), dam.encode(views))
+
+
+def first_logits(dam: DAM, views: torch.Tensor, query: str) -> torch.Tensor:
+    """Logits of the first new token, float32 (V,)."""
+    return step_logits(dam, views, query, [])[0]
+
+
+@torch.inference_mode()
+def step_logits(
+    dam: DAM, views: torch.Tensor, query: str, answer: Sequence[int]
+) -> torch.Tensor:
+    """Logits before each token of a given answer and after its last.
+
+    Computed in one pass without a cache, to compare the other ways with.
+
+    Returns:
+        float32 (len(answer) + 1, V).
+    """
+    prompt = embeddings(dam, views, query)
+    ids = torch.tensor(answer, dtype=torch.int64, device=dam.device)
+    whole = torch.cat([prompt, dam.llm.model.embed_tokens(ids)])
+    output = dam.llm(inputs_embeds=whole[None], use_cache=False)
+    return output.logits[0, len(prompt) - 1 :].float()
+
+
+@torch.inference_mode()
+def hidden_states(
+    encoder: FocalEncoder, views: torch.Tensor, context: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Every state on the way through the tower, by name.
+
+    Args:
+        encoder: The tower with its adapters.
+        views: One view (B, 4, S, S).
+        context: (B, N, C) to run the adapters with.
+
+    Returns:
+        ``embeddings``, ``layer{i}`` and, with a context, ``adapter{i}``.
+    """
+    visible = None if context is None else encoder._visible(views)
+    x = encoder.tower.embeddings(views)
+    states = {"embeddings": x}
+    for number, layer in enumerate(encoder.tower.encoder.layers):
+        x = states[f"layer{number}"] = layer(x)
+        if context is not None:
+            adapter = encoder.adapters.layers[number]
+            x = states[f"adapter{number}"] = adapter(x, context, visible)
+    return states

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from fiftyone_regioncap.captioning.dam.generation import Answer
 from fiftyone_regioncap.captioning.dam.model import DAM, locate
 from fiftyone_regioncap.captioning.dam.processing import FullViews
 from fiftyone_regioncap.captioning.dam.scheduler import ENCODED_AT_ONCE, Job, Scheduler
+from fiftyone_regioncap.captioning.dam.tokenizer import TextStream
 from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import OnToken
+from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.models.loading import (
     choose_device,
@@ -168,26 +171,40 @@ class DamCaptioner:
             workers=self._workers,
             ahead=self._workers + ENCODED_AT_ONCE,
         )
-        # Streams at the same time have caches of their own; those one after the other
-        # share one.
-        scheduler = self._idle.pop() if self._idle else Scheduler(self.dam, self._rows)
-        try:
-            with source:
-                yield from self._stream(source, scheduler, on_token)
-        finally:
-            self._idle.append(scheduler)
+        with source, self._scheduler() as scheduler:
+            yield from self._stream(source, scheduler, on_token)
 
     def stream(self, clip: RegionClip, *, prompt: str | None = None) -> Iterator[str]:
-        """Gives out the description of one clip as it is written.
+        """Yields the description of one clip as it is written.
+
+        The pieces end at spaces; joined and stripped they are the caption.
 
         Raises:
-            PromptError: when the clip or the prompt is bad.
+            PromptError: When the clip or the prompt is bad.
         """
-        prepared = self.prepare(clip, prompt)
-        views = self.dam.normalize(prepared.views)
-        yield from self.dam.stream(
-            views, prepared.query, self._options.max_new_tokens, self._sampling
-        )
+        job = self._job(0, self.prepare(clip, prompt))
+        text = TextStream(self.dam.tokenizer)
+        with self._scheduler() as scheduler:
+            scheduler.submit(job)
+            try:
+                while scheduler.busy:
+                    for update in scheduler.step():
+                        if update.error is not None:
+                            raise PromptError(update.error)
+                        if update.token is not None:
+                            yield text.put(update.token)
+                yield text.end()
+            finally:
+                scheduler.cancel(0)
+
+    @contextmanager
+    def _scheduler(self) -> Iterator[Scheduler]:
+        """Lends a scheduler: streams one after the other share one and its cache."""
+        scheduler = self._idle.pop() if self._idle else Scheduler(self.dam, self._rows)
+        try:
+            yield scheduler
+        finally:
+            self._idle.append(scheduler)
 
     def prepare(self, clip: RegionClip, prompt: str | None = None) -> Prepared:
         """Chooses the frames of a clip and makes their views; safe in any thread.

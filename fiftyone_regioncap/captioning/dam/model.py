@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -22,16 +21,16 @@ from fiftyone_regioncap.captioning.dam.config import (
     VISION,
     DAMConfig,
 )
-from fiftyone_regioncap.captioning.dam.generation import Engine, Event, Request
+from fiftyone_regioncap.captioning.dam.generation import Engine
 from fiftyone_regioncap.captioning.dam.language import row_bytes
 from fiftyone_regioncap.captioning.dam.processing import Processor, Window
 from fiftyone_regioncap.captioning.dam.prompts import conversation
 from fiftyone_regioncap.captioning.dam.quantization import Quantization, quantize
-from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID, TextStream, Tokenizer
+from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID, Tokenizer
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.models.loading import choose_device, load_strict, read_tensors
-from fiftyone_regioncap.models.sampling import Sampling, on_device
+from fiftyone_regioncap.models.sampling import on_device
 from fiftyone_regioncap.system import assets
 
 PREFILL_TOKENS = {"cuda": 16384, "cpu": 1}
@@ -39,18 +38,6 @@ PREFILL_TOKENS = {"cuda": 16384, "cpu": 1}
 
 VIEW_BATCH = {"cuda": 64, "cpu": 8}
 """Images encoded in one pass."""
-
-
-class Generated(NamedTuple):
-    """Answers, in the order of the prompts.
-
-    Attributes:
-        ids: new tokens, with the end token where there was one.
-        texts: the same as text, without special tokens, stripped.
-    """
-
-    ids: list[list[int]]
-    texts: list[str]
 
 
 class DAM:
@@ -91,7 +78,6 @@ class DAM:
         channels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
         self._channels = channels[:, None, None].to(self.device)
         self.view_batch = VIEW_BATCH.get(self.device.type, 8)
-        self._idle: Engine | None = None
 
     @classmethod
     def from_pretrained(
@@ -273,35 +259,6 @@ class DAM:
         views = views[None] if views.ndim == 3 else views
         return self.embed(self.prompt_ids(query), self.encode(views))
 
-    def first_logits(self, views: Tensor, query: str) -> Tensor:
-        """Logits of the first new token, float32 (V,).
-
-        Args:
-            views: (T, 8, S, S), or (8, S, S) for one image.
-            query: with one ``<image>`` for each.
-        """
-        return self.step_logits(views, query, [])[0]
-
-    @torch.inference_mode()
-    def step_logits(self, views: Tensor, query: str, answer: Sequence[int]) -> Tensor:
-        """Logits before each token of a given answer and after its last.
-
-        Computed in one pass without a cache, to compare the other ways with.
-
-        Args:
-            views: (T, 8, S, S), or (8, S, S) for one image.
-            query: with one ``<image>`` for each.
-            answer: ids.
-
-        Returns:
-            float32 (len(answer) + 1, V).
-        """
-        prompt = self.embeddings(views, query)
-        ids = torch.tensor(answer, dtype=torch.int64, device=self.device)
-        whole = torch.cat([prompt, self.llm.model.embed_tokens(ids)])
-        output = self.llm(inputs_embeds=whole[None], use_cache=False)
-        return output.logits[0, len(prompt) - 1 :].float()
-
     def engine(self, rows: int) -> Engine:
         """A decoder for so many answers at once."""
         weight = self.llm.model.layers[0].mlp.up_proj.weight
@@ -334,87 +291,6 @@ class DAM:
     def new_tokens(self, prompt: Tensor, wanted: int) -> int:
         """How many tokens an answer may have: wanted, or what the context leaves."""
         return max(1, min(wanted, self.config.context - len(prompt)))
-
-    def generate(
-        self,
-        batch_of_views: Sequence[Tensor] | Tensor,
-        queries: Sequence[str] | str,
-        max_new_tokens: int = 512,
-        ignore_stop: bool = False,
-        sampling: Sampling | Sequence[Sampling] | None = None,
-    ) -> Generated:
-        """Answers several prompts at once.
-
-        Greedy answers are those that each prompt gets alone.
-
-        Args:
-            batch_of_views: for each prompt (T, 8, S, S), or (8, S, S) for one image.
-            queries: one for each, or one for all.
-            max_new_tokens: where answers end at the latest.
-            ignore_stop: whether they go on past the end token.
-            sampling: of each, or of all; greedy when None.
-
-        Raises:
-            PromptError: when a query doesn't fit its images or the context.
-        """
-        count = len(batch_of_views)
-        asked = [queries] * count if isinstance(queries, str) else list(queries)
-        if sampling is None or isinstance(sampling, Sampling):
-            sampling = [sampling or Sampling()] * count
-        if not len(asked) == len(sampling) == count:
-            raise PromptError(f"{count} clips, {len(asked)} queries; give one for each")
-        requests = []
-        for number, (views, query) in enumerate(
-            zip(batch_of_views, asked, strict=True)
-        ):
-            prompt = self.embeddings(views, query)
-            limit = self.new_tokens(prompt, max_new_tokens)
-            requests.append(
-                Request(number, prompt, limit, sampling[number], ignore_stop)
-            )
-        ids: list[list[int]] = [[] for _ in requests]
-        if max_new_tokens > 0 and requests:
-            longest = max(len(r.embeddings) + r.max_new_tokens for r in requests)
-            rows = self.rows_that_fit(longest, count)
-            for event in self.run(requests, rows):
-                if event.answer is not None:
-                    assert isinstance(event.key, int)
-                    ids[event.key] = event.answer.ids
-        return Generated(ids, [self.tokenizer.answer(tokens) for tokens in ids])
-
-    def stream(
-        self,
-        views: Tensor,
-        query: str,
-        max_new_tokens: int = 512,
-        sampling: Sampling | None = None,
-    ) -> Iterator[str]:
-        """Gives out the answer for one object as it comes.
-
-        The pieces end at spaces; joined and stripped they are the text of
-        :meth:`generate`. Closing the iterator stops the work.
-        """
-        prompt = self.embeddings(views, query)
-        limit = self.new_tokens(prompt, max_new_tokens)
-        text = TextStream(self.tokenizer)
-        request = Request("stream", prompt, limit, sampling or Sampling())
-        for event in self.run([request], 1):
-            yield text.put(event.token)
-        yield text.end()
-
-    def run(self, requests: Sequence[Request], rows: int) -> Iterator[Event]:
-        """Answers requests, so many at once, and reports every token."""
-        engine, self._idle = self._idle, None
-        if engine is None or engine.capacity != rows:
-            engine = None  # its memory goes first
-            engine = self.engine(rows)
-        waiting = list(reversed(requests))
-        while waiting or engine.busy:
-            free = min(engine.free, len(waiting))
-            engine.add([waiting.pop() for _ in range(free)])
-            yield from engine.step()
-        # Only here: one that was abandoned half way is of no use to the next run.
-        self._idle = engine
 
 
 def locate(path: str | Path) -> Path:

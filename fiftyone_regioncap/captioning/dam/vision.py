@@ -190,28 +190,6 @@ class FocalEncoder(nn.Module):
         focused = self._encode(crop[rows], context[rows], self._visible(full[rows]))
         return context.index_copy(0, rows, focused)
 
-    def hidden_states(
-        self, views: Tensor, context: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Every state on the way, by name: for comparisons with the authors' code.
-
-        Args:
-            views: one view (B, 4, S, S).
-            context: (B, N, C) to run the adapters with.
-
-        Returns:
-            ``embeddings``, ``layer{i}`` and, with a context, ``adapter{i}``.
-        """
-        visible = None if context is None else self._visible(views)
-        x = self.tower.embeddings(views)
-        states = {"embeddings": x}
-        for number, layer in enumerate(self.tower.encoder.layers):
-            x = states[f"layer{number}"] = layer(x)
-            if context is not None:
-                adapter = self.adapters.layers[number]
-                x = states[f"adapter{number}"] = adapter(x, context, visible)
-        return states
-
     def _encode(
         self, view: Tensor, context: Tensor | None = None, visible: Tensor | None = None
     ) -> Tensor:

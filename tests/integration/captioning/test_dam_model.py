@@ -23,7 +23,17 @@ from fiftyone_regioncap.core.errors import (
     WeightsError,
 )
 from fiftyone_regioncap.models.sampling import Sampling
-from tests.support.dam import TINY, write_checkpoint
+from tests.support.dam import (
+    IDLE,
+    TINY,
+    embeddings,
+    first_logits,
+    generate,
+    run,
+    step_logits,
+    stream,
+    write_checkpoint,
+)
 
 
 def llm(**changes: object) -> LlamaConfig:
@@ -91,24 +101,24 @@ def prompts(dam: DAM, count: int = 9) -> tuple[list[torch.Tensor], list[str]]:
 class TestGeneration:
     def test_a_batch_says_what_each_prompt_says_alone(self, dam: DAM) -> None:
         batch, queries = prompts(dam)
-        together = dam.generate(batch, queries, 20)
+        together = generate(dam, batch, queries, 20)
         for views, query, ids in zip(batch, queries, together.ids, strict=True):
-            assert dam.generate([views], [query], 20).ids == [ids]
+            assert generate(dam, [views], [query], 20).ids == [ids]
 
     def test_the_cache_changes_nothing(self, dam: DAM) -> None:
         batch, queries = prompts(dam, 4)
         for views, query, ids in zip(
-            batch, queries, dam.generate(batch, queries, 20).ids, strict=True
+            batch, queries, generate(dam, batch, queries, 20).ids, strict=True
         ):
-            logits = dam.step_logits(views, query, ids[:-1])
+            logits = step_logits(dam, views, query, ids[:-1])
             assert logits.argmax(dim=-1).tolist() == ids
 
     def test_transformers_says_the_same(self, dam: DAM) -> None:
         batch, queries = prompts(dam, 4)
-        ours = dam.generate(batch, queries, 20).ids
+        ours = generate(dam, batch, queries, 20).ids
         for views, query, ids in zip(batch, queries, ours, strict=True):
             theirs = dam.llm.generate(
-                inputs_embeds=dam.embeddings(views, query)[None],
+                inputs_embeds=embeddings(dam, views, query)[None],
                 max_new_tokens=20,
                 do_sample=False,
                 eos_token_id=dam.tokenizer.eos,
@@ -119,14 +129,14 @@ class TestGeneration:
     @pytest.mark.parametrize("rows", [1, 2, 4])
     def test_rows_are_filled_again_as_answers_end(self, dam: DAM, rows: int) -> None:
         batch, queries = prompts(dam)
-        whole = dam.generate(batch, queries, 20).ids
+        whole = generate(dam, batch, queries, 20).ids
         requests = [
-            Request(number, dam.embeddings(views, query), 3 + 2 * number)
+            Request(number, embeddings(dam, views, query), 3 + 2 * number)
             for number, (views, query) in enumerate(zip(batch, queries, strict=True))
         ]
         streamed: dict[object, list[int]] = {}
         answers = {}
-        for event in dam.run(requests, rows):
+        for event in run(dam, requests, rows):
             streamed.setdefault(event.key, []).append(event.token)
             if event.answer is not None:
                 answers[event.key] = event.answer.ids
@@ -138,25 +148,25 @@ class TestGeneration:
     ) -> None:
         """What a GPU does, as far as a CPU can show it."""
         batch, queries = prompts(dam)
-        whole = dam.generate(batch, queries, 16).ids
+        whole = generate(dam, batch, queries, 16).ids
         engine = dam.engine(4)
         engine._lag, engine._round_up = 1, True
-        monkeypatch.setattr(dam, "_idle", engine)
+        monkeypatch.setitem(IDLE, dam, engine)
         requests = [
-            Request(number, dam.embeddings(views, query), 1 + 15 * (number % 2))
+            Request(number, embeddings(dam, views, query), 1 + 15 * (number % 2))
             for number, (views, query) in enumerate(zip(batch, queries, strict=True))
         ]
         answers = {}
-        for event in dam.run(requests, 4):
+        for event in run(dam, requests, 4):
             if event.answer is not None:
                 answers[event.key] = event.answer.ids
         assert answers == {n: ids[: 1 + 15 * (n % 2)] for n, ids in enumerate(whole)}
 
     def test_streams_beside_each_other(self, dam: DAM) -> None:
         batch, queries = prompts(dam, 2)
-        expected = dam.generate(batch, queries, 8).texts
+        expected = generate(dam, batch, queries, 8).texts
         first, second = (
-            dam.stream(views, query, 8)
+            stream(dam, views, query, 8)
             for views, query in zip(batch, queries, strict=True)
         )
         texts = ["", ""]
@@ -167,22 +177,22 @@ class TestGeneration:
     def test_a_seed_fixes_a_text_whatever_is_beside_it(self, dam: DAM) -> None:
         batch, queries = prompts(dam, 5)
         sampling = [Sampling(0.8, 50, 0.9, seed) for seed in range(5)]
-        together = dam.generate(batch, queries, 12, sampling=sampling).ids
+        together = generate(dam, batch, queries, 12, sampling=sampling).ids
         alone = [
-            dam.generate([views], [query], 12, sampling=one).ids[0]
+            generate(dam, [views], [query], 12, sampling=one).ids[0]
             for views, query, one in zip(batch, queries, sampling, strict=True)
         ]
         assert together == alone
-        other = dam.generate(batch, queries, 12, sampling=Sampling(0.8, 50, 0.9, 77))
+        other = generate(dam, batch, queries, 12, sampling=Sampling(0.8, 50, 0.9, 77))
         assert other.ids != together
 
     def test_an_abandoned_stream_leaves_nothing_behind(self, dam: DAM) -> None:
         batch, queries = prompts(dam, 2)
-        expected = dam.generate(batch[:1], queries[:1], 8)
-        pieces = dam.stream(batch[1], queries[1], 8)
+        expected = generate(dam, batch[:1], queries[:1], 8)
+        pieces = stream(dam, batch[1], queries[1], 8)
         next(pieces)
         pieces.close()
-        assert dam.generate(batch[:1], queries[:1], 8) == expected
+        assert generate(dam, batch[:1], queries[:1], 8) == expected
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_stays_close(
@@ -192,10 +202,10 @@ class TestGeneration:
         exact = DAM.from_pretrained(tmp_path)
         half = DAM.from_pretrained(tmp_path, dtype=dtype)
         batch, queries = prompts(exact, 1)
-        ours = half.first_logits(batch[0], queries[0])
-        theirs = exact.first_logits(batch[0], queries[0])
+        ours = first_logits(half, batch[0], queries[0])
+        theirs = first_logits(exact, batch[0], queries[0])
         assert (ours - theirs).abs().mean() < 0.1 * theirs.std()
-        assert half.generate(batch, queries, 4).ids[0]
+        assert generate(half, batch, queries, 4).ids[0]
 
     @pytest.mark.parametrize(("bits", "error"), [("8bit", 0.05), ("4bit", 0.5)])
     @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -210,21 +220,21 @@ class TestGeneration:
             return
         small = DAM.from_pretrained(tmp_path, quantization=bits)
         batch, queries = prompts(exact, 1)
-        ours = small.first_logits(batch[0], queries[0])
-        theirs = exact.first_logits(batch[0], queries[0])
+        ours = first_logits(small, batch[0], queries[0])
+        theirs = first_logits(exact, batch[0], queries[0])
         assert 0 < (ours - theirs).abs().mean() < error * theirs.std()
 
     def test_a_prompt_longer_than_the_context_is_refused(self, dam: DAM) -> None:
         batch, _ = prompts(dam, 1)
         with pytest.raises(PromptError, match="shorten the text"):
-            dam.generate(batch, ["<image>\n" + "why " * 2000], 4)
+            generate(dam, batch, ["<image>\n" + "why " * 2000], 4)
 
     def test_answers_end_with_the_context(self, tmp_path: Path) -> None:
         write_checkpoint(tmp_path, replace(TINY, context=320))
         dam = DAM.from_pretrained(tmp_path)
         batch, queries = prompts(dam, 1)
-        prompt = len(dam.embeddings(batch[0], queries[0]))
-        ids, _ = dam.generate(batch, queries, 4000, ignore_stop=True)
+        prompt = len(embeddings(dam, batch[0], queries[0]))
+        ids, _ = generate(dam, batch, queries, 4000, ignore_stop=True)
         assert len(ids[0]) == 320 - prompt
 
 
@@ -355,14 +365,14 @@ def test_a_gpu_says_what_a_cpu_says(name: str, tmp_path: Path) -> None:
     cpu = DAM.from_pretrained(tmp_path)
     gpu = DAM.from_pretrained(tmp_path, device="cuda")
     batch, queries = prompts(cpu)
-    expected = cpu.generate(batch, queries, 20)
-    assert gpu.generate(batch, queries, 20) == expected
+    expected = generate(cpu, batch, queries, 20)
+    assert generate(gpu, batch, queries, 20) == expected
     requests = [
-        Request(number, gpu.embeddings(views, query), 3 + 2 * number)
+        Request(number, embeddings(gpu, views, query), 3 + 2 * number)
         for number, (views, query) in enumerate(zip(batch, queries, strict=True))
     ]
     answers = {}
-    for event in gpu.run(requests, 4):
+    for event in run(gpu, requests, 4):
         if event.answer is not None:
             answers[event.key] = event.answer.ids
     assert answers == {n: ids[: 3 + 2 * n] for n, ids in enumerate(expected.ids)}

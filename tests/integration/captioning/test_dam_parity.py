@@ -24,6 +24,14 @@ from fiftyone_regioncap.captioning.dam.processing import crop_window
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.models.sampling import Sampling, SamplingRows, candidates
 from tests.support import SHARED
+from tests.support.dam import (
+    embeddings,
+    first_logits,
+    generate,
+    hidden_states,
+    step_logits,
+    stream,
+)
 
 FEATURES, PROJECTED, LOGITS = 1e-4, 5e-5, 3e-4
 
@@ -181,26 +189,26 @@ class TestCases:
     ) -> None:
         for title, prompt in case["prompts"].items():
             query = prompt["query"]
-            embeddings = dam.embeddings(views, query)
-            assert len(embeddings) == prompt["sequence_length"]
-            close(dam.first_logits(views, query), numbers[f"logits_{title}"], LOGITS)
+            prompt_input = embeddings(dam, views, query)
+            assert len(prompt_input) == prompt["sequence_length"]
+            close(first_logits(dam, views, query), numbers[f"logits_{title}"], LOGITS)
             if (expected := numbers.get(f"inputs_embeds_{title}")) is not None:
-                close(embeddings, expected, PROJECTED)
+                close(prompt_input, expected, PROJECTED)
             if (expected := numbers.get(f"step_logits_{title}")) is not None:
                 answer = prompt["greedy_ids_ignoring_stop"][: len(expected) - 1]
-                close(dam.step_logits(views, query, answer), expected, LOGITS)
+                close(step_logits(dam, views, query, answer), expected, LOGITS)
 
     def test_answers(self, dam: DAM, case: dict, views: torch.Tensor) -> None:
         for prompt in case["prompts"].values():
             unstopped = prompt["greedy_ids_ignoring_stop"]
             limit = len(unstopped)
-            ids, _ = dam.generate([views], [prompt["query"]], limit, ignore_stop=True)
+            ids, _ = generate(dam, [views], [prompt["query"]], limit, ignore_stop=True)
             assert ids == [unstopped]
-            ids, texts = dam.generate([views], [prompt["query"]], limit)
+            ids, texts = generate(dam, [views], [prompt["query"]], limit)
             assert ids == [prompt["generated_ids"]]
             assert texts == [prompt["text"]]
             assert (ids[0][-1] == dam.tokenizer.eos) == (prompt["stopped_by"] == "eos")
-            pieces = list(dam.stream(views, prompt["query"], limit))
+            pieces = list(stream(dam, views, prompt["query"], limit))
             assert pieces == prompt["stream_chunks"]
 
 
@@ -212,9 +220,9 @@ def test_states_inside_the_tower(dam: DAM, file: Path) -> None:
     shapes = read(f"cases/{name}")["arrays"]
     views = views_of(dam, read(f"cases/{name.removesuffix('_layers')}"))
     with torch.inference_mode():
-        full = dam.encoder.hidden_states(views[:, :4])
+        full = hidden_states(dam.encoder, views[:, :4])
         context = list(full.values())[-1]
-        crop = dam.encoder.hidden_states(views[:, 4:], context)
+        crop = hidden_states(dam.encoder, views[:, 4:], context)
     ours = {f"full_{key}": x for key, x in full.items()}
     ours |= {f"crop_{key}": x for key, x in crop.items()}
     compared = 0
@@ -237,10 +245,10 @@ def test_all_cases_in_one_batch(dam: DAM) -> None:
     limit = len(prompts[0][1]["greedy_ids_ignoring_stop"])
     batch = [views for views, _ in prompts]
     queries = [prompt["query"] for _, prompt in prompts]
-    generated = dam.generate(batch, queries, limit)
+    generated = generate(dam, batch, queries, limit)
     assert generated.ids == [prompt["generated_ids"] for _, prompt in prompts]
     assert generated.texts == [prompt["text"] for _, prompt in prompts]
-    unstopped = dam.generate(batch, queries, limit, ignore_stop=True)
+    unstopped = generate(dam, batch, queries, limit, ignore_stop=True)
     assert unstopped.ids == [p["greedy_ids_ignoring_stop"] for _, p in prompts]
 
 
@@ -344,7 +352,7 @@ def test_preprocessing_variants(dam: DAM, tmp_path: Path) -> None:
                 close(ours, expected[key], 0)
         if f"{name}_logits" in expected:
             query = read(f"cases/{case}")["prompts"]["default"]["query"]
-            logits = model.first_logits(views, query)
+            logits = first_logits(model, views, query)
             close(logits, expected[f"{name}_logits"], LOGITS)
             assert logits.argmax() == facts["argmax"]
 
@@ -371,7 +379,7 @@ def test_settings(tmp_path: Path) -> None:
         ours = model.project(model.features(views))[0, ::4]
         close(ours, projected, PROJECTED)
         query = case["prompts"][facts["prompt"]]["query"]
-        logits = model.first_logits(views, query)
+        logits = first_logits(model, views, query)
         close(logits, expected[f"{name}_logits"], LOGITS)
         assert logits.argmax() == facts["argmax"]
 
@@ -420,10 +428,10 @@ def test_bad_input(dam: DAM) -> None:
         "empty mask (all zero)": lambda: dam.prepare(image, mask * 0),
         "mask in RGB mode": lambda: dam.prepare(image, np.stack([mask] * 3, axis=-1)),
         "mask size differs from image size": lambda: dam.prepare(image, mask[:50]),
-        "query without <image>": lambda: dam.generate([views], ["What is it?"], 1),
-        "1 image, 2 <image> tags": lambda: dam.generate([views], [tagged * 2], 1),
+        "query without <image>": lambda: generate(dam, [views], ["What is it?"], 1),
+        "1 image, 2 <image> tags": lambda: generate(dam, [views], [tagged * 2], 1),
         "2 images, 1 <image> tag (extra image silently ignored)": (
-            lambda: dam.generate([torch.stack([views] * 2)], [tagged], 1)
+            lambda: generate(dam, [torch.stack([views] * 2)], [tagged], 1)
         ),
     }
     assert cases & refused.keys()

@@ -42,13 +42,13 @@ from fiftyone_regioncap.captioning.views import (
     nested_views,
     perceptual_hash,
     pick_contexts,
-    polygons_box,
     roi_in_view,
     to_gray,
     whole_pixels,
 )
 from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import RegionClip
+from tests.support.views import polygons_box
 
 ALIGN = 1e-4
 TEXT = 1e-5

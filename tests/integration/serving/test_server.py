@@ -27,7 +27,7 @@ from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.sampling import GREEDY
 from fiftyone_regioncap.serving import ServerSettings, running, serve
 from fiftyone_regioncap.serving.messages import Limits, RequestError, parse
-from tests.support.dam import write_checkpoint
+from tests.support.dam import generate, write_checkpoint
 
 QUESTION = "Describe the masked region in detail."
 JSON = {"Content-Type": "application/json"}
@@ -79,7 +79,7 @@ def expected(
     dam: DAM, image: np.ndarray, text: str = QUESTION, tokens: int = 24
 ) -> str:
     views, _ = dam.prepare(image[..., :3], image[..., 3])
-    return dam.generate([views], [f"<image>\n{text}"], tokens).texts[0]
+    return generate(dam, [views], [f"<image>\n{text}"], tokens).texts[0]
 
 
 class TestOpenAIClient:

@@ -15,12 +15,12 @@ from fiftyone_regioncap.captioning.views import (
     mask_box,
     nested_views,
     pick_contexts,
-    polygons_box,
     region_box,
     task_contexts,
     to_gray,
 )
 from fiftyone_regioncap.core.errors import PromptError
+from tests.support.views import polygons_box
 
 # Golden vectors that the specification writes out: a 320 x 240 picture of waves.
 COLUMNS, ROWS = np.meshgrid(np.arange(320), np.arange(240))
