@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
+from fiftyone_regioncap import exporters
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset.captions import (
     CaptionRecord,
@@ -83,7 +85,7 @@ def make(videos: list[Path], *, filled: bool) -> fo.Dataset:
 
 @pytest.fixture
 def dataset(fiftyone_database: str, videos: list[Path]) -> Iterator[fo.Dataset]:
-    """Both videos, with tracks and captions."""
+    """Both videos, with tracks and captions, to be changed."""
     made = make(videos, filled=True)
     yield made
     made.delete()
@@ -95,6 +97,35 @@ def empty(fiftyone_database: str, videos: list[Path]) -> Iterator[fo.Dataset]:
     made = make(videos, filled=False)
     yield made
     made.delete()
+
+
+@pytest.fixture(scope="session")
+def source(fiftyone_database: str, videos: list[Path]) -> Iterator[fo.Dataset]:
+    """Both videos, with tracks and captions, which no test changes."""
+    made = make(videos, filled=True)
+    yield made
+    made.delete()
+
+
+@pytest.fixture(scope="session")
+def exported(
+    source: fo.Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Exports both videos, each format once with the same options, for reading."""
+    done: dict[str, Path] = {}
+
+    def export(name: str, **options: Any) -> Path:
+        key = json.dumps([name, options], sort_keys=True)
+        if key not in done:
+            folder = tmp_path_factory.mktemp(name) / "out"
+            summary = exporters.export(
+                source, name, folder, options=options, progress=False
+            )
+            assert summary.ok and summary.videos == 2, summary.failures
+            done[key] = folder
+        return done[key]
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from fiftyone_regioncap.exporters import ExportOptions, conversations, records
 from fiftyone_regioncap.exporters.coco import Coco
 from fiftyone_regioncap.exporters.staging import ExportError
 
+from .conftest import make
+
 
 def export(samples, out, name="coco", **options):
     return exporters.export(samples, name, out, progress=False, **options)
@@ -57,30 +59,30 @@ def contents_of_folder(folder):
     }
 
 
-def test_a_folder_that_no_export_wrote_is_never_replaced(dataset, tmp_path):
+def test_a_folder_that_no_export_wrote_is_never_replaced(source, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(ExportError, match="exists"):
-            export(dataset, out, overwrite=overwrite)
+            export(source, out, overwrite=overwrite)
         assert [path.name for path in out.iterdir()] == ["mine.txt"]
         assert list(tmp_path.iterdir()) == [out]
     file = tmp_path / "notes.txt"
     file.write_text("mine")
     with pytest.raises(ExportError, match="not a folder that an export has written"):
-        export(dataset, file, overwrite=True)
+        export(source, file, overwrite=True)
     assert file.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     "manifest", ["{", "[]", '{"files": []}', '{"generator": "other 1", "files": []}']
 )
-def test_a_manifest_of_another_tool_is_none(dataset, tmp_path, manifest):
+def test_a_manifest_of_another_tool_is_none(source, tmp_path, manifest):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/manifest.json").write_text(manifest)
     with pytest.raises(ExportError, match="not a folder that an export has written"):
-        export(dataset, tmp_path / "out", overwrite=True)
+        export(source, tmp_path / "out", overwrite=True)
 
 
 @pytest.mark.parametrize("media", ["copy", "link"])
@@ -109,26 +111,26 @@ def test_an_export_whose_videos_became_a_dataset_is_not_replaced(
     assert contents_of_folder(out) == before
 
 
-def test_only_files_of_the_earlier_export_are_replaced(dataset, tmp_path):
+def test_only_files_of_the_earlier_export_are_replaced(source, tmp_path):
     out = tmp_path / "out"
-    export(dataset, out, "videorefer")
+    export(source, out, "videorefer")
     (out / "mine.txt").write_text("mine")
     (out / "videos/mine.mp4").write_text("mine too")
     for _ in range(2):
-        export(dataset, out, media="none", overwrite=True)
+        export(source, out, media="none", overwrite=True)
         assert contents_of_folder(out).keys() == {
             *("annotations.json", "manifest.json", "mine.txt", "videos/mine.mp4")
         }
     (out / "captions.csv").write_text("in the way")
     with pytest.raises(ExportError, match="in the way"):
-        export(dataset, out, "csv", media="none", overwrite=True)
+        export(source, out, "csv", media="none", overwrite=True)
     assert (out / "captions.csv").read_text() == "in the way"
     assert (out / "annotations.json").exists()
 
 
-def test_an_empty_folder_is_filled(dataset, tmp_path):
+def test_an_empty_folder_is_filled(source, tmp_path):
     (tmp_path / "out").mkdir()
-    assert export(dataset, tmp_path / "out", media="none").ok
+    assert export(source, tmp_path / "out", media="none").ok
 
 
 class Full(Coco):
@@ -143,16 +145,16 @@ class Full(Coco):
 
 
 def test_a_full_disk_leaves_nothing_that_looks_whole_and_goes_on_later(
-    dataset, tmp_path, monkeypatch
+    source, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
     with pytest.raises(ExportError, match="No space left"):
-        export(dataset, out, Full(), media="none")
+        export(source, out, Full(), media="none")
     assert not out.exists()
     monkeypatch.setattr(Full, "broken", False)
-    done = export(dataset, out, Full(), media="none")
+    done = export(source, out, Full(), media="none")
     assert (done.videos, done.resumed) == (2, 1)
-    export(dataset, tmp_path / "again", media="none")
+    export(source, tmp_path / "again", media="none")
     assert (out / "annotations.json").read_bytes() == (
         tmp_path / "again/annotations.json"
     ).read_bytes()
@@ -161,7 +163,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_goes_on_later(
 
 @pytest.mark.parametrize("moment", ["before", "between", "after", "while restored"])
 def test_an_export_killed_around_its_rename_loses_nothing(
-    dataset, tmp_path, monkeypatch, moment
+    source, tmp_path, monkeypatch, moment
 ):
     class Killed(BaseException):
         pass
@@ -183,27 +185,27 @@ def test_an_export_killed_around_its_rename_loses_nothing(
             raise Killed
 
     out = tmp_path / "out"
-    export(dataset, out, "csv", media="none")
+    export(source, out, "csv", media="none")
     (out / "mine.txt").write_text("mine")
     with monkeypatch.context() as patches, pytest.raises(Killed):
         patches.setattr(os, "rename", rename)
         patches.setattr(os, "replace", replace)
-        export(dataset, out, "videorefer", overwrite=True)
+        export(source, out, "videorefer", overwrite=True)
     if moment != "between":
         assert (out / "manifest.json").exists()
     with pytest.raises(ExportError, match="exists"):
         # An export without leave to overwrite gives back what was there.
-        export(dataset, out, "videorefer")
+        export(source, out, "videorefer")
     assert (out / "captions.csv").exists() == (moment in ("before", "between"))
     assert (out / "mine.txt").read_text() == "mine"
-    export(dataset, out, "videorefer", overwrite=True)
+    export(source, out, "videorefer", overwrite=True)
     assert {p.name for p in (out / "videos").iterdir()} == {"one.mp4", "two.mp4"}
     assert (out / "mine.txt").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_several_processes_write_what_one_does(dataset, tmp_path):
-    view = dataset.filter_labels("captions", fo.ViewField("index") == 7)
+def test_several_processes_write_what_one_does(source, tmp_path):
+    view = source.filter_labels("captions", fo.ViewField("index") == 7)
     for workers in (1, 2):
         done = export(view, tmp_path / str(workers), media="none", workers=workers)
         assert done.ok and done.videos == 2
@@ -229,22 +231,22 @@ def test_what_changed_since_is_not_taken_from_an_interrupted_export(
     assert "Something new." in (out / "annotations.json").read_text()
 
 
-def test_a_cancelled_export_goes_on(dataset, tmp_path):
+def test_a_cancelled_export_goes_on(source, tmp_path):
     cancel = threading.Event()
     with pytest.raises(Cancelled):
         exporters.export(
-            dataset,
+            source,
             "jsonl",
             tmp_path / "out",
             progress=lambda event: cancel.set(),
             cancel=cancel,
         )
     assert not (tmp_path / "out").exists()
-    done = export(dataset, tmp_path / "out", "jsonl")
+    done = export(source, tmp_path / "out", "jsonl")
     assert (done.videos, done.resumed) == (2, 1)
 
 
-# -- the dataset -----------------------------------------------------------------------
+# -- the source -----------------------------------------------------------------------
 
 
 def test_a_missing_video_is_left_out_and_the_rest_goes_on(dataset, tmp_path):
@@ -283,27 +285,35 @@ def test_masks_that_vanished_are_named(videos, tmp_path, fiftyone_database):
         made.delete()
 
 
-@pytest.mark.parametrize("name", sorted(exporters.FORMATS))
-def test_captions_that_are_null_or_failed_are_never_exported(dataset, tmp_path, name):
-    if name == "hf-datasets":
-        pytest.importorskip("datasets")
-    for sample in dataset:
+@pytest.fixture(scope="module")
+def failed(fiftyone_database, videos):
+    """A dataset with captions that are null, blank or failed, and a good one."""
+    made = make(videos, filled=True)
+    for sample in made:
         records = [
             CaptionRecord(2, (3, 11), error="out of memory"),
             CaptionRecord(2, (12, 23), "brick/wall", "  \n "),
             CaptionRecord(7, (0, 23), "disc", "Only this.", review="accepted"),
         ]
         write_captions(sample, "captions", records, overwrite=True)
-        dataset._sample_collection.update_one(
+        made._sample_collection.update_one(
             {"_id": sample._id}, {"$set": {"captions.detections.0.caption": None}}
         )
-    dataset.reload()
-    done = export(dataset, tmp_path / "out", name)
+    made.reload()
+    yield made
+    made.delete()
+
+
+@pytest.mark.parametrize("name", sorted(exporters.FORMATS))
+def test_captions_that_are_null_or_failed_are_never_exported(failed, tmp_path, name):
+    if name == "hf-datasets":
+        pytest.importorskip("datasets")
+    done = export(failed, tmp_path / "out", name)
     assert done.ok
     assert done.counts.get("captions", done.counts.get("tracks")) == 2
 
 
-def test_filters_choose_captions(dataset, tmp_path):
+def test_filters_choose_captions(source, tmp_path):
     out = tmp_path / "out"
     cases = {
         "reviewed": ({"reviews": ["edited"]}, {7}),
@@ -316,16 +326,16 @@ def test_filters_choose_captions(dataset, tmp_path):
     }
     for word, (options, expected) in cases.items():
         target = out / word
-        export(dataset, target, "jsonl", media="none", **options)
+        export(source, target, "jsonl", media="none", **options)
         lines = (target / "tracks.jsonl").read_text().splitlines()
         assert {json.loads(line)["index"] for line in lines} == expected, word
     with pytest.raises(ExportError, match="no track or caption"):
-        export(dataset, out / "none", min_words=5000)
+        export(source, out / "none", min_words=5000)
     assert {path.name for path in out.iterdir()} == cases.keys()
 
 
-def test_a_view_s_filters_hold(dataset, tmp_path):
-    view = dataset.filter_labels("captions", fo.ViewField("confidence") > 0.6)
+def test_a_view_s_filters_hold(source, tmp_path):
+    view = source.filter_labels("captions", fo.ViewField("confidence") > 0.6)
     export(view, tmp_path / "out", "csv", media="none")
     text = (tmp_path / "out/captions.csv").read_text(encoding="utf-8")
     assert "blue brick" not in text and "مرحبا" in text
@@ -344,19 +354,19 @@ def test_a_view_s_filters_hold(dataset, tmp_path):
         ({"workers": 0}, OptionError),
     ],
 )
-def test_wrong_arguments_touch_nothing(dataset, tmp_path, options, error):
+def test_wrong_arguments_touch_nothing(source, tmp_path, options, error):
     with pytest.raises(error):
-        export(dataset, tmp_path / "out", **options)
+        export(source, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_splits_go_by_video_and_stay_the_same(dataset, empty, contents_of, tmp_path):
-    source = ExportOptions("out", val=0.5)
-    seen = {source.split(f"folder/{n}.mp4") for n in range(50)}
+def test_splits_go_by_video_and_stay_the_same(source, empty, contents_of, tmp_path):
+    options = ExportOptions("out", val=0.5)
+    seen = {options.split(f"folder/{n}.mp4") for n in range(50)}
     assert seen == {"train", "val"}
-    share = sum(source.split(f"folder/{n}.mp4") == "val" for n in range(2000)) / 2000
+    share = sum(options.split(f"folder/{n}.mp4") == "val" for n in range(2000)) / 2000
     assert 0.45 < share < 0.55
-    export(dataset, tmp_path / "out", val=0.5, seed=3)
+    export(source, tmp_path / "out", val=0.5, seed=3)
     found = {}
     for split in ("train", "val"):
         folder = tmp_path / "out" / split
@@ -368,15 +378,15 @@ def test_splits_go_by_video_and_stay_the_same(dataset, empty, contents_of, tmp_p
                 found[video["file_name"]] = split
     assert found == {
         Path(path).name: ExportOptions("out", val=0.5, seed=3).split(path)
-        for path in dataset.values("filepath")
+        for path in source.values("filepath")
     }
-    assert contents_of(empty) == contents_of(dataset)
+    assert contents_of(empty) == contents_of(source)
 
 
-def test_links_lead_to_the_videos(dataset, tmp_path):
-    export(dataset, tmp_path / "out", "videorefer", media="link")
+def test_links_lead_to_the_videos(source, tmp_path):
+    export(source, tmp_path / "out", "videorefer", media="link")
     link = tmp_path / "out/videos/one.mp4"
-    assert link.is_symlink() and link.resolve() == Path(dataset.first().filepath)
+    assert link.is_symlink() and link.resolve() == Path(source.first().filepath)
 
 
 # -- what is imported ------------------------------------------------------------------
@@ -391,10 +401,10 @@ def broken(out: Path, name: str, change) -> Path:
 
 
 def test_unknown_videos_and_wrong_sizes_are_left_out(
-    dataset, empty, contents_of, tmp_path
+    source, empty, contents_of, tmp_path
 ):
     out = tmp_path / "out"
-    export(dataset, out, "youtube-vis", media="none")
+    export(source, out, "youtube-vis", media="none")
     (out / "manifest.json").unlink()
 
     def change(value):
@@ -408,7 +418,7 @@ def test_unknown_videos_and_wrong_sizes_are_left_out(
     assert {f.name for f in back.failures} == {"one", "stranger"}
     found = contents_of(empty)
     assert found["one.mp4"] == {"masks": {}, "captions": {}}
-    assert found["two.mp4"] == contents_of(dataset)["two.mp4"]
+    assert found["two.mp4"] == contents_of(source)["two.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -437,25 +447,33 @@ def test_unknown_videos_and_wrong_sizes_are_left_out(
     ],
 )
 def test_a_damaged_video_is_left_as_it_was(
-    dataset, empty, contents_of, tmp_path, change
+    source, empty, contents_of, tmp_path, change
 ):
     out = tmp_path / "out"
-    export(dataset, out, "youtube-vis", media="none")
+    export(source, out, "youtube-vis", media="none")
     back = import_(empty, broken(out, "instances.json", change), "youtube-vis")
     assert (back.videos, len(back.failures)) == (1, 1)
     found = contents_of(empty)
     assert found["one.mp4"] == {"masks": {}, "captions": {}}
-    assert found["two.mp4"] == contents_of(dataset)["two.mp4"]
+    assert found["two.mp4"] == contents_of(source)["two.mp4"]
+
+
+@pytest.fixture(scope="module")
+def untouched(fiftyone_database, videos):
+    """A dataset that nothing is imported into."""
+    made = make(videos, filled=False)
+    yield made
+    made.delete()
 
 
 @pytest.mark.parametrize("name", sorted(exporters.importable_formats()))
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1, 2", b'"text"'])
-def test_files_of_another_kind_are_refused(empty, tmp_path, name, content):
+def test_files_of_another_kind_are_refused(untouched, tmp_path, name, content):
     path = tmp_path / "file_manual.json"
     if content is not None:
         path.write_bytes(content)
     try:
-        back = import_(empty, path, name)
+        back = import_(untouched, path, name)
     except RegionCapError:
         return
     assert not back.videos

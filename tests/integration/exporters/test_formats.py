@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -17,26 +18,6 @@ FRAMES = 24  # of the videos
 HEIGHT, WIDTH = 72, 96
 
 
-@pytest.fixture
-def export(dataset, tmp_path):
-    """Exports both videos, and gives the folder."""
-
-    def run(name, samples=None, *, media="copy", **options):
-        out = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
-        done = exporters.export(
-            dataset if samples is None else samples,
-            name,
-            out,
-            options=options,
-            media=media,
-            progress=False,
-        )
-        assert done.ok, done.failures
-        return out
-
-    return run
-
-
 def decoded(rle) -> np.ndarray:
     return coco_mask.decode(rle).astype(bool)
 
@@ -45,11 +26,11 @@ def masks_of(contents_of, dataset, video="one.mp4"):
     return contents_of(dataset)[video]["masks"]
 
 
-def test_videorefer_has_the_published_structure(export, dataset, contents_of):
-    out = export("videorefer", prompts=("Is <region> a {label}? {x}",))
+def test_videorefer_has_the_published_structure(exported, source, contents_of):
+    out = exported("videorefer", prompts=("Is <region> a {label}? {x}",))
     items = json.loads((out / "videorefer.json").read_text())
     assert [item["id"] for item in items] == list(range(6))
-    masks = masks_of(contents_of, dataset)
+    masks = masks_of(contents_of, source)
     for item in items:
         assert (out / item["video"]).is_file()
         human, gpt = item["conversations"]
@@ -66,8 +47,8 @@ def test_videorefer_has_the_published_structure(export, dataset, contents_of):
             assert found == masks[int(frame), index]
 
 
-def test_videorefer_bench_takes_frames_evenly(export):
-    out = export("videorefer-bench", frames=4)
+def test_videorefer_bench_takes_frames_evenly(exported):
+    out = exported("videorefer-bench", frames=4)
     items = json.loads((out / "videorefer_bench_d.json").read_text())
     disc = next(item for item in items if item["regioncap"]["index"] == 7)
     assert list(disc["annotation"][0]) == ["0", "9", "16", "23"]
@@ -82,8 +63,8 @@ def test_videorefer_bench_takes_frames_evenly(export):
         ("image",) * 2 + ("images",),
     ],
 )
-def test_llava_shows_videos_clips_or_images(export, kind, key, folder):
-    out = export("llava", kind=kind)
+def test_llava_shows_videos_clips_or_images(exported, kind, key, folder):
+    out = exported("llava", kind=kind)
     items = json.loads((out / "llava.json").read_text())
     assert len({item["id"] for item in items}) == 6
     for item in items:
@@ -91,8 +72,8 @@ def test_llava_shows_videos_clips_or_images(export, kind, key, folder):
         assert item["conversations"][0]["value"].startswith(f"<{key}>\n")
 
 
-def test_llava_clips_hold_their_windows(export):
-    out = export("llava", kind="clip")
+def test_llava_clips_hold_their_windows(exported):
+    out = exported("llava", kind="clip")
     items = json.loads((out / "llava.json").read_text())
     for item in items:
         record = item["regioncap"]
@@ -102,8 +83,8 @@ def test_llava_clips_hold_their_windows(export):
 
 
 @pytest.mark.parametrize("show", ["box", "outline", "crop"])
-def test_llava_images_show_the_object(export, show):
-    out = export("llava", kind="image", show=show)
+def test_llava_images_show_the_object(exported, show):
+    out = exported("llava", kind="image", show=show)
     items = json.loads((out / "llava.json").read_text())
     item = next(item for item in items if item["regioncap"]["label"] == "disc")
     picture = np.asarray(Image.open(out / item["image"]).convert("RGB")).astype(int)
@@ -114,28 +95,34 @@ def test_llava_images_show_the_object(export, show):
     assert ("[" in item["conversations"][0]["value"]) == (show == "box")
 
 
-def test_sa_v_has_the_published_structure(export, dataset, contents_of):
-    out = export("sa-v")
+def test_sa_v_has_the_published_structure(exported, source, contents_of):
+    out = exported("sa-v")
     value = json.loads((out / "one_manual.json").read_text())
     assert (out / "one.mp4").is_file()
     assert len(value["masklet"]) == FRAMES // 4
     assert value["masklet_id"] == [2, 7] and value["masklet_num"] == 2
     assert value["masklet_first_appeared_frame"] == [1, 0]
     assert value["masklet_visibility_changes"] == [0, 0]
-    masks = masks_of(contents_of, dataset)
+    masks = masks_of(contents_of, source)
     for number, objects in enumerate(value["masklet"]):
         for index, rle in zip(value["masklet_id"], objects, strict=True):
             expected = masks.get((4 * number, index), bytes(HEIGHT * WIDTH))
             assert decoded(rle).tobytes() == expected
 
 
-def test_visibility_changes_are_counted(export):
-    value = json.loads((export("sa-v", stride=1) / "one_manual.json").read_text())
+def test_sa_v_has_the_published_types(exported):
+    value = json.loads((exported("sa-v") / "one_manual.json").read_text())
+    assert isinstance(value["video_environment"], str)
+    assert all(isinstance(n, float) for n in value["masklet_first_appeared_frame"])
+
+
+def test_visibility_changes_are_counted(exported):
+    value = json.loads((exported("sa-v", stride=1) / "one_manual.json").read_text())
     assert value["masklet_visibility_changes"] == [0, 2]
 
 
-def test_mevis_pads_to_the_length_of_the_video(export):
-    out = export("mevis")
+def test_mevis_pads_to_the_length_of_the_video(exported):
+    out = exported("mevis")
     videos = json.loads((out / "meta_expressions.json").read_text())["videos"]
     masks = json.loads((out / "mask_dict.json").read_text())
     assert list(videos) == ["one", "two"] and len(masks) == 4
@@ -156,13 +143,13 @@ def test_mevis_pads_to_the_length_of_the_video(export):
     assert hidden == [None, None]
 
 
-def test_ref_youtube_vos_paints_ids(export, dataset, contents_of):
-    out = export("ref-youtube-vos")
+def test_ref_youtube_vos_paints_ids(exported, source, contents_of):
+    out = exported("ref-youtube-vos")
     video = json.loads((out / "meta_expressions.json").read_text())["videos"]["one"]
     ids = {
         e["regioncap"]["index"]: int(e["obj_id"]) for e in video["expressions"].values()
     }
-    masks = masks_of(contents_of, dataset)
+    masks = masks_of(contents_of, source)
     for frame in range(FRAMES):
         image = Image.open(out / f"Annotations/one/{frame:05d}.png")
         assert image.mode == "P"
@@ -172,9 +159,21 @@ def test_ref_youtube_vos_paints_ids(export, dataset, contents_of):
             assert (painted == number).tobytes() == expected
 
 
-def test_webvtt_keeps_text_and_times(export):
+def test_ref_youtube_vos_says_where_objects_are(exported):
+    out = exported("ref-youtube-vos")
+    objects = json.loads((out / "meta.json").read_text())["videos"]["one"]["objects"]
+    assert {o["category"] for o in objects.values()} == {"disc", "brick/wall"}
+    for number, entry in objects.items():
+        for frame in range(FRAMES):
+            painted = np.asarray(Image.open(out / f"Annotations/one/{frame:05d}.png"))
+            listed = f"{frame:05d}" in entry["frames"]
+            # Objects may hide each other, so that a listed one may be unseen.
+            assert listed or not (painted == int(number)).any()
+
+
+def test_webvtt_keeps_text_and_times(exported):
     webvtt = pytest.importorskip("webvtt")
-    out = export("webvtt")
+    out = exported("webvtt")
     found = webvtt.read(str(out / "subtitles/one/2-brick_wall.vtt"))
     assert [(c.start, c.end) for c in found.captions] == [
         ("00:00:00.250", "00:00:01.000"),
@@ -185,10 +184,10 @@ def test_webvtt_keeps_text_and_times(export):
     assert hard.startswith('A "red" disc\nthat moves; 100 % &lt;b&gt;bold')
 
 
-def test_csv_keeps_text(export, dataset, contents_of):
-    with (export("csv") / "captions.csv").open(encoding="utf-8", newline="") as file:
+def test_csv_keeps_text(exported, source, contents_of):
+    with (exported("csv") / "captions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    captions = contents_of(dataset)["one.mp4"]["captions"]
+    captions = contents_of(source)["one.mp4"]["captions"]
     found = {
         (int(row["index"]), (int(row["first_frame"]), int(row["last_frame"]))): row
         for row in rows
@@ -199,8 +198,8 @@ def test_csv_keeps_text(export, dataset, contents_of):
 
 
 @pytest.mark.parametrize("kind", ["conversation", "detail"])
-def test_osprey_numbers_the_regions_of_an_image(export, kind):
-    out = export("osprey", kind=kind)
+def test_osprey_numbers_the_regions_of_an_image(exported, kind):
+    out = exported("osprey", kind=kind)
     items = json.loads((out / "osprey.json").read_text())
     assert sum(len(item["annotation"]) for item in items) == 6
     for item in items:
@@ -213,10 +212,29 @@ def test_osprey_numbers_the_regions_of_an_image(export, kind):
                 else item["conversations"][2 * number - 2]["value"]
             )
             assert f"<region{number}>" in told
+            assert "\n" not in told
 
 
-def test_plm_speaks_of_the_masklets_beside_it(export):
-    out = export("plm")
+def test_osprey_cuts_no_file_name_at_an_underscore(source, videos, tmp_path):
+    renamed = tmp_path / "a_b_c.mp4"
+    shutil.copy(videos[0], renamed)
+    view = source.clone()
+    try:
+        sample = view.first()
+        sample.filepath = str(renamed)
+        sample.save()
+        exporters.export(view, "osprey", tmp_path / "out", progress=False)
+        items = json.loads((tmp_path / "out/osprey.json").read_text())
+        # Osprey's loader looks for what follows the last underscore of a name.
+        names = [item["file_name"].split("_")[-1] for item in items]
+        assert all((tmp_path / "out" / name).is_file() for name in names)
+        assert len(set(names)) == len(items) == 6
+    finally:
+        view.delete()
+
+
+def test_plm_speaks_of_the_masklets_beside_it(exported):
+    out = exported("plm")
     rcap = [json.loads(line) for line in (out / "rcap.jsonl").read_text().splitlines()]
     rdcap = [
         json.loads(line) for line in (out / "rdcap.jsonl").read_text().splitlines()
@@ -236,9 +254,9 @@ def test_plm_speaks_of_the_masklets_beside_it(export):
     assert [len(line["dense_captions"]) for line in rdcap] == [2, 1, 2, 1]
 
 
-def test_webdataset_reads_the_shards(export):
+def test_webdataset_reads_the_shards(exported):
     webdataset = pytest.importorskip("webdataset")
-    out = export("dam", shard_bytes=20_000)
+    out = exported("dam", shard_bytes=20_000)
     shards = sorted(map(str, (out / "shards").glob("*.tar")))
     assert len(shards) > 1
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8"))
@@ -249,10 +267,10 @@ def test_webdataset_reads_the_shards(export):
             assert decoded(region["mask_rle"]).any() and region["caption"]
 
 
-def test_pycocotools_reads_dlc_bench(export):
+def test_pycocotools_reads_dlc_bench(exported):
     from pycocotools.coco import COCO
 
-    out = export("dlc-bench")
+    out = exported("dlc-bench")
     coco = COCO(str(out / "annotations.json"))
     captions = json.loads((out / "captions.json").read_text())
     assert len(coco.anns) == 6
@@ -264,9 +282,9 @@ def test_pycocotools_reads_dlc_bench(export):
         assert annotation["record"]["first_frame"] <= image["frame_id"]
 
 
-def test_hugging_face_reads_the_parquet_files(export, tmp_path, dataset, contents_of):
+def test_hugging_face_reads_the_parquet_files(exported, tmp_path, source, contents_of):
     datasets = pytest.importorskip("datasets")
-    out = export("hf-datasets", frames=None)
+    out = exported("hf-datasets", frames=None)
     loaded = datasets.load_dataset(
         "parquet",
         data_files=str(out / "data/*.parquet"),
@@ -274,8 +292,8 @@ def test_hugging_face_reads_the_parquet_files(export, tmp_path, dataset, content
         cache_dir=str(tmp_path / "cache"),
     )
     assert len(loaded) == 6
-    masks = masks_of(contents_of, dataset)
-    captions = contents_of(dataset)["one.mp4"]["captions"]
+    masks = masks_of(contents_of, source)
+    captions = contents_of(source)["one.mp4"]["captions"]
     for row in loaded:
         assert row["image"].size == (WIDTH, HEIGHT)
         key = row["object_id"], (row["first_frame"], row["last_frame"])
@@ -285,9 +303,9 @@ def test_hugging_face_reads_the_parquet_files(export, tmp_path, dataset, content
             assert decoded(rle).tobytes() == masks[frame, row["object_id"]]
 
 
-def test_supervision_reads_coco(export):
+def test_supervision_reads_coco(exported):
     supervision = pytest.importorskip("supervision")
-    out = export("coco")
+    out = exported("coco")
     loaded = supervision.DetectionDataset.from_coco(
         images_directory_path=str(out),
         annotations_path=str(out / "annotations.json"),
@@ -296,12 +314,12 @@ def test_supervision_reads_coco(export):
     assert len(loaded) == 48 and sorted(loaded.classes) == ["brick/wall", "disc"]
 
 
-def test_clips_are_cut_frame_for_frame(export, dataset, contents_of, tmp_path):
-    clips = dataset[:1].to_clips("captions")
+def test_clips_are_cut_frame_for_frame(exported, source, contents_of, tmp_path):
+    clips = source[:1].to_clips("captions")
     out = tmp_path / "cut"
     done = exporters.export(clips, "jsonl", out, cut=True, progress=False)
     assert done.ok and done.videos == 3, done.failures
-    masks = masks_of(contents_of, dataset)
+    masks = masks_of(contents_of, source)
     for line in map(json.loads, (out / "tracks.jsonl").read_text().splitlines()):
         start = int(Path(line["video"]).stem.split("-")[1])
         with av.open(str(out / line["video"])) as container:
@@ -317,8 +335,8 @@ def test_clips_are_cut_frame_for_frame(export, dataset, contents_of, tmp_path):
     assert brick["captions"][0]["first_frame"] == 0
 
 
-def test_a_clips_view_that_is_not_cut_keeps_the_video_s_frames(dataset, tmp_path):
-    view = dataset[:1].filter_labels("captions", fo.ViewField("index") == 2)
+def test_a_clips_view_that_is_not_cut_keeps_the_video_s_frames(source, tmp_path):
+    view = source[:1].filter_labels("captions", fo.ViewField("index") == 2)
     clips = view.to_clips("captions")[1:]
     out = tmp_path / "out"
     exporters.export(clips, "jsonl", out, progress=False)
