@@ -17,6 +17,10 @@ from fiftyone_regioncap.core.types import Frame, Mask, box_of_mask
 _SIDE: Final = 200
 _SAMPLES: Final = 10
 
+# As shares of the root of a mask's area: what surely goes, and what may go at all.
+_NEAR: Final = 0.08
+_FAR: Final = 0.25
+
 
 def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
     """Moves a mask's outline to the edges of the image.
@@ -77,10 +81,12 @@ def remove_around(frame: Frame, mask: Mask, points: NDArray[np.floating]) -> Mas
     covered = [mask[min(int(y), height - 1), min(int(x), width - 1)] for x, y in points]
     if not any(covered):
         return mask
-    # Around each point a disc whose radius is about a tenth of the object's size.
-    reach = max(float(np.sqrt(mask.sum())) / 10, 1.0)
+    size = float(np.sqrt(mask.sum()))
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    off = np.zeros_like(mask)
+    distance = np.full(mask.shape, np.inf)
     for column, row in points:
-        off |= (x - column) ** 2 + (y - row) ** 2 <= reach**2
-    return grabcut(frame, mask & ~off, np.zeros_like(mask), mask) & mask & ~off
+        distance = np.minimum(distance, np.hypot(x - column, y - row))
+    # A click is about its surroundings; what is far from it stays.
+    near, far = distance <= max(size * _NEAR, 1.0), distance > size * _FAR
+    rest = mask & ~near
+    return grabcut(frame, rest, rest & far, rest) & rest
