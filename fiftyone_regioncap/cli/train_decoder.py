@@ -42,7 +42,9 @@ def train_decoder(
     device: str | None,
 ) -> None:
     """Trains a caption decoder on text; killed and run again, it goes on."""
-    from fiftyone_regioncap.captioning.patchioner.training import Recipe
+    from fiftyone_regioncap.captioning.patchioner.configuration import (
+        DecoderTrainingOptions,
+    )
     from fiftyone_regioncap.captioning.patchioner.training import train_decoder as train
     from fiftyone_regioncap.models.registry import best_device
 
@@ -59,7 +61,7 @@ def train_decoder(
         [line.strip() for line in lines if line.strip()],
         base,
         out,
-        recipe=Recipe(
+        options=DecoderTrainingOptions(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,

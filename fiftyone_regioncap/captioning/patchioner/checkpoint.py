@@ -16,7 +16,6 @@ import yaml
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.captioning.patchioner.aggregation import Compat
-from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
 from fiftyone_regioncap.captioning.patchioner.configuration import PATCHIONER
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.gpt2 import load_gpt2_tokenizer
@@ -44,7 +43,11 @@ from fiftyone_regioncap.captioning.patchioner.viecap import (
     ViecapDecoder,
     embed_entities,
 )
-from fiftyone_regioncap.captioning.patchioner.vision import Backbone, DinoTower
+from fiftyone_regioncap.captioning.patchioner.vision import (
+    Backbone,
+    ClipTower,
+    DinoTower,
+)
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 from fiftyone_regioncap.models.loading import (

@@ -141,6 +141,48 @@ class PatchionerOptions(Options):
         return {name: value for name, value in given.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class DecoderTrainingOptions(Options):
+    """Options of training a decoder; the defaults are the paper's."""
+
+    epochs: int = option(10, "Passes over all captions.", minimum=1)
+    batch_size: int = option(64, "Captions per step.", minimum=1)
+    learning_rate: float = option(
+        1e-5, "Learning rate after the warm-up; it falls to 0 linearly.", minimum=0
+    )
+    warmup: int = option(
+        1000, "Steps over which the learning rate rises.", unit="steps", minimum=0
+    )
+    weight_decay: float = option(
+        0.01, "Weight decay of AdamW.", minimum=0, advanced=True
+    )
+    label_smoothing: float = option(
+        0.1,
+        "Label smoothing of the cross-entropy.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    noise: float = option(
+        0.0,
+        "Standard deviation of the noise on each channel of a caption's embedding; the "
+        "published model without a memory was trained with 0.08.",
+        minimum=0,
+    )
+    tokens: int = option(
+        20,
+        "Tokens of a caption that are learned, the start token included.",
+        unit="tokens",
+        minimum=1,
+        maximum=77,
+        advanced=True,
+    )
+    held_out: float = option(
+        0.0, "Share of the captions that is not trained on.", minimum=0, maximum=0.99
+    )
+    seed: int = option(42, "Seed of weights, order, noise and dropout.", minimum=0)
+
+
 PATCHIONER = ModelCard(
     name="patchioner",
     summary="Patch-ioner: every region of a frame from one backbone pass",

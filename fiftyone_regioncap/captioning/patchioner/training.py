@@ -1,4 +1,4 @@
-"""Training of the decoder on text alone, by the paper's recipe.
+"""Training of the decoder on text alone, by the paper's options.
 
 A caption's embedding (CLIP's text tower, then Talk2DINO, then length 1) is the prefix
 that the decoder learns to write the caption from. Models with a memory are trained like
@@ -21,6 +21,9 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
     Checkpoint,
     save_checkpoint,
 )
+from fiftyone_regioncap.captioning.patchioner.configuration import (
+    DecoderTrainingOptions,
+)
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
 from fiftyone_regioncap.captioning.patchioner.memory import (
@@ -32,51 +35,19 @@ from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 from fiftyone_regioncap.models.loading import read_torch
 
-NOISE = 0.08
-"""Standard deviation of the published noise model, per channel of a unit vector."""
-
 _IGNORED = 0
 _STATE = "training.pt"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the paper's.
-
-    Attributes:
-        epochs: over all captions.
-        batch_size: captions per step.
-        learning_rate: after the warm-up; falls to 0 linearly.
-        warmup: steps.
-        weight_decay: of AdamW.
-        label_smoothing: of the cross-entropy.
-        noise: standard deviation on the embeddings; :data:`NOISE` for the noise model.
-        tokens: of a caption that are learned, the start token included.
-        held_out: fraction of the captions that is not trained on.
-        seed: of weights, order, noise and dropout.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 1e-5
-    warmup: int = 1000
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    noise: float = 0.0
-    tokens: int = 20
-    held_out: float = 0.0
-    seed: int = 42
-
-
-@dataclass(frozen=True)
 class Epoch:
-    """How an epoch went.
+    """Losses of an epoch.
 
     Attributes:
-        number: from 1.
-        loss: mean over the steps, with dropout, noise and label smoothing.
-        held_out_loss: mean cross-entropy per token of the captions held out; None
-            when there are none.
+        number: Number of the epoch, from 1.
+        loss: Mean loss over the steps, with dropout, noise and label smoothing.
+        held_out_loss: Mean cross-entropy per token of the captions held out; None if
+            there are none.
     """
 
     number: int
@@ -89,7 +60,7 @@ def train_decoder(
     base: str | Path,
     out: str | Path,
     *,
-    recipe: Recipe | None = None,
+    options: DecoderTrainingOptions | None = None,
     sizes: Gpt2Config | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[Epoch], None] | None = None,
@@ -100,25 +71,25 @@ def train_decoder(
     epoch and ends with the same weights.
 
     Args:
-        captions: to learn; also become the memory of the checkpoint, unless the recipe
-            has noise.
-        base: checkpoint (folder or hub repository) with the projection and text tower
+        captions: Captions to learn; they also become the memory of the checkpoint,
+            unless the options ask for noise.
+        base: Checkpoint (folder or hub repository) with the projection and text tower
             of the backbone; its decoder is not read.
-        out: folder of the new checkpoint; made when absent.
-        recipe: None is the paper's.
-        sizes: of the decoder; None is the published one.
-        device: where to train.
-        progress: told after each epoch.
+        out: Folder of the new checkpoint; made when absent.
+        options: How to train; None is the paper's way.
+        sizes: Sizes of the decoder; None is the published one.
+        device: Device to train on.
+        progress: Called after each epoch.
 
     Returns:
-        all epochs, those of earlier calls included.
+        All epochs, those of earlier calls included.
 
     Raises:
-        PromptError: when a caption has more than 77 tokens.
-        WeightsError: when there are no captions, the base lacks its text tower, or
+        PromptError: If a caption has more than 77 tokens.
+        WeightsError: If there are no captions, the base lacks its text tower, or
             ``out`` holds another training.
     """
-    recipe, sizes = recipe or Recipe(), sizes or Gpt2Config()
+    options, sizes = options or DecoderTrainingOptions(), sizes or Gpt2Config()
     if not captions:
         raise WeightsError("there is no caption to train on")
     out = Path(out)
@@ -132,12 +103,12 @@ def train_decoder(
     ):
         build_memory(features, captions, encode)
     table = TextMemory.load(features).embeddings
-    tokens = torch.from_numpy(vocabulary.tokenize(captions)[:, : recipe.tokens])
-    trainer = _Trainer.start(out, recipe, sizes, table, tokens, device)
+    tokens = torch.from_numpy(vocabulary.tokenize(captions)[:, : options.tokens])
+    trainer = _Trainer.start(out, options, sizes, table, tokens, device)
     for epoch in trainer.epochs():
         if progress is not None:
             progress(epoch)
-    memory = recipe.noise == 0
+    memory = options.noise == 0
     config = replace(
         source.config,
         prefix_size=table.shape[1],
@@ -166,10 +137,10 @@ def _absolute_parts(source: Checkpoint) -> dict[str, Any]:
 
 @dataclass
 class _Trainer:
-    """One training and where it stands."""
+    """A training and its state."""
 
     path: Path
-    recipe: Recipe
+    options: DecoderTrainingOptions
     decoder: PrefixDecoder
     optimizer: torch.optim.AdamW
     scheduler: torch.optim.lr_scheduler.LambdaLR
@@ -183,30 +154,30 @@ class _Trainer:
     def start(
         cls,
         out: Path,
-        recipe: Recipe,
+        options: DecoderTrainingOptions,
         sizes: Gpt2Config,
         features: Tensor,
         tokens: Tensor,
         device: torch.device | str,
     ) -> _Trainer:
-        """Begins, or takes up what the folder holds."""
+        """Starts a training, or resumes the one in the folder."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
+            torch.manual_seed(options.seed)
             decoder = PrefixDecoder(features.shape[1], sizes).to(device)
             order = torch.randperm(len(tokens))
-        kept = len(tokens) - int(len(tokens) * recipe.held_out)
-        steps = recipe.epochs * max(1, kept // recipe.batch_size)
+        kept = len(tokens) - int(len(tokens) * options.held_out)
+        steps = options.epochs * max(1, kept // options.batch_size)
         optimizer = torch.optim.AdamW(
             decoder.parameters(),
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _schedule(step, recipe.warmup, steps)
+            optimizer, lambda step: _schedule(step, options.warmup, steps)
         )
         trainer = cls(
             out / _STATE,
-            recipe,
+            options,
             decoder,
             optimizer,
             scheduler,
@@ -221,13 +192,13 @@ class _Trainer:
         return trainer
 
     def epochs(self) -> Iterator[Epoch]:
-        """Trains what is left, epoch by epoch."""
-        for number in range(len(self.history) + 1, self.recipe.epochs + 1):
+        """Trains the epochs that are left."""
+        for number in range(len(self.history) + 1, self.options.epochs + 1):
             devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices):
                 # An epoch's chance depends on its number only, so that a resumed
                 # training is the same training.
-                torch.manual_seed(self.recipe.seed * 10_007 + number)
+                torch.manual_seed(self.options.seed * 10_007 + number)
                 loss = self._train()
             epoch = Epoch(number, loss, self._held_out_loss())
             self.history.append(epoch)
@@ -241,10 +212,10 @@ class _Trainer:
     def _train(self) -> float:
         self.decoder.train()
         order = self.trained[torch.randperm(len(self.trained))]
-        size = min(self.recipe.batch_size, len(order))
+        size = min(self.options.batch_size, len(order))
         losses = []
         for rows in order[: len(order) // size * size].split(size):
-            loss = self._loss(rows, self.recipe.label_smoothing, self.recipe.noise)
+            loss = self._loss(rows, self.options.label_smoothing, self.options.noise)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -258,7 +229,7 @@ class _Trainer:
             return None
         self.decoder.eval()
         total = count = 0.0
-        for rows in self.held_out.split(self.recipe.batch_size):
+        for rows in self.held_out.split(self.options.batch_size):
             tokens = int((self.tokens[rows] != _IGNORED).sum())
             total += self._loss(rows, 0.0, 0.0).item() * tokens
             count += tokens
@@ -281,7 +252,7 @@ class _Trainer:
         partial = self.path.with_suffix(".partial")
         torch.save(
             {
-                "recipe": asdict(self.recipe),
+                "options": asdict(self.options),
                 "sizes": asdict(self.decoder.config),
                 "captions": len(self.tokens),
                 "decoder": self.decoder.state_dict(),
@@ -295,14 +266,14 @@ class _Trainer:
 
     def _resume(self, sizes: Gpt2Config) -> None:
         state = read_torch(self.path, self.device)
-        same = (state["recipe"], state["sizes"], state["captions"]) == (
-            asdict(self.recipe),
+        same = (state.get("options"), state.get("sizes"), state.get("captions")) == (
+            asdict(self.options),
             asdict(sizes),
             len(self.tokens),
         )
         if not same:
             raise WeightsError(
-                f"{self.path.parent} holds a training with another recipe, other sizes "
+                f"{self.path.parent} holds a training with other options, other sizes "
                 "or other captions; give another folder, or delete training.pt"
             )
         self.decoder.load_state_dict(state["decoder"])
@@ -312,7 +283,7 @@ class _Trainer:
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:
-    """The learning rate's factor: up over the warm-up, then down to 0."""
+    """Factor of the learning rate: rises over the warm-up, then falls to 0."""
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (steps - step) / max(1, steps - warmup))

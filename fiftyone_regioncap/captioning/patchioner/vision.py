@@ -75,18 +75,18 @@ class Backbone(Protocol):
 
     @property
     def width(self) -> int:
-        """D, the number of channels of a patch feature."""
+        """Number of channels of a patch feature."""
 
     @property
     def name(self) -> str:
-        """Of the weights, as in ``facebook/dinov2-with-registers-base``."""
+        """Name of the weights, such as ``facebook/dinov2-with-registers-base``."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs and its features lie."""
+        """Device of the model and its features."""
 
     def encode(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
-        """One pass over each frame, uint8 (H, W, 3) RGB of any sizes."""
+        """Encodes frames, uint8 (H, W, 3) RGB of any sizes, in one pass each."""
 
 
 def preprocess(
@@ -127,61 +127,93 @@ def preprocess(
 
 
 @dataclass(frozen=True)
-class DinoTower:
-    """DINOv2 with registers (Darcet et al. 2024) through transformers.
+class _Tower:
+    """An image tower of transformers behind a square input.
 
     Attributes:
-        model: a ``Dinov2WithRegistersModel`` in eval mode.
-        name: of the weights.
-        side: of the square input in pixels; a multiple of the patch.
-        crop: see :func:`preprocess`.
-        heads: pseudo heads of the attention map.
-        batch_size: frames per pass.
+        model: The model in eval mode.
+        name: Name of the weights.
+        side: Side of the square input in pixels.
+        crop: See :func:`preprocess`.
+        batch_size: Frames per pass.
     """
 
     model: Any
-    name: str = "facebook/dinov2-with-registers-base"
-    side: int = 518
+    name: str
+    side: int
     crop: bool = False
-    heads: int = PSEUDO_HEADS
     batch_size: int = 8
 
     @property
-    def width(self) -> int:
-        """D, the number of channels of a patch feature."""
-        return int(self.model.config.hidden_size)
-
-    @property
     def device(self) -> torch.device:
-        """Where it runs and its features lie."""
+        """Device of the model and its features."""
         return self.model.device
 
     @torch.inference_mode()
     def encode(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
-        """One pass over each frame; see :meth:`Backbone.encode`."""
+        """Encodes frames in batches; see :meth:`Backbone.encode`."""
         encoded: list[FrameFeatures] = []
         for start in range(0, len(frames), self.batch_size):
             encoded += self._pass(frames[start : start + self.batch_size])
         return encoded
 
     def _pass(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
-        inputs = torch.stack(
-            [preprocess(frame, self.side, crop=self.crop) for frame in frames]
+        raise NotImplementedError
+
+    def _inputs(
+        self,
+        frames: Sequence[Frame],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> Tensor:
+        return torch.stack(
+            [
+                preprocess(frame, self.side, crop=self.crop, mean=mean, std=std)
+                for frame in frames
+            ]
         ).to(self.device, self.model.dtype)
-        output = self.model(pixel_values=inputs, output_hidden_states=True)
+
+    def _grid(self, frame: Frame) -> Grid:
+        """How the patches of the square input lie on a frame."""
+        patch = int(self.model.config.patch_size)
+        count = self.side // patch
+        height, width = frame.shape[:2]
+        return Grid(count, count, patch, height, width, self.crop, self.side)
+
+
+@dataclass(frozen=True)
+class DinoTower(_Tower):
+    """DINOv2 with registers (Darcet et al. 2024), a ``Dinov2WithRegistersModel``.
+
+    Attributes:
+        side: Side of the square input in pixels; a multiple of the patch.
+        heads: Pseudo heads of the attention map.
+    """
+
+    name: str = "facebook/dinov2-with-registers-base"
+    side: int = 518
+    heads: int = PSEUDO_HEADS
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a patch feature."""
+        return int(self.model.config.hidden_size)
+
+    def _pass(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
+        output = self.model(
+            pixel_values=self._inputs(frames), output_hidden_states=True
+        )
         tokens = output.last_hidden_state.float()
-        registers = int(self.model.config.num_register_tokens)
-        first = 1 + registers
+        first = 1 + int(self.model.config.num_register_tokens)
         block = self.model.encoder.layer[-1]
         normed = block.norm1(output.hidden_states[-2])
         query, key = _query_and_key(block.attention)
         queries = query(normed[:, 0]).float().unflatten(-1, (self.heads, -1))
         keys = key(normed[:, first:]).float().unflatten(-1, (self.heads, -1))
         logits = torch.einsum("bhd,bphd->bhp", queries * LOGIT_SCALE, keys)
-        patch = int(self.model.config.patch_size)
         return [
             FrameFeatures(
-                grid=grid_of(frame, self.side, patch, self.crop),
+                grid=self._grid(frame),
                 patches=tokens[i, first:],
                 cls=tokens[i, 0],
                 registers=tokens[i, 1:first],
@@ -191,11 +223,32 @@ class DinoTower:
         ]
 
 
-def grid_of(frame: Frame, side: int, patch: int, crop: bool) -> Grid:
-    """How the patches of a square input lie on a frame, uint8 (H, W, 3)."""
-    count = side // patch
-    height, width = frame.shape[:2]
-    return Grid(count, count, patch, height, width, crop, side)
+@dataclass(frozen=True)
+class ClipTower(_Tower):
+    """CLIP's image tower, a ``CLIPVisionModelWithProjection``: DeCap's baseline.
+
+    All tokens are normalized and projected like the image token. Position embeddings
+    are resampled when the side is not the one they were trained at.
+    """
+
+    name: str = "openai/clip-vit-base-patch16"
+    side: int = 224
+    batch_size: int = 16
+
+    @property
+    def width(self) -> int:
+        """Number of channels of a patch feature."""
+        return int(self.model.config.projection_dim)
+
+    def _pass(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
+        inputs = self._inputs(frames, CLIP_MEAN, CLIP_STD)
+        output = self.model.vision_model(inputs, interpolate_pos_encoding=True)
+        normed = self.model.vision_model.post_layernorm(output.last_hidden_state)
+        tokens = self.model.visual_projection(normed).float()
+        return [
+            FrameFeatures(grid=self._grid(frame), patches=row[1:], cls=row[0])
+            for frame, row in zip(frames, tokens, strict=True)
+        ]
 
 
 def _query_and_key(attention: Any) -> tuple[Any, Any]:

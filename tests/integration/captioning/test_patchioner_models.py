@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.captioning.patchioner import memory as memory_module
-from fiftyone_regioncap.captioning.patchioner.clip import ClipTower
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
 from fiftyone_regioncap.captioning.patchioner.memory import (
@@ -31,7 +30,11 @@ from fiftyone_regioncap.captioning.patchioner.projection import (
     TextProjection,
 )
 from fiftyone_regioncap.captioning.patchioner.text import ClipTextEncoder
-from fiftyone_regioncap.captioning.patchioner.vision import DinoTower, preprocess
+from fiftyone_regioncap.captioning.patchioner.vision import (
+    ClipTower,
+    DinoTower,
+    preprocess,
+)
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 from fiftyone_regioncap.system import assets

@@ -9,10 +9,12 @@ import torch
 
 from fiftyone_regioncap.captioning.confidence import SPACE
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.configuration import (
+    DecoderTrainingOptions,
+)
 from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
 from fiftyone_regioncap.captioning.patchioner.training import (
     Epoch,
-    Recipe,
     train_decoder,
 )
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
@@ -27,7 +29,7 @@ CAPTIONS = [
         (("runs", "grass"), ("sleeps", "bed"), ("jumps", "street"), ("sits", "sand")),
     )
 ]
-RECIPE = Recipe(
+RECIPE = DecoderTrainingOptions(
     epochs=300,
     batch_size=8,
     learning_rate=3e-3,
@@ -78,7 +80,7 @@ def test_training_learns(
     base: Path, sizes: Gpt2Config, tmp_path: Path, noise: float
 ) -> None:
     recipe = replace(RECIPE, noise=noise)
-    epochs = train_decoder(CAPTIONS, base, tmp_path, recipe=recipe, sizes=sizes)
+    epochs = train_decoder(CAPTIONS, base, tmp_path, options=recipe, sizes=sizes)
     first, last = epochs[0], epochs[-1]
     assert first.held_out_loss and last.held_out_loss
     assert last.loss < 0.2 * first.loss
@@ -104,7 +106,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     base: Path, sizes: Gpt2Config, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, epochs=3, noise=0.01)
-    whole = train_decoder(CAPTIONS, base, tmp_path / "a", recipe=recipe, sizes=sizes)
+    whole = train_decoder(CAPTIONS, base, tmp_path / "a", options=recipe, sizes=sizes)
 
     def kill(epoch: Epoch) -> None:
         if epoch.number == 2:
@@ -112,14 +114,14 @@ def test_a_killed_training_ends_with_the_same_weights(
 
     with pytest.raises(Killed):
         train_decoder(
-            CAPTIONS, base, tmp_path / "b", recipe=recipe, sizes=sizes, progress=kill
+            CAPTIONS, base, tmp_path / "b", options=recipe, sizes=sizes, progress=kill
         )
     seen: list[int] = []
     resumed = train_decoder(
         CAPTIONS,
         base,
         tmp_path / "b",
-        recipe=recipe,
+        options=recipe,
         sizes=sizes,
         progress=lambda epoch: seen.append(epoch.number),
     )
@@ -131,7 +133,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     ]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     # And once more: nothing is left to do.
-    again = train_decoder(CAPTIONS, base, tmp_path / "b", recipe=recipe, sizes=sizes)
+    again = train_decoder(CAPTIONS, base, tmp_path / "b", options=recipe, sizes=sizes)
     assert again == whole
 
 
@@ -139,10 +141,10 @@ def test_another_training_in_the_same_folder(
     base: Path, sizes: Gpt2Config, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, epochs=1)
-    train_decoder(CAPTIONS[:8], base, tmp_path, recipe=recipe, sizes=sizes)
-    with pytest.raises(WeightsError, match="another recipe"):
+    train_decoder(CAPTIONS[:8], base, tmp_path, options=recipe, sizes=sizes)
+    with pytest.raises(WeightsError, match="other options"):
         train_decoder(
-            CAPTIONS[:8], base, tmp_path, recipe=replace(recipe, seed=1), sizes=sizes
+            CAPTIONS[:8], base, tmp_path, options=replace(recipe, seed=1), sizes=sizes
         )
 
 
