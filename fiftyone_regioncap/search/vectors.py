@@ -35,6 +35,7 @@ CANDIDATE_SHARE = 1 / 200
 _FIT_ROWS = 20_000  # that the main axes are found from
 _FIT_AGAIN = 4  # times as many rows as then
 _CHUNK = 16_384  # rows converted to float32 at once: 25 MB
+_GATHER = 4  # rows are read one by one where they are less than this part of all
 
 
 @dataclass(frozen=True)
@@ -141,20 +142,19 @@ class VectorStore:
         if not len(self) or k < 1:
             return []
         query = np.asarray(vector, np.float32)
-        if self._axes is None or exact:
-            similarity = np.concatenate(
-                [chunk.astype(np.float32) @ query for chunk in self._chunks()]
-            )
-            rows = np.arange(len(self))
-        else:
-            rough = self._sketch() @ (query @ self._axes)
-            if allowed is not None:
-                rough[~allowed[: len(rough)]] = -np.inf
-            count = max(CANDIDATES, 20 * k, int(CANDIDATE_SHARE * len(rough)))
-            rows = np.sort(_largest(rough, count))  # read in the order of the file
-            similarity = self.get(rows) @ query
+        rows = np.arange(len(self))
         if allowed is not None:
-            similarity = np.where(allowed[rows], similarity, -np.inf)
+            rows = np.flatnonzero(allowed[: len(self)])
+        count = max(CANDIDATES, 20 * k, int(CANDIDATE_SHARE * len(rows)))
+        if self._axes is not None and not exact and len(rows) > count:
+            rough = self._rough(query @ self._axes, rows)
+            rows = np.sort(rows[_largest(rough, count)])  # in the order of the file
+        similarity = np.concatenate(
+            [
+                self.get(rows[start : start + _CHUNK]) @ query
+                for start in range(0, len(rows) or 1, _CHUNK)
+            ]
+        )
         # Empty rows are of length 0; so alike to the query is no text.
         similarity = np.where(similarity == 0, -np.inf, similarity)
         best = _largest(similarity, k)
@@ -163,6 +163,15 @@ class VectorStore:
             for index in best
             if np.isfinite(similarity[index])
         ]
+
+    def _rough(
+        self, query: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The similarities of rows to a query along the main axes."""
+        if len(rows) < len(self) / _GATHER:
+            return self._sketch()[rows] @ query
+        rough = self._sketch() @ query
+        return rough if len(rows) == len(rough) else rough[rows]
 
     # -- files ------------------------------------------------------------------------
 
