@@ -147,8 +147,9 @@ def write_captions(
     """Writes captions into a sample-level field of TemporalDetections.
 
     A caption takes the place of the one with the same object and support; others stay.
-    Captions that a person accepted, edited or rejected stay too. Writing the same
-    thing twice changes nothing, ids included. One process writes a sample at a time.
+    Captions that a person accepted, edited or rejected stay too, and so do labels that
+    others made. Writing the same thing twice changes nothing, ids included. One process
+    writes a sample at a time.
 
     Args:
         sample: in a dataset of videos; a clip's captions go to its video.
@@ -171,7 +172,11 @@ def write_captions(
     records = list(records)
     if any(record.embedding is not None for record in records):
         declare_embeddings(store.dataset, field)
-    documents = {_key(document): document for document in _documents(store, field)}
+    there = _documents(store, field)
+    foreign = [
+        label for label in there if caption_is_foreign(store.sample_id, field, label)
+    ]
+    documents = {_key(label): label for label in there if label not in foreign}
     written = 0
     touched: set[int] = set()
     for record in records:
@@ -181,21 +186,38 @@ def write_captions(
             continue
         documents[record.key] = _document(store, field, record)
         written += 1
-    _write(store, field, documents.values())
+    _write(store, field, [*documents.values(), *foreign])
     if tracks_field is not None:
         mirror_captions(sample, field, tracks_field, objects=touched)
     return written
 
 
-def read_captions(sample: fo.Sample | fo.SampleView, field: str) -> list[CaptionRecord]:
+def caption_is_foreign(sample_id: ObjectId, field: str, label: Document) -> bool:
+    """Whether a caption was made by somebody else, whose it stays."""
+    (first, last), index = label["support"], label.get("index")
+    return label["_id"] != stable_id(sample_id, field, index, first - 1, last - 1)
+
+
+def read_captions(
+    sample: fo.Sample | fo.SampleView, field: str, *, own: bool = False
+) -> list[CaptionRecord]:
     """Reads the captions of a sample, by object and support.
+
+    Args:
+        sample: in a dataset of videos.
+        field: of the captions.
+        own: whether to leave out labels that others made.
 
     Raises:
         FieldError: when there is no such field.
     """
     store = Store.of(sample)
     require_captions(store.dataset, field)
-    return [_record(document) for document in _documents(store, field)]
+    return [
+        _record(document)
+        for document in _documents(store, field)
+        if not (own and caption_is_foreign(store.sample_id, field, document))
+    ]
 
 
 def clear_captions(
@@ -207,6 +229,8 @@ def clear_captions(
     overwrite: bool = False,
 ) -> int:
     """Removes captions that a new run doesn't write again, such as of other windows.
+
+    Those that others made stay.
 
     Args:
         sample: in a dataset of videos.
@@ -227,7 +251,9 @@ def clear_captions(
     kept = [
         document
         for document in documents
-        if _key(document) in keep or (_reviewed(document) and not overwrite)
+        if _key(document) in keep
+        or (_reviewed(document) and not overwrite)
+        or caption_is_foreign(store.sample_id, field, document)
     ]
     if len(kept) < len(documents):
         _write(store, field, kept)

@@ -5,7 +5,7 @@ Images hold them in a field of the sample, videos in a field of some frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeAlias
@@ -13,12 +13,14 @@ from typing import TypeAlias
 import fiftyone as fo
 import fiftyone.core.media as fom
 import numpy as np
+from bson import ObjectId
 from numpy.typing import NDArray
 from pymongo import UpdateMany, UpdateOne
 
 from fiftyone_regioncap.core.types import Caption, Mask, crop_mask
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.geometry import inline_mask, relative_box
+from fiftyone_regioncap.dataset.ownership import numbered_id, place_prefix
 from fiftyone_regioncap.dataset.schema import declare_dense
 from fiftyone_regioncap.dataset.store import Document, Store, frame_path, now, stable_id
 
@@ -37,6 +39,26 @@ class CaptionedPart:
 
     mask: Mask
     caption: Caption
+
+
+def part_is_foreign(
+    name: str, frames: bool
+) -> Callable[[Document, ObjectId, int], bool]:
+    """Tells parts and maps of others; see :func:`.ownership.refuse_foreign_labels`.
+
+    Args:
+        name: Of the field, without ``frames.``.
+        frames: Whether it is a field of frames.
+    """
+
+    def is_foreign(label: Document, sample_id: ObjectId, number: int) -> bool:
+        frame = number - 1 if frames else 0
+        if label["_cls"] == "Heatmap":
+            return label["_id"] != stable_id(sample_id, name, frame)
+        place = place_prefix(sample_id, name, frame)
+        return label["_id"].binary[: len(place)] != place
+
+    return is_foreign
 
 
 class DenseWriter:
@@ -164,7 +186,7 @@ class DenseWriter:
         caption = part.caption
         return {
             "_cls": "Detection",
-            "_id": stable_id(self._store.sample_id, self._field, frame, number),
+            "_id": numbered_id(number, self._store.sample_id, self._field, frame),
             "attributes": {},
             "tags": [],
             "label": caption.label,

@@ -18,6 +18,21 @@ TRACKS = "frames.tracks"
 """Where tracks are written unless asked otherwise."""
 
 BOXES = (fo.Detections, fo.Detection)
+_OWN_FIELDS = frozenset(
+    {
+        "created_at",
+        "filepath",
+        "frame_number",
+        "frames",
+        "id",
+        "last_modified_at",
+        "media_type",
+        "metadata",
+        "sample_id",
+        "support",
+        "tags",
+    }
+)
 REGIONS = (*BOXES, fo.Polylines, fo.Polyline, fo.Keypoints, fo.Keypoint)
 
 
@@ -104,6 +119,28 @@ def require_output(output: str, *inputs: str) -> str:
             "own, so that nothing is overwritten"
         )
     return output
+
+
+def require_writable(dataset: fo.Dataset, field: str) -> str:
+    """Gives a field back when labels may be written into it.
+
+    Args:
+        dataset: The dataset.
+        field: With ``frames.`` in front for a field of frames.
+
+    Raises:
+        FieldError: When it is one of FiftyOne's own fields, or read-only.
+    """
+    name = frame_path(field)
+    if name in _OWN_FIELDS or name == dataset.group_field:
+        raise FieldError(f"{field!r} is FiftyOne's own; give the result another field")
+    existing = dataset.get_field(field)
+    if existing is not None and existing.read_only:
+        raise FieldError(
+            f"{field!r} is read-only; give the result another field, or allow changes "
+            f"with dataset.get_field({field!r}).read_only = False and .save()"
+        )
+    return field
 
 
 def frames_field(field: str) -> str:

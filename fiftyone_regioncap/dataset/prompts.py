@@ -9,11 +9,17 @@ from typing import Any
 import fiftyone as fo
 import numpy as np
 
-from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.errors import FieldError, PromptError
 from fiftyone_regioncap.core.types import Prompt, crop_mask
-from fiftyone_regioncap.dataset.fields import require_prompts
+from fiftyone_regioncap.dataset.fields import frames_field, require_prompts
 from fiftyone_regioncap.dataset.geometry import Shape, labels_of, relative_box, shape_of
 from fiftyone_regioncap.dataset.objects import ObjectIds, identity
+from fiftyone_regioncap.dataset.ownership import (
+    free_field,
+    owner_of_track_label,
+    place_prefix,
+    prompt_label_id,
+)
 from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, Document, Store, frame_path
 
 
@@ -164,9 +170,25 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
 
     Raises:
         PromptError: when a prompt doesn't fit the video.
+        FieldError: when the field holds labels that a person drew or edited.
     """
+    store = Store.of(sample)
     by_frame = _labels_by_frame(sample, prompts)
-    for document in Store.of(sample).frames([field]):
+    there = list(store.frames([field]))
+    for document in there:
+        place = place_prefix(store.sample_id, field, document["frame_number"])
+        for label in labels_of(document.get(field)):
+            if owner_of_track_label(label, place) != "own":
+                raise FieldError(
+                    f"frame {document['frame_number']} has labels in "
+                    f"{frames_field(field)} that a person drew or edited; write to "
+                    f"{free_field(store.dataset, frames_field(field))}, or delete them"
+                )
+    for number, labels in by_frame.items():
+        place = place_prefix(store.sample_id, field, number)
+        for label in labels[labels._LABEL_LIST_FIELD]:
+            label.id = str(prompt_label_id(place, label))
+    for document in there:
         if field in document and document["frame_number"] not in by_frame:
             sample.frames[document["frame_number"]][field] = None
     for number, labels in by_frame.items():

@@ -70,8 +70,8 @@ def read_regions(
 
 def region_captions(
     sample: fo.Sample | fo.SampleView, field: str
-) -> dict[str, str | None]:
-    """The captions of an image's regions by label id; None where there is none.
+) -> dict[str, tuple[str | None, bool]]:
+    """The captions of an image's regions by label id, and whether a model wrote them.
 
     Raises:
         FieldError: When there is no such field.
@@ -80,7 +80,7 @@ def region_captions(
     value = sample[field]
     labels = labels_of(None if value is None else value.to_mongo().to_dict())
     return {
-        str(label["_id"]): label.get("caption")
+        str(label["_id"]): (label.get("caption"), bool(label.get("caption_model")))
         for label in labels
         if label.get("bounding_box") or label.get("points")
     }

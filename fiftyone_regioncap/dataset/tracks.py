@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias, get_args
@@ -29,8 +30,16 @@ from fiftyone_regioncap.dataset.geometry import (
 )
 from fiftyone_regioncap.dataset.metadata import frame_size
 from fiftyone_regioncap.dataset.objects import identity, object_ids
+from fiftyone_regioncap.dataset.ownership import (
+    Owner,
+    owner_of_track_label,
+    place_prefix,
+    track_label_id,
+    track_label_is_foreign,
+)
 from fiftyone_regioncap.dataset.schema import declare_tracks
 from fiftyone_regioncap.dataset.store import (
+    FRAMES_PER_QUERY,
     Document,
     Store,
     frame_path,
@@ -63,8 +72,10 @@ class TrackWriter:
     Each frame's labels are merged by ``index`` with those that are there: objects of a
     :class:`FrameMasks` replace their own earlier labels, others stay, so that a
     backward pass can follow a forward pass, and writing the same thing twice changes
-    nothing, ids included. Use it as a context manager; what was written is in the
-    database when it ends, also when it ends by an error.
+    nothing, ids included. Labels that others made, or that a person has edited, are
+    never replaced (see :mod:`fiftyone_regioncap.dataset.ownership`). Use it as a
+    context manager; what was written is in the database when it ends, also when it ends
+    by an error.
 
     Save the sample before: its frames in memory are reloaded at the end.
     """
@@ -79,6 +90,7 @@ class TrackWriter:
         mask_storage: MaskStorage = "auto",
         output_dir: str | Path | None = None,
         chunk_frames: int = CHUNK_FRAMES,
+        overwrite_edited: bool = False,
     ) -> None:
         """Declares the field; writes nothing yet.
 
@@ -92,6 +104,7 @@ class TrackWriter:
             output_dir: folder for masks on disk; None means FiftyOne's folder of the
                 dataset. Files are ``<field>/<sample id>/<frame number>-<index>.png``.
             chunk_frames: how many frames are written at once.
+            overwrite_edited: whether labels that a person has edited may be replaced.
 
         Raises:
             FieldError: when the field exists with another type, or ``mask_storage`` is
@@ -115,6 +128,9 @@ class TrackWriter:
         self._chunk_frames = chunk_frames
         self._pending: dict[int, _FrameLabels] = {}  # by frame number
         self._pending_bytes = 0
+        self._overwrite_edited = overwrite_edited
+        # Object ids, and ids of labels, that stay as they are, by frame number.
+        self._kept: dict[int, set[int | ObjectId]] | None = None
 
     def __enter__(self) -> TrackWriter:
         return self
@@ -146,20 +162,33 @@ class TrackWriter:
         number = frame_masks.frame + 1
         if number in self._pending:
             self.flush()
+        if self._kept is None:
+            self._kept = {}
+            for frame, label, owner in self._owned(None):
+                self._keep(frame, label, owner)
+        place = place_prefix(self._store.sample_id, self._name, number)
+        kept = self._kept.get(number, set())
         labels: _FrameLabels = {}
         for object_id, item in frame_masks.objects.items():
+            if object_id in kept:
+                continue
             labels[object_id] = None
             cropped = None if item.mask is None else crop_mask(item.mask)
             if item.mask is None or cropped is None:
                 continue
             box, mask = cropped
+            name = self._labels.get(object_id)
+            relative = relative_box(box, *item.mask.shape)
+            label_id = track_label_id(place, int(object_id), name, relative, mask)
+            if label_id in kept:  # a person gave it another index
+                continue
             labels[object_id] = {
                 "_cls": "Detection",
-                "_id": stable_id(self._store.sample_id, self._name, number, object_id),
+                "_id": label_id,
                 "attributes": {},
                 "tags": [],
-                "label": self._labels.get(object_id),
-                "bounding_box": relative_box(box, *item.mask.shape),
+                "label": name,
+                "bounding_box": relative,
                 "mask": inline_mask(mask),
                 "confidence": float(item.score),
                 "index": int(object_id),
@@ -209,30 +238,61 @@ class TrackWriter:
     ) -> None:
         """Removes what earlier runs left in the field, files of masks included.
 
+        Labels that others made stay, and so do those that a person has edited, unless
+        the writer may replace them.
+
         Args:
             support: (first, last) 0-based frames, inclusive; None means all frames.
-            objects: ids of the objects to remove; None means all, also those that
-                other tools wrote without an index.
+            objects: ids of the objects to remove; None means all.
         """
         self.flush()
         labels = f"{self._name}.detections"
-        paths = [f"{labels}.mask_path", f"{labels}.index"]
-        for document in self._store.frames(paths, support=support, unfiltered=True):
-            for label in (document.get(self._name) or {}).get("detections") or []:
-                own = objects is None or label.get("index") in objects
+        remove: dict[int, list[ObjectId]] = {}  # by frame number
+        if self._kept is None:
+            self._kept = {}
+        for number, label, owner in self._owned(support):
+            if self._keep(number, label, owner):
+                continue
+            if objects is None or label.get("index") in objects:
+                remove.setdefault(number, []).append(label["_id"])
                 path = Path(label.get("mask_path") or "")
-                if own and path.parent == self._folder:
+                if path.parent == self._folder:
                     path.unlink(missing_ok=True)
-        query = self._store.frame_query(support)
-        query[labels] = {"$exists": True}
-        remove: Document = (
-            {"$unset": {self._name: ""}}
-            if objects is None
-            else {"$pull": {labels: {"index": {"$in": list(objects)}}}}
-        )
-        self._store.write_frames(
-            [UpdateMany(query, {**remove, "$set": {"last_modified_at": now()}})]
-        )
+        numbers = iter(sorted(remove))
+        while chunk := list(islice(numbers, FRAMES_PER_QUERY)):
+            gone = [label_id for number in chunk for label_id in remove[number]]
+            time = {"$set": {"last_modified_at": now()}}
+            query = self._store.frame_query(numbers=chunk)
+            self._store.write_frames(
+                [UpdateMany(query, {"$pull": {labels: {"_id": {"$in": gone}}}, **time})]
+            )
+            # What nobody has a label on is as it was before.
+            query = {**query, labels: {"$size": 0}}
+            self._store.write_frames(
+                [UpdateMany(query, {"$unset": {self._name: ""}, **time})]
+            )
+
+    def _owned(
+        self, support: tuple[int, int] | None
+    ) -> Iterator[tuple[int, Document, Owner]]:
+        """The field's labels with the numbers of their frames, and whose they are."""
+        name, sample_id = self._name, self._store.sample_id
+        for document in self._store.frames([name], support=support, unfiltered=True):
+            number = document["frame_number"]
+            place = place_prefix(sample_id, name, number)
+            for label in (document.get(name) or {}).get("detections") or []:
+                yield number, label, owner_of_track_label(label, place)
+
+    def _keep(self, number: int, label: Document, owner: Owner) -> bool:
+        """Notes and tells whether a label has to stay."""
+        assert self._kept is not None
+        stays = owner == "foreign" or (owner == "edited" and not self._overwrite_edited)
+        if stays:
+            kept = self._kept.setdefault(number, set())
+            kept.add(label["_id"])
+            if label.get("index") is not None:
+                kept.add(label["index"])
+        return stays
 
     def _update(self, number: int, labels: _FrameLabels) -> UpdateOne:
         """Replaces these objects' labels on a frame, sorted by index with the others.
@@ -301,6 +361,20 @@ class TrackWriter:
                 save_mask(mask, path)
                 del label["mask"]
                 label["mask_path"] = str(path)
+
+
+def foreign_indexes(sample: fo.Sample | fo.SampleView, field: str) -> set[int]:
+    """The indexes of labels in a field of tracks that others made."""
+    store, name = Store.of(sample), frame_path(field)
+    is_foreign = track_label_is_foreign(name)
+    paths = [f"{name}.detections.{key}" for key in ("_id", "index")]
+    return {
+        label["index"]
+        for document in store.frames(paths, unfiltered=True)
+        for label in (document.get(name) or {}).get("detections") or []
+        if label.get("index") is not None
+        and is_foreign(label, store.sample_id, document["frame_number"])
+    }
 
 
 def read_tracks(

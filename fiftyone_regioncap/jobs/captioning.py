@@ -20,12 +20,14 @@ from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.captions import (
     CaptionRecord,
     Key,
+    caption_is_foreign,
     clear_captions,
     read_captions,
     write_captions,
 )
 from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
+from fiftyone_regioncap.dataset.ownership import refuse_foreign_labels
 from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.jobs.base import Item, RunContext, model_record
@@ -67,6 +69,17 @@ class TrackCaptioning:
         dataset, options = samples._root_dataset, self._options
         fields.require_tracks(dataset, options.tracks)
         fields.require_output(options.output, options.tracks)
+        fields.require_writable(dataset, options.output)
+        if not options.merge:
+            ids = [target.sample_id for target in self.targets(samples)]
+            refuse_foreign_labels(
+                dataset,
+                options.output,
+                ids,
+                lambda label, sample_id, _: caption_is_foreign(
+                    sample_id, options.output, label
+                ),
+            )
         schema.declare_captions(dataset, options.output)
         schema.declare_status(dataset, options.output)
 
@@ -173,7 +186,7 @@ class _TrackWork:
                 self.options.output,
                 records,
                 tracks_field=self.options.tracks,
-                overwrite=self.options.overwrite,
+                overwrite=self.options.overwrite_edited,
             )
 
 
@@ -217,7 +230,7 @@ def _captioned_already(
 
     Those of tracks that were made anew since don't, unless a person reviewed them.
     """
-    if options.overwrite:
+    if options.overwrite and options.overwrite_edited:
         return set()
     complete = _complete(sample, options)
     known = status.read_origins(sample, options.output)
@@ -228,8 +241,9 @@ def _captioned_already(
     }
     return {
         record.key
-        for record in read_captions(sample, options.output)
+        for record in read_captions(sample, options.output, own=True)
         if record.error is None
+        and (record.review != "unreviewed" or not options.overwrite)
         and (complete or record.model == model)
         and (record.index not in outdated or record.review != "unreviewed")
     }
@@ -276,7 +290,7 @@ def _record_of(
 def _summaries(sample: Sample, options: CaptionOptions) -> list[CaptionRecord]:
     """A caption of the whole for each track whose windows tell of a change."""
     by_object: dict[int, list[CaptionRecord]] = {}
-    for record in read_captions(sample, options.output):
+    for record in read_captions(sample, options.output, own=True):
         if record.error is None and record.prompt != SUMMARY:
             by_object.setdefault(record.index, []).append(record)
     summaries = []

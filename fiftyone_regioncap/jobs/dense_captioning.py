@@ -25,7 +25,9 @@ from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import Frame, Mask
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.clips import read_frames
-from fiftyone_regioncap.dataset.dense import CaptionedPart, DenseWriter
+from fiftyone_regioncap.dataset.dense import CaptionedPart, DenseWriter, part_is_foreign
+from fiftyone_regioncap.dataset.ownership import refuse_foreign_labels
+from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.dataset.targets import (
     Sample,
     Target,
@@ -104,6 +106,12 @@ class DenseCaptioning:
             self._heatmap = fields.require_output(options.heatmap, options.output)
             self._vector = self._captioner.embed_text([options.query])[0]
         frames = samples.media_type != fom.IMAGE
+        ids = [target.sample_id for target in self.targets(samples)]
+        for field in filter(None, (options.output, self._heatmap)):
+            name = frame_path(field)
+            path = fields.frames_field(name) if frames else name
+            fields.require_writable(dataset, path)
+            refuse_foreign_labels(dataset, path, ids, part_is_foreign(name, frames))
         schema.declare_dense(dataset, options.output, self._heatmap, frames=frames)
         schema.declare_status(dataset, options.output)
 

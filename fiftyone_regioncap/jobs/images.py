@@ -62,7 +62,7 @@ class RegionCaptioning:
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the caption attributes of the regions; see :meth:`Stage.check`."""
         dataset, field = samples._root_dataset, self._options.field
-        fields.require_regions(dataset, field)
+        fields.require_writable(dataset, fields.require_regions(dataset, field))
         schema.declare_regions(dataset, field)
         schema.declare_status(dataset, field)
 
@@ -95,8 +95,8 @@ class RegionCaptioning:
         known = region_captions(sample, options.field)
         todo = [
             label_id
-            for label_id, caption in known.items()
-            if options.overwrite or not caption
+            for label_id, (caption, own) in known.items()
+            if not caption or (options.overwrite and own)
         ]
         if not todo:
             return None

@@ -67,6 +67,15 @@ class PropagateOptions(Options):
         advanced=True,
     )
     overwrite: bool = option(False, "Propagate again what is complete.")
+    overwrite_edited: bool = option(
+        False, "Also replace labels that a person has edited.", advanced=True
+    )
+    merge: bool = option(
+        False,
+        "Write beside labels that others made in the output field, instead of refusing "
+        "to write there.",
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,17 @@ class CaptionOptions(Options):
         "Also write a caption of the whole track, made of those of its windows.",
         advanced=True,
     )
-    overwrite: bool = option(
-        False, "Caption again what is complete, reviewed captions included."
+    overwrite: bool = option(False, "Caption again what is complete.")
+    overwrite_edited: bool = option(
+        False,
+        "Also replace captions that a person has edited or reviewed.",
+        advanced=True,
+    )
+    merge: bool = option(
+        False,
+        "Write beside labels that others made in the output field, instead of refusing "
+        "to write there.",
+        advanced=True,
     )
 
 

@@ -12,11 +12,15 @@ import fiftyone.core.collections as foco
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.core.errors import FieldError, PromptError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.ownership import (
+    refuse_foreign_labels,
+    track_label_is_foreign,
+)
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
 from fiftyone_regioncap.dataset.targets import (
     Sample,
@@ -25,7 +29,7 @@ from fiftyone_regioncap.dataset.targets import (
     name_of,
     video_targets,
 )
-from fiftyone_regioncap.dataset.tracks import TrackWriter, read_tracks
+from fiftyone_regioncap.dataset.tracks import TrackWriter, foreign_indexes, read_tracks
 from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
 from fiftyone_regioncap.jobs.checkpoints import CheckpointFile, signature
 from fiftyone_regioncap.jobs.options import PropagateOptions
@@ -75,6 +79,12 @@ class Propagating:
         dataset, options = samples._root_dataset, self._options
         fields.require_prompts(dataset, options.prompts)
         fields.require_output(options.output, options.prompts)
+        output = fields.frames_field(options.output)
+        fields.require_writable(dataset, output)
+        if not options.merge:
+            ids = [target.sample_id for target in self.targets(samples)]
+            is_foreign = track_label_is_foreign(output)
+            refuse_foreign_labels(dataset, output, ids, is_foreign)
         schema.declare_tracks(dataset, options.output)
         schema.declare_status(dataset, options.output)
 
@@ -111,6 +121,8 @@ class Propagating:
                 raise PromptError(
                     f"{options.prompts} is empty; mark an object on some frame"
                 )
+            if options.merge:
+                _refuse_shared_indexes(sample, found, options.output)
             ranges = _to_do(target, sample, found, options)
             if not ranges:
                 return False
@@ -167,6 +179,7 @@ class Propagating:
             instances=found.instances,
             mask_storage=options.mask_storage,
             output_dir=options.output_dir,
+            overwrite_edited=options.overwrite_edited,
         ) as writer:
             if state is None:
                 writer.clear_range((start, stop - 1), objects)
@@ -184,6 +197,18 @@ class Propagating:
         status.write_origins(sample, options.output, origins)
         mark.remove()
         context.count(frames=done, tracks=len(seen))
+
+
+def _refuse_shared_indexes(sample: Sample, found: PromptSet, output: str) -> None:
+    """Makes sure that no object has the number of another's in the output field."""
+    indexes = {prompt.object_id for prompt in found.prompts}
+    shared = sorted(indexes & foreign_indexes(sample, output))
+    if shared:
+        raise FieldError(
+            f"object {shared[0]} is also the index of labels in {output} that this "
+            "plugin did not write; give the prompt another index, or write to another "
+            "field"
+        )
 
 
 def _to_do(

@@ -11,6 +11,10 @@ from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.ownership import (
+    refuse_foreign_labels,
+    track_label_is_foreign,
+)
 from fiftyone_regioncap.dataset.prompts import write_prompts
 from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
@@ -71,8 +75,12 @@ class Proposing:
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Checks the field of the prompts; see :meth:`Stage.check`."""
-        fields.require_output(self._options.output)
-        schema.declare_status(samples._root_dataset, self._options.output)
+        dataset, output = samples._root_dataset, self._options.output
+        path = fields.frames_field(fields.require_output(output))
+        fields.require_writable(dataset, path)
+        ids = [target.sample_id for target in self.targets(samples)]
+        refuse_foreign_labels(dataset, path, ids, track_label_is_foreign(path))
+        schema.declare_status(dataset, output)
 
     def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
         """Searches sample after sample."""

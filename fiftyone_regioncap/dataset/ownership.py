@@ -1,0 +1,162 @@
+"""Which labels this package wrote, and whether a person has edited them since.
+
+A label's id tells: its first half is made of the sample, field and frame, its second
+half of the label's content. A label whose id has another first half was made by
+somebody else and is never cleared or replaced; one whose second half doesn't fit its
+content was edited by somebody, and stays unless the user asks otherwise. The labels
+themselves need no attribute for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import blake2b, sha256
+from itertools import islice
+from typing import Any, Literal, TypeAlias
+
+import fiftyone as fo
+import numpy as np
+from bson import ObjectId
+from numpy.typing import ArrayLike
+
+from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.types import Mask
+from fiftyone_regioncap.dataset.fields import frames_field
+from fiftyone_regioncap.dataset.geometry import labels_of, stored_mask
+from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, Document, frame_path
+
+Owner: TypeAlias = Literal["own", "edited", "foreign"]
+"""Whose a label is: this package's, this package's but edited since, or another's."""
+
+_HALF = 6
+_SAMPLES_AT_ONCE = 500
+
+
+def place_prefix(*place: object) -> bytes:
+    """The first half of the ids of labels at a place: sample, field and frame."""
+    return sha256("\x1f".join(map(str, place)).encode()).digest()[:_HALF]
+
+
+def track_label_id(
+    place: bytes, index: int, label: str | None, box: ArrayLike, mask: Mask | None
+) -> ObjectId:
+    """The id of a track's label.
+
+    Args:
+        place: The :func:`place_prefix` of its sample, field and frame.
+        index: The object's id.
+        label: What the object is.
+        box: The relative box, or the points, as they are stored.
+        mask: Cropped mask, bool (h, w).
+    """
+    content = blake2b(digest_size=_HALF)
+    content.update(f"{index}\x1f{label}".encode())
+    content.update(np.asarray(box, np.float64).tobytes())
+    if mask is not None:
+        content.update(str(mask.shape).encode())
+        content.update(np.ascontiguousarray(mask).data)
+    return ObjectId(place + content.digest())
+
+
+def prompt_label_id(place: bytes, label: fo.Detection | fo.Keypoint) -> ObjectId:
+    """The id of a prompt's label: of its place and content, as that of a track's."""
+    if isinstance(label, fo.Detection):
+        box, mask = label.bounding_box, label.mask
+        return track_label_id(place, label.index, label.label, box, mask)
+    flat = [coordinate for point in label.points for coordinate in point]
+    return track_label_id(place, label.index, label.label, flat, None)
+
+
+def owner_of_track_label(label: Document, place: bytes) -> Owner:
+    """Whose a track's label is; reads its mask.
+
+    Args:
+        label: As it lies in the database.
+        place: The :func:`place_prefix` of its sample, field and frame.
+    """
+    if label["_id"].binary[:_HALF] != place or label.get("index") is None:
+        return "foreign"
+    try:
+        mask = stored_mask(label)
+    except FieldError:  # a mask on disk that is gone
+        mask = None
+    box = label.get("bounding_box") or np.ravel(label.get("points") or [])
+    same = track_label_id(place, label["index"], label.get("label"), box, mask)
+    return "own" if label["_id"] == same else "edited"
+
+
+def refuse_foreign_labels(
+    dataset: fo.Dataset,
+    field: str,
+    sample_ids: Iterable[str],
+    is_foreign: Callable[[Document, ObjectId, int], bool],
+) -> None:
+    """Makes sure that samples hold no labels of others in an output field.
+
+    Args:
+        dataset: The dataset.
+        field: The output field; with ``frames.`` in front, of frames.
+        sample_ids: The samples that would be written.
+        is_foreign: Tells it of a label, the id of its sample and its frame's number (0
+            for labels of samples).
+
+    Raises:
+        FieldError: When there are any; names a free field.
+    """
+    frames = field.startswith(FRAMES_PREFIX)
+    name = frame_path(field)
+    if not dataset.has_field(field):
+        return
+    collection = dataset._frame_collection if frames else dataset._sample_collection
+    key = "_sample_id" if frames else "_id"
+    found, names = 0, set()
+    remaining = iter(sample_ids)
+    while chunk := [ObjectId(i) for i in islice(remaining, _SAMPLES_AT_ONCE)]:
+        query = {key: {"$in": chunk}, f"{name}._cls": {"$exists": True}}
+        kept: dict[str, Any] = {f"{name}.{part}": 0 for part in _heavy(dataset, field)}
+        for document in collection.find(query, kept or None):
+            number = document["frame_number"] if frames else 0
+            for label in labels_of(document.get(name)):
+                if is_foreign(label, document[key], number):
+                    found += 1
+                    names.add(str(label.get("label")))
+    if found:
+        listed = ", ".join(sorted(names)[:3])
+        raise FieldError(
+            f"{field} holds {found} labels that this plugin did not write ({listed}); "
+            f"write to {free_field(dataset, field)}, or ask to merge with them"
+        )
+
+
+def free_field(dataset: fo.Dataset, field: str) -> str:
+    """A name for a field like this one that the dataset doesn't have yet."""
+    number = 2
+    while dataset.has_field(f"{field}_{number}"):
+        number += 1
+    return f"{field}_{number}"
+
+
+def _heavy(dataset: fo.Dataset, field: str) -> list[str]:
+    """Parts of labels that take room and don't say whose they are."""
+    kind = dataset.get_field(field)
+    inner = getattr(getattr(kind, "document_type", None), "_LABEL_LIST_FIELD", None)
+    prefix = f"{inner}." if inner else ""
+    return [f"{prefix}mask", f"{prefix}region_embedding"]
+
+
+def track_label_is_foreign(
+    name: str,
+) -> Callable[[Document, ObjectId, int], bool]:
+    """Tells foreign labels in a field of tracks; see :func:`refuse_foreign_labels`."""
+    name = frame_path(frames_field(name))
+
+    def is_foreign(label: Document, sample_id: ObjectId, number: int) -> bool:
+        place = place_prefix(sample_id, name, number)
+        return label["_id"].binary[:_HALF] != place
+
+    return is_foreign
+
+
+def numbered_id(number: int, *place: object) -> ObjectId:
+    """The id of the label with a number at a place."""
+    return ObjectId(place_prefix(*place) + number.to_bytes(_HALF, "big"))
