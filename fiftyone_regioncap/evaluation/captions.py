@@ -114,7 +114,7 @@ def score_captions(
 
 
 def bleu(candidates: Texts, references: Texts) -> dict[str, float]:
-    """BLEU-1 to 4 of tokenized texts, over all of them."""
+    """Computes BLEU-1 to 4 over tokenized texts."""
     return {
         name: total
         for name, (total, _) in _count("bleu", references, candidates).items()
@@ -151,14 +151,14 @@ def similarities(
 def meteor(
     pairs: Sequence[tuple[str, Sequence[str]]], *, raw: bool = False
 ) -> list[float]:
-    """METEOR of each caption against its references.
+    """Computes METEOR of each caption against its references.
 
     Args:
-        pairs: captions with their references.
-        raw: whether METEOR gets the texts as they are, not tokenized before.
+        pairs: Captions with their references.
+        raw: Whether METEOR gets the texts as they are, not tokenized before.
 
     Raises:
-        BackendError: when Java or pycocoevalcap isn't there.
+        BackendError: When Java or pycocoevalcap isn't there.
     """
     if java() is None:
         raise BackendError(
@@ -178,7 +178,7 @@ def tokenize(texts: Mapping[str, Sequence[str]]) -> Texts:
     """Lower case words without punctuation: by the Penn Treebank's rules with Java.
 
     Args:
-        texts: by id; all blanks in them count as one.
+        texts: Texts by id; all blanks in them count as one.
     """
     plain = _plain(texts)
     if java() is None:

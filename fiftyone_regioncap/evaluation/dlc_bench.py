@@ -9,13 +9,13 @@ altogether gives none.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 import inflect
 
@@ -58,9 +58,9 @@ class Question:
     """One multiple-choice question.
 
     Attributes:
-        text: of the question.
-        choices: what may be answered, with the score of each.
-        kind: whether it asks for what is there or for what is not.
+        text: Text of the question.
+        choices: Possible answers, with the score of each.
+        kind: Whether it asks for what is there or for what is not.
     """
 
     text: str
@@ -68,7 +68,7 @@ class Question:
     kind: Literal["positive", "negative", "recognition"]
 
     def prompt(self, caption: str) -> str:
-        """What the judge reads about a caption."""
+        """The prompt that asks the question about a caption."""
         lines = [self.text]
         lines += [
             f"{chr(ord('A') + number)}. {choice}"
@@ -82,9 +82,9 @@ class Region:
     """One object with its questions.
 
     Attributes:
-        key: its annotation id.
-        class_name: what it is.
-        questions: about it, the recognition question first.
+        key: Its annotation id.
+        class_name: Name of its class.
+        questions: Questions about it, the recognition question first.
     """
 
     key: str
@@ -97,12 +97,12 @@ class RegionScore:
     """The points of one region.
 
     Attributes:
-        key: of the region.
-        recognized: whether the description is of such an object.
-        choices: chosen by question, the recognition first; None where the judge's
+        key: Annotation id of the region.
+        recognized: Whether the description is of such an object.
+        choices: Choice by question, the recognition first; None where the judge's
             answer could not be read.
-        positives: points of the positive questions.
-        negatives: points of the negative questions.
+        positives: Points of the positive questions.
+        negatives: Points of the negative questions.
     """
 
     key: str
@@ -119,12 +119,17 @@ class RegionScore:
     @property
     def positive(self) -> float | None:
         """The mean over positive questions; None without any."""
-        return fmean(self.positives) if self.positives else None
+        return _mean(self.positives)
 
     @property
     def negative(self) -> float | None:
         """The mean over negative questions; None without any."""
-        return fmean(self.negatives) if self.negatives else None
+        return _mean(self.negatives)
+
+
+def _mean(points: Iterable[float | None]) -> float | None:
+    known = [point for point in points if point is not None]
+    return fmean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -132,29 +137,25 @@ class Report:
     """The result of a run.
 
     Attributes:
-        regions: the points of each.
-        unreadable: how many answers of the judge could not be read; they gave no
-            points.
+        regions: The score of each region.
     """
 
     regions: tuple[RegionScore, ...]
-    unreadable: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        unread = sum(region.choices.count(None) for region in self.regions)
-        object.__setattr__(self, "unreadable", unread)
+    @property
+    def unreadable(self) -> int:
+        """Number of answers that could not be read; they gave no points."""
+        return sum(region.choices.count(None) for region in self.regions)
 
     @property
     def positive(self) -> float:
         """The mean over regions of their positive scores."""
-        scores = [r.positive for r in self.regions if r.positive is not None]
-        return fmean(scores) if scores else 0.0
+        return _mean(region.positive for region in self.regions) or 0.0
 
     @property
     def negative(self) -> float:
         """The mean over those regions that have negative questions."""
-        scores = [r.negative for r in self.regions if r.negative is not None]
-        return fmean(scores) if scores else 0.0
+        return _mean(region.negative for region in self.regions) or 0.0
 
     @property
     def average(self) -> float:
@@ -163,7 +164,7 @@ class Report:
 
     @property
     def unrecognized(self) -> int:
-        """Regions whose description is of something else."""
+        """Number of regions whose description is of something else."""
         return sum(not region.recognized for region in self.regions)
 
     def __str__(self) -> str:
@@ -177,56 +178,37 @@ class Report:
         return text
 
 
-class Judge(Protocol):
-    """Answers questions; must be safe to call from several threads."""
-
-    def __call__(self, region: Region, prompt: str) -> str:
-        """The answer to a prompt."""
+Judge: TypeAlias = Callable[["Region", str], str]
+"""Answers a prompt about a region; it is called from several threads."""
 
 
-class EndpointJudge:
+def endpoint_judge(url: str, model: str | None = None) -> Judge:
     """A language model behind an OpenAI-compatible endpoint.
 
     The published numbers are by Llama-3.1-8B-Instruct.
 
     Args:
-        url: such as ``http://localhost:9000/v1``.
-        model: as the endpoint calls it; None for the first that it lists.
-        api_key: None for ``$OPENAI_API_KEY``.
-        timeout: of one answer in seconds.
-        retries: after time-outs and errors that may pass.
+        url: Base URL of the endpoint, such as ``http://localhost:9000/v1``.
+        model: Name of the model; None for the first that the endpoint lists.
 
     Raises:
-        BackendError: when the endpoint is not there.
+        BackendError: When the endpoint is not there.
     """
+    endpoint = Endpoint(url, timeout=60.0, retries=3)
+    settings = {  # the protocol's
+        "model": model or endpoint.first_model(),
+        "temperature": 0,
+        "max_tokens": 300,
+        "top_p": 1,
+        "frequency_penalty": 0,
+        "presence_penalty": 0,
+    }
 
-    def __init__(
-        self,
-        url: str,
-        model: str | None = None,
-        api_key: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 3,
-    ) -> None:
-        self._endpoint = Endpoint(
-            url, api_key=api_key, timeout=timeout, retries=retries
-        )
-        self._model = model or self._endpoint.first_model()
+    def answer(region: Region, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        return endpoint.chat({**settings, "messages": messages}).text
 
-    def __call__(self, region: Region, prompt: str) -> str:
-        """Asks with the protocol's settings."""
-        answer = self._endpoint.chat(
-            {
-                "model": self._model,
-                "messages": [{"role": "user", "content": prompt}],
-                "temperature": 0,
-                "max_tokens": 300,
-                "top_p": 1,
-                "frequency_penalty": 0,
-                "presence_penalty": 0,
-            }
-        )
-        return answer.text
+    return answer
 
 
 class CachedJudge:
@@ -317,18 +299,18 @@ def _is_plural(class_name: str) -> bool:
 
 
 def parse_answer(answer: str, choices: Sequence[str]) -> int | None:
-    """Which choice an answer names, by the protocol's rules, quirks included.
+    """Finds the choice that an answer names, by the protocol's rules, quirks included.
 
     Args:
-        answer: what the judge said.
-        choices: in the order they were given.
+        answer: Answer of the judge.
+        choices: Choices in the order they were given.
 
     Returns:
-        the number of the choice, which an answer such as ``"e. none"`` may put beyond
+        The number of the choice, which an answer such as ``"e. none"`` may put beyond
         the last; None when no rule applies.
 
     Raises:
-        IndexError: when the answer is empty or a letter beyond the choices.
+        IndexError: When the answer is empty or a letter beyond the choices.
     """
     said = answer.lower().strip()
     options = [choice.lower().strip() for choice in choices]
@@ -354,14 +336,14 @@ def parse_answer(answer: str, choices: Sequence[str]) -> int | None:
 
 
 def score_region(region: Region, answers: Sequence[str]) -> RegionScore:
-    """The points of one description.
+    """Scores one description.
 
     An answer that cannot be read gives no points; where it is the recognition's, the
     object counts as not recognized.
 
     Args:
-        region: with its questions.
-        answers: of the judge, one a question.
+        region: The region with its questions.
+        answers: Answers of the judge, one a question.
     """
     chosen: list[int | None] = []
     for question, answer in zip(region.questions, answers, strict=True):
@@ -396,15 +378,15 @@ def evaluate(
     """Scores captions.
 
     Args:
-        regions: of the benchmark.
-        captions: by region.
-        judge: that answers the questions.
-        workers: questions asked at once.
-        default: for regions without a caption, or with one that begins ``Error:``.
+        regions: Regions of the benchmark.
+        captions: Captions by annotation id.
+        judge: Judge that answers the questions.
+        workers: Number of questions asked at once.
+        default: Caption of regions without one, or with one that begins ``Error:``.
 
     Raises:
-        DLCBenchError: when a region has no caption and there is no default.
-        BackendError: when the judge does not answer.
+        DLCBenchError: When a region has no caption and there is no default.
+        BackendError: When the judge does not answer.
     """
     texts = {}
     for region in regions:
@@ -434,7 +416,7 @@ def read_regions(questions: Path, class_names: Path | None = None) -> list[Regio
         class_names: ``class_names.json``; None for the one beside the questions.
 
     Raises:
-        DLCBenchError: when a file is missing or of another form.
+        DLCBenchError: When a file is missing or of another form.
     """
     names = _read(class_names or questions.with_name("class_names.json"))
     regions = []
@@ -448,7 +430,7 @@ def read_regions(questions: Path, class_names: Path | None = None) -> list[Regio
 def region_of(
     key: str, class_name: str, questions: Sequence[Mapping[str, Any]]
 ) -> Region:
-    """One region from the benchmark's own form of questions."""
+    """Makes a region of the benchmark's own form of questions."""
     try:
         asked = [
             Question(
@@ -468,15 +450,6 @@ def region_of(
     return Region(key, class_name, (recognition_question(class_name), *asked))
 
 
-def read_captions(path: Path) -> dict[str, str]:
-    """Reads captions by annotation id; what is no caption (``"query"``) stays unused.
-
-    Raises:
-        DLCBenchError: when the file is missing or of another form.
-    """
-    return {str(key): str(text) for key, text in _read(path).items()}
-
-
 def run(
     captions: Path,
     questions: Path,
@@ -491,25 +464,25 @@ def run(
     """Scores a file of captions: what ``regioncap evaluate dlc-bench`` does.
 
     Args:
-        captions: JSON, captions by annotation id.
+        captions: JSON file of captions by annotation id.
         questions: ``qa.json`` of the benchmark.
-        judge: the URL of an OpenAI-compatible endpoint, or a file of stored answers.
-        class_names: see :func:`read_regions`.
-        cache_file: where the answers of an endpoint are stored, and looked up first.
-        model: that the endpoint shall use.
-        default: see :func:`evaluate`.
-        workers: likewise.
+        judge: URL of an OpenAI-compatible endpoint, or a file of stored answers.
+        class_names: ``class_names.json``; None for the one beside the questions.
+        cache_file: File of an endpoint's answers, which are looked up there first.
+        model: Name of the endpoint's model; None for the first that it lists.
+        default: Caption of regions without one.
+        workers: Number of questions asked at once.
 
     Raises:
-        DLCBenchError: when a file is not what it should be.
-        BackendError: when the judge does not answer.
+        DLCBenchError: When a file is not what it should be.
+        BackendError: When the judge does not answer.
     """
     regions = read_regions(questions, class_names)
-    texts = read_captions(captions)
+    texts = {str(key): str(text) for key, text in _read(captions).items()}
     if not judge.startswith(("http://", "https://")):
         stored = CachedJudge.read(Path(judge))
         return evaluate(regions, texts, stored, workers=1, default=default)
-    endpoint = EndpointJudge(judge, model)
+    endpoint = endpoint_judge(judge, model)
     if cache_file is None:
         return evaluate(regions, texts, endpoint, workers=workers, default=default)
     remembering = CachedJudge.read(cache_file, endpoint)

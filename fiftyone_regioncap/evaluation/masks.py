@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from fiftyone_regioncap.core.types import Mask
 
 TOLERANCE: Final = 0.008
-"""How far apart boundaries may be, as a share of the image's diagonal."""
+"""Distance that boundaries may have, as a share of the image's diagonal."""
 
 
 def region_similarity(predicted: Mask, truth: Mask) -> float:
-    """J of one mask: the intersection over union.
+    """Computes J of one mask: the intersection over union.
 
     Args:
         predicted: bool (H, W).
         truth: bool (H, W).
 
     Returns:
-        in [0, 1]; 1 when both are empty.
+        J in [0, 1]; 1 when both are empty.
 
     Raises:
-        ValueError: when the sizes differ.
+        ValueError: When the sizes differ.
     """
     _check_sizes(predicted, truth)
     union = np.count_nonzero(predicted | truth)
@@ -44,19 +44,19 @@ def region_similarity(predicted: Mask, truth: Mask) -> float:
 def contour_accuracy(
     predicted: Mask, truth: Mask, tolerance: float = TOLERANCE
 ) -> float:
-    """F of one mask: how much of the boundaries coincides.
+    """Computes F of one mask: how much of the boundaries coincides.
 
     Args:
         predicted: bool (H, W).
         truth: bool (H, W).
-        tolerance: how far apart boundaries may be: a share of the diagonal when below
+        tolerance: Distance that boundaries may have: a share of the diagonal when below
             1, else pixels.
 
     Returns:
-        in [0, 1]; 1 when both masks have no boundary, 0 when only one has.
+        F in [0, 1]; 1 when both masks have no boundary, 0 when only one has.
 
     Raises:
-        ValueError: when the sizes differ.
+        ValueError: When the sizes differ.
     """
     _check_sizes(predicted, truth)
     radius = tolerance
@@ -74,7 +74,7 @@ def contour_accuracy(
 
 
 def boundary(mask: Mask) -> Mask:
-    """The pixels of a one pixel wide boundary.
+    """Finds the pixels of a one pixel wide boundary.
 
     A pixel is on it when its right, lower or lower right neighbor differs from it; the
     frame's own border is none.

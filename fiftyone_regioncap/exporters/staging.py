@@ -92,7 +92,7 @@ class Part:
         """Makes the part count.
 
         Args:
-            facts: that tell whether a later export can use it.
+            facts: Values that tell whether a later export can use it.
         """
         self._stack.close()
         summary = {
@@ -228,7 +228,7 @@ class Parts:
     """The parts of an export; other processes may write some of them.
 
     Attributes:
-        root: folder that holds them.
+        root: Folder that holds them.
     """
 
     root: Path
@@ -271,12 +271,12 @@ class Staging:
         """Touches nothing yet.
 
         Args:
-            target: folder that the export becomes.
-            signature: of everything that the parts depend on; parts of an export of
+            target: Folder that the export becomes.
+            signature: Signature of all that the parts depend on; parts of an export of
                 another signature are thrown away.
-            overwrite: whether an earlier export in the target may be replaced; it stays
+            overwrite: Whether an earlier export in the target may be replaced; it stays
                 as it is until the new export is whole.
-            sources: paths of the dataset's media; a folder that holds one of them is
+            sources: Paths of the dataset's media; a folder that holds one of them is
                 never replaced.
         """
         self.target = target
@@ -378,8 +378,8 @@ class Staging:
         """Moves the finished videos of a split into the tree.
 
         Args:
-            split: None for an export without splits.
-            numbers: of its videos; those that failed are passed over.
+            split: Name of the split; None for an export without splits.
+            numbers: Numbers of its videos; those that failed are passed over.
         """
         tree = self.tree / split if split else self.tree
         tree.mkdir(exist_ok=True)

@@ -287,13 +287,17 @@ def test_masks_that_vanished_are_named(videos, tmp_path, fiftyone_database):
 
 @pytest.fixture(scope="module")
 def failed(fiftyone_database, videos):
-    """A dataset with captions that are null, blank or failed, and a good one."""
+    """Captions that are null, blank or failed, and a good one of confidence NaN."""
     made = make(videos, filled=True)
     for sample in made:
         records = [
             CaptionRecord(2, (3, 11), error="out of memory"),
             CaptionRecord(2, (12, 23), "brick/wall", "  \n "),
-            CaptionRecord(7, (0, 23), "disc", "Only this.", review="accepted"),
+            CaptionRecord(
+                *(7, (0, 23), "disc", "Only this."),
+                confidence=float("nan"),
+                review="accepted",
+            ),
         ]
         write_captions(sample, "captions", records, overwrite=True)
         made._sample_collection.update_one(
@@ -311,6 +315,10 @@ def test_captions_that_are_null_or_failed_are_never_exported(failed, tmp_path, n
     done = export(failed, tmp_path / "out", name)
     assert done.ok
     assert done.counts.get("captions", done.counts.get("tracks")) == 2
+    for file in (tmp_path / "out").rglob("*.json*"):
+        lines = file.read_text().splitlines() if file.suffix == ".jsonl" else None
+        for text in lines or [file.read_text()]:
+            json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
 
 
 def test_filters_choose_captions(source, tmp_path):
