@@ -29,8 +29,8 @@ class ClipVocabulary:
     """CLIP's lower-cased byte-pair encoding (Radford et al. 2021).
 
     Attributes:
-        start_id: of the token that begins every text.
-        end_id: of the token that ends every text.
+        start_id: Id of the token that begins every text.
+        end_id: Id of the token that ends every text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -46,12 +46,12 @@ class ClipVocabulary:
         """Loads the vocabulary.
 
         Args:
-            source: a hub repository, a folder that transformers saved a CLIP tokenizer
+            source: A hub repository, a folder that transformers saved a CLIP tokenizer
                 in, or the file ``bpe_simple_vocab_16e6.txt.gz`` of OpenAI's release;
                 None fetches that file once.
 
         Raises:
-            WeightsError: when there is no such vocabulary there.
+            WeightsError: If there is no such vocabulary there.
         """
         from transformers import CLIPTokenizer
 
@@ -72,25 +72,25 @@ class ClipVocabulary:
         return len(self._tokens)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without the special tokens."""
+        """Returns the ids of a text, without the special tokens."""
         ids = self._tokenizer(text, add_special_tokens=False)
         return list(ids["input_ids"])
 
     def tokenize(
         self, texts: Sequence[str], length: int = CONTEXT, *, truncate: bool = False
     ) -> NDArray[np.int64]:
-        """Start token, ids, end token, zeros.
+        """Tokenizes texts: start token, ids, end token, zeros.
 
         Args:
-            texts: any number of texts.
-            length: of every row.
-            truncate: whether to cut longer texts; the end token goes last then.
+            texts: Any number of texts.
+            length: Length of every row.
+            truncate: Whether to cut longer texts; the end token goes last then.
 
         Returns:
             int64 (texts, length).
 
         Raises:
-            PromptError: when a text is longer and may not be cut.
+            PromptError: If a text is longer and may not be cut.
         """
         rows = np.zeros((len(texts), length), dtype=np.int64)
         for row, text in zip(rows, texts, strict=True):
@@ -106,10 +106,10 @@ class ClipVocabulary:
         return rows
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The tokens of ids, a leading space as sentencepiece has it.
+        """Returns the tokens of ids, with a leading space as sentencepiece writes it.
 
         Raises:
-            KeyError: when an id is outside the vocabulary.
+            KeyError: If an id is outside the vocabulary.
         """
         pieces, begins = [], True
         for number in ids:
@@ -121,16 +121,16 @@ class ClipVocabulary:
         return pieces
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, special tokens included, word ends as spaces.
+        """Returns the text of ids, special tokens included, word ends as spaces.
 
         Raises:
-            KeyError: when an id is outside the vocabulary.
+            KeyError: If an id is outside the vocabulary.
         """
         letters = "".join(self._tokens[int(number)] for number in ids)
         return ByteDecoder().decode([letters]).replace("</w>", " ")
 
     def caption(self, ids: Iterable[int]) -> str:
-        """The words up to the first end token, as the decoder writes them.
+        """Returns the words up to the first end token, as the decoder writes them.
 
         Punctuation stands apart and a space follows the last word, as in
         ``"a dog on the grass . "``.

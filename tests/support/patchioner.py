@@ -41,12 +41,12 @@ class Sizes:
     """How big the parts are.
 
     Attributes:
-        backbone: channels of the image tower; 768 in the published base model.
-        backbone_layers: blocks of it; 12.
-        backbone_heads: of a block; 12.
-        side: of its square input in pixels; 518.
-        text: channels of the text tower's output; 512.
-        decoder: of the GPT-2.
+        backbone: Channels of the image tower; 768 in the published base model.
+        backbone_layers: Blocks of it; 12.
+        backbone_heads: Attention heads of a block; 12.
+        side: Side of its square input in pixels; 518.
+        text: Channels of the text tower's output; 512.
+        decoder: Sizes of the GPT-2.
     """
 
     backbone: int = 64
@@ -71,17 +71,17 @@ def write_random_checkpoint(
     """Writes a Talk2DINO checkpoint of random weights.
 
     Args:
-        folder: made when absent; ``PatchionerCaptioner.from_pretrained(folder)`` loads
+        folder: Made when absent; ``PatchionerCaptioner.from_pretrained(folder)`` loads
             it.
-        sizes: of the parts; None is small enough for a CPU.
-        captions: that the memory is built from.
+        sizes: Sizes of the parts; None is small enough for a CPU.
+        captions: Captions that the memory is built from.
         memory: False writes the noise-trained variant, without memory.
-        vocabulary: of the decoder and the text tower as
+        vocabulary: Vocabulary of decoder and text tower as
             :meth:`ClipVocabulary.load` finds it; None is CLIP's.
-        seed: of the weights.
+        seed: Seed of the weights.
 
     Returns:
-        the folder.
+        The folder.
     """
     from transformers import (
         CLIPTextConfig,

@@ -39,20 +39,20 @@ class Request:
     """What is asked in one call; the names are the reference's.
 
     Attributes:
-        get_cls_capt: the image token.
-        get_avg_self_attn_capt: the attention-weighted image.
-        get_avg_patch_capt: the whole image under a Gaussian.
-        gaussian_img_variance: of that Gaussian; from 100 on the plain mean.
-        get_attn_heads_capt: the image under each pseudo head's attention.
-        get_patch_capts: every patch.
-        get_register_capts: the register tokens.
+        get_cls_capt: The image token.
+        get_avg_self_attn_capt: The attention-weighted image.
+        get_avg_patch_capt: The whole image under a Gaussian.
+        gaussian_img_variance: Variance of that Gaussian; from 100 on the plain mean.
+        get_attn_heads_capt: The image under each pseudo head's attention.
+        get_patch_capts: Every patch.
+        get_register_capts: The register tokens.
         bboxes: (x, y, width, height) in pixels of the network's input.
-        get_controllable_capts: describe all boxes together.
-        gaussian_avg: boxes under a Gaussian.
-        gaussian_bbox_variance: of that Gaussian.
-        use_attn_map_for_bboxes: boxes under the attention.
-        traces: points x, y as fractions of the frame, (N, 2) each.
-        use_attention_tracing: traces under the attention.
+        get_controllable_capts: Describe all boxes together.
+        gaussian_avg: Boxes under a Gaussian.
+        gaussian_bbox_variance: Variance of that Gaussian.
+        use_attn_map_for_bboxes: Boxes under the attention.
+        traces: Points x, y as fractions of the frame, (N, 2) each.
+        use_attention_tracing: Traces under the attention.
     """
 
     get_cls_capt: bool = True
@@ -76,8 +76,8 @@ class Answers:
     """What came out.
 
     Attributes:
-        described: by the reference's output names, for one image.
-        embeddings: every embedding in the order of evaluation, before normalization.
+        described: Descriptions by the reference's output names, for one image.
+        embeddings: Every embedding in the order of evaluation, before normalization.
     """
 
     described: dict[str, list[Description]] = field(default_factory=dict)
@@ -96,9 +96,9 @@ def forward(features: FrameFeatures, language: Language, request: Request) -> An
     """Answers a request about one image as the reference does.
 
     Args:
-        features: of the image.
-        language: with ``compat="reference"``.
-        request: what is asked.
+        features: Features of the image.
+        language: Language part with ``compat="reference"``.
+        request: The request.
 
     Raises:
         PromptError: where the reference would go on with numbers that are none: a box

@@ -377,7 +377,7 @@ class DynReferCaptioner:
 
         Args:
             tokens: float32 (B, queries, width).
-            controls: of each region, from :func:`control_text`.
+            controls: Control words of each region, from :func:`control_text`.
         """
         ids, mask = self._controls.encode(controls)
         device = self.model.device
@@ -481,7 +481,7 @@ def stack_views(views: Sequence[NestedViews]) -> tuple[Tensor, Tensor]:
     """Views of several regions as one batch.
 
     Returns:
-        pictures, uint8 (S, V, size, size, 3), and regions, float32 (S, V, 4).
+        Pictures, uint8 (S, V, size, size, 3), and regions, float32 (S, V, 4).
     """
     pictures = np.stack([np.stack(region.pictures) for region in views])
     rois = np.stack([region.rois for region in views])

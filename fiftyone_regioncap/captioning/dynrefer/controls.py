@@ -29,7 +29,7 @@ class Controls:
         """Token ids and their mask, int64 (B, K); long lists are cut.
 
         Args:
-            controls: from :func:`control_text`.
+            controls: Control words, from :func:`control_text`.
         """
         batch = self._tokenizer(
             list(controls),

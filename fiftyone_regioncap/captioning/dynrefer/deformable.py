@@ -29,10 +29,10 @@ def deformable_sample(value: Tensor, offset_mask: Tensor, groups: int) -> Tensor
         offset_mask: float (N, H, W, at least 27 * groups): for each group nine (dx, dy)
             pairs and then nine weights; what follows the groups is padding. The nine
             points go down the columns: the second one lies below the first.
-        groups: into which the channels are split.
+        groups: Into which the channels are split.
 
     Returns:
-        float (N, H, W, C).
+        Float (N, H, W, C).
     """
     batch, height, width, channels = value.shape
     maps = value.permute(0, 3, 1, 2).reshape(batch * groups, -1, height, width)
@@ -60,12 +60,12 @@ class DeformableAlign(nn.Module):
     """Moves the features of a wider view to where the region's own view has them.
 
     Attributes:
-        value_proj: of what is sampled.
-        offset_mask_dw: two input channels for each output channel. Of the concatenated
+        value_proj: Projection of the features that are sampled.
+        offset_mask_dw: Two input channels for each output channel. Of the concatenated
             maps the first half of the outputs sees only the wider view, the second
             half only the region's.
-        offset_mask: to offsets and weights.
-        output_proj: of the sums.
+        offset_mask: Projection to offsets and weights.
+        output_proj: Projection of the sums.
     """
 
     def __init__(self, channels: int) -> None:
@@ -87,7 +87,7 @@ class DeformableAlign(nn.Module):
             own: float (N, C, H, W), those in its own view.
 
         Returns:
-            float (N, C, H, W).
+            Float (N, C, H, W).
         """
         moves = self.offset_mask_dw(torch.cat([wider, own], dim=1))
         moves = self.offset_mask(moves.permute(0, 2, 3, 1))

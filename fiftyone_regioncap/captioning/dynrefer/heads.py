@@ -39,7 +39,7 @@ class QueryLayer(nn.Module):
             region: float (S, Q, W).
 
         Returns:
-            float (S, N, W).
+            Float (S, N, W).
         """
         attended = F.scaled_dot_product_attention(
             self._split(self.query(texts)).expand(len(region), -1, -1, -1),
@@ -58,9 +58,9 @@ class QueryHead(nn.Module):
     """Scores texts for regions.
 
     Attributes:
-        normalize: whether features have unit length before the last projection.
-        temperature: learned logarithm of the factor on logits, of normalizing heads.
-        bias: learned summand of the logits then.
+        normalize: Whether features have unit length before the last projection.
+        temperature: Learned logarithm of the factor on logits, of normalizing heads.
+        bias: Learned summand of the logits then.
     """
 
     def __init__(

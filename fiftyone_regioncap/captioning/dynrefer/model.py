@@ -44,11 +44,11 @@ class HeadSizes:
     """Sizes of a query decoder.
 
     Attributes:
-        width: of its tokens.
-        hidden: of its feed-forward blocks.
-        layers: how many.
-        heads: of its attention.
-        text_width: of the text embeddings it is asked with.
+        width: Number of channels of a token.
+        hidden: Number of hidden units of a feed-forward block.
+        layers: Number of layers.
+        heads: Number of attention heads.
+        text_width: Number of channels of the text embeddings.
     """
 
     width: int = 256
@@ -63,12 +63,12 @@ class DynReferConfig:
     """Sizes of all parts; the defaults of the transformers configs are the published.
 
     Attributes:
-        vision: of the ViT.
-        qformer: of the Q-Former; ``encoder_hidden_size`` is the ViT's width.
-        language: of the T5, whose activation is exact GELU whatever its config says.
-        head: of the two query decoders.
-        views: pictures a region.
-        queries: tokens that the Q-Former makes.
+        vision: Sizes of the ViT.
+        qformer: Sizes of the Q-Former; ``encoder_hidden_size`` is the ViT's width.
+        language: Sizes of the T5, whose activation is exact GELU whatever they say.
+        head: Sizes of the two query decoders.
+        views: Number of views of a region.
+        queries: Number of tokens that the Q-Former makes.
     """
 
     vision: Blip2VisionConfig
@@ -84,11 +84,11 @@ class Decoding:
     """How captions are generated; the defaults are those of the authors' demo.
 
     Attributes:
-        num_beams: of beam search; there is no sampling.
-        max_new_tokens: of a caption.
-        min_length: of a caption in tokens.
-        length_penalty: exponent of the length that a beam's score is divided by.
-        repetition_penalty: factor on the log-probabilities of tokens that came already.
+        num_beams: Number of beams; there is no sampling.
+        max_new_tokens: Maximum length of a caption in tokens.
+        min_length: Minimum length of a caption in tokens.
+        length_penalty: Exponent of the length that a beam's score is divided by.
+        repetition_penalty: Factor on the log-probabilities of tokens that came already.
     """
 
     num_beams: int = 5
@@ -132,7 +132,7 @@ class DynReferModel(nn.Module):
     """All networks but the text tower, whose work is done once per list of names.
 
     Attributes:
-        mixed: whether to run as the authors do on GPUs: the ViT under half-precision
+        mixed: Whether to run as the authors do on GPUs: the ViT under half-precision
             autocast, heads and T5 under bfloat16, everything between in float32.
     """
 
@@ -277,7 +277,7 @@ class DynReferModel(nn.Module):
             control_mask: int64 (B, K), 0 at padding.
 
         Returns:
-            embeddings (B, queries + K, d) and the mask over them.
+            Embeddings (B, queries + K, d) and the mask over them.
         """
         words = self.language.get_input_embeddings()(control_ids) + self.control_memory
         region = self.language_projection(tokens)
@@ -297,7 +297,7 @@ class DynReferModel(nn.Module):
             tokens: float32 (B, queries, width).
             control_ids: int64 (B, K).
             control_mask: int64 (B, K).
-            decoding: how.
+            decoding: How captions are generated.
         """
         t5 = self.language.config
         with self._autocast(torch.bfloat16):

@@ -36,7 +36,7 @@ def tag_names(files: Files, given: tuple[str, ...] | str | None) -> tuple[str, .
     ``config.json`` (``num_tags``) or its published name does.
 
     Raises:
-        WeightsError: when there is no list, or one of another length.
+        WeightsError: If there is no list, or one of another length.
     """
     path = files.find("tag_list.txt", "ram_tag_list.txt")
     own = read_lines(path) if path else None
@@ -69,7 +69,7 @@ def attribute_names(files: Files) -> tuple[Attribute, ...]:
     """The attributes that the folder lists.
 
     Raises:
-        WeightsError: when it lists none.
+        WeightsError: If it lists none.
     """
     path = files.find("attributes.json", "ovad2000.json")
     if path is None:

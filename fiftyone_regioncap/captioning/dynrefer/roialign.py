@@ -20,12 +20,12 @@ def roi_align(
     Args:
         features: float (R, C, H, W), one map for each region.
         rois: float (R, 4), x1, y1, x2, y2 in the picture's pixels.
-        output: side of the square result in cells.
-        scale: cells of the map for each pixel of the picture.
-        samples: points along each side of an output cell, averaged.
+        output: Side of the square result in cells.
+        scale: Cells of the map for each pixel of the picture.
+        samples: Points along each side of an output cell, averaged.
 
     Returns:
-        float (R, C, output, output).
+        Float (R, C, output, output).
     """
     height, width = features.shape[-2:]
     x1, y1, x2, y2 = (rois * scale).unbind(dim=1)

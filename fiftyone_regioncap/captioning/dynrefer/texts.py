@@ -33,7 +33,7 @@ class Attribute:
 
     Attributes:
         name: ``"kind:word/synonym/..."``.
-        owned: whether objects have it (a texture) rather than are it (a color).
+        owned: Whether objects have it (a texture) rather than are it (a color).
     """
 
     name: str
@@ -66,7 +66,7 @@ def read_attributes(path: Path) -> tuple[Attribute, ...]:
     """Attributes out of OVAD's annotation file or a file with its ``attributes`` only.
 
     Raises:
-        WeightsError: when it is no such file.
+        WeightsError: If it is no such file.
     """
     try:
         rows = json.loads(path.read_text("utf-8"))["attributes"]
@@ -82,7 +82,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Class names out of a JSON list, of names or of objects with ``name``.
 
     Raises:
-        WeightsError: when it is no such file.
+        WeightsError: If it is no such file.
     """
     try:
         rows: Any = json.loads(path.read_text("utf-8"))
@@ -123,7 +123,7 @@ class TextTower:
     """EVA-CLIP's text encoder behind CLIP's vocabulary.
 
     Attributes:
-        tower: a ``transformers.CLIPTextModelWithProjection``.
+        tower: A ``transformers.CLIPTextModelWithProjection``.
     """
 
     def __init__(self, tower: Any, vocabulary: ClipVocabulary) -> None:
@@ -135,7 +135,7 @@ class TextTower:
         """Embeddings that are not normalized, float32 (N, E), on the tower's device.
 
         Args:
-            texts: of any length; what goes beyond the tower's context is cut.
+            texts: Texts of any length; what goes beyond the tower's context is cut.
         """
         ids = torch.from_numpy(self.token_ids(texts))
         lengths = (ids == self._vocabulary.end_id).int().argmax(dim=1) + 1

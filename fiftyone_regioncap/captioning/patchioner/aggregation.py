@@ -32,13 +32,13 @@ UNIFORM_FROM = 100.0
 
 @dataclass(frozen=True)
 class Weighting:
-    """How the patches of a region count against each other.
+    """Weights the patches of a region against each other.
 
     Attributes:
-        kind: all alike (``mean``), more towards the middle of the region
+        kind: All alike (``mean``), more towards the middle of the region
             (``gaussian``), or by the attention of the backbone's CLS token.
-        variance: of the Gaussian, where -1 and 1 are the region's edges; 0 takes the
-            middle patch alone.
+        variance: Variance of the Gaussian, where -1 and 1 are the region's edges; 0
+            takes the middle patch alone.
     """
 
     kind: Literal["mean", "gaussian", "attention"] = "mean"
@@ -53,14 +53,14 @@ class Grid:
     """How the patches of a frame lie on its pixels.
 
     Attributes:
-        rows: of patches.
-        columns: of patches.
-        patch: side of a patch in pixels of the network's input.
-        height: of the frame in pixels.
-        width: of the frame in pixels.
-        crop: whether the network sees the central square of the frame (shorter side
+        rows: Number of rows of patches.
+        columns: Number of columns of patches.
+        patch: Side of a patch in pixels of the network's input.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
+        crop: Whether the network sees the central square of the frame (shorter side
             resized, then cut) instead of the whole frame squashed to a square.
-        input_side: of the network's square input in pixels, where that is no multiple
+        input_side: Side of the network's square input in pixels, if that is no multiple
             of the patch: the rest at the right and bottom is under no patch.
     """
 
@@ -74,7 +74,7 @@ class Grid:
 
     @property
     def side(self) -> int:
-        """Of the network's square input, in pixels."""
+        """Side of the network's square input in pixels."""
         return self.input_side or self.rows * self.patch
 
 
@@ -83,8 +83,8 @@ class Patch:
     """One patch.
 
     Attributes:
-        row: from the top, 0-based.
-        column: from the left, 0-based.
+        row: Row from the top, from 0.
+        column: Column from the left, from 0.
     """
 
     row: int
@@ -96,7 +96,7 @@ class BoxSet:
     """One box or several, described together.
 
     Attributes:
-        boxes: pixel edges (x1, y1, x2, y2); each counts alike, whatever its area.
+        boxes: Pixel edges (x1, y1, x2, y2); each counts alike, whatever its area.
     """
 
     boxes: Sequence[Box]
@@ -133,7 +133,7 @@ class Polygon:
     """One polygon or several (even-odd rule), as a mask.
 
     Attributes:
-        rings: each float (N, 2) of x, y in pixels, N >= 3.
+        rings: Each float (N, 2) of x, y in pixels, N >= 3.
     """
 
     rings: Sequence[NDArray[np.floating]]
@@ -156,7 +156,7 @@ class AttentionMap:
 
     Attributes:
         weights: float32 (rows, columns), sum 1 at the start.
-        compat: whose behavior.
+        compat: Whose behavior to follow, see :data:`Compat`.
     """
 
     weights: Weights
@@ -178,9 +178,9 @@ def gaussian(rows: int, columns: int, variance: float) -> Weights:
     """A Gaussian bump over a rectangle of patches, sum 1.
 
     Args:
-        rows: of the rectangle.
-        columns: of the rectangle.
-        variance: v in exp(-(x^2 + y^2) / v), x and y from -1 to 1 edge to edge; 0 is
+        rows: Rows of the rectangle.
+        columns: Columns of the rectangle.
+        variance: V in exp(-(x^2 + y^2) / v), x and y from -1 to 1 edge to edge; 0 is
             all weight on the middle patch (the upper left one of the middle ones).
 
     Returns:
@@ -214,7 +214,7 @@ def to_input(box: Sequence[float], grid: Grid) -> tuple[float, float, float, flo
 
     Args:
         box: (x, y, width, height) in pixels of the frame.
-        grid: of the frame.
+        grid: Patch grid of the frame.
 
     Returns:
         (x, y, width, height) in pixels of the network's input. With ``crop``, what is
@@ -243,13 +243,13 @@ def box_patches(box: Sequence[float], grid: Grid) -> tuple[slice, slice]:
 
     Args:
         box: (x, y, width, height) in pixels of the network's input.
-        grid: of the frame.
+        grid: Patch grid of the frame.
 
     Returns:
-        slices of rows and columns.
+        Slices of rows and columns.
 
     Raises:
-        PromptError: when no patch is left.
+        PromptError: If no patch is left.
     """
     x, y, width, height = box
     column, row = int(x // grid.patch), int(y // grid.patch)
@@ -275,12 +275,12 @@ def box_weights(
 
     Args:
         box: (x, y, width, height) in pixels of the network's input.
-        grid: of the frame.
-        weighting: of the box's patches.
-        attention: of the frame, for attention weighting.
+        grid: Patch grid of the frame.
+        weighting: Weighting of the box's patches.
+        attention: Attention of the frame, for attention weighting.
 
     Raises:
-        PromptError: when the box lies outside.
+        PromptError: If the box lies outside.
     """
     rows, columns = box_patches(box, grid)
     shape = rows.stop - rows.start, columns.stop - columns.start
@@ -305,12 +305,12 @@ def box_set_weights(
     Args:
         boxes: (x, y, width, height) each, in pixels of the network's input; padding
             (-1, -1, -1, -1) is skipped.
-        grid: of the frame.
-        weighting: of each box's patches.
-        attention: of the frame, for attention weighting.
+        grid: Patch grid of the frame.
+        weighting: Weighting of each box's patches.
+        attention: Attention of the frame, for attention weighting.
 
     Raises:
-        PromptError: when there is no box, or one lies outside.
+        PromptError: If there is no box, or one lies outside.
     """
     real = [box for box in boxes if sum(int(edge) for edge in box) >= 0]
     if not real:
@@ -325,7 +325,7 @@ def point_counts(points: NDArray[np.floating], grid: Grid) -> Weights:
     Args:
         points: float (N, 2) of x, y as fractions of the frame, from the top left; those
             outside [0, 1] are dropped.
-        grid: of the frame.
+        grid: Patch grid of the frame.
 
     Returns:
         float32 (rows, columns), whole numbers.
@@ -346,13 +346,13 @@ def mask_coverage(mask: Mask, grid: Grid) -> Weights:
 
     Args:
         mask: bool (H, W) at the frame's size.
-        grid: of the frame.
+        grid: Patch grid of the frame.
 
     Returns:
         float32 (rows, columns) in [0, 1].
 
     Raises:
-        PromptError: when the mask is empty or of another size.
+        PromptError: If the mask is empty or of another size.
     """
     if mask.shape != (grid.height, grid.width):
         raise PromptError(
@@ -407,17 +407,17 @@ def region_weights(
     """Weights of any region, sum 1.
 
     Args:
-        region: in pixels of the frame.
-        grid: of the frame.
-        weighting: of the region's patches. A Gaussian over a mask or points spans the
-            rectangle of patches around them.
-        attention: of the frame, for attention weighting.
+        region: Region in pixels of the frame.
+        grid: Patch grid of the frame.
+        weighting: Weighting of the region's patches. A Gaussian over a mask or points
+            spans the rectangle of patches around them.
+        attention: Attention of the frame, for attention weighting.
 
     Returns:
         float32 (rows, columns).
 
     Raises:
-        PromptError: when nothing of the region is in the frame, a box has no area, a
+        PromptError: If nothing of the region is in the frame, a box has no area, a
             mask is empty or of another size, or attention is asked of a backbone
             without it.
     """

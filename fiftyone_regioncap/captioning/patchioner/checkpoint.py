@@ -93,14 +93,14 @@ class ViecapConfig:
     """The ``viecap:`` part of a configuration.
 
     Attributes:
-        weight_path: file of the decoder.
-        prompting: of the decoder.
-        concepts: whether hard prompts name MeaCap's concepts, not retrieved entities.
-        memory: for MeaCap, folder with ``memory_captions.json``.
-        parser: for MeaCap, folder or repository of the scene-graph parser.
-        sentences: for MeaCap, folder or repository of the sentence encoder.
-        entities: names that may be retrieved; None for COCO's 80 categories.
-        heads: of the GPT-2's blocks.
+        weight_path: File of the decoder.
+        prompting: Prompts of the decoder.
+        concepts: Whether hard prompts name MeaCap's concepts, not retrieved entities.
+        memory: For MeaCap, folder with ``memory_captions.json``.
+        parser: For MeaCap, folder or repository of the scene-graph parser.
+        sentences: For MeaCap, folder or repository of the sentence encoder.
+        entities: Names that may be retrieved; None for COCO's 80 categories.
+        heads: Attention heads per block of the GPT-2.
     """
 
     weight_path: str
@@ -117,7 +117,7 @@ class ViecapConfig:
         """Reads the part of a published YAML, with MeaCap's part inside it.
 
         Raises:
-            WeightsError: when it names no decoder.
+            WeightsError: If it names no decoder.
         """
         if "weight_path" not in values:
             raise WeightsError("the viecap part of the configuration lacks weight_path")
@@ -146,27 +146,27 @@ class ViecapConfig:
 
 @dataclass(frozen=True)
 class PatchionerConfig:
-    """What a checkpoint is made of. Names that the published YAML has mean the same.
+    """Configuration of a checkpoint, under the names of the published YAML.
 
     Attributes:
-        prefix_size: channels of the region embeddings.
-        support_memory_size: rows of the memory, padding included; 0 for none.
-        decap_weights: file of the decoder.
-        dino_model: the backbone, by the published name.
-        normalize: whether projected embeddings get length 1.
-        resize_dim: side of the network's square input in pixels.
-        calculate_argmax_text: answer with the memory's nearest caption.
-        talk2dino_weights: file of the projection.
-        viecap: takes the place of the decoder when given.
-        memory: file of the memory; None looks it up by the published name.
-        backbone: folder or repository of the image tower; None goes by ``dino_model``.
-        clip: folder or repository of the text tower, for text search.
-        vocabulary: folder, repository or file of CLIP's vocabulary; None fetches it.
-        gpt2_vocabulary: folder or repository of GPT-2's, for ViECap; None fetches it.
-        heads: of the decoder's blocks.
-        crop: see :func:`~.vision.preprocess`.
-        compat: whose numbers.
-        index: whether to search the memory by faiss.
+        prefix_size: Channels of the region embeddings.
+        support_memory_size: Rows of the memory, padding included; 0 for none.
+        decap_weights: File of the decoder.
+        dino_model: The backbone, by the published name.
+        normalize: Whether projected embeddings get length 1.
+        resize_dim: Side of the network's square input in pixels.
+        calculate_argmax_text: Answer with the memory's nearest caption.
+        talk2dino_weights: File of the projection.
+        viecap: Takes the place of the decoder when given.
+        memory: File of the memory; None looks it up by the published name.
+        backbone: Folder or repository of the image tower; None goes by ``dino_model``.
+        clip: Folder or repository of the text tower, for text search.
+        vocabulary: Folder, repository or file of CLIP's vocabulary; None fetches it.
+        gpt2_vocabulary: Folder or repository of GPT-2's, for ViECap; None fetches it.
+        heads: Attention heads per block of the decoder.
+        crop: See :func:`~.vision.preprocess`.
+        compat: Whose numbers to compute; see :data:`~.aggregation.Compat`.
+        index: Whether to search the memory by faiss.
     """
 
     prefix_size: int = 768
@@ -193,8 +193,8 @@ class PatchionerConfig:
         """Reads a published configuration; keys of its baselines are left out.
 
         Raises:
-            WeightsError: when it is not a Patch-ioner configuration.
-            BackendError: when its backbone is not supported, with the reason.
+            WeightsError: If it is not a Patch-ioner configuration.
+            BackendError: If its backbone is not supported, with the reason.
         """
         missing = {"prefix_size", "support_memory_size"} - values.keys()
         if missing:
@@ -262,11 +262,11 @@ class Checkpoint:
     """A configuration and the folder its files are in.
 
     Attributes:
-        config: what the checkpoint is made of.
-        folder: where its files are.
-        name: as the user knows it.
-        revision: the hub's commit, or the sha256 of the decoder's file.
-        given: file names that the user gave, not the configuration.
+        config: Configuration of the checkpoint.
+        folder: Folder of its files.
+        name: Folder or hub repository, as the user gave it.
+        revision: The hub's commit, or the sha256 of the decoder's file.
+        given: File names that the user gave, not the configuration.
     """
 
     config: PatchionerConfig
@@ -285,14 +285,14 @@ class Checkpoint:
         """Finds a checkpoint, downloading it when it is a hub repository.
 
         Args:
-            source: a folder with ``config.yaml``, such a file itself, or a hub
+            source: A folder with ``config.yaml``, such a file itself, or a hub
                 repository.
-            overrides: configuration values that replace the file's.
-            files: what to download of a repository.
+            overrides: Configuration values that replace the file's.
+            files: Patterns of the files to download of a repository.
 
         Raises:
-            WeightsError: when there is no checkpoint there, or it is another model's.
-            BackendError: when its backbone is not supported.
+            WeightsError: If there is no checkpoint there, or it is another model's.
+            BackendError: If its backbone is not supported.
         """
         path = Path(source).expanduser()
         if not path.is_file():
@@ -329,7 +329,7 @@ class Checkpoint:
         named them, not when the configuration does.
 
         Raises:
-            WeightsError: when it is not there.
+            WeightsError: If it is not there.
         """
         path = Path(name).expanduser()
         inside = (self.folder / path).resolve()
@@ -353,7 +353,7 @@ class Checkpoint:
         """The text tower that reaches the backbone's space.
 
         Raises:
-            WeightsError: when the projection or the tower is not there.
+            WeightsError: If the projection or the tower is not there.
         """
         config = self.config
         projection = None
@@ -366,7 +366,7 @@ class Checkpoint:
 
     @cached_property
     def space(self) -> EmbeddingSpace:
-        """Where the backbone places regions.
+        """The embedding space of the backbone's regions.
 
         How patches are weighted, and everything behind them, is left out: regions that
         differ in that alone can be compared.
@@ -386,10 +386,10 @@ class Checkpoint:
 
     @cached_property
     def text_fingerprint(self) -> str:
-        """Of the text tower and the projection.
+        """Identifies the text tower and the projection.
 
         Raises:
-            WeightsError: when the projection is not there.
+            WeightsError: If the projection is not there.
         """
         identity: dict[str, Any] = {"tower": _weights_of(self._part(self.config.clip))}
         if self.config.dino_model not in _CLIP:
@@ -405,12 +405,13 @@ class Checkpoint:
         """Loads backbone and language part.
 
         Args:
-            device: where to run.
-            dtype: of backbone and decoder; None is bfloat16 on CUDA, float32 elsewhere.
-                The memory is searched in float16 when this is half precision.
+            device: Device to run on.
+            dtype: Number format of backbone and decoder; None is bfloat16 on CUDA,
+                float32 elsewhere. The memory is searched in float16 when this is half
+                precision.
 
         Raises:
-            WeightsError: when a file is missing, corrupt or of another model.
+            WeightsError: If a file is missing, corrupt or of another model.
         """
         dtype = choose_dtype(dtype, torch.device(device))
         backbone = self._backbone(device, dtype)
@@ -524,7 +525,7 @@ class Checkpoint:
 
 
 def _weights_of(source: str) -> str:
-    """What tells weights from others: those of a folder by their bytes.
+    """Identifies weights: those of a folder by their bytes.
 
     Repositories of the hub are known by their name; the published ones don't change.
     """
@@ -550,13 +551,13 @@ def save_checkpoint(
     :func:`~.memory.memory_file_name`.
 
     Args:
-        folder: made when absent.
-        config: what ``config.yaml`` shall say; the files are named by it.
-        decoder: as trained.
-        projection: that the decoder was trained behind.
+        folder: Made when absent.
+        config: Content of ``config.yaml``, which also names the files.
+        decoder: The trained decoder.
+        projection: The projection that the decoder was trained behind.
 
     Returns:
-        the folder.
+        The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,13 +24,13 @@ from fiftyone_regioncap.core.types import Box, Frame, Mask, box_of_mask
 
 @dataclass(frozen=True)
 class DenseRegion:
-    """A part of a frame and what is said of it.
+    """A region of a frame and its caption.
 
     Attributes:
         mask: bool (H, W) at the frame's size.
-        box: pixel edges around it.
-        patches: how many patches it is made of.
-        description: the caption.
+        box: Pixel edges around it.
+        patches: Number of patches in it.
+        description: The caption.
     """
 
     mask: Mask
@@ -42,14 +42,14 @@ class DenseRegion:
 def similarity_map(
     features: FrameFeatures, vector: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """How near each patch is to a text or a region.
+    """Computes how similar each patch is to a text or a region.
 
     Args:
-        features: of the frame.
+        features: Features of the frame.
         vector: (D,) of :meth:`~.captioner.PatchionerCaptioner.embed_text` or ``embed``.
 
     Returns:
-        cosines, float32 (rows, columns) in [-1, 1].
+        Cosines, float32 (rows, columns) in [-1, 1].
     """
     query = torch.from_numpy(np.asarray(vector, dtype=np.float32)).to(features.patches)
     if query.shape != features.patches.shape[1:]:
@@ -65,11 +65,11 @@ def similarity_map(
 def heatmap(
     features: FrameFeatures, vector: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """A similarity map at the frame's size, as for ``fo.Heatmap(map=...)``.
+    """Computes a similarity map at the frame's size, as for ``fo.Heatmap(map=...)``.
 
     Args:
-        features: of the frame.
-        vector: see :func:`similarity_map`.
+        features: Features of the frame.
+        vector: Embedding, see :func:`similarity_map`.
 
     Returns:
         float32 (H, W) in [-1, 1], linear between the centers of patches; NaN where
@@ -92,9 +92,9 @@ def clusters(
     By Ward's linkage over unit features, where only neighboring patches may join.
 
     Args:
-        features: of the frame.
-        count: of clusters, at most as many as there are patches.
-        smallest: clusters of fewer patches are left out.
+        features: Features of the frame.
+        count: Number of clusters, at most as many as there are patches.
+        smallest: Clusters of fewer patches are left out.
 
     Returns:
         int64 (rows, columns): the cluster of each patch from 0, largest first; -1 for
@@ -130,17 +130,17 @@ def caption_everything(
     """Captions all that is on a frame.
 
     Args:
-        model: backbone and language part.
+        model: Backbone and language part.
         frame: uint8 (H, W, 3) RGB, or its features.
-        count: of patch clusters.
-        smallest: clusters of fewer patches are left out.
-        proposals: masks, bool (H, W), to describe instead of clusters.
+        count: Number of patch clusters.
+        smallest: Clusters of fewer patches are left out.
+        proposals: Masks, bool (H, W), to describe instead of clusters.
 
     Returns:
-        regions, largest first for clusters, in order for proposals.
+        Regions, largest first for clusters, in order for proposals.
 
     Raises:
-        PromptError: when a proposal is empty or of another size.
+        PromptError: If a proposal is empty or of another size.
     """
     if isinstance(frame, FrameFeatures):
         features = frame
@@ -165,11 +165,11 @@ def caption_everything(
 
 
 def patch_mask(patches: NDArray[np.bool_], grid: Grid) -> Mask:
-    """The pixels of a frame whose centers lie under some patches.
+    """Returns the mask of a frame's pixels whose centers lie under some patches.
 
     Args:
         patches: bool (rows, columns).
-        grid: of the frame.
+        grid: Patch grid of the frame.
 
     Returns:
         bool (H, W).

@@ -25,19 +25,19 @@ from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 @dataclass(frozen=True)
 class Description:
-    """What is said of one region.
+    """The caption of one region.
 
     Attributes:
-        text: as the decoder writes it, spaces around punctuation included; None where
-            the reference fails (an id outside CLIP's vocabulary).
-        confidence: mean token probability in [0, 1]; None where there is none.
-        min_confidence: the lowest token probability over content words in [0, 1];
+        text: Caption as the decoder writes it, spaces around punctuation included; None
+            where the reference fails (an id outside CLIP's vocabulary).
+        confidence: Mean token probability in [0, 1]; None where there is none.
+        min_confidence: The lowest token probability over content words in [0, 1];
             None where there are none.
-        tokens: generated for this region, the end token included.
-        score: the reference's: product of 30 token probabilities for DeCap, perplexity
+        tokens: Number of tokens generated, the end token included.
+        score: The reference's: product of 30 token probabilities for DeCap, perplexity
             for ViECap (lower is better); None outside ``compat="reference"``.
-        ids: the tokens.
-        concepts: entities of the hard prompt, where there is one.
+        ids: Token ids.
+        concepts: Entities of the hard prompt, where there is one.
     """
 
     text: str | None
@@ -50,14 +50,14 @@ class Description:
 
 
 class Language(Protocol):
-    """Turns region embeddings into words."""
+    """Turns region embeddings into captions."""
 
     @property
     def width(self) -> int:
-        """Channels of the region embeddings that it reads."""
+        """Number of channels of the region embeddings."""
 
     def describe(self, embeddings: Tensor) -> list[Description]:
-        """Captions of embeddings (R, D), in order."""
+        """Describes embeddings (R, D), in order."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class DecapLanguage:
     """DeCap's decoder, behind a memory or trained with noise.
 
     Attributes:
-        decoder: greedy.
-        vocabulary: CLIP's.
-        memory: to project embeddings onto; None for noise-trained decoders.
-        normalize: whether projected embeddings get length 1.
+        decoder: The decoder, which is greedy.
+        vocabulary: CLIP's vocabulary.
+        memory: Memory to project embeddings onto; None for noise-trained decoders.
+        normalize: Whether projected embeddings get length 1.
         compat: ``reference`` gives noise-trained decoders embeddings of any length,
             takes all 30 steps and chooses among all rows of the output layer.
-        nearest_text: answer with the nearest caption of the memory, without decoding.
-        batch_size: regions decoded at once.
+        nearest_text: Answer with the nearest caption of the memory, without decoding.
+        batch_size: Regions decoded at once.
     """
 
     decoder: PrefixDecoder
@@ -85,11 +85,11 @@ class DecapLanguage:
 
     @property
     def width(self) -> int:
-        """Channels of the region embeddings that it reads."""
+        """Number of channels of the region embeddings."""
         return self.decoder.prefix_width
 
     def prefixes(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (R, D) of any length as the decoder was trained on, (R, D)."""
+        """Converts embeddings (R, D) to what the decoder was trained on, (R, D)."""
         if self.memory is not None:
             return self.memory.project(embeddings, normalize=self.normalize)
         if self.compat == "reference":
@@ -97,7 +97,7 @@ class DecapLanguage:
         return torch.nn.functional.normalize(embeddings, dim=1)
 
     def describe(self, embeddings: Tensor) -> list[Description]:
-        """Captions of embeddings (R, D), in order."""
+        """Describes embeddings (R, D), in order."""
         described: list[Description] = []
         for rows in embeddings.split(self.batch_size):
             described += self._describe(rows)
@@ -142,15 +142,15 @@ class ViecapLanguage:
     """ViECap's decoder; with a concept reader and a memory of captions, MeaCap's.
 
     Attributes:
-        decoder: greedy or by beams.
-        names: of the entities, in the order of their embeddings.
+        decoder: Greedy or by beams.
+        names: Names of the entities, in the order of their embeddings.
         entities: (E, D) unit rows; None names "something" in every hard prompt.
-        prompting: of the decoder.
+        prompting: Prompts of the decoder.
         compat: ``reference`` pads prompts with "!" that the decoder reads, so that a
             caption depends on its batch, and scores by perplexity.
-        memory: of captions, for MeaCap.
-        concepts: reads concepts out of a memory's captions, for MeaCap.
-        batch_size: regions decoded at once.
+        memory: Memory of captions, for MeaCap.
+        concepts: Reads concepts out of a memory's captions, for MeaCap.
+        batch_size: Regions decoded at once.
     """
 
     decoder: ViecapDecoder
@@ -164,11 +164,11 @@ class ViecapLanguage:
 
     @property
     def width(self) -> int:
-        """Channels of the region embeddings that it reads."""
+        """Number of channels of the region embeddings."""
         return self.decoder.mapping_network.linear.in_features
 
     def named(self, embeddings: Tensor) -> list[list[str]]:
-        """The entities of each region's hard prompt."""
+        """Returns the entities of each region's hard prompt."""
         if self.memory is not None and self.concepts is not None:
             _, found = self.memory.search(embeddings, CAPTIONS)
             return [
@@ -186,7 +186,7 @@ class ViecapLanguage:
         )
 
     def describe(self, embeddings: Tensor) -> list[Description]:
-        """Captions of embeddings (R, D), in order."""
+        """Describes embeddings (R, D), in order."""
         described: list[Description] = []
         for rows in embeddings.split(self.batch_size):
             described += self._describe(rows)

@@ -47,7 +47,7 @@ _NUMBERS = {
 
 @dataclass
 class _Entity:
-    """What the graphs say of one entity."""
+    """Counts of one entity in the scene graphs."""
 
     captions: int = 0
     attributes: Counter[str] = field(default_factory=Counter)
@@ -58,15 +58,16 @@ def concepts(
     graphs: Sequence[str],
     encode: Callable[[Sequence[str]], Tensor],
 ) -> list[str]:
-    """The entities that captions agree on, as noun phrases.
+    """Finds the entities that captions agree on, as noun phrases.
 
     Args:
-        captions: of the memory, nearest to a region.
-        graphs: of each caption, as in ``( dog , is , brown ) , ( dog , on , grass )``.
-        encode: names to unit vectors (n, D).
+        captions: Captions of the memory that are nearest to a region.
+        graphs: Scene graph of each caption, as in ``( dog , is , brown ) , ( dog , on ,
+            grass )``.
+        encode: Names to unit vectors (n, D).
 
     Returns:
-        four phrases at most, in the order in which captions tend to name them; none
+        Four phrases at most, in the order in which captions tend to name them; none
         when nothing is named often enough.
     """
     entities = _entities(graphs)
@@ -121,7 +122,7 @@ def _entities(graphs: Iterable[str]) -> dict[str, _Entity]:
 
 
 def _place(name: str, captions: Sequence[str]) -> float:
-    """How far into the captions a name stands, in [0, 1]; 1 when in none."""
+    """Mean position of a name in the captions, in [0, 1]; 1 if it is in none."""
     places = [caption.find(name) / len(caption) for caption in captions if caption]
     inside = [place for place in places if place > 0]
     return sum(inside) / len(inside) if inside else 1.0
@@ -138,10 +139,10 @@ class ConceptReader:
     """The two models behind :func:`concepts`.
 
     Attributes:
-        parser: a ``T5ForConditionalGeneration``.
-        parser_tokenizer: its tokenizer.
-        encoder: a sentence encoder, averaged over tokens.
-        encoder_tokenizer: its tokenizer.
+        parser: A ``T5ForConditionalGeneration``.
+        parser_tokenizer: Its tokenizer.
+        encoder: A sentence encoder, averaged over tokens.
+        encoder_tokenizer: Its tokenizer.
     """
 
     parser: Any
@@ -159,7 +160,7 @@ class ConceptReader:
         """Loads both from folders or the hub.
 
         Raises:
-            WeightsError: when one cannot be loaded.
+            WeightsError: If one cannot be loaded.
         """
         from transformers import AutoModel, AutoTokenizer, T5ForConditionalGeneration
 
@@ -179,12 +180,12 @@ class ConceptReader:
             ) from error
 
     def read(self, captions: Sequence[str]) -> list[str]:
-        """The concepts of a region's nearest captions."""
+        """Finds the concepts of a region's nearest captions."""
         return concepts(captions, self.graphs(captions), self.encode)
 
     @torch.inference_mode()
     def graphs(self, captions: Sequence[str]) -> list[str]:
-        """The scene graph of each caption, as text."""
+        """Parses each caption into a scene graph, as text."""
         inputs = self.parser_tokenizer(
             [f"Generate Scene Graph: {caption}" for caption in captions],
             max_length=128,
@@ -203,7 +204,7 @@ class ConceptReader:
 
     @torch.inference_mode()
     def encode(self, names: Sequence[str]) -> Tensor:
-        """Names as unit vectors (n, D)."""
+        """Embeds names as unit vectors (n, D)."""
         inputs = self.encoder_tokenizer(
             list(names), padding=True, truncation=True, return_tensors="pt"
         ).to(self.encoder.device)

@@ -45,8 +45,8 @@ class TextMemory:
 
     Attributes:
         embeddings: float32 or, on CUDA, half precision (rows, D), not normalized.
-        texts: the captions, row by row; empty when the memory has none.
-        raw_values: whether rows are averaged as they are (Talk2DINO's memories, where
+        texts: The captions, row by row; empty when the memory has none.
+        raw_values: Whether rows are averaged as they are (Talk2DINO's memories, where
             long rows weigh more) or with length 1 (the CLIP memories).
     """
 
@@ -62,15 +62,15 @@ class TextMemory:
         """Takes embeddings, (rows, D) float32, and the lengths of their rows.
 
         Args:
-            embeddings: stay where they are (and on disk, when memory-mapped) as float32
+            embeddings: Stay where they are (and on disk, when memory-mapped) as float32
                 on CPU; other devices and dtypes get a copy.
-            texts: as many as there are rows, or none.
-            raw_values: see the attribute.
-            device: where to search.
-            dtype: of the search; half precision is meant for CUDA.
+            texts: One text per row, or none.
+            raw_values: See the attribute.
+            device: Device to search on.
+            dtype: Number format of the search; half precision is meant for CUDA.
 
         Raises:
-            WeightsError: when there are no rows, or only rows of zeros.
+            WeightsError: If there are no rows, or only rows of zeros.
         """
         if not isinstance(embeddings, Tensor):
             embeddings = torch.from_numpy(embeddings)
@@ -110,15 +110,15 @@ class TextMemory:
         they are read.
 
         Args:
-            path: of the ``.h5`` file with ``<name>-embeddings`` float32 (rows, D) and
-                ``<name>-text``.
-            raw_values: see the class.
-            device: where to search.
-            dtype: of the search.
+            path: Path of the ``.h5`` file with ``<name>-embeddings`` float32 (rows, D)
+                and ``<name>-text``.
+            raw_values: See the class.
+            device: Device to search on.
+            dtype: Number format of the search.
             width: D that the decoder and the backbone need; None takes any.
 
         Raises:
-            WeightsError: when the file cannot be read, has no rows, or another width.
+            WeightsError: If the file cannot be read, has no rows, or another width.
         """
         path = Path(path).resolve()
         try:
@@ -155,12 +155,12 @@ class TextMemory:
         """Reads MeaCap's layout: ``memory_captions.json`` and the vectors beside it.
 
         Args:
-            folder: with ``memory_captions.json`` (a list) and
+            folder: Folder with ``memory_captions.json`` (a list) and
                 ``memory_clip_embeddings.pt`` (float (rows, D)).
-            device: where to search.
+            device: Device to search on.
 
         Raises:
-            WeightsError: when a file is missing or they don't fit.
+            WeightsError: If a file is missing or they don't fit.
         """
         folder = Path(folder)
         try:
@@ -194,8 +194,8 @@ class TextMemory:
         Args:
             features: (N, D); only their direction counts, and a vector of zeros, which
                 has none, gives NaN.
-            temperature: of the softmax over cosines.
-            normalize: whether to scale the results to length 1.
+            temperature: Temperature of the softmax over cosines.
+            normalize: Whether to scale the results to length 1.
 
         Returns:
             float32 (N, D).
@@ -209,14 +209,14 @@ class TextMemory:
 
     @torch.inference_mode()
     def search(self, features: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-        """The nearest rows.
+        """Finds the nearest rows.
 
         Args:
             features: (N, D).
-            count: of rows per feature, at most as many as there are.
+            count: Number of rows per feature, at most as many as there are.
 
         Returns:
-            cosines, float32 (N, count), descending, and row numbers, int64 (N, count).
+            Cosines, float32 (N, count), descending, and row numbers, int64 (N, count).
         """
         queries = self._directions(features)
         count = min(count, len(self))
@@ -234,15 +234,15 @@ class TextMemory:
     def nearest_texts(
         self, features: Tensor, *, skip_zero_rows: bool = False
     ) -> list[str]:
-        """The caption of the nearest row to each feature.
+        """Returns the caption of the nearest row to each feature.
 
         Args:
             features: (N, D).
-            skip_zero_rows: count rows without the zero ones, as the reference does: a
+            skip_zero_rows: Count rows without the zero ones, as the reference does: a
                 zero row in the middle shifts all captions after it.
 
         Raises:
-            WeightsError: when the memory has no texts.
+            WeightsError: If the memory has no texts.
         """
         if not self.texts:
             raise WeightsError("this memory has no texts; build it from captions")
@@ -253,20 +253,20 @@ class TextMemory:
         return [self.texts[number] for number in numbers.tolist()]
 
     def use_index(self, path: str | Path | None = None, **options: int) -> None:
-        """Searches by faiss from now on: faster, and no longer over every row.
+        """Searches by faiss from now on: faster, but approximate.
 
         At temperature 0.01 the softmax lives off the nearest rows, so that the mean
         over the nearest hundreds is the mean over all to many digits, if they are
         found; :meth:`agreement` measures how often.
 
         Args:
-            path: of the index; one that is not there is built and written. None keeps
-                it in RAM only.
-            options: of :func:`build_faiss_index`.
+            path: Path of the index; one that is not there is built and written. None
+                keeps it in RAM only.
+            options: Options of :func:`build_faiss_index`.
 
         Raises:
-            BackendError: when faiss is not installed.
-            WeightsError: when the file is the index of another memory.
+            BackendError: If faiss is not installed.
+            WeightsError: If the file is the index of another memory.
         """
         faiss = _faiss()
         if path is not None and Path(path).is_file():
@@ -287,13 +287,13 @@ class TextMemory:
         self._index = None
 
     def agreement(self, features: Tensor) -> Tensor:
-        """How near the index comes to the search over every row.
+        """Compares the index with the search over every row.
 
         Args:
-            features: (N, D), such as will be asked for.
+            features: Typical features, (N, D).
 
         Returns:
-            cosines between both projections, float32 (N,); all 1 without an index.
+            Cosines between both projections, float32 (N,); all 1 without an index.
         """
         index, near = self._index, self.project(features)
         try:
@@ -367,15 +367,16 @@ class TextMemory:
 def build_faiss_index(
     memory: TextMemory, *, lists: int | None = None, probes: int = 16
 ) -> Any:
-    """An inverted file over a memory's rows, for :meth:`TextMemory.use_index`.
+    """Builds an inverted file over a memory's rows, for :meth:`TextMemory.use_index`.
 
     Args:
-        memory: to search.
-        lists: of the inverted file; None takes about twice the square root of the rows.
-        probes: lists looked into per query; more are slower and find more.
+        memory: Memory to search.
+        lists: Lists of the inverted file; None takes about twice the square root of the
+            rows.
+        probes: Lists looked into per query; more are slower and find more.
 
     Raises:
-        BackendError: when faiss is not installed.
+        BackendError: If faiss is not installed.
     """
     faiss = _faiss()
     rows = len(memory.embeddings)
@@ -474,14 +475,15 @@ def memory_file_name(
     postfix: str = "-B16",
     clip: str = "ViT-B/16",
 ) -> str:
-    """The name that the published models look their memory up by.
+    """Returns the file name that the published models look their memory up by.
 
     Args:
-        size: rows, padding included.
-        prefix: such as ``clip-``, ``invite-`` or ``denseclip-``; none for Talk2DINO.
-        corpus: of captions.
-        postfix: of the projection, when there is one.
-        clip: the text tower.
+        size: Rows, padding included.
+        prefix: Prefix such as ``clip-``, ``invite-`` or ``denseclip-``; none for
+            Talk2DINO.
+        corpus: Name of the corpus of captions.
+        postfix: Postfix of the projection, if there is one.
+        clip: Name of the text tower.
     """
     tower = clip.replace("/", ".")
     return f"{prefix}{corpus}_text_embeddings{postfix}-{tower}-{size}.h5"
@@ -498,19 +500,19 @@ def build_memory(
     """Writes a memory file in the published layout.
 
     Args:
-        path: of the new file; an old one is replaced when the new one is whole.
-        captions: one row each, in order.
-        encode: texts to vectors (n, D): a CLIP text tower, and for a DINO memory the
+        path: Path of the new file; an old one is replaced when the new one is whole.
+        captions: One row each, in order.
+        encode: Texts to vectors (n, D): a CLIP text tower, and for a DINO memory the
             Talk2DINO projection after it.
-        corpus: the datasets' name.
-        batch_size: captions per call of ``encode``.
+        corpus: Name of the corpus.
+        batch_size: Captions per call of ``encode``.
 
     Returns:
-        the path.
+        The path.
 
     Raises:
-        WeightsError: when there is no caption.
-        PromptError: when ``encode`` finds a caption too long.
+        WeightsError: If there is no caption.
+        PromptError: If ``encode`` finds a caption too long.
     """
     if not captions:
         raise WeightsError("there is no caption to build a memory from")

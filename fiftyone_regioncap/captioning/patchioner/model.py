@@ -32,12 +32,12 @@ def embed_regions(
     *,
     compat: Compat = "fixed",
 ) -> Tensor:
-    """Embeds any number of regions of a frame.
+    """Embeds regions of a frame.
 
     Args:
-        features: of the frame.
-        regions: in pixels of the frame.
-        weighting: of the patches of each.
+        features: Features of the frame.
+        regions: Regions in pixels of the frame.
+        weighting: Weighting of the patches of each region.
         compat: ``reference`` keeps the scale of its sums (points, and attention over
             the whole image, are divided by the number of patches) and rescales the
             attention under each box for the boxes after it.
@@ -46,7 +46,7 @@ def embed_regions(
         float32 (regions, D), not normalized.
 
     Raises:
-        PromptError: when nothing of a region is in the frame.
+        PromptError: If nothing of a region is in the frame.
     """
     grid = features.grid
     attention = None
@@ -85,9 +85,9 @@ class Patchioner:
     """A backbone and a language part that belong together.
 
     Attributes:
-        backbone: frames to features.
-        language: embeddings to captions.
-        compat: whose numbers; see :data:`~.aggregation.Compat`.
+        backbone: Encodes frames.
+        language: Turns embeddings into captions.
+        compat: Whose numbers to compute; see :data:`~.aggregation.Compat`.
     """
 
     backbone: Backbone
@@ -107,15 +107,15 @@ class Patchioner:
         regions: Sequence[Region],
         weighting: Weighting = MEAN,
     ) -> list[Description]:
-        """Captions of regions of one image.
+        """Describes regions of one image.
 
         Args:
             frame: uint8 (H, W, 3) RGB.
-            regions: in its pixels.
-            weighting: of the patches of each region.
+            regions: Regions in its pixels.
+            weighting: Weighting of the patches of each region.
 
         Raises:
-            PromptError: when nothing of a region is in the frame.
+            PromptError: If nothing of a region is in the frame.
         """
         (features,) = self.backbone.encode([frame])
         return self.language.describe(

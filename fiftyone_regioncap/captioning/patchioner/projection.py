@@ -49,10 +49,12 @@ class TextProjection(nn.Module):
         """Makes a projection with random weights.
 
         Args:
-            text_width: channels of the text features; 512 for CLIP's base models.
-            patch_width: channels of the patch features; 768 for DINOv2's base model.
-            hidden: layers after the first.
-            activation: before each hidden layer; None for none.
+            text_width: Number of channels of the text features; 512 for CLIP's base
+                models.
+            patch_width: Number of channels of the patch features; 768 for DINOv2's base
+                model.
+            hidden: Number of layers after the first.
+            activation: Before each hidden layer; None for none.
         """
         super().__init__()
         self.linear_layer = nn.Linear(text_width, patch_width)
@@ -77,7 +79,7 @@ class TextProjection(nn.Module):
             source: Where the state dict is from, for messages.
 
         Raises:
-            WeightsError: when the names are others.
+            WeightsError: If the names are others.
         """
         renamed = {
             name.replace("linear_layer2.", "hidden_layers.0."): value
@@ -106,11 +108,11 @@ class TextProjection(nn.Module):
         """Loads a ``.pth`` file, with a warning when it is not the published one.
 
         Args:
-            path: of the file.
-            activation: before each hidden layer.
+            path: Path of the file.
+            activation: Activation before each hidden layer.
 
         Raises:
-            WeightsError: when the file cannot be read or is something else.
+            WeightsError: If the file cannot be read or is something else.
         """
         path = Path(path)
         state = dict(read_tensors(path))

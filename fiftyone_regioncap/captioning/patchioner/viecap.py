@@ -61,15 +61,15 @@ _EXCLAMATION = 0
 
 @dataclass(frozen=True)
 class Prompting:
-    """What the decoder is given.
+    """Prompts of the decoder, and how it searches.
 
     Attributes:
-        soft: whether to give the soft prompt.
-        hard: whether to give the hard prompt.
-        soft_first: which of the two comes first.
-        top_k: entities at most.
-        threshold: probability below which no more entities are taken.
-        beams: 1 is greedy.
+        soft: Whether to give the soft prompt.
+        hard: Whether to give the hard prompt.
+        soft_first: Which of the two comes first.
+        top_k: Maximum number of entities.
+        threshold: Probability below which no more entities are taken.
+        beams: Number of beams; 1 is greedy search.
     """
 
     soft: bool = True
@@ -83,11 +83,11 @@ class Prompting:
 def embed_entities(
     names: Sequence[str], encode: Callable[[Sequence[str]], Tensor]
 ) -> Tensor:
-    """The vectors that entities are retrieved by.
+    """Embeds entities, to retrieve them by.
 
     Args:
-        names: of the entities.
-        encode: texts to vectors (n, D) of the space of the region embeddings.
+        names: Names of the entities.
+        encode: Texts to vectors (n, D) of the space of the region embeddings.
 
     Returns:
         float32 (E, D), unit rows: the mean over templates of unit vectors.
@@ -99,7 +99,7 @@ def embed_entities(
 
 
 def entity_probabilities(features: Tensor, entities: Tensor) -> Tensor:
-    """How likely each entity is in each region.
+    """Computes how likely each entity is in each region.
 
     Args:
         features: (R, D).
@@ -115,13 +115,13 @@ def entity_probabilities(features: Tensor, entities: Tensor) -> Tensor:
 def choose_entities(
     probabilities: Tensor, names: Sequence[str], *, top_k: int, threshold: float
 ) -> list[list[str]]:
-    """The likeliest entities of each region, most likely first.
+    """Chooses the most likely entities of each region, most likely first.
 
     Args:
         probabilities: (R, E).
-        names: of the E entities.
-        top_k: entities at most.
-        threshold: the first probability below it ends the list.
+        names: Names of the E entities.
+        top_k: Maximum number of entities.
+        threshold: The first probability below it ends the list.
     """
     top, places = probabilities.topk(min(top_k, len(names)), dim=1)
     chosen = []
@@ -132,7 +132,7 @@ def choose_entities(
 
 
 def hard_prompt(entities: Sequence[str]) -> str:
-    """The sentence that names the entities."""
+    """Returns the sentence that names the entities."""
     return f"There are {', '.join(entities) or 'something'} in image."
 
 
@@ -188,7 +188,7 @@ class _MapperLayers(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """A region embedding to the tokens of the soft prompt."""
+    """Maps a region embedding to the tokens of the soft prompt."""
 
     def __init__(
         self,
@@ -202,13 +202,13 @@ class MappingNetwork(nn.Module):
         """Makes a mapping with random weights.
 
         Args:
-            feature_width: channels of the region embeddings.
-            width: channels of the GPT-2.
-            tokens: that the embedding becomes.
-            learned: constant tokens behind them; what the layers make of those is the
-                soft prompt.
-            layers: of the transformer.
-            heads: per layer.
+            feature_width: Number of channels of the region embeddings.
+            width: Number of channels of the GPT-2.
+            tokens: Number of tokens that the embedding becomes.
+            learned: Number of learned tokens behind them; what the layers make of those
+                is the soft prompt.
+            layers: Number of layers of the transformer.
+            heads: Attention heads per layer.
         """
         super().__init__()
         self.linear = nn.Linear(feature_width, tokens * width)

@@ -36,7 +36,7 @@ class FrameFeatures:
     """One frame after the backbone.
 
     Attributes:
-        grid: how the patches lie on the frame.
+        grid: How the patches lie on the frame.
         patches: (rows * columns, D) after the final norm, row-major, not normalized.
         cls: (D,) the image token, or None where the backbone has none.
         registers: (G, D) register tokens; G may be 0.
@@ -101,11 +101,11 @@ def preprocess(
 
     Args:
         frame: uint8 (H, W, 3) RGB.
-        side: of the square input in pixels.
-        crop: keep the aspect ratio and cut the central square out, instead of squashing
+        side: Side of the square input in pixels.
+        crop: Keep the aspect ratio and cut the central square out, instead of squashing
             the whole frame into it.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
+        mean: Mean per channel, of values in [0, 1].
+        std: Standard deviation per channel.
 
     Returns:
         float32 (3, side, side).
