@@ -35,7 +35,7 @@ from fiftyone_regioncap.dataset.tracks import TrackWriter  # noqa: E402
 
 EXPORT = """
 import json, resource, sys, time
-from fiftyone_regioncap import exporters
+from fiftyone_regioncap import api, exporters
 import fiftyone as fo
 
 dataset = fo.load_dataset(sys.argv[1])
@@ -46,7 +46,7 @@ def peak():  # of this process or of one of its workers
     )
 before = peak()
 start = time.perf_counter()
-done = exporters.export(
+done = api.export(
     dataset,
     sys.argv[2],
     sys.argv[3],

@@ -1,405 +1,268 @@
-"""The functions that people call from Python; operators and CLI call the same."""
+"""The functions that people call from Python; shell and App call the same.
+
+Each is made from its declaration in :mod:`fiftyone_regioncap.operations`; what does the
+work is named there, and found below where it has to be put together.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import fiftyone.core.collections as foco
-
-from fiftyone_regioncap.captioning.base import Captioner, RegionEmbedder
-from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.errors import OptionError
+from fiftyone_regioncap.core.options import OptionField, fields_of, unknown
 from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
-from fiftyone_regioncap.dataset.fields import track_fields
-from fiftyone_regioncap.dataset.tracks import MaskStorage
-from fiftyone_regioncap.jobs import (
-    CaptionOptions,
-    PropagateOptions,
-    RegionOptions,
-    Summary,
-    embedding,
-    images,
-    proposing,
-    videos,
-)
-from fiftyone_regioncap.jobs.embedding import EmbedSummary
-from fiftyone_regioncap.models.registry import AUTO, ModelRegistry, ModelSpec, T
-from fiftyone_regioncap.propagation.base import Direction, Propagator
-from fiftyone_regioncap.propagation.policy import Policy
-from fiftyone_regioncap.propagation.proposals import ProposalOptions
-from fiftyone_regioncap.propagation.registry import PROPAGATORS
+from fiftyone_regioncap.core.registry import resolve
+from fiftyone_regioncap.operations import OPERATIONS, Operation
 from fiftyone_regioncap.system import database
 
+if TYPE_CHECKING:
+    from fiftyone_regioncap.analysis.checks import CheckSummary, TriageSummary
+    from fiftyone_regioncap.analysis.facets import FacetSummary
+    from fiftyone_regioncap.analysis.options import (
+        CheckOptions,
+        FacetOptions,
+        TriageOptions,
+        UniqueOptions,
+    )
+    from fiftyone_regioncap.analysis.unique import UniqueReport
+    from fiftyone_regioncap.evaluation.caption_runs import CaptionEvaluation
+    from fiftyone_regioncap.evaluation.options import EvaluateOptions
+    from fiftyone_regioncap.search import SearchResults
+    from fiftyone_regioncap.search.options import EmbedCaptionsOptions, SearchOptions
+    from fiftyone_regioncap.visualization.maps import MapSummary
 
-def propagate(
-    samples: foco.SampleCollection,
-    prompts: str = "frames.prompts",
-    *,
-    output: str = "frames.tracks",
-    propagator: str | Propagator = "auto",
-    weights: str | None = None,
-    device: str | None = None,
-    backend_options: Mapping[str, Any] | None = None,
-    direction: Direction = "both",
-    start: int = 0,
-    stop: int | None = None,
-    overlap: bool = False,
-    mask_storage: MaskStorage = "auto",
-    output_dir: str | None = None,
-    overwrite: bool = False,
-    policy: Policy = Policy(),  # noqa: B008
+Model: TypeAlias = Any
+"""A specification of a model, or a model that is loaded."""
+
+
+def call(
+    operation: Operation,
+    samples: Any,
+    values: Mapping[str, Any],
     progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
-) -> Summary:
-    """Carries prompts through videos and writes a mask per object and frame.
+) -> Any:
+    """Runs an operation.
 
     Args:
-        samples: videos: a dataset, a view, or a clips view.
-        prompts: field with boxes, masks, points or polylines, on any frames.
-        output: frame-level field for the tracks.
-        propagator: a name (see ``regioncap models``), ``"auto"``, or one of your own.
-        weights: a folder, a file or a hub id; None for the backend's default.
-        device: such as ``"cuda"``; None for the best there is.
-        backend_options: what only the chosen backend knows.
-        direction: which way from the prompts.
-        start: first frame of interest, 0-based.
-        stop: one past the last frame of interest; None means the end.
-        overlap: whether objects may share pixels.
-        mask_storage: ``"inline"``, ``"disk"`` or ``"auto"``.
-        output_dir: where masks on disk go; None for beside the media.
-        overwrite: whether to do samples again that are complete.
-        policy: what ends a track before the video does, such as scene cuts.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
+        operation: What to do.
+        samples: A dataset or a view.
+        values: Options and models by name; those that are absent have the default.
+        progress: Whether to draw a progress bar, or what is called with each event.
+        cancel: Set it to stop after the step at hand.
 
     Returns:
-        what was done, failures included.
+        What was done, failures included.
 
     Raises:
-        FieldError: when a field is absent or of the wrong kind.
-        BackendError: when the propagator can't run here.
-        Cancelled: when ``cancel`` was set.
+        OptionError: When an option is unknown or has a value that it can't have.
+        BackendError: When a model can't run here.
+        FieldError: When a field is absent or of the wrong kind.
+        Cancelled: When ``cancel`` was set; what was written stays.
     """
-    options = PropagateOptions(
-        prompts=prompts,
-        output=output,
-        direction=direction,
-        start=start,
-        stop=stop,
-        overlap=overlap,
-        mask_storage=mask_storage,
-        output_dir=output_dir,
-        overwrite=overwrite,
-        policy=policy,
+    options, models = operation.parse(values)
+    database.ensure()
+    with progress_listener(progress) as listener:
+        if operation.run is not None:
+            run = resolve(operation.run)
+            return run(samples, options, **models, listener=listener, cancel=cancel)
+        stages = {
+            stage: options if group is None else getattr(options, group)
+            for stage, group in operation.stages.items()
+        }
+        run = resolve("fiftyone_regioncap.jobs.executors.local:run_stages")
+        name = operation.name
+        return run(samples, name, stages, models, listener=listener, cancel=cancel)
+
+
+def function_of(operation: Operation) -> Callable[..., Any]:
+    """The SDK's function for an operation, with signature and documentation."""
+    signature = inspect.Signature(_parameters(operation))
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in signature.parameters:
+                known = operation.parameters()
+                raise OptionError(f"{operation.name}: {unknown(name, known)}")
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        samples = given.pop("samples")
+        progress, cancel = given.pop("progress", True), given.pop("cancel", None)
+        return call(operation, samples, given, progress, cancel)
+
+    function.__name__ = function.__qualname__ = operation.name
+    function.__doc__ = _documentation(operation)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__module__ = __name__
+    return function
+
+
+def _parameters(operation: Operation) -> list[inspect.Parameter]:
+    positional, keyword = (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
     )
-    return propagate_and_caption(
+    fields = {field.name: field for field in operation.fields}
+    first = [fields.pop(name) for name in operation.positional]
+    own = [_parameter(field, positional) for field in first]
+    own += [_parameter(field, keyword) for field in fields.values()]
+    for model in operation.models:
+        own += [
+            inspect.Parameter(name, keyword, default=default, annotation=hint)
+            for name, default, hint in (
+                (model.name, model.default, "str | Model | None"),
+                (f"{model.name}_weights", None, "str | None"),
+                (f"{model.name}_options", None, "Mapping[str, Any] | None"),
+            )
+        ]
+    if operation.loading is not None:
+        own += [_parameter(field, keyword) for field in fields_of(operation.loading)]
+    return [
+        inspect.Parameter("samples", positional, annotation="SampleCollection"),
+        *own,
+        inspect.Parameter("progress", keyword, default=True, annotation="bool"),
+        inspect.Parameter("cancel", keyword, default=None, annotation="Event | None"),
+    ]
+
+
+def _parameter(field: OptionField, kind: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.required else field.default
+    return inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+
+
+def _documentation(operation: Operation) -> str:
+    """A Google docstring."""
+    lines = [operation.summary, "", "Args:", "    samples: A dataset or a view."]
+    fields = operation.fields
+    if operation.loading is not None:
+        fields += fields_of(operation.loading)
+    lines += [f"    {field.name}: {field.documentation}" for field in fields]
+    for model in operation.models:
+        lines += [
+            f"    {model.name}: {model.help} Give a name, a model that is loaded, or "
+            f"None; default {model.default!r}.",
+            f"    {model.name}_weights: Folder, file or hub id of its weights.",
+            f"    {model.name}_options: Its own options by name.",
+        ]
+    lines += [
+        "    progress: Whether to draw a progress bar, or what is called with events.",
+        "    cancel: Set it to stop after the step at hand; what was written stays.",
+        "",
+        "Returns:",
+        "    What was done, failures included.",
+    ]
+    return "\n".join(lines)
+
+
+def __getattr__(name: str) -> Any:
+    """Makes the function of an operation when it is first used."""
+    if name not in OPERATIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = function_of(OPERATIONS[name])
+    return globals()[name]
+
+
+def _make_unique(
+    samples: Any, options: UniqueOptions, captioner: Model, **run: Any
+) -> UniqueReport:
+    from fiftyone_regioncap.analysis.hierarchy import write_hierarchy
+    from fiftyone_regioncap.analysis.unique import make_unique
+    from fiftyone_regioncap.captioning.registry import CAPTIONERS
+    from fiftyone_regioncap.dataset.fields import track_fields
+
+    tracks = options.tracks or next(iter(track_fields(samples._root_dataset)), None)
+    report = make_unique(
         samples,
-        propagate=options,
-        caption=None,
-        propagator=propagator,
-        propagator_load=ModelSpec(AUTO, weights, device, backend_options or {}),
-        progress=progress,
-        cancel=cancel,
+        options.captions,
+        tracks_field=tracks,
+        threshold=options.threshold,
+        captioner=captioner and CAPTIONERS.obtain(captioner, []),
+        progress=run["listener"] or False,
+        cancel=run["cancel"],
     )
+    if options.parts:
+        field = tracks or options.captions
+        report.parts = sum(write_hierarchy(sample, field) for sample in samples)
+    return report
 
 
-def caption(
-    samples: foco.SampleCollection,
-    tracks: str = "frames.tracks",
-    *,
-    output: str = "captions",
-    captioner: str | Captioner = "auto",
-    weights: str | None = None,
-    device: str | None = None,
-    backend_options: Mapping[str, Any] | None = None,
-    prompt: str | None = None,
-    window: int | Literal["change"] | None = None,
-    summary: bool = False,
-    overwrite: bool = False,
-    progress: bool | ProgressListener = True,
-    cancel: threading.Event | None = None,
-) -> Summary:
-    """Describes every track and writes the captions as temporal detections.
+def _search(samples: Any, options: SearchOptions, **run: Any) -> SearchResults:
+    from fiftyone_regioncap.search import search
 
-    Args:
-        samples: videos: a dataset, a view, or a clips view.
-        tracks: frame-level Detections with an ``index`` each.
-        output: sample-level field for the captions.
-        captioner: a name (see ``regioncap models``), ``"auto"``, or one of your own.
-        weights: a folder, a file or a hub id; None for the backend's default.
-        device: such as ``"cuda"``; None for the best there is.
-        backend_options: what only the chosen backend knows.
-        prompt: name of one of the captioner's prompts, or a text of your own.
-        window: a caption for every so many frames, or with ``"change"`` for every
-            stretch between changes of the object; None for one per track.
-        summary: whether a track of several windows also gets a caption of its whole.
-        overwrite: whether to do samples again that are complete.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
-
-    Returns:
-        what was done, failures included.
-
-    Raises:
-        FieldError: when a field is absent or of the wrong kind.
-        BackendError: when the captioner can't run here.
-        Cancelled: when ``cancel`` was set.
-    """
-    options = CaptionOptions(
-        tracks=tracks,
-        output=output,
-        prompt=prompt,
-        window=window,
-        summary=summary,
-        overwrite=overwrite,
-    )
-    return propagate_and_caption(
+    names = ("query", "k", "mode", "model", "device")
+    results = search(
         samples,
-        propagate=None,
-        caption=options,
-        captioner=captioner,
-        captioner_load=ModelSpec(AUTO, weights, device, backend_options or {}),
-        progress=progress,
-        cancel=cancel,
+        field=options.captions,
+        progress=_bar(run),
+        **{name: getattr(options, name) for name in names},
     )
-
-
-def propagate_and_caption(
-    samples: foco.SampleCollection,
-    *,
-    propagate: PropagateOptions | None = PropagateOptions(),  # noqa: B008
-    caption: CaptionOptions | None = CaptionOptions(),  # noqa: B008
-    propagator: str | Propagator = "auto",
-    propagator_load: ModelSpec = ModelSpec(),  # noqa: B008
-    captioner: str | Captioner = "auto",
-    captioner_load: ModelSpec = ModelSpec(),  # noqa: B008
-    progress: bool | ProgressListener = True,
-    cancel: threading.Event | None = None,
-) -> Summary:
-    """Does both in one pass: a video is captioned while the next one is propagated.
-
-    Args:
-        samples: videos: a dataset, a view, or a clips view.
-        propagate: how to propagate; None to leave the tracks as they are.
-        caption: how to caption; None for no captions.
-        propagator: a name, ``"auto"``, or one of your own.
-        propagator_load: how to load a propagator given by name.
-        captioner: a name, ``"auto"``, or one of your own.
-        captioner_load: how to load a captioner given by name.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
-
-    Returns:
-        what was done, failures included.
-
-    Raises:
-        FieldError: when a field is absent or of the wrong kind.
-        BackendError: when a backend can't run here.
-        Cancelled: when ``cancel`` was set.
-    """
-    database.ensure()
-    reasons: list[str] = []
-    with progress_listener(progress) as listener:
-        summary = videos.run(
-            samples,
-            propagate=propagate,
-            propagator=(
-                _load(PROPAGATORS, propagator, propagator_load, reasons)
-                if propagate is not None
-                else None
-            ),
-            caption=caption,
-            captioner=(
-                _load(CAPTIONERS, captioner, captioner_load, reasons)
-                if caption is not None
-                else None
-            ),
-            listener=listener,
-            cancel=cancel,
+    if options.save is not None:
+        samples._root_dataset.save_view(
+            options.save, shown(results, options), overwrite=True
         )
-    summary.backends = reasons
-    return summary
+    return results
 
 
-def _load(
-    registry: ModelRegistry[T], chosen: str | T, spec: ModelSpec, reasons: list[str]
-) -> T:
-    """Loads a backend given by name; one given as an object is taken as it is."""
-    if isinstance(chosen, str):
-        chosen, reason = registry.load(replace(spec, name=chosen))
-        reasons.append(reason)
-    return chosen
+def shown(results: SearchResults, options: SearchOptions) -> Any:
+    """The view of what a search found, as its options want it."""
+    view = results.view(options.score_field)
+    return results.captions.alone(view) if options.alone and results.hits else view
 
 
-def caption_regions(
-    samples: foco.SampleCollection,
-    field: str,
-    *,
-    captioner: str | Captioner = "auto",
-    weights: str | None = None,
-    device: str | None = None,
-    backend_options: Mapping[str, Any] | None = None,
-    segmenter: str | Propagator | None = "auto",
-    prompt: str | None = None,
-    overwrite: bool = False,
-    progress: bool | ProgressListener = True,
-    cancel: threading.Event | None = None,
-) -> Summary:
-    """Describes the regions of images, and writes captions onto their labels.
+def _embed_captions(
+    samples: Any, options: EmbedCaptionsOptions, **run: Any
+) -> MapSummary:
+    from fiftyone_regioncap.visualization.maps import embed_captions
 
-    Args:
-        samples: images: a dataset or a view.
-        field: of Detections with or without masks, Polylines or Keypoints.
-        captioner: a name (see ``regioncap models``), ``"auto"``, or one of your own.
-        weights: of the captioner: a folder, a file or a hub id.
-        device: such as ``"cuda"``; None for the best there is.
-        backend_options: what only the chosen captioner knows.
-        segmenter: the propagator that makes masks of boxes and points; None to take
-            boxes as they are.
-        prompt: name of one of the captioner's prompts, or a text of your own.
-        overwrite: whether to caption regions again that have a caption.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
-
-    Returns:
-        what was done, failures included.
-
-    Raises:
-        FieldError: when the field is absent or of the wrong kind.
-        BackendError: when a backend can't run here.
-        Cancelled: when ``cancel`` was set.
-    """
-    database.ensure()
-    reasons: list[str] = []
-    load = ModelSpec(AUTO, weights, device, backend_options or {})
-    with progress_listener(progress) as listener:
-        summary = images.run(
-            samples,
-            RegionOptions(field, prompt, overwrite),
-            _load(CAPTIONERS, captioner, load, reasons),
-            segmenter=(
-                None
-                if segmenter is None
-                else _load(PROPAGATORS, segmenter, ModelSpec(device=device), reasons)
-            ),
-            listener=listener,
-            cancel=cancel,
-        )
-    summary.backends = reasons
-    return summary
+    values = vars(options) | {"field": options.captions, "progress": _bar(run)}
+    return embed_captions(samples, **_without(values, "captions"))
 
 
-def propose(
-    samples: foco.SampleCollection,
-    *,
-    output: str = "frames.prompts",
-    propagator: str | Propagator = "auto",
-    weights: str | None = None,
-    device: str | None = None,
-    options: ProposalOptions = ProposalOptions(),  # noqa: B008
-    overwrite: bool = False,
-    progress: bool | ProgressListener = True,
-    cancel: threading.Event | None = None,
-) -> Summary:
-    """Finds the objects of videos that have no prompts, and writes a prompt for each.
+def _extract_facets(samples: Any, options: FacetOptions, **run: Any) -> FacetSummary:
+    from fiftyone_regioncap.analysis.facets import extract_facets
 
-    Args:
-        samples: videos: a dataset, a view, or a clips view.
-        output: frame-level field for the prompts.
-        propagator: whose model finds masks: a name, ``"auto"``, or one of your own.
-        weights: a folder, a file or a hub id; None for the backend's default.
-        device: such as ``"cuda"``; None for the best there is.
-        options: what counts as an object.
-        overwrite: whether to do samples again that are complete.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
-
-    Returns:
-        what was done, failures included.
-
-    Raises:
-        BackendError: when the propagator's model doesn't segment single frames.
-        Cancelled: when ``cancel`` was set.
-    """
-    database.ensure()
-    reasons: list[str] = []
-    with progress_listener(progress) as listener:
-        summary = proposing.run(
-            samples,
-            output,
-            _load(PROPAGATORS, propagator, ModelSpec(AUTO, weights, device), reasons),
-            options,
-            overwrite=overwrite,
-            listener=listener,
-            cancel=cancel,
-        )
-    summary.backends = reasons
-    return summary
+    return extract_facets(samples, options.captions)
 
 
-def embed_regions(
-    samples: foco.SampleCollection,
-    field: str = "captions",
-    *,
-    tracks: str | None = None,
-    captioner: str | RegionEmbedder = "patchioner",
-    weights: str | None = None,
-    device: str | None = None,
-    backend_options: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    progress: bool | ProgressListener = True,
-    cancel: threading.Event | None = None,
-) -> EmbedSummary:
-    """Embeds the regions of captions by how they look, whoever wrote the captions.
+def _check_captions(samples: Any, options: CheckOptions, **run: Any) -> CheckSummary:
+    from fiftyone_regioncap.analysis.checks import check_captions
 
-    What captioners such as Patch-ioner leave with their own captions, this adds to
-    those of others: visual search and maps, and the comparison of captions with their
-    regions, then work on them too.
+    values = vars(options) | {"field": options.captions}
+    return check_captions(samples, **_without(values, "captions"))
 
-    Args:
-        samples: videos or images: a dataset or a view.
-        field: of the captions.
-        tracks: of a video's tracks; None for the first field of tracks.
-        captioner: a name of one that embeds regions, or one of your own.
-        weights: a folder, a file or a hub id; None for the captioner's default.
-        device: such as ``"cuda"``; None for the best there is.
-        backend_options: what only the chosen captioner knows.
-        overwrite: whether to embed regions again that this model has embedded.
-        progress: whether to draw a bar, or who is told of progress.
-        cancel: set it to stop.
 
-    Returns:
-        what was done, failures included.
+def _triage_captions(samples: Any, options: TriageOptions, **run: Any) -> TriageSummary:
+    from fiftyone_regioncap.analysis.checks import triage
 
-    Raises:
-        FieldError: when a field is absent or of the wrong kind.
-        BackendError: when the captioner embeds no regions, or can't run here.
-        Cancelled: when ``cancel`` was set.
-    """
-    database.ensure()
-    reasons: list[str] = []
-    load = ModelSpec(AUTO, weights, device, backend_options or {})
-    embedder: object = captioner
-    if isinstance(captioner, str):
-        embedder = _load(CAPTIONERS, captioner, load, reasons)
-    if not isinstance(embedder, RegionEmbedder):
-        raise BackendError(
-            f"the captioner {captioner!r} embeds no regions; patchioner does"
-        )
-    if tracks is None:
-        tracks = next(iter(track_fields(samples._root_dataset)), None)
-    with progress_listener(progress) as listener:
-        summary = embedding.run(
-            samples,
-            field,
-            tracks,
-            embedder,
-            overwrite=overwrite,
-            listener=listener,
-            cancel=cancel,
-        )
-    summary.backends = reasons
-    return summary
+    values = vars(options) | {"field": options.captions}
+    return triage(samples, **_without(values, "captions"))
+
+
+def _evaluate_captions(
+    samples: Any, options: EvaluateOptions, **run: Any
+) -> CaptionEvaluation:
+    from fiftyone_regioncap.evaluation.caption_runs import evaluate_captions
+    from fiftyone_regioncap.search.embedding import DEFAULT_MODEL
+
+    same = options.captions == options.references
+    attribute = options.caption_attribute or ("source_caption" if same else "caption")
+    values = vars(options) | {
+        "caption_attribute": attribute,
+        "model": options.model or DEFAULT_MODEL,
+    }
+    result = evaluate_captions(samples, **_without(values, "output"))
+    if options.output is not None:
+        result.write(Path(options.output))
+    return result
+
+
+def _bar(run: Mapping[str, Any]) -> bool:
+    return run["listener"] is not None and sys.stderr.isatty()
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}

@@ -1,21 +1,31 @@
-"""The pieces that the operators' forms are made of."""
+"""Forms that are made from declared options."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import fiftyone as fo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.dataset.caption_fields import CaptionField
-from fiftyone_regioncap.models.registry import ModelRegistry
-from fiftyone_regioncap.search import embedding
+from fiftyone_regioncap.core.errors import FieldError, RegionCapError
+from fiftyone_regioncap.core.options import OptionField, Options, fields_of
+from fiftyone_regioncap.dataset import caption_fields, fields
+from fiftyone_regioncap.models.registry import AUTO
+from fiftyone_regioncap.operations import NONE, ModelChoice, Operation
 
+ADVANCED = "advanced"
+"""The switch that shows the options that few need."""
 
-def target(inputs: types.Object, ctx: Any, action: str) -> None:
-    """Asks which samples to work on: the selected ones, the view, or the dataset."""
-    inputs.view_target(ctx, action_description=action, allow_selected_samples=True)
+NO_FIELD = {
+    "prompts": "No field marks objects yet. Draw boxes, points or polylines on a "
+    "frame, or import them into a frame field of Detections, Keypoints or Polylines",
+    "tracks": "No frame field holds tracks yet. Run propagate_masks first",
+    "captions": "No field holds captions yet. Caption tracks or regions first",
+    "regions": "No field holds Detections, Polylines or Keypoints yet",
+    "score": "No field holds captions with scores yet",
+}
+"""Why an operator can't run where no field is of the kind that it needs."""
 
 
 def refuse(inputs: types.Object, message: str) -> None:
@@ -32,183 +42,331 @@ def pick(
     *,
     label: str,
     description: str | None = None,
-) -> None:
-    """Asks for one of the values, which are shown as texts; the first by default."""
+    default: str | None = None,
+) -> Any:
+    """Asks for one of the values, which are shown as texts.
+
+    Args:
+        inputs: The form.
+        name: Name of the parameter.
+        options: The text to show by value.
+        label: Title of the input.
+        description: What it is for.
+        default: The value at first; None for the first one.
+
+    Returns:
+        The property of the form.
+    """
     choices = types.DropdownView()
     for value, text in options.items():
         choices.add_choice(value, label=text)
-    inputs.enum(
+    return inputs.enum(
         name,
         choices.values(),
-        default=next(iter(options)),
-        required=True,
+        default=next(iter(options)) if default is None else default,
+        required=False,
         label=label,
         description=description,
         view=choices,
     )
 
 
-def pick_field(
-    inputs: types.Object,
-    name: str,
-    fields: Sequence[str],
-    *,
-    label: str,
-    description: str,
-) -> None:
-    """Asks for one of the fields that fit."""
-    paths = {path: path for path in fields}
-    pick(inputs, name, paths, label=label, description=description)
-
-
-def embedded(ctx: Any, choices: Sequence[str]) -> bool:
-    """Whether regions of the chosen captions were embedded.
+def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
+    """Adds the inputs of an operation, those that few need behind a switch.
 
     Args:
-        ctx: the execution context.
-        choices: of the captions' field, the default first.
+        inputs: The form.
+        ctx: The execution context.
+        operation: What is asked for.
     """
-    name = ctx.params.get("field") or choices[0]
-    return CaptionField.of(ctx.dataset, name).embedded
-
-
-def embedding_model(visual: bool) -> str:
-    """What to say of the model that texts are embedded with."""
-    if visual:
-        return (
-            "Folder or hub id of the captioner that embedded the regions; empty for "
-            "where it was then"
-        )
-    return (
-        "Folder or hub id of a sentence-transformers model; empty for "
-        f"{embedding.DEFAULT_MODEL}"
+    for field in operation.fields:
+        kind = str(field.declaration.picker)
+        if kind in NO_FIELD and not field.optional and not _fields(ctx, kind):
+            refuse(inputs, NO_FIELD[kind])
+            return
+    inputs.view_target(
+        ctx, action_description=operation.action, allow_selected_samples=True
     )
-
-
-def output_field(
-    inputs: types.Object,
-    ctx: Any,
-    name: str,
-    *,
-    default: str,
-    label: str,
-    existing: Sequence[str],
-    taken: Sequence[str],
-) -> None:
-    """Asks where to write, and what to do with samples that are done already.
-
-    Args:
-        inputs: the form.
-        ctx: the execution context.
-        name: of the parameter.
-        default: the field's name.
-        label: for people.
-        existing: fields of the right kind, which may be written again.
-        taken: all other fields, which may not.
-    """
-    value = ctx.params.get(name) or default
-    prop = inputs.str(
-        name,
-        default=default,
-        required=True,
-        label=label,
-        description="A new field, or one of the same kind that is there already",
-    )
-    plain = value.removeprefix("frames.")
-    if not plain.isidentifier():
-        prop.invalid = True
-        prop.error_message = f"{value!r} is not a field name"
-    elif value in taken and value not in existing:
-        prop.invalid = True
-        prop.error_message = f"{value} holds something else; choose another name"
-    if value in existing:
-        modes = types.RadioGroup()
-        modes.add_choice(
-            "skip",
-            label="Skip samples that are complete",
-            description="Samples that a killed job left unfinished are gone on with",
-        )
-        modes.add_choice(
-            "overwrite",
-            label="Overwrite",
-            description=f"Do all samples again and replace what {value} holds",
-        )
-        inputs.enum(
-            "existing",
-            modes.values(),
-            default="skip",
-            required=True,
-            label=f"{value} exists",
-            view=modes,
-        )
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """A JSON object's content; None when the text is something else."""
+    advanced = bool(ctx.params.get(ADVANCED))
+    shown = [one for one in operation.fields if advanced or not _is_advanced(one)]
+    for field in shown:
+        ask_option(inputs, ctx, field, ctx.params)
+    for model in operation.models:
+        _ask_model(inputs, ctx, model, advanced)
+    if operation.loading is not None and advanced:
+        for field in fields_of(operation.loading):
+            if field.name == "device":
+                ask_option(inputs, ctx, field, ctx.params)
+    inputs.bool(ADVANCED, default=False, label="Advanced", view=types.SwitchView())
+    missing = [
+        field
+        for field in operation.fields
+        if field.required and not ctx.params.get(field.name)
+    ]
+    if missing or any(prop.invalid for prop in inputs.properties.values()):
+        return
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
+        operation.parse(parameters(operation, ctx.params))
+    except RegionCapError as error:
+        refuse(inputs, str(error))
 
 
-def pick_backend(
-    inputs: types.Object, ctx: Any, registry: ModelRegistry[Any], *, label: str
+def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a form's parameters tell an operation; empty inputs have the default.
+
+    Raises:
+        OptionError: When an input that is a text is no value of its option.
+    """
+    known = operation.parameters()
+    found: dict[str, Any] = {}
+    by_name = {field.name: field for field in operation.fields}
+    for name, value in params.items():
+        if name not in known or value is None or value == "":
+            continue
+        if name in by_name:
+            found[name] = _value(by_name[name], value)
+        elif name.endswith("_options"):
+            found[name] = {
+                key: inner for key, inner in value.items() if inner not in (None, "")
+            }
+        else:
+            found[name] = value
+    return found
+
+
+def ask_option(
+    inputs: types.Object, ctx: Any, field: OptionField, params: Mapping[str, Any]
 ) -> None:
-    """Asks for a backend, showing what is ready here and what its weights allow."""
-    name = registry.kind
-    choices = types.DropdownView()
-    chosen, reason = registry.choose()
-    choices.add_choice("auto", label=f"auto ({chosen.name})", description=reason)
-    for backend in registry.available().values():
-        missing = backend.missing()
-        use = "" if backend.commercial else ", non-commercial"
-        state = "ready" if missing is None else missing
-        choices.add_choice(
-            backend.name,
-            label=f"{backend.name}: {backend.summary}",
-            description=f"license {backend.license}{use}; {state}",
+    """Adds the input of an option, and what is wrong with the value that it has."""
+    prop = _input(inputs, ctx, field)
+    value = params.get(field.name)
+    if value is None or value == "":
+        return
+    try:
+        _check_new(ctx, field, _value(field, value))
+    except RegionCapError as error:
+        prop.invalid, prop.error_message = True, str(error)
+
+
+def _check_new(ctx: Any, field: OptionField, name: Any) -> None:
+    """Validates the name of a field to write.
+
+    Raises:
+        FieldError: When it is no name, or a field of another kind has it.
+    """
+    new, _, kind = str(field.declaration.picker).partition(" ")
+    if new != "new":
+        return
+    fields.require_output(name)
+    dataset = ctx.dataset
+    taken = set(dataset.get_field_schema())
+    taken |= {f"frames.{one}" for one in dataset.get_frame_field_schema() or ()}
+    prompts = ctx.params.get("prompts") or next(
+        iter(fields.prompt_fields(dataset)), None
+    )
+    own = [one for one in _fields(ctx, kind) if one != prompts or kind == "prompts"]
+    if name in taken and name not in own:
+        raise FieldError(f"{name} holds something else; choose another name")
+
+
+def _is_advanced(field: OptionField) -> bool:
+    return field.declaration.advanced
+
+
+def _value(field: OptionField, value: Any) -> Any:
+    return field.parse(value) if isinstance(value, str) else field.check(value)
+
+
+def _input(inputs: types.Object, ctx: Any, field: OptionField) -> Any:
+    """The input of an option, by its type and by what helps to choose a value."""
+    declared = field.declaration
+    about = {"label": field.label, "description": declared.help}
+    default = None if field.required else field.default
+    if declared.picker in NO_FIELD:
+        return _pick_field(inputs, ctx, field, default)
+    if declared.picker == "format":
+        from fiftyone_regioncap.exporters import FORMATS
+
+        texts = {
+            name: f"{name}: {found.summary}"
+            for name, found in FORMATS.available().items()
+        }
+        return pick(inputs, field.name, texts, **about)
+    if declared.picker in ("file", "folder"):
+        view = types.FileExplorerView(choose_dir=declared.picker == "folder")
+        return inputs.str(field.name, required=field.required, **about, view=view)
+    many = any(kind not in (int, float, str, bool) for kind in field.kinds)
+    if field.choices and not many:
+        return _pick_choice(inputs, field, default)
+    if field.choices and isinstance(default, tuple):
+        choices = types.Choices()
+        for value in field.choices:
+            choices.add_choice(value, label=value)
+        return inputs.list(
+            field.name,
+            types.String(),
+            default=list(default),
+            **about,
+            view=types.DropdownView(multiple=True, choices=choices.choices),
         )
-    inputs.enum(
-        name,
-        choices.values(),
-        default="auto",
-        required=True,
-        label=label,
-        view=choices,
+    if field.choices:
+        return _pick_choice(inputs, field, default)
+    if field.kinds == (bool,) and not field.optional:
+        return inputs.bool(field.name, default=default, **about)
+    make: dict[Any, Callable[..., Any]] = {int: inputs.int, float: inputs.float}
+    if len(field.kinds) == 1 and field.kinds[0] in make:
+        return make[field.kinds[0]](
+            field.name,
+            default=default,
+            min=declared.minimum,
+            max=declared.maximum,
+            required=False,
+            **about,
+        )
+    about["description"] = f"{declared.help} Give {field.expects}."
+    text = default if isinstance(default, str) else None
+    return inputs.str(field.name, default=text, required=field.required, **about)
+
+
+def _pick_choice(inputs: types.Object, field: OptionField, default: Any) -> Any:
+    texts = {str(value): text or str(value) for value, text in field.choices.items()}
+    if field.optional:
+        texts = {"": "default", **texts}
+    return pick(
+        inputs,
+        field.name,
+        texts,
+        label=field.label,
+        description=field.declaration.help,
+        default="" if default is None else str(default),
     )
-    wanted = ctx.params.get(name) or "auto"
-    weights = ctx.params.get(f"{name}_weights")
-    inputs.str(
-        f"{name}_weights",
-        required=False,
-        label=f"Weights of the {registry.kind}",
-        description="A folder, a file or a hub id; empty for the default",
+
+
+def _pick_field(
+    inputs: types.Object, ctx: Any, field: OptionField, default: Any
+) -> Any:
+    kind = str(field.declaration.picker)
+    names: Sequence[str] = _fields(ctx, kind)
+    texts = {name: name for name in names}
+    if field.optional:
+        texts = {**texts, "": "none"} if default else {"": "default", **texts}
+    return pick(
+        inputs,
+        field.name,
+        texts,
+        label=field.label,
+        description=field.declaration.help,
+        default=default if default in texts else None,
     )
-    text = ctx.params.get(f"{name}_options")
-    options = inputs.str(
-        f"{name}_options",
-        required=False,
-        label=f"Options of the {registry.kind}",
-        description='JSON for what only it knows, such as {"image_size": 512}',
+
+
+def _fields(ctx: Any, kind: str) -> list[str]:
+    """The fields of the dataset that are of a kind, the likeliest first."""
+    dataset = ctx.dataset
+    if kind == "prompts":
+        return list(fields.prompt_fields(dataset))
+    if kind == "tracks":
+        return list(fields.track_fields(dataset))
+    if kind == "regions":
+        return list(fields.region_fields(dataset))
+    if kind == "captions":
+        return list(caption_fields.caption_fields(dataset))
+    if kind == "score":
+        return _scores(ctx)
+    wanted = fo.Heatmap if kind == "heatmaps" else fo.Detections
+    schema = {
+        **(dataset.get_field_schema() or {}),
+        **{
+            f"frames.{k}": v
+            for k, v in (dataset.get_frame_field_schema() or {}).items()
+        },
+    }
+    return [
+        name
+        for name, field in schema.items()
+        if isinstance(field, fo.EmbeddedDocumentField) and field.document_type is wanted
+    ]
+
+
+def _scores(ctx: Any) -> list[str]:
+    """Numbers of the chosen captions, what is made to sort them by first."""
+    names = caption_fields.caption_fields(ctx.dataset)
+    chosen = ctx.params.get("captions") or next(iter(names), None)
+    if chosen not in names:
+        return []
+    labels = caption_fields.CaptionField.of(ctx.dataset, chosen).labels
+    schema = ctx.dataset.get_field_schema(flat=True, ftype=fo.FloatField)
+    prefix = f"{labels}."
+    found = [path.removeprefix(prefix) for path in schema if path.startswith(prefix)]
+    first = ("image_text_similarity", "confidence", "caption_confidence")
+    return sorted(found, key=lambda name: (name not in first, name))
+
+
+def _ask_model(
+    inputs: types.Object, ctx: Any, model: ModelChoice, advanced: bool
+) -> None:
+    """Asks for a model: which, its weights, its own options, its license's consent."""
+    registry, cards = model.registry, model.registry.available()
+    texts = {AUTO: f"auto ({registry.choose()[0].name})"}
+    if model.optional:
+        texts = {NONE: "none", **texts}
+    for card in cards.values():
+        use = "" if card.commercial else ", non-commercial"
+        state = "" if card.missing() is None else "; not ready"
+        texts[card.name] = f"{card.name}: {card.summary} ({card.license}{use}{state})"
+    pick(
+        inputs,
+        model.name,
+        texts,
+        label=model.name.capitalize(),
+        description=model.help,
+        default=model.default or NONE,
     )
-    if text and json_object(text) is None:
-        options.invalid = True
-        options.error_message = "This is no JSON object"
-    if wanted != "auto" and not weights and registry[wanted].wants_consent():
+    wanted = ctx.params.get(model.name) or model.default or NONE
+    if wanted == NONE:
+        return
+    card = registry.choose()[0] if wanted == AUTO else cards[wanted]
+    weights = ctx.params.get(f"{model.name}_weights")
+    missing = None if weights or wanted == AUTO else card.missing()
+    if missing is not None or advanced:
+        inputs.str(
+            f"{model.name}_weights",
+            required=False,
+            label=f"Weights of the {model.name}",
+            description="A folder, a file or a hub id; empty for the default",
+        )
+    if missing is not None:
+        inputs.view(
+            f"{model.name}_missing",
+            types.Warning(label=f"{card.name} is not ready", description=missing),
+        )
+    if wanted != AUTO and not weights and card.wants_consent():
         consent = inputs.bool(
             "accept_license",
             default=False,
-            label=f"I accept the license: {registry[wanted].license}",
-            description=f"Of {registry[wanted].weights}; asked once",
+            label=f"I accept the license: {card.license}",
+            description=f"Of {card.weights}; asked once",
         )
         if not ctx.params.get("accept_license"):
             consent.invalid = True
             consent.error_message = "Accept the license to download the weights"
-    if wanted != "auto" and not weights:
-        missing = registry[wanted].missing()
-        if missing is not None:
-            inputs.view(
-                f"{name}_missing",
-                types.Warning(label=f"{wanted} is not ready", description=missing),
-            )
+    _ask_own_options(inputs, ctx, model.name, card.name, card.options, advanced)
+
+
+def _ask_own_options(
+    inputs: types.Object,
+    ctx: Any,
+    name: str,
+    backend: str,
+    options: type[Options],
+    advanced: bool,
+) -> None:
+    """Adds what only the chosen backend can be told."""
+    shown = [one for one in fields_of(options) if advanced or not _is_advanced(one)]
+    if not shown:
+        return
+    inner = types.Object()
+    inputs.define_property(f"{name}_options", inner, label=f"Options of {backend}")
+    given = ctx.params.get(f"{name}_options") or {}
+    for field in shown:
+        ask_option(inner, ctx, field, given)

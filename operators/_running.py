@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -10,7 +11,11 @@ from typing import Any, Protocol
 
 from fiftyone.operators import types
 
+from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
+
+logger = logging.getLogger(__name__)
 
 
 class Outcome(Protocol):
@@ -29,20 +34,50 @@ Job = Callable[[ProgressListener, threading.Event], Outcome]
 SECONDS_BETWEEN_EVENTS = 0.5
 
 
-def run(ctx: Any, job: Job) -> Any:
+Afterwards = Callable[[Any, Any], Iterator[Any]]
+"""Messages that tell the App what to show of an outcome."""
+
+
+def run(ctx: Any, job: Job, afterwards: Afterwards | None = None) -> Any:
     """Runs a job.
 
     Args:
-        ctx: the execution context.
-        job: the library call.
+        ctx: The execution context.
+        job: The library call.
+        afterwards: Messages that tell the App what to show once the job is done.
 
     Returns:
-        for delegated runs the summary as a dict; else a generator of App messages that
-        shows progress, reloads the dataset and shows the summary.
+        For delegated runs the summary as a dict; else a generator of App messages that
+        shows progress, reloads the dataset and shows the summary, or the error.
     """
     if ctx.delegated:
         return results(job(_throttled(ctx), threading.Event()))
-    return _stream(ctx, job)
+    return _stream(ctx, job, afterwards)
+
+
+def run_at_once(ctx: Any, job: Job, afterwards: Afterwards | None = None) -> Any:
+    """Runs a job that reports no progress.
+
+    Args:
+        ctx: The execution context.
+        job: The library call.
+        afterwards: Messages that tell the App what to show once the job is done.
+
+    Returns:
+        The summary as a dict, or the error in words.
+    """
+    try:
+        outcome = job(lambda event: None, threading.Event())
+    except RegionCapError as error:
+        if ctx.delegated:
+            raise
+        ctx.ops.notify(str(error), variant="error")
+        return {"summary": f"**Failed.** {escape(str(error))}"}
+    if not ctx.delegated:
+        ctx.ops.reload_dataset()
+        for _ in afterwards(ctx, outcome) if afterwards is not None else ():
+            pass  # the App is told once the operator returns
+    return results(outcome)
 
 
 def _throttled(ctx: Any) -> ProgressListener:
@@ -66,7 +101,7 @@ def _label(event: ProgressEvent) -> str:
     return f"{event.message}, {minutes}:{seconds:02d} left"
 
 
-def _stream(ctx: Any, job: Job) -> Iterator[Any]:
+def _stream(ctx: Any, job: Job, afterwards: Afterwards | None) -> Iterator[Any]:
     events: queue.SimpleQueue[ProgressEvent | None] = queue.SimpleQueue()
     cancel = threading.Event()
     outcome: list[Outcome] = []
@@ -91,10 +126,25 @@ def _stream(ctx: Any, job: Job) -> Iterator[Any]:
         cancel.set()
         thread.join()
     if errors:
-        raise errors[0]
+        yield from _shown_error(ctx, errors[0])
+        return
     yield ctx.ops.reload_dataset()
+    if afterwards is not None:
+        yield from afterwards(ctx, outcome[0])
     yield ctx.ops.show_output(
         outputs=types.Property(outputs()).to_json(), results=results(outcome[0])
+    )
+
+
+def _shown_error(ctx: Any, error: BaseException) -> Iterator[Any]:
+    """Shows an error in words; FiftyOne says nothing of one raised in a generator."""
+    if not isinstance(error, RegionCapError):
+        logger.error("an operator failed", exc_info=error)
+    text = str(error) or type(error).__name__
+    yield ctx.ops.notify(text, variant="error")
+    yield ctx.ops.show_output(
+        outputs=types.Property(outputs()).to_json(),
+        results={"summary": f"**Failed.** {escape(text)}"},
     )
 
 

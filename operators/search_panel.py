@@ -16,7 +16,6 @@ from fiftyone.operators.categories import Categories
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
 from ._recent import Recent
-from .search_captions import SearchCaptions
 
 SESSIONS = 64
 """Panels whose results are remembered."""
@@ -54,7 +53,7 @@ class SearchPanel(foo.Panel):
 
     def ask(self, ctx: Any) -> None:
         """Asks what to look for."""
-        uri = f"{self.plugin_name}/{SearchCaptions.name}"
+        uri = f"{self.plugin_name}/search_captions"
         ctx.prompt(uri, on_success=self.list_hits)
 
     def list_hits(self, ctx: Any) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
@@ -159,6 +160,18 @@ class FacetSummary:
     traits: int
     fields: tuple[str, ...]
     views: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """A few lines for people."""
+        return (
+            f"{self.captions} captions speak of {self.nouns} nouns and {self.traits} "
+            f"attributes; filter by {', '.join(self.fields)}, or open one of the views "
+            f"{', '.join(self.views)}"
+        )
 
 
 def extract_facets(

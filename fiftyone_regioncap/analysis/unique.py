@@ -93,6 +93,7 @@ class UniqueReport:
         described_again: those of them that a captioner wrote anew.
         look_alike: captions that no captioner was asked for differences of, because
             the regions look the same.
+        parts: labels whose mask is part of another, where this was asked for.
         undistinguished: captions whose object nothing that was measured tells from
             another that is described alike.
         failures: samples that could not be done.
@@ -107,6 +108,7 @@ class UniqueReport:
     described_again: int = 0
     look_alike: int = 0
     undistinguished: int = 0
+    parts: int | None = None
     failures: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
     run: str | None = None

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import click
 
-from fiftyone_regioncap.cli import evaluate_captions, evaluate_patchioner
+from fiftyone_regioncap.cli import evaluate_patchioner
+from fiftyone_regioncap.cli.commands import command_of
+from fiftyone_regioncap.operations import OPERATIONS
 
 
 @click.group()
 def evaluate() -> None:
-    """Scores captions."""
+    """Score captions."""
 
 
-evaluate.add_command(evaluate_captions.command, "captions")
+evaluate.add_command(command_of(OPERATIONS["evaluate_captions"]), "captions")
 evaluate.add_command(evaluate_patchioner.command, "patchioner")
 
 

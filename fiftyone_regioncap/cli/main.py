@@ -6,80 +6,123 @@ Exit codes: 0 all done; 1 some samples failed, the others are done; 2 wrong usag
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 import numpy as np
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.core.errors import Cancelled, RegionCapError
+from fiftyone_regioncap.cli.commands import (
+    JSON,
+    NOTHING_DONE,
+    SOME_FAILED,
+    command_of,
+    ensure_database,
+    given,
+    parameters,
+    show_tracks,
+)
+from fiftyone_regioncap.core.errors import Cancelled, OptionError, RegionCapError
+from fiftyone_regioncap.core.options import fields_of
+from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.operations import OPERATIONS, REGISTRIES
 
-if TYPE_CHECKING:
-    import fiftyone as fo
-
-    from fiftyone_regioncap.jobs import Summary
-
-SOME_FAILED = 1
-NOTHING_DONE = 3
 CANCELLED = 130
 
-F = TypeVar("F", bound=Callable[..., Any])
+_HERE = "fiftyone_regioncap.cli"
 
-
-LAZY: dict[str, str] = {
-    "caption-everything": "fiftyone_regioncap.cli.caption_everything:command",
-    "check": "fiftyone_regioncap.cli.check:command",
-    "embed-captions": "fiftyone_regioncap.cli.embed_captions:command",
-    "embed-regions": "fiftyone_regioncap.cli.embed_regions:command",
-    "export": "fiftyone_regioncap.cli.export:command",
-    "import": "fiftyone_regioncap.cli.import_:command",
-    "make-unique": "fiftyone_regioncap.cli.make_unique:command",
-    "search": "fiftyone_regioncap.cli.search:command",
-    "evaluate": "fiftyone_regioncap.cli.evaluate:evaluate",
-    "serve": "fiftyone_regioncap.cli.serve:serve",
-    "train-decoder": "fiftyone_regioncap.cli.train_decoder:train_decoder",
-    "triage": "fiftyone_regioncap.cli.triage:command",
+OTHERS = {
+    "evaluate": f"{_HERE}.evaluate:evaluate",
+    "serve": f"{_HERE}.serve:serve",
+    "train-decoder": f"{_HERE}.train_decoder:train_decoder",
 }
-"""Subcommands in modules of their own, ``"module:attribute"`` by name."""
+"""Commands that are no operations on samples, ``"module:attribute"`` by name."""
+
+COMMANDS = {one.command: one for one in OPERATIONS.values() if " " not in one.command}
 
 
-class _Group(click.Group):
-    """Turns this package's errors into one line and an exit code.
-
-    Subcommands of other modules are imported when they are used, so that
-    ``regioncap --help`` answers at once.
-    """
+class LazyGroup(click.Group):
+    """Makes commands when they are used, and errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in alphabetical order."""
-        return sorted({*super().list_commands(ctx), *LAZY})
+        return sorted({*super().list_commands(ctx), *OTHERS, *COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name."""
-        if cmd_name not in LAZY:
-            return super().get_command(ctx, cmd_name)
-        module, attribute = LAZY[cmd_name].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        if cmd_name in COMMANDS:
+            command = command_of(COMMANDS[cmd_name])
+            if cmd_name in ("export", "import"):
+                command.params.append(FORMATS)
+            return command
+        if cmd_name in OTHERS:
+            return resolve(OTHERS[cmd_name])
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; errors become a line on stderr and an exit code."""
         try:
             return super().invoke(ctx)
         except (Cancelled, KeyboardInterrupt):
             click.echo("cancelled; the same command goes on from here", err=True)
             sys.exit(CANCELLED)
+        except OptionError as error:
+            raise click.UsageError(str(error)) from None
         except RegionCapError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(NOTHING_DONE)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            click.echo(f"error: {_logged(error)}", err=True)
+            sys.exit(NOTHING_DONE)
 
 
-class _Numbers(click.ParamType):
+def _logged(error: Exception) -> str:
+    """Writes the traceback of an unexpected error to a file, and names the file."""
+    from fiftyone_regioncap.system import assets
+
+    path = assets.cache_dir() / "error.log"
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        traceback.print_exception(error)
+        return what
+    return f"{what} (unexpected; details are in {path})"
+
+
+def _list_formats(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from fiftyone_regioncap.exporters import FORMATS, importable_formats
+
+    importable = importable_formats()
+    for name, found in FORMATS.available().items():
+        note = "; can be imported" * (name in importable)
+        click.echo(f"{name:18}{found.summary}{note}")
+    ctx.exit()
+
+
+FORMATS = click.Option(
+    ["--formats"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_formats,
+    help="List the formats and stop.",
+)
+
+
+class NumbersType(click.ParamType):
     """Comma-separated numbers."""
 
     def __init__(self, count: int, name: str) -> None:
@@ -96,54 +139,16 @@ class _Numbers(click.ParamType):
             numbers = tuple(float(part) for part in value.split(","))
         except ValueError:
             numbers = ()
-        if len(numbers) != self._count:
+        if len(numbers) != self._count or not np.isfinite(numbers).all():
             self.fail(f"{value!r} is not {self.name}", param, ctx)
         return numbers
 
 
-class _Setting(click.ParamType):
-    """A name and a JSON value; what is no JSON is text."""
-
-    name = "name=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
-        """Parses ``value``; fails when there is no name."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, text = value.partition("=")
-        if not (equals and name.isidentifier()):
-            self.fail(f"{value!r} is not name=value", param, ctx)
-        try:
-            return name, json.loads(text)
-        except json.JSONDecodeError:
-            return name, text
+BOX = NumbersType(4, "x1,y1,x2,y2")
+POINT = NumbersType(2, "x,y")
 
 
-class _Window(click.ParamType):
-    """A number of frames, or ``change``."""
-
-    name = "frames|change"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        """Parses ``value``; fails when it is neither."""
-        if value == "change" or isinstance(value, int):
-            return value
-        if not value.isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither a number of frames nor change", param, ctx)
-        return int(value)
-
-
-SETTING = _Setting()
-WINDOW = _Window()
-BOX = _Numbers(4, "x1,y1,x2,y2")
-POINT = _Numbers(2, "x,y")
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option("-v", "--verbose", is_flag=True, help="Show log messages.")
 def main(verbose: bool) -> None:
@@ -151,163 +156,86 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR)
 
 
-def _propagate_options(command: F) -> F:
-    for option in reversed(
-        [
-            click.option("--propagator", help="See `regioncap models`."),
-            click.option("--propagator-weights", help="A folder, file or hub id."),
-            click.option(
-                "--propagator-option",
-                type=SETTING,
-                multiple=True,
-                help="What only it knows, such as image_size=512.",
-            ),
-            click.option(
-                "--direction",
-                type=click.Choice(["forward", "backward", "both"]),
-                default="both",
-                show_default=True,
-                help="Which way from the prompts.",
-            ),
-            click.option("--start", type=int, default=0, help="First frame, from 0."),
-            click.option("--stop", type=int, help="One past the last frame."),
-            click.option("--overlap", is_flag=True, help="Objects may share pixels."),
-            click.option("--max-frames", type=int, help="To follow from a prompt."),
-            click.option(
-                "--scene-cuts",
-                type=click.Choice(["ignore", "stop", "redetect"]),
-                default="ignore",
-                show_default=True,
-                help="What to do at one.",
-            ),
-            click.option(
-                "--min-score", type=float, help="Below it for long, a track ends."
-            ),
-            click.option(
-                "--patience", type=int, default=5, show_default=True, help="How long."
-            ),
-            click.option(
-                "--masks",
-                "mask_storage",
-                type=click.Choice(["auto", "inline", "disk"]),
-                default="auto",
-                show_default=True,
-                help="Where masks are kept.",
-            ),
-            click.option("--output-dir", help="Folder for masks on disk."),
-        ]
-    ):
-        command = option(command)
-    return command
+MAIN_JOB = OPERATIONS["propagate_and_caption"]
 
 
-def _caption_options(command: F) -> F:
-    for option in reversed(
-        [
-            click.option("--captioner", help="See `regioncap models`."),
-            click.option("--captioner-weights", help="A folder, file or hub id."),
-            click.option(
-                "--captioner-option",
-                type=SETTING,
-                multiple=True,
-                help="What only it knows, such as max_new_tokens=256.",
-            ),
-            click.option("--prompt", help="A prompt's name, or a text of your own."),
-            click.option(
-                "--window",
-                type=WINDOW,
-                help="A caption for every so many frames, or at every `change`.",
-            ),
-            click.option(
-                "--summary", is_flag=True, help="And one of the whole, of theirs."
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+def _main_job_parameters() -> list[click.Parameter]:
+    """The options of the main job; its prompts are made from other options."""
+    return [one for one in parameters(MAIN_JOB) if one.name != "prompts"] + [JSON]
 
 
-def _common_options(command: F) -> F:
-    for option in reversed(
-        [
-            click.option("--weights", help="For the one model that needs them."),
-            click.option("--device", help="Such as cuda or cpu."),
-            click.option(
-                "--accept-license",
-                is_flag=True,
-                help="Accept the weights' license; `regioncap models` names it.",
-            ),
-            click.option("--overwrite", is_flag=True, help="Do again what is done."),
-            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        ]
-    ):
-        command = option(command)
-    return command
+class _MainJobCommand(click.Command):
+    """A command that takes the main job's options beside its own."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own parameters, then those of the job."""
+        own = super().get_params(ctx)
+        return own[:-1] + _main_job_parameters() + own[-1:]
 
 
-@main.command()
+@main.command(cls=_MainJobCommand)
 @click.argument("video", type=click.Path(exists=True, path_type=Path))
-@click.option("--box", "boxes", type=BOX, multiple=True, help="In pixels.")
-@click.option("--point", "points", type=POINT, multiple=True, help="On the object.")
-@click.option("--not-point", "off", type=POINT, multiple=True, help="Off the object.")
-@click.option("--everything", is_flag=True, help="Find the objects first.")
+@click.option("--box", "boxes", type=BOX, multiple=True, help="Box in pixels.")
+@click.option("--point", "points", type=POINT, multiple=True, help="Point on it.")
+@click.option("--not-point", "off", type=POINT, multiple=True, help="Point off it.")
+@click.option("--propose", is_flag=True, help="Find the objects of each video first.")
 @click.option("--label", "names", multiple=True, help="What the object is.")
-@click.option("--at", "frames", type=int, multiple=True, help="Frame, from 0.")
+@click.option("--at", "frames", type=int, multiple=True, help="Frame, counted from 0.")
 @click.option("--dataset", "name", help="Dataset to write to [default: the video's].")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Contact sheet (PNG).")
-@_propagate_options
-@_caption_options
-@_common_options
 def run(
     video: Path,
     boxes: Sequence[tuple[float, ...]],
     points: Sequence[tuple[float, ...]],
     off: Sequence[tuple[float, ...]],
-    everything: bool,
+    propose: bool,
     names: Sequence[str],
     frames: Sequence[int],
     name: str | None,
     sheet: Path | None,
-    **options: Any,
+    as_json: bool,
+    **values: Any,
 ) -> None:
-    """Masks and describes the marked objects of VIDEO, or of a folder's videos.
+    """Mask and describe the marked objects of VIDEO, or of a folder's videos.
 
     Each --box is an object of its own; the n-th --label and --at belong to the n-th
     box, and a single one belongs to all. All --point together mark one object. With
-    --everything, the objects are found by the propagator's model.
+    --propose, the objects are found by the propagator's model.
     """
-    if everything and (boxes or points):
-        raise click.UsageError("--everything finds the objects; give no box or point")
-    prompts = [] if everything else _prompts(boxes, points, off, names, frames)
-    _ensure_database()
+    if propose and (boxes or points):
+        raise click.UsageError("--propose finds the objects; give no box or point")
+    prompts = [] if propose else _prompts(boxes, points, off, names, frames)
+    options = given(values)
+    MAIN_JOB.parse(options)
+    ensure_database()
     from fiftyone_regioncap.dataset import videos as datasets
 
     videos = datasets.find_videos(video)
     name = name or f"regioncap-{video.stem}"
-    if not everything and datasets.has_others(name, videos, prompts):
+    if not propose and datasets.has_others(name, videos, prompts):
         # What was made from the old prompts is of no use beside the new ones.
-        options["overwrite"] = True
-    if everything:
+        options.update(overwrite=True, overwrite_captions=True)
+    if propose:
         dataset, ids = datasets.open_videos(name, videos)
-        field = f"frames.{datasets.PROMPTS}"
-        _propose(dataset.select(ids), field, options)
+        options["prompts"] = f"frames.{datasets.PROMPTS}"
+        _propose(dataset.select(ids), options, as_json)
     else:
-        dataset, ids, field = datasets.add_videos(name, videos, prompts)
-    _run(dataset.select(ids), prompts=field, sheet=sheet, **options)
+        dataset, ids, options["prompts"] = datasets.add_videos(name, videos, prompts)
+    _main_job(dataset.select(ids), options, sheet, as_json)
 
 
-def _propose(samples: fo.DatasetView, field: str, options: dict[str, Any]) -> None:
+def _propose(samples: Any, options: dict[str, Any], as_json: bool) -> None:
     from fiftyone_regioncap import api
 
-    weights, _ = _weights_of(options)
-    api.propose(
+    shared = OPERATIONS["propose"].parameters()
+    api.call(
+        OPERATIONS["propose"],
         samples,
-        output=field,
-        propagator=options["propagator"] or "auto",
-        weights=weights,
-        device=options["device"],
-        overwrite=options["overwrite"],
-        progress=sys.stderr.isatty() or not options["as_json"],
+        {
+            **{key: value for key, value in options.items() if key in shared},
+            "output": options["prompts"],
+        },
+        sys.stderr.isatty() or not as_json,
     )
 
 
@@ -321,8 +249,10 @@ def _prompts(
     """The prompts that the options describe."""
     if bool(boxes) == bool(points):
         raise click.UsageError(
-            "mark the objects with --box, or one with --point, or take --everything"
+            "mark the objects with --box, or one with --point, or take --propose"
         )
+    if boxes and off:
+        raise click.UsageError("--not-point belongs to --point, not to --box")
     count = len(boxes) or 1
 
     def spread(values: Sequence[Any], default: Any, option: str) -> Sequence[Any]:
@@ -353,170 +283,22 @@ def _prompts(
     ]
 
 
-@main.command()
-@click.option("--dataset", "name", required=True)
-@click.option("--prompts", default="frames.prompts", show_default=True)
-@click.option("--output", "tracks", default="frames.tracks", show_default=True)
-@_propagate_options
-@_common_options
-def propagate(name: str, **options: Any) -> None:
-    """Carries the prompts of a dataset through its videos."""
-    _ensure_database()
-    from fiftyone_regioncap.dataset import videos as datasets
-
-    _run(datasets.open_dataset(name), caption=False, **options)
-
-
-@main.command()
-@click.option("--dataset", "name", required=True)
-@click.option("--tracks", default="frames.tracks", show_default=True)
-@click.option("--output", "captions", default="captions", show_default=True)
-@_caption_options
-@_common_options
-def caption(name: str, **options: Any) -> None:
-    """Describes the tracks of a dataset."""
-    _ensure_database()
-    from fiftyone_regioncap.dataset import videos as datasets
-
-    _run(datasets.open_dataset(name), propagate=False, **options)
-
-
-def _ensure_database() -> None:
-    """Starts or finds the database before FiftyOne is imported and looks for it."""
-    from fiftyone_regioncap.system import database
-
-    database.ensure(lambda line: click.echo(line, err=True))
-
-
-def _weights_of(options: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Whose ``--weights`` are meant: the propagator's and the captioner's weights."""
-    from fiftyone_regioncap.captioning.registry import CAPTIONERS
-    from fiftyone_regioncap.propagation.registry import PROPAGATORS
-
-    own = {kind: options.get(f"{kind}_weights") for kind in ("propagator", "captioner")}
-    if options["weights"] is None:
-        return own["propagator"], own["captioner"]
-    named = {
-        registry.kind: registry[options[registry.kind]]
-        for registry in (PROPAGATORS, CAPTIONERS)
-        if options.get(registry.kind) not in (None, "auto")
-    }
-    if len(named) > 1:
-        named = {k: b for k, b in named.items() if b.missing() is not None}
-    if len(named) != 1:
-        raise click.UsageError(
-            "--weights needs exactly one model that wants them; "
-            "use --propagator-weights and --captioner-weights"
-        )
-    own[next(iter(named))] = options["weights"]
-    return own["propagator"], own["captioner"]
-
-
-def _run(
-    samples: fo.DatasetView | fo.Dataset,
-    *,
-    propagate: bool = True,
-    caption: bool = True,
-    prompts: str = "frames.prompts",
-    tracks: str = "frames.tracks",
-    captions: str = "captions",
-    sheet: Path | None = None,
-    as_json: bool = False,
-    **options: Any,
+def _main_job(
+    samples: Any, options: dict[str, Any], sheet: Path | None, as_json: bool
 ) -> None:
     """Runs the job, shows what came out, and leaves with the exit code."""
-    from fiftyone_regioncap import api, jobs
-    from fiftyone_regioncap.models.registry import AUTO, ModelSpec
-    from fiftyone_regioncap.propagation.policy import Policy
+    from fiftyone_regioncap import api
     from fiftyone_regioncap.visualization import report
 
-    propagator_weights, captioner_weights = _weights_of(options)
-    summary = api.propagate_and_caption(
-        samples,
-        propagate=jobs.PropagateOptions(
-            prompts=prompts,
-            output=tracks,
-            direction=options["direction"],
-            start=options["start"],
-            stop=options["stop"],
-            overlap=options["overlap"],
-            mask_storage=options["mask_storage"],
-            output_dir=options["output_dir"],
-            overwrite=options["overwrite"],
-            policy=Policy(
-                max_frames=options["max_frames"],
-                min_score=options["min_score"],
-                patience=options["patience"],
-                scene_cuts=options["scene_cuts"],
-            ),
-        )
-        if propagate
-        else None,
-        caption=jobs.CaptionOptions(
-            tracks=tracks,
-            output=captions,
-            prompt=options["prompt"],
-            window=options["window"],
-            summary=options["summary"],
-            overwrite=options["overwrite"],
-        )
-        if caption
-        else None,
-        propagator=options.get("propagator") or "auto",
-        propagator_load=ModelSpec(
-            AUTO,
-            propagator_weights,
-            options["device"],
-            dict(options.get("propagator_option", ())),
-            options["accept_license"],
-        ),
-        captioner=options.get("captioner") or "auto",
-        captioner_load=ModelSpec(
-            AUTO,
-            captioner_weights,
-            options["device"],
-            dict(options.get("captioner_option", ())),
-            options["accept_license"],
-        ),
-        progress=sys.stderr.isatty() or not as_json,
-    )
-    rows = report.track_rows(samples, captions) if caption else []
-    if caption and sheet is not None:
-        report.write_sheet(samples, tracks, captions, sheet)
-    _show(samples, summary, rows, sheet, as_json)
-    sys.exit(0 if summary.ok else SOME_FAILED)
-
-
-def _show(
-    samples: fo.DatasetView | fo.Dataset,
-    summary: Summary,
-    rows: Sequence[Any],
-    sheet: Path | None,
-    as_json: bool,
-) -> None:
-    from dataclasses import asdict
-
-    from fiftyone_regioncap.visualization import report
-
-    name = samples._dataset.name
-    if as_json:
-        document = {
-            "dataset": name,
-            "summary": summary.to_dict(),
-            "tracks": [asdict(row) for row in rows],
-            "sheet": None if sheet is None else str(sheet),
-        }
-        click.echo(json.dumps(document, indent=2))
-        return
-    if rows:
-        click.echo(report.table(rows))
-    click.echo(summary.to_markdown().replace("**", ""))
+    summary = api.call(MAIN_JOB, samples, options, sys.stderr.isatty() or not as_json)
+    captions = options.get("captions", "captions")
     if sheet is not None:
-        click.echo(f"contact sheet: {sheet}")
-    click.echo(f"dataset {name!r}; see it with: regioncap app --dataset {name}")
+        tracks = options.get("tracks", "frames.tracks")
+        report.write_sheet(samples, tracks, captions, sheet)
+    show_tracks(samples, summary, captions, as_json, sheet)
 
 
-@main.command()
+@main.command(cls=_MainJobCommand)
 @click.option(
     "--sheet",
     type=click.Path(path_type=Path),
@@ -524,32 +306,30 @@ def _show(
     show_default=True,
     help="Contact sheet (PNG).",
 )
-@_propagate_options
-@_caption_options
-@_common_options
-def demo(sheet: Path, **options: Any) -> None:
-    """Runs on a clip of Big Buck Bunny (CC BY 3.0, Blender Foundation)."""
-    from fiftyone_regioncap.cli import demo as demo_clip
+def demo(sheet: Path, as_json: bool, **values: Any) -> None:
+    """Run on a clip of Big Buck Bunny (CC BY 3.0, Blender Foundation)."""
+    from fiftyone_regioncap.cli import demo as clip
     from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
     from fiftyone_regioncap.system import assets
 
-    video = assets.fetch(demo_clip.CLIP, lambda line: click.echo(line, err=True))
+    options = given(values)
+    MAIN_JOB.parse(options)
+    video = assets.fetch(clip.CLIP, lambda line: click.echo(line, err=True))
     assets.fetch(WEIGHTS, lambda line: click.echo(line, err=True))
-    _ensure_database()
+    ensure_database()
     from fiftyone_regioncap.dataset import videos as datasets
 
-    if datasets.has_others(demo_clip.DATASET, [video], demo_clip.PROMPTS):
-        options["overwrite"] = True  # made by another version of the demo
-    dataset, ids, field = datasets.add_videos(
-        demo_clip.DATASET, [video], demo_clip.PROMPTS
-    )
-    _run(dataset.select(ids), prompts=field, sheet=sheet, **options)
+    if datasets.has_others(clip.DATASET, [video], clip.PROMPTS):
+        # Made by another version of the demo.
+        options.update(overwrite=True, overwrite_captions=True)
+    dataset, ids, field = datasets.add_videos(clip.DATASET, [video], clip.PROMPTS)
+    _main_job(dataset.select(ids), {**options, "prompts": field}, sheet, as_json)
 
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Says what was found on this machine, and what to do about what is missing."""
+    """Say what was found on this machine, and what to do about what is missing."""
     from dataclasses import asdict
 
     from fiftyone_regioncap.cli import doctor as examiner
@@ -559,48 +339,61 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         click.echo(examiner.render(findings))
-    sys.exit(0 if all(f.ok for f in findings) else SOME_FAILED)
+    sys.exit(0 if all(finding.ok for finding in findings) else SOME_FAILED)
 
 
 @main.command()
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def models(as_json: bool) -> None:
-    """Lists the propagators and captioners, and what each needs."""
-    from fiftyone_regioncap.captioning.registry import CAPTIONERS
-    from fiftyone_regioncap.propagation.registry import PROPAGATORS
-
-    rows = [
-        {
-            "kind": registry.kind,
-            "name": backend.name,
-            "summary": backend.summary,
-            "weights": backend.weights,
-            "license": backend.license,
-            "commercial": backend.commercial,
-            "missing": backend.missing(),
-        }
-        for registry in (PROPAGATORS, CAPTIONERS)
-        for backend in registry.available().values()
+def models(name: str | None, as_json: bool) -> None:
+    """List the models, or the options of the one called NAME."""
+    registries = [resolve(target) for target in REGISTRIES.values()]
+    cards = [
+        (registry.kind, card)
+        for registry in registries
+        for card in registry.available().values()
+        if name in (None, card.name)
     ]
+    if not cards:
+        raise click.UsageError(f"there is no model {name!r}; see regioncap models")
     if as_json:
+        rows = [
+            {
+                "kind": kind,
+                "name": card.name,
+                "summary": card.summary,
+                "weights": card.weights,
+                "license": card.license,
+                "commercial": card.commercial,
+                "missing": card.missing(),
+                "options": {
+                    field.name: field.documentation for field in fields_of(card.options)
+                },
+            }
+            for kind, card in cards
+        ]
         click.echo(json.dumps(rows, indent=2))
         return
-    for registry in (PROPAGATORS, CAPTIONERS):
-        click.echo(f"{registry.kind}s (auto: {registry.choose()[1]})")
-        for row in rows:
-            if row["kind"] == registry.kind:
-                state = "ready" if row["missing"] is None else row["missing"]
-                use = "" if row["commercial"] else ", non-commercial"
-                click.echo(f"  {row['name']:14} {row['summary']}")
-                click.echo(f"  {'':14} {row['license']}{use}; {state}")
+    for registry in registries:
+        if name is None:
+            click.echo(f"{registry.kind}s (auto: {registry.choose()[1]})")
+        for kind, card in cards:
+            if kind != registry.kind:
+                continue
+            state = card.missing() or "ready"
+            use = "" if card.commercial else ", non-commercial"
+            click.echo(f"  {card.name:14} {card.summary}")
+            click.echo(f"  {'':14} {card.license}{use}; {state}")
+            for field in fields_of(card.options) if name else ():
+                click.echo(f"    {field.name}: {field.documentation}")
 
 
 @main.command()
-@click.option("--dataset", "name", required=True)
-@click.option("--port", type=int, default=5151, show_default=True)
+@click.option("--dataset", "name", required=True, help="Name of the dataset.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5151, show_default=True)
 def app(name: str, port: int) -> None:
-    """Opens a dataset in the FiftyOne App and waits until it is closed."""
-    _ensure_database()
+    """Open a dataset in the FiftyOne App and wait until it is closed."""
+    ensure_database()
     import fiftyone as fo
 
     from fiftyone_regioncap.dataset import videos as datasets

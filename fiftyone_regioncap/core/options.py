@@ -32,9 +32,22 @@ from fiftyone_regioncap.core.errors import OptionError
 T = TypeVar("T", bound="Options")
 
 Picker = Literal[
-    "prompts", "tracks", "captions", "regions", "score", "output", "file", "folder"
+    "prompts",
+    "tracks",
+    "captions",
+    "regions",
+    "score",
+    "new prompts",
+    "new tracks",
+    "new captions",
+    "new parts",
+    "new heatmaps",
+    "format",
+    "file",
+    "folder",
 ]
-"""What helps to choose a value in the App: a field of some kind, a file explorer."""
+"""What helps to choose a value in the App: a field of some kind, a field of some kind
+that may be new, a file explorer."""
 
 _KEY = "fiftyone_regioncap"
 
@@ -172,6 +185,12 @@ class OptionField:
             text += f" of at most {high:g}"
         return text + (f" ({declared.unit})" if declared.unit else "")
 
+    @property
+    def documentation(self) -> str:
+        """What the option does, what it must be, and its default, as sentences."""
+        default = "" if self.required else f"; default {self.default!r}"
+        return f"{self.declaration.help} Give {self.expects}{default}."
+
     def check(self, value: Any) -> Any:
         """Validates a value.
 
@@ -201,14 +220,15 @@ class OptionField:
         Raises:
             OptionError: When the text is no value of this option.
         """
-        try:
-            return self.check(text)
-        except OptionError:
+        if self.optional and text.lower() in ("none", "null"):
+            return None
+        parts = [part.strip() for part in text.split(",")]
+        for read in (lambda: text, lambda: json.loads(text), lambda: parts):
             try:
-                return self.check(json.loads(text))
+                return self.check(read())
             except (json.JSONDecodeError, OptionError):
-                pass
-            raise
+                continue
+        return self.check(text)
 
     def _allows(self, value: Any) -> bool:
         """Whether a value of the right type is within the declared bounds."""
@@ -256,7 +276,7 @@ class Options:
         where = f"{owner}: " if owner else ""
         for name in values:
             if name not in names:
-                raise OptionError(where + _unknown(name, names))
+                raise OptionError(where + unknown(name, names))
         own: dict[str, Any] = {}
         nested: dict[str, dict[str, Any]] = {}
         for field in known:
@@ -328,15 +348,6 @@ def _all_fields(options: type[Options]) -> tuple[OptionField, ...]:
     return tuple(found)
 
 
-def documentation(options: type[Options]) -> str:
-    """The lines of a Google docstring's ``Args:`` for the options of a class."""
-    return "\n".join(
-        f"    {field.name}: {field.declaration.help} Give {field.expects}"
-        + ("." if field.required else f"; default {field.default!r}.")
-        for field in fields_of(options)
-    )
-
-
 def markdown_table(options: type[Options]) -> str:
     """A table of the options of a class for the docs."""
     rows = ["| option | what it does | values | default |", "|---|---|---|---|"]
@@ -349,8 +360,8 @@ def markdown_table(options: type[Options]) -> str:
     return "\n".join(rows)
 
 
-def _unknown(name: str, known: Iterable[str]) -> str:
-    """The message for a name that is no option."""
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The message for a name that is no option, with the known ones."""
     names = sorted(known)
     if not names:
         return f"unknown option {name!r}; there are none"
@@ -379,6 +390,8 @@ def _name_of(kind: Any) -> str:
         return f"a list of {count}{_name_of(inner)}s"
     if get_origin(kind) is Mapping:
         return "values by name"
+    if kind is Any:
+        return "a name, or an object"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
@@ -394,6 +407,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return dict(value) if isinstance(value, Mapping) else MISSING
     if origin is not None:
         kind = origin
+    if kind is Any:
+        return value
     if kind is bool:
         return value if isinstance(value, bool) else MISSING
     if kind is int:
@@ -420,4 +435,7 @@ def _convert_tuple(value: Any, members: tuple[Any, ...]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return list(value)
+    json_types = (str, int, float, bool, Mapping, type(None))
+    return value if isinstance(value, json_types) else str(value)

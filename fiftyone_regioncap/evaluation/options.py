@@ -42,3 +42,9 @@ class EvaluateOptions(Options):
     device: str | None = option(
         None, "Device of that model, such as cuda; empty for the best.", advanced=True
     )
+    output: str | None = option(
+        None,
+        "Folder for the results as JSON, Markdown and a plot; empty for none.",
+        picker="folder",
+        advanced=True,
+    )

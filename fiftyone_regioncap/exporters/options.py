@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.dataset.captions import CaptionRecord
@@ -20,10 +21,16 @@ STATES = ("unreviewed", "accepted", "edited", "rejected")
 class ExportOptions(Options):
     """What is exported, and where to."""
 
+    format: Any = option(
+        help="Name of the format, or a format of your own.", picker="format"
+    )
     path: str = option(
         help="Folder to make, on the machine that runs this.",
         picker="folder",
         flag="to",
+    )
+    options: Mapping[str, Any] | None = option(
+        None, "Options of the format by name.", flag="option"
     )
     tracks: str = option("frames.tracks", "Frame field of the tracks.", picker="tracks")
     captions: str | None = option(
@@ -118,16 +125,19 @@ class ExportOptions(Options):
 class ImportOptions(Options):
     """What is imported, and into which fields."""
 
+    format: Any = option(
+        help="Name of the format, or a format of your own.", picker="format"
+    )
     path: str = option(
         help="Exported folder, or its main file, on the machine that runs this.",
         picker="folder",
         flag="from",
     )
     tracks: str = option(
-        "frames.tracks", "Frame field that tracks are written to.", picker="output"
+        "frames.tracks", "Frame field that tracks are written to.", picker="new tracks"
     )
     captions: str = option(
-        "captions", "Field that captions are written to.", picker="output"
+        "captions", "Field that captions are written to.", picker="new captions"
     )
     mask_storage: Literal["auto", "inline", "disk"] = option(
         "auto",

@@ -36,7 +36,6 @@ from fiftyone_regioncap.dataset.targets import (
     name_of,
 )
 from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
-from fiftyone_regioncap.jobs.executors.local import run_stages
 from fiftyone_regioncap.jobs.options import DenseCaptionOptions
 from fiftyone_regioncap.jobs.proposing import require_segmenter
 from fiftyone_regioncap.jobs.summary import Report, Summary
@@ -227,17 +226,3 @@ def _chosen(
             for number in range(start, min(stop, length), every)
         }
     )
-
-
-def run(
-    samples: foco.SampleCollection,
-    options: DenseCaptionOptions,
-    captioner: PatchionerCaptioner,
-    *,
-    segmenter: Segmenter | None = None,
-    **reporting: Any,
-) -> Summary:
-    """Captions all parts of images or frames; see :func:`run_stages`."""
-    models = {"captioner": captioner, "propagator": segmenter}
-    stages = {"caption_densely": options}
-    return run_stages(samples, "caption_everything", stages, models, **reporting)

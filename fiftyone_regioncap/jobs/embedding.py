@@ -30,7 +30,6 @@ from fiftyone_regioncap.dataset.targets import Sample, Targets, media_targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.jobs.base import Item, RunContext
 from fiftyone_regioncap.jobs.clips import OnText, each_clip
-from fiftyone_regioncap.jobs.executors.local import run_stages
 from fiftyone_regioncap.jobs.options import EmbedRegionsOptions
 from fiftyone_regioncap.jobs.summary import Report
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -232,18 +231,3 @@ def _video_clips(
     for plan, clip in iter_clips(sample, tracks, plans):
         for label_id in wanted[plan.track.object_id, plan.support]:
             yield label_id, clip
-
-
-def run(
-    samples: foco.SampleCollection,
-    captions: str,
-    tracks: str | None,
-    embedder: RegionEmbedder,
-    *,
-    overwrite: bool = False,
-    **reporting: Any,
-) -> EmbedSummary:
-    """Embeds the regions of captions; see :func:`run_stages`."""
-    stages = {"embed_regions": EmbedRegionsOptions(captions, tracks, overwrite)}
-    models = {"captioner": embedder}
-    return run_stages(samples, "embed_regions", stages, models, **reporting)

@@ -19,7 +19,6 @@ from fiftyone_regioncap.dataset.regions import region_captions, write_region_cap
 from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, image_targets
 from fiftyone_regioncap.jobs.base import Item, RunContext, model_record
 from fiftyone_regioncap.jobs.clips import each_clip
-from fiftyone_regioncap.jobs.executors.local import run_stages
 from fiftyone_regioncap.jobs.options import RegionOptions
 from fiftyone_regioncap.jobs.summary import Report, Summary
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -141,17 +140,3 @@ class _RegionWork:
     def finish(self) -> None:
         """Records that all regions have captions."""
         status.write_status(self.sample, self.options.field, "complete")
-
-
-def run(
-    samples: foco.SampleCollection,
-    options: RegionOptions,
-    captioner: Captioner,
-    *,
-    segmenter: Propagator | None = None,
-    **reporting: Any,
-) -> Summary:
-    """Captions the regions of images; see :func:`run_stages`."""
-    models = {"captioner": captioner, "segmenter": segmenter}
-    stages = {"caption_regions": options}
-    return run_stages(samples, "caption_regions", stages, models, **reporting)

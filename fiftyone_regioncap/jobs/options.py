@@ -26,7 +26,9 @@ class PropagateOptions(Options):
         picker="prompts",
     )
     output: str = option(
-        "frames.tracks", "Frame field that the tracks are written to.", picker="output"
+        "frames.tracks",
+        "Frame field that the tracks are written to.",
+        picker="new tracks",
     )
     direction: Literal["both", "forward", "backward"] = option(
         "both",
@@ -88,7 +90,7 @@ class CaptionOptions(Options):
         picker="tracks",
     )
     output: str = option(
-        "captions", "Field that the captions are written to.", picker="output"
+        "captions", "Field that the captions are written to.", picker="new captions"
     )
     prompt: str | None = option(
         None, "Name of one of the captioner's prompts, or a text of your own."
@@ -151,7 +153,7 @@ class ProposeOptions(Options):
     output: str = option(
         "frames.prompts",
         "Frame field that the prompts are written to.",
-        picker="output",
+        picker="new prompts",
     )
     proposals: ProposalOptions = group(ProposalOptions)
     overwrite: bool = option(False, "Search again what is complete.")
@@ -179,7 +181,7 @@ class DenseCaptionOptions(Options):
     output: str = option(
         "everything",
         "Field that the parts and their captions are written to; of frames on videos.",
-        picker="output",
+        picker="new parts",
     )
     every: int = option(
         30, "Distance of the frames of a video that are captioned.", minimum=1
@@ -191,7 +193,7 @@ class DenseCaptionOptions(Options):
     heatmap: str = option(
         "similarity",
         "Field that the heat maps of the query are written to.",
-        picker="output",
+        picker="new heatmaps",
         advanced=True,
     )
     overwrite: bool = option(False, "Caption again what is complete.")

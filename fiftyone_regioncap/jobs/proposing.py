@@ -19,12 +19,11 @@ from fiftyone_regioncap.dataset.prompts import write_prompts
 from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
 from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
-from fiftyone_regioncap.jobs.executors.local import run_stages
 from fiftyone_regioncap.jobs.options import ProposeOptions
 from fiftyone_regioncap.jobs.summary import Report, Summary
 from fiftyone_regioncap.models.registry import ModelRegistry
 from fiftyone_regioncap.propagation.base import Propagator
-from fiftyone_regioncap.propagation.proposals import ProposalOptions, Segmenter, propose
+from fiftyone_regioncap.propagation.proposals import Segmenter, propose
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.video.reader import VideoReader
 
@@ -111,18 +110,3 @@ class Proposing:
     def record(self) -> dict[str, Any]:
         """The propagator; see :meth:`Stage.record`."""
         return {"propagator": model_record(self._propagator.info)}
-
-
-def run(
-    samples: foco.SampleCollection,
-    output: str,
-    propagator: Propagator,
-    options: ProposalOptions,
-    *,
-    overwrite: bool = False,
-    **reporting: Any,
-) -> Summary:
-    """Finds the objects of videos; see :func:`run_stages`."""
-    stages = {"propose": ProposeOptions(output, options, overwrite)}
-    models = {"propagator": propagator}
-    return run_stages(samples, "propose_objects", stages, models, **reporting)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fiftyone_regioncap.core.options import Options, option
+from fiftyone_regioncap.search.query import Query
 
 MODEL = (
     "Folder or hub id of a sentence-transformers model, or, for the looks of regions, "
@@ -35,12 +36,34 @@ class SearchOptions(Options):
             "visual": "looks of the regions",
         },
     )
+    alone: bool = option(
+        True, "Hide objects that were not found, in the view of the results."
+    )
+    score_field: str | None = option(
+        None,
+        "Attribute of the captions that scores are written to; empty for none.",
+        advanced=True,
+    )
+    save: str | None = option(
+        None, "Name of a view to save the results as; empty for none.", advanced=True
+    )
     model: str | None = option(None, MODEL, advanced=True)
     device: str | None = option(
         None,
         "Device that embeds texts, such as cuda; empty for the best.",
         advanced=True,
     )
+
+    def __post_init__(self) -> None:
+        """Validates the query too.
+
+        Raises:
+            OptionError: When a value doesn't fit.
+            QueryError: When the query looks for nothing.
+        """
+        super().__post_init__()
+        if self.mode != "visual":
+            Query.parse(self.query)
 
 
 @dataclass(frozen=True)

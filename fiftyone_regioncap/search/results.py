@@ -70,6 +70,17 @@ class SearchResults:
             self.captions.write(score_field, scores, fo.FloatField)
         return self.captions.view([hit.id for hit in self.hits])
 
+    def to_markdown(self) -> str:
+        """The captions, best first, with their scores and files."""
+        dataset = self.captions.dataset
+        paths = dict(zip(*dataset.values(["id", "filepath"]), strict=True))
+        lines = [
+            f"{rank}. {hit.score:.3f} {paths.get(hit.sample_id, '')}: {hit.caption}"
+            for rank, hit in enumerate(self.hits, start=1)
+        ]
+        note = [] if self.note is None else [f"note: {self.note}"]
+        return "\n".join([*(lines or ["nothing found"]), *note])
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
         return {

@@ -21,7 +21,6 @@ from fiftyone_regioncap import api
 from fiftyone_regioncap.cli import demo
 from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.dataset import videos as datasets
-from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions
 from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
 from fiftyone_regioncap.system import assets
 
@@ -94,8 +93,8 @@ def dataset(scene: Scene, fiftyone_database: str) -> Iterator[fo.Dataset]:
         made, _, _ = datasets.add_videos("tour", [video], prompts)
     summary = api.propagate_and_caption(
         made,
-        propagate=PropagateOptions(stop=scene.stop),
-        caption=CaptionOptions(window=scene.window),
+        stop=scene.stop,
+        window=scene.window,
         progress=False,
     )
     assert summary.ok

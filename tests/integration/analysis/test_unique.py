@@ -26,7 +26,7 @@ from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, RegionClip
 from fiftyone_regioncap.dataset.captions import read_captions, write_captions
 from fiftyone_regioncap.dataset.tracks import TrackWriter
-from fiftyone_regioncap.jobs import CaptionOptions, Failure
+from fiftyone_regioncap.jobs import Failure
 from tests.support.ureca import SIZES, config_of, random_captioner
 
 HEIGHT, WIDTH, FRAMES = 72, 96, 12
@@ -73,10 +73,8 @@ def video(fiftyone_database: str, tmp_path: Path) -> Iterator[fo.Dataset]:
 @pytest.fixture
 def described(video: fo.Dataset) -> fo.Dataset:
     """The same, with what the captioner without a model says."""
-    api.propagate_and_caption(
+    api.caption(
         video,
-        propagate=None,
-        caption=CaptionOptions(),
         captioner="measured",
         progress=False,
     )

@@ -103,7 +103,11 @@ def test_a_folder_of_videos_takes_the_same_prompts(videos, name):
             3,
             "no weights at ./no",
         ),
-        (["run", "VIDEO", "--box", BOX, "--weights", "./no"], 2, "--weights needs"),
+        (
+            ["run", "VIDEO", "--box", BOX, "--weights", "./no"],
+            2,
+            "not clear which model",
+        ),
         (["run", "FOLDER", "--box", BOX], 3, "holds no videos"),
         (["caption", "--dataset", "nobody"], 3, "there is no dataset 'nobody'"),
         (["propagate", "--dataset", "nobody"], 3, "there is no dataset 'nobody'"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fiftyone_regioncap.cli.make_unique import command
+from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset.captions import (
     CaptionRecord,
@@ -43,7 +43,9 @@ def dataset(fiftyone_database: str) -> Iterator[fo.Dataset]:
 
 
 def test_from_the_shell(dataset: fo.Dataset) -> None:
-    run = CliRunner().invoke(command, ["--dataset", dataset.name, "--parts", "--json"])
+    run = CliRunner().invoke(
+        main, ["make-unique", "--dataset", dataset.name, "--parts", "--json"]
+    )
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
     assert (said["rewritten"], said["after"]["same"], said["parts"]) == (2, 0, 1)
@@ -54,6 +56,6 @@ def test_from_the_shell(dataset: fo.Dataset) -> None:
 
 
 def test_a_table_for_people(dataset: fo.Dataset) -> None:
-    run = CliRunner().invoke(command, ["--dataset", dataset.name])
+    run = CliRunner().invoke(main, ["make-unique", "--dataset", dataset.name])
     assert run.exit_code == 0, run.output
     assert "2 of 2 captions rewritten" in run.stdout

@@ -11,7 +11,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from fiftyone_regioncap import exporters
+from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset.captions import (
     CaptionRecord,
@@ -118,9 +118,7 @@ def exported(
         key = json.dumps([name, options], sort_keys=True)
         if key not in done:
             folder = tmp_path_factory.mktemp(name) / "out"
-            summary = exporters.export(
-                source, name, folder, options=options, progress=False
-            )
+            summary = api.export(source, name, folder, options=options, progress=False)
             assert summary.ok and summary.videos == 2, summary.failures
             done[key] = folder
         return done[key]

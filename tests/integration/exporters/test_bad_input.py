@@ -11,7 +11,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from fiftyone_regioncap import exporters
+from fiftyone_regioncap import api, exporters
 from fiftyone_regioncap.core.errors import (
     Cancelled,
     FieldError,
@@ -30,11 +30,11 @@ from .conftest import make
 
 
 def export(samples, out, name="coco", **options):
-    return exporters.export(samples, name, out, progress=False, **options)
+    return api.export(samples, name, out, progress=False, **options)
 
 
 def import_(samples, out, name="coco"):
-    return exporters.import_captions(samples, name, out, progress=False)
+    return api.import_captions(samples, name, out, progress=False)
 
 
 # -- the target ------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_what_changed_since_is_not_taken_from_an_interrupted_export(
 def test_a_cancelled_export_goes_on(source, tmp_path):
     cancel = threading.Event()
     with pytest.raises(Cancelled):
-        exporters.export(
+        api.export(
             source,
             "jsonl",
             tmp_path / "out",

@@ -12,27 +12,27 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fiftyone_regioncap import exporters
-from fiftyone_regioncap.cli import export, import_
+from fiftyone_regioncap import api, exporters
+from fiftyone_regioncap.cli.main import main
 from tests.support import ROOT
 
 DOCS = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 
 
 def run(command, *arguments):
-    return CliRunner().invoke(command, [str(a) for a in arguments])
+    return CliRunner().invoke(main, [command, *(str(a) for a in arguments)])
 
 
 def test_there_and_back_by_the_shell(dataset, empty, contents_of, tmp_path):
     out = tmp_path / "out"
     common = ("--format", "videorefer", "--json")
     result = run(
-        export.command,
+        "export",
         *("--dataset", dataset.name, "--to", out, "--option", "frames=null", *common),
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["counts"]["captions"] == 6
-    result = run(import_.command, "--dataset", empty.name, "--from", out, *common)
+    result = run("import", "--dataset", empty.name, "--from", out, *common)
     assert result.exit_code == 0, result.output
     assert contents_of(empty) == contents_of(dataset)
 
@@ -43,7 +43,7 @@ def test_what_failed_is_told_by_the_exit_code(dataset, tmp_path):
     sample.save()
     out = tmp_path / "out"
     result = run(
-        export.command,
+        "export",
         *("--dataset", dataset.name, "--to", out, "--format", "sa-v"),
     )
     assert result.exit_code == 1 and "gone.mp4" in result.stdout
@@ -53,7 +53,7 @@ def test_filters_views_and_clips_by_the_shell(dataset, tmp_path):
     dataset.save_view("first", dataset[:1])
     out = tmp_path / "out"
     result = run(
-        export.command,
+        "export",
         *("--dataset", dataset.name, "--view", "first", "--format", "jsonl"),
         *("--to", out, "--clips", "--review", "unreviewed", "--max-words", 4),
         *("--media", "none"),
@@ -65,7 +65,7 @@ def test_filters_views_and_clips_by_the_shell(dataset, tmp_path):
 
 
 def test_the_formats_are_listed():
-    result = run(export.command, "--formats")
+    result = run("export", "--formats")
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == sorted(
         exporters.FORMATS
@@ -85,7 +85,7 @@ def test_the_format_of_the_docs_works(dataset, tmp_path):
     code = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)[-1]
     found: dict = {"__name__": "__main__"}
     exec(code, found)  # our own docs
-    exporters.export(
+    api.export(
         dataset, found["Texts"](), tmp_path / "out", media="none", progress=False
     )
     lines = (tmp_path / "out/texts.jsonl").read_text().splitlines()
@@ -95,7 +95,7 @@ def test_the_format_of_the_docs_works(dataset, tmp_path):
 SLOW = """
 import sys, time
 import fiftyone as fo
-from fiftyone_regioncap import exporters
+from fiftyone_regioncap import api, exporters
 from fiftyone_regioncap.exporters.coco import Coco
 
 class Slow(Coco):
@@ -107,7 +107,7 @@ class Slow(Coco):
         super().write(video, part, media)
 
 Slow.__name__ = "Coco"
-exporters.export(fo.load_dataset(sys.argv[1]), Slow(), sys.argv[2], progress=False)
+api.export(fo.load_dataset(sys.argv[1]), Slow(), sys.argv[2], progress=False)
 """
 
 
@@ -127,11 +127,11 @@ def test_a_killed_export_leaves_nothing_and_goes_on(dataset, tmp_path):
         process.wait(timeout=30)
     assert not out.exists()
     began = time.monotonic()
-    done = exporters.export(dataset, "coco", out, progress=False)
+    done = api.export(dataset, "coco", out, progress=False)
     assert time.monotonic() - began < 60
     assert (done.videos, done.resumed) == (2, 1)
     assert not (out / "frames/orphan.jpg").exists()
-    exporters.export(dataset, "coco", tmp_path / "again", progress=False)
+    api.export(dataset, "coco", tmp_path / "again", progress=False)
     files = {p.relative_to(out) for p in out.rglob("*") if p.is_file()}
     again = {
         p.relative_to(tmp_path / "again")
@@ -145,12 +145,10 @@ def test_a_killed_export_leaves_nothing_and_goes_on(dataset, tmp_path):
 
 @pytest.mark.parametrize("pair", ["stride", "=1"])
 def test_wrong_options_are_refused(dataset, tmp_path, pair):
-    from fiftyone_regioncap.core.errors import RegionCapError
-
     result = run(
-        export.command,
+        "export",
         *("--dataset", dataset.name, "--to", tmp_path / "out", "--format", "sa-v"),
         *("--option", pair),
     )
-    assert result.exit_code == 2 or isinstance(result.exception, RegionCapError)
+    assert result.exit_code in (2, 3) and pair in result.output
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from fiftyone_regioncap import exporters
+from fiftyone_regioncap import api
 
 FRAMES = 24  # of the videos
 HEIGHT, WIDTH = 72, 96
@@ -223,7 +223,7 @@ def test_osprey_cuts_no_file_name_at_an_underscore(source, videos, tmp_path):
         sample = view.first()
         sample.filepath = str(renamed)
         sample.save()
-        exporters.export(view, "osprey", tmp_path / "out", progress=False)
+        api.export(view, "osprey", tmp_path / "out", progress=False)
         items = json.loads((tmp_path / "out/osprey.json").read_text())
         # Osprey's loader looks for what follows the last underscore of a name.
         names = [item["file_name"].split("_")[-1] for item in items]
@@ -317,7 +317,7 @@ def test_supervision_reads_coco(exported):
 def test_clips_are_cut_frame_for_frame(exported, source, contents_of, tmp_path):
     clips = source[:1].to_clips("captions")
     out = tmp_path / "cut"
-    done = exporters.export(clips, "jsonl", out, cut=True, progress=False)
+    done = api.export(clips, "jsonl", out, cut=True, progress=False)
     assert done.ok and done.videos == 3, done.failures
     masks = masks_of(contents_of, source)
     for line in map(json.loads, (out / "tracks.jsonl").read_text().splitlines()):
@@ -339,7 +339,7 @@ def test_a_clips_view_that_is_not_cut_keeps_the_video_s_frames(source, tmp_path)
     view = source[:1].filter_labels("captions", fo.ViewField("index") == 2)
     clips = view.to_clips("captions")[1:]
     out = tmp_path / "out"
-    exporters.export(clips, "jsonl", out, progress=False)
+    api.export(clips, "jsonl", out, progress=False)
     (line,) = map(json.loads, (out / "tracks.jsonl").read_text().splitlines())
     assert sorted(map(int, line["masks"])) == list(range(12, 24))
     assert line["captions"][0]["first_frame"] == 12

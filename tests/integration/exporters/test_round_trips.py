@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fiftyone_regioncap import exporters
+from fiftyone_regioncap import api
 from fiftyone_regioncap.dataset.captions import read_captions
 
 # Each with the options under which nothing is left out.
@@ -30,7 +30,7 @@ def test_all_comes_back_and_twice_changes_nothing(
     name, options = LOSSLESS[case]
     expected = contents_of(source)
     for _ in range(2):
-        back = exporters.import_captions(
+        back = api.import_captions(
             empty, name, exported(name, **options), progress=False
         )
         assert back.ok and back.videos == 2, back.failures

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +15,13 @@ from click.testing import CliRunner
 from fiftyone.operators.executor import ExecutionContext
 from PIL import Image
 
+from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.patchioner import dense
 from fiftyone_regioncap.captioning.patchioner.aggregation import Grid
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
 from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
-from fiftyone_regioncap.cli.caption_everything import command
+from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.core.errors import (
     BackendError,
     Cancelled,
@@ -32,10 +32,7 @@ from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.dataset.regions import read_regions
 from fiftyone_regioncap.jobs.dense_captioning import similarity
-from fiftyone_regioncap.jobs.dense_captions import (
-    DenseCaptionOptions,
-    caption_everything,
-)
+from fiftyone_regioncap.jobs.options import DenseCaptionOptions
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from tests.support import ROOT
 from tests.support.patchioner import write_random_checkpoint
@@ -81,9 +78,9 @@ def dataset(videos: list[Path], fiftyone_database: str) -> Iterator[fo.Dataset]:
 
 
 def describe(samples, captioner, *, progress=False, cancel=None, **options: Any):
-    return caption_everything(
+    return api.dense_caption(
         samples,
-        options=DenseCaptionOptions(**options),
+        **options,
         captioner=captioner,
         progress=progress,
         cancel=cancel,
@@ -248,9 +245,11 @@ class ColorPropagator(FlowPropagator):
 
 def test_parts_may_be_what_a_segmenter_finds(dataset, captioner):
     def segmented(count: int) -> list[fo.Detection]:
-        summary = caption_everything(
+        summary = api.dense_caption(
             dataset,
-            options=DenseCaptionOptions(every=24, count=count, overwrite=True),
+            every=24,
+            count=count,
+            overwrite=True,
             captioner=captioner,
             propagator=ColorPropagator(),
             progress=False,
@@ -277,9 +276,9 @@ def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights)
         weights, "cpu", PatchionerOptions(crop=True)
     )
     try:
-        summary = caption_everything(
+        summary = api.dense_caption(
             dataset,
-            options=DenseCaptionOptions(query="a brick"),
+            query="a brick",
             captioner=cropping,
             propagator=ColorPropagator(),
             progress=False,
@@ -310,9 +309,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     images, weights, options, arguments, error, says
 ):
     arguments = {"weights": str(weights), "device": "cpu", **arguments}
-    options = DenseCaptionOptions(**options)
     with pytest.raises(error, match=says):
-        caption_everything(images, options=options, progress=False, **arguments)
+        api.dense_caption(images, progress=False, **options, **arguments)
     assert not images.has_field("everything_status")
 
 
@@ -323,9 +321,10 @@ def test_options_that_mean_nothing_are_refused(options):
 
 
 def test_command(dataset, weights):
-    arguments = ["--dataset", dataset.name, "--weights", str(weights), "--every", "20"]
+    arguments = ["dense-caption", "--dataset", dataset.name, "--every", "20"]
+    arguments += ["--weights", str(weights)]
     arguments += ["--query", "a disc", "--count", "3", "--device", "cpu"]
-    result = CliRunner().invoke(command, [*arguments, "--json"])
+    result = CliRunner().invoke(main, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert summary["captions"] and not summary["failures"]
@@ -333,17 +332,15 @@ def test_command(dataset, weights):
     sample = dataset.first()
     sample.filepath = "gone.mp4"
     sample.save()
-    result = CliRunner().invoke(command, arguments)
-    assert result.exit_code == 1 and "FAILED gone.mp4" in result.output
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 3 and "FAILED gone.mp4" in result.output
 
 
 @pytest.fixture
 def operator(fiftyone_database: str, monkeypatch) -> Any:
     """The operator, from the plugin as FiftyOne loads it."""
     monkeypatch.setattr(fo.config, "plugins_dir", str(ROOT))
-    other = foo.get_operator("@fiftyone-regioncap/regioncap/propose_objects")
-    package = type(other).__module__.rpartition(".")[0]
-    return importlib.import_module(f"{package}.caption_everything").CaptionEverything()
+    return foo.get_operator("@fiftyone-regioncap/regioncap/dense_caption")
 
 
 @pytest.fixture
@@ -359,16 +356,13 @@ def form(operator: Any) -> Callable[..., dict[str, Any]]:
 
 def test_form(dataset, images, form):
     asked = form(dataset)
-    assert {"output", "every", "query", "captioner_weights"} <= set(asked)
-    assert asked["output"]["default"] == "frames.everything"
-    assert "heatmap" not in asked and "propagator" not in asked
-    asked = form(images, query="a disc", heatmap="tags", proposals=True)
-    assert "every" not in asked and "propagator" in asked
-    assert asked["output"]["default"] == "everything"
+    assert {"output", "every", "query", "captioner_weights", "propagator"} <= set(asked)
+    assert asked["output"]["default"] == "everything" and "heatmap" not in asked
+    asked = form(images, query="a disc", heatmap="tags", advanced=True)
     assert "something else" in asked["heatmap"]["error_message"]
 
 
-def test_operator(dataset, weights, operator, form):
+def test_operator(dataset, weights, operator):
     params = {
         "captioner_weights": str(weights),
         "device": "cpu",
@@ -376,9 +370,8 @@ def test_operator(dataset, weights, operator, form):
         "count": 3,
         "query": "a disc",
     }
-    summary = operator.job(dataset, params, False, None)
+    summary = operator(dataset, **params)
     assert summary.ok and set(written(dataset, "everything")) == {1, 13}
-    assert form(dataset)["existing"]["default"] == "skip"
-    assert operator.job(dataset, params, False, None).skipped == 1
-    params["existing"] = "overwrite"
-    assert operator.job(dataset, params, False, None).captions == summary.captions
+    assert operator(dataset, **params).skipped == 1
+    params["overwrite"] = True
+    assert operator(dataset, **params).captions == summary.captions

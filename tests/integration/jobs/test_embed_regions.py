@@ -16,7 +16,7 @@ from PIL import Image
 import fiftyone_regioncap as regioncap
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
-from fiftyone_regioncap.cli.embed_regions import command
+from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
@@ -95,7 +95,7 @@ def test_they_can_be_left_out(dataset: fo.Dataset, checkpoint: Path) -> None:
         captioner="patchioner",
         weights=str(checkpoint),
         device="cpu",
-        backend_options={"embeddings": False},
+        captioner_options={"embeddings": False},
         progress=False,
     )
     assert not dataset.has_field("captions.detections.region_embedding")
@@ -165,8 +165,8 @@ def test_regions_of_images(
     dataset.add_sample(sample)
     dataset.add_dynamic_sample_fields()
     # The third has no caption, and is nothing that could be found by it.
-    assert embed(dataset, checkpoint, field="objects").embedded == 2
-    assert embed(dataset, checkpoint, field="single").embedded == 1
+    assert embed(dataset, checkpoint, captions="objects").embedded == 2
+    assert embed(dataset, checkpoint, captions="single").embedded == 1
     dataset.reload()
     sample = dataset.first()
     first, second, _ = sample.objects.detections
@@ -201,8 +201,9 @@ def test_bad_input(dataset: fo.Dataset, checkpoint: Path) -> None:
 
 def test_the_command(dataset: fo.Dataset, checkpoint: Path) -> None:
     regioncap.caption(dataset, captioner="measured", progress=False)
-    on = ["--dataset", dataset.name, "--weights", str(checkpoint), "--device", "cpu"]
-    shown = CliRunner().invoke(command, on, catch_exceptions=False)
+    on = ["embed-regions", "--dataset", dataset.name]
+    on += ["--weights", str(checkpoint), "--device", "cpu"]
+    shown = CliRunner().invoke(main, on, catch_exceptions=False)
     assert shown.exit_code == 0 and "4 regions of 2 samples embedded" in shown.stdout
-    again = CliRunner().invoke(command, [*on, "--json"], catch_exceptions=False)
+    again = CliRunner().invoke(main, [*on, "--json"], catch_exceptions=False)
     assert json.loads(again.stdout)["kept"] == 4

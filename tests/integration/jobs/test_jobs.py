@@ -16,8 +16,6 @@ from fiftyone_regioncap.core.progress import ProgressEvent
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import (
-    CaptionOptions,
-    PropagateOptions,
     checkpoints,
     propagating,
 )
@@ -86,8 +84,8 @@ def test_the_same_job_twice_does_nothing_and_overwriting_the_same(dataset, conte
     assert contents(dataset) == before
     summary = both(
         dataset,
-        propagate=PropagateOptions(overwrite=True),
-        caption=CaptionOptions(overwrite=True),
+        overwrite=True,
+        overwrite_captions=True,
     )
     assert summary.skipped == 0 and summary.frames > 0
     assert contents(dataset) == before
@@ -168,11 +166,11 @@ def test_clips_are_done_one_by_one(dataset):
 
 
 def test_windows_get_a_caption_each(dataset):
-    both(dataset, caption=CaptionOptions(window=8))
+    both(dataset, window=8)
     supports = {tuple(c.support) for c in dataset.first().captions.detections}
     assert supports == {(1, 8), (9, 16), (17, 24)}
     # A later run with other windows leaves none of the old ones.
-    both(dataset, caption=CaptionOptions(window=12, overwrite=True))
+    both(dataset, window=12, overwrite_captions=True)
     supports = {tuple(c.support) for c in dataset.first().captions.detections}
     assert supports == {(1, 12), (13, 24)}
 
@@ -229,19 +227,19 @@ def test_a_bad_sample_is_recorded_and_the_others_are_done(
 
 
 @pytest.mark.parametrize(
-    ("propagate", "caption", "says"),
+    ("operation", "options", "says"),
     [
-        (PropagateOptions(prompts="frames.nothing"), None, "frames.prompts"),
-        (PropagateOptions(output="frames.prompts"), None, "prompts"),
-        (PropagateOptions(output="frames.not a name"), None, "not a name"),
-        (None, CaptionOptions(tracks="frames.nothing"), "nothing"),
-        (PropagateOptions(), CaptionOptions(output="filepath"), "filepath"),
+        ("propagate", {"prompts": "frames.nothing"}, "frames.prompts"),
+        ("propagate", {"output": "frames.prompts"}, "prompts"),
+        ("propagate", {"output": "frames.not a name"}, "not a name"),
+        ("caption", {"tracks": "frames.nothing"}, "nothing"),
+        ("propagate_and_caption", {"captions": "filepath"}, "filepath"),
     ],
     ids=["no field", "onto its input", "no identifier", "no tracks", "other kind"],
 )
-def test_wrong_fields_fail_before_any_work(dataset, propagate, caption, says):
+def test_wrong_fields_fail_before_any_work(dataset, operation, options, says):
     with pytest.raises(FieldError, match=says):
-        both(dataset, propagate=propagate, caption=caption)
+        getattr(api, operation)(dataset, progress=False, **options)
     marked = [frame for s in dataset for frame in s.frames.values()]
     assert marked and all(frame["prompts"] for frame in marked)
     assert not any(f.has_field("tracks") and f["tracks"] for f in marked)
@@ -283,8 +281,8 @@ def test_what_a_view_hides_stays_as_it_is(dataset, contents):
     only = dataset.filter_labels("frames.prompts", fo.ViewField("index") == 7)
     summary = both(
         only,
-        propagate=PropagateOptions(overwrite=True),
-        caption=CaptionOptions(overwrite=True),
+        overwrite=True,
+        overwrite_captions=True,
     )
     assert summary.ok and summary.tracks == 2
     after = contents(dataset)
@@ -312,7 +310,7 @@ def test_an_object_marked_later_is_added_to_those_that_are_done(dataset):
 
 def test_a_single_caption_is_told_while_it_is_written(dataset, tmp_path):
     write_checkpoint(tmp_path / "dam", TINY)
-    both(dataset, caption=None)
+    api.propagate(dataset, propagator="flow", progress=False)
     captioner = DamCaptioner.from_pretrained(
         tmp_path / "dam", options=DamOptions(max_new_tokens=8)
     )
@@ -324,10 +322,9 @@ def test_a_single_caption_is_told_while_it_is_written(dataset, tmp_path):
             if event.text is not None:
                 heard.append(event.text)
 
-        api.propagate_and_caption(
+        api.caption(
             view,
-            propagate=None,
-            caption=CaptionOptions(overwrite=True),
+            overwrite=True,
             captioner=captioner,
             progress=listen,
         )
@@ -366,10 +363,10 @@ def test_a_corrected_prompt_redoes_its_object_alone(dataset, contents):
 
 def test_captions_follow_tracks_that_were_made_otherwise(dataset):
     both(dataset)
-    again = both(dataset, propagate=PropagateOptions(overwrite=True))
+    again = both(dataset, overwrite=True)
     assert (again.tracks, again.captions) == (4, 0)  # the same tracks
-    other = PropagateOptions(overwrite=True, direction="forward")
-    assert both(dataset, propagate=other).captions == 4
+    other = both(dataset, overwrite=True, direction="forward")
+    assert other.captions == 4
     assert both(dataset).skipped == 4
 
 
@@ -391,7 +388,7 @@ def test_a_job_that_was_cut_short_while_overwriting_is_not_taken_for_done(datase
     with pytest.raises(Cancelled):
         both(
             dataset,
-            propagate=PropagateOptions(overwrite=True),
+            overwrite=True,
             progress=cancel_after(cancel, 5),
             cancel=cancel,
         )

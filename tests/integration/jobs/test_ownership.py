@@ -9,11 +9,11 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
+from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.measured import MeasuredCaptioner
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
-from fiftyone_regioncap.jobs import CaptionOptions, PropagateOptions, videos
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 
 FRAMES = 24
@@ -32,14 +32,14 @@ def dataset(
 
 
 def propagate(dataset: fo.Dataset, **options: object):
-    return videos.run(
-        dataset, propagate=PropagateOptions(**options), propagator=FlowPropagator()
+    return api.propagate(
+        dataset, propagator=FlowPropagator(), progress=False, **options
     )
 
 
 def caption(dataset: fo.Dataset, **options: object):
-    return videos.run(
-        dataset, caption=CaptionOptions(**options), captioner=MeasuredCaptioner()
+    return api.caption(
+        dataset, captioner=MeasuredCaptioner(), progress=False, **options
     )
 
 

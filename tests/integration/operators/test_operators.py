@@ -65,8 +65,8 @@ def test_every_operator_of_the_manifest_is_registered():
 @pytest.mark.parametrize(
     ("name", "asks"),
     [
-        ("propagate_masks", {"prompts", "tracks", "propagator", "scene_cuts"}),
-        ("caption_tracks", {"tracks", "captions", "captioner", "window"}),
+        ("propagate_masks", {"prompts", "output", "propagator", "direction"}),
+        ("caption_tracks", {"tracks", "output", "captioner", "window"}),
         ("propagate_and_caption", {"prompts", "tracks", "captions", "captioner"}),
     ],
 )
@@ -80,9 +80,14 @@ def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, a
 @pytest.mark.parametrize(
     ("name", "params", "field", "says"),
     [
-        ("propagate_masks", {"tracks": "frames.prompts"}, "tracks", "something else"),
-        ("propagate_masks", {"tracks": "a b"}, "tracks", "not a field name"),
-        ("caption_tracks", {"captions": "filepath"}, "captions", "something else"),
+        (
+            "propagate_masks",
+            {"output": "frames.prompts"},
+            "output",
+            "something else",
+        ),
+        ("propagate_masks", {"output": "a b"}, "output", "no field name"),
+        ("caption_tracks", {"output": "filepath"}, "output", "something else"),
         (
             "caption_tracks",
             {"captioner": "dam-video"},
@@ -91,9 +96,9 @@ def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, a
         ),
         (
             "propagate_masks",
-            {"propagator": "sam2", "propagator_options": "image_size"},
-            "propagator_options",
-            "no JSON object",
+            {"propagator": "mobilesam", "propagator_options": {"side": 7}},
+            "refusal",
+            "side=7: give an integer from 64 to 2048",
         ),
     ],
 )
@@ -118,11 +123,20 @@ def test_forms_say_why_they_cannot_be_filled(fiftyone_database, videos):
         empty.delete()
 
 
-def test_a_field_that_exists_may_be_skipped_or_overwritten(dataset):
-    api.propagate(dataset, propagator="flow", progress=False)
-    inputs = form("propagate_masks", dataset, tracks="frames.tracks")
-    assert inputs["existing"]["default"] == "skip"
-    assert not invalid(inputs)
+def test_options_of_the_chosen_backend_appear(dataset):
+    def own(name: str) -> set[str]:
+        inputs = form("propagate_masks", dataset, propagator=name, advanced=True)
+        options = inputs.get("propagator_options")
+        return set(options["type"]["properties"]) if options else set()
+
+    assert "side" in own("mobilesam") and "image_size" in own("sam2")
+    assert own("flow") == set()
+
+
+def test_few_options_are_shown_at_first(dataset):
+    few = form("propagate_masks", dataset)
+    many = form("propagate_masks", dataset, advanced=True)
+    assert "patience" in many and "patience" not in few and len(few) < len(many)
 
 
 def test_operators_are_callable_from_python_with_defaults(dataset):
@@ -142,7 +156,8 @@ def test_regions_are_embedded_by_an_operator(dataset, checkpoint):
     api.propagate(dataset, propagator="flow", progress=False)
     api.caption(dataset, captioner="measured", progress=False)
     inputs = form("embed_regions", dataset)
-    assert inputs["tracks"]["default"] == "frames.tracks" and not invalid(inputs)
+    assert "frames.tracks" in inputs["tracks"]["type"]["values"]
+    assert not invalid(inputs)
     embed = foo.get_operator(f"{URI}/embed_regions")
     summary = embed(dataset, weights=str(checkpoint))
     assert summary.ok and summary.embedded == 2

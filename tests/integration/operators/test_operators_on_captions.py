@@ -70,7 +70,7 @@ def test_without_captions_the_form_says_what_to_do_first(name):
     empty.media_type = "video"
     inputs = form(name, empty)
     assert inputs["refusal"]["invalid"]
-    first = "captions with scores" if name == "triage_captions" else "caption_tracks"
+    first = "Caption tracks or regions first"
     assert first in inputs["refusal"]["error_message"]
     empty.delete()
 
@@ -78,21 +78,20 @@ def test_without_captions_the_form_says_what_to_do_first(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_with_captions_the_form_asks_for_their_field(name, dataset):
     inputs = form(name, dataset)
-    field = "captions" if name == "evaluate_captions" else "field"
-    assert inputs[field]["default"] == "captions"
+    assert inputs["captions"]["default"] == "captions"
     assert not any(value.get("invalid") for value in inputs.values())
 
 
 def test_a_query_for_nothing_is_told_in_the_form(dataset):
-    query = form("search_captions", dataset, query="-red")["query"]
-    assert query["invalid"] and "at least one word" in query["error_message"]
+    refusal = form("search_captions", dataset, query="-red")["refusal"]
+    assert "at least one word" in refusal["error_message"]
 
 
 def test_searching_writes_scores_and_gives_the_hits(dataset):
     found = execute(
         "search_captions",
         dataset,
-        field="captions",
+        captions="captions",
         query="red cars",
         k=25,
         mode="text",
@@ -106,10 +105,12 @@ def test_searching_writes_scores_and_gives_the_hits(dataset):
 
 def test_facets_checks_and_scores_come_with_a_summary(dataset):
     assert (
-        "2 captions" in execute("extract_facets", dataset, field="captions")["summary"]
+        "2 captions"
+        in execute("extract_facets", dataset, captions="captions")["summary"]
     )
     assert (
-        "**1** of 2" in execute("check_captions", dataset, field="captions")["summary"]
+        "**1** of 2"
+        in execute("check_captions", dataset, captions="captions")["summary"]
     )
     pytest.importorskip("pycocoevalcap", reason="the extra is not installed")
     scores = execute(
@@ -128,23 +129,18 @@ def test_looks_are_offered_where_regions_were_embedded(dataset, seen):
         given = form(name, dataset, **params).get(parameter)
         return given["type"]["values"] if given else []
 
-    assert "visual" not in choices("search_captions", "mode")
-    assert not choices("embed_captions", "space")
-    assert "similarity" not in form("check_captions", dataset)
     texts = ("a red car", "a blue truck")
     for sample, text in zip(dataset, texts, strict=True):
         write_captions(sample, "captions", [seen(1, f"It is {text}.", text)])
     dataset.reload()
     assert "visual" in choices("search_captions", "mode")
     assert choices("embed_captions", "space") == ["text", "visual"]
-    about = form("check_captions", dataset, similarity=True)["model"]["view"]
-    assert "captioner that embedded" in about["description"]
-    options = {"field": "captions", "query": texts[1], "k": 5}
+    options = {"captions": "captions", "query": texts[1], "k": 5}
     found = execute("search_captions", dataset, mode="visual", **options)
     assert found["hits"][0]["caption"] == "It is a blue truck."
-    made = execute("embed_captions", dataset, field="captions", space="visual")
+    made = execute("embed_captions", dataset, captions="captions", space="visual")
     assert made["space"] == "visual" and made["captions"] == 2
-    checked = execute("check_captions", dataset, field="captions", similarity=True)
+    checked = execute("check_captions", dataset, captions="captions", similarity=True)
     assert checked["by_check"]["similarity"] == 0
     dataset.reload()
     scores = choices("triage_captions", "score")
@@ -152,7 +148,7 @@ def test_looks_are_offered_where_regions_were_embedded(dataset, seen):
     sorted_ = execute(
         "triage_captions",
         dataset,
-        field="captions",
+        captions="captions",
         score="image_text_similarity",
         keep=-1.0,
         drop=-1.0,

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
 from click.testing import CliRunner
 
+from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 
 VIDEOS = (["A red car turning left", "A blue truck into the"], ["Two red cars."])
 
 
 def run(name, *arguments):
-    command = importlib.import_module(f"fiftyone_regioncap.cli.{name}").command
-    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    result = CliRunner().invoke(main, [*name.split(), *arguments])
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -44,9 +43,9 @@ def test_regions_are_found_mapped_and_compared_by_looks(described, seen):
     document = json.loads(run("search", *on, "--mode", "visual", "--json", texts[2]))
     assert document["hits"][0]["caption"] == "Thing 2."
     options = ("--space", "visual", "--layout", "pca")
-    shown = run("embed_captions", *on, *options)
+    shown = run("embed-captions", *on, *options)
     assert "4 captions on the map captions_visual_map" in shown
-    summary = json.loads(run("embed_captions", *on, *options, "--json"))
+    summary = json.loads(run("embed-captions", *on, *options, "--json"))
     assert summary["space"] == "visual" and summary["captions"] == 4
     assert "half under" in run("check", *on, "--similarity")
     thresholds = ("--keep", "2", "--drop", "1")
@@ -62,11 +61,11 @@ def test_evaluate_captions_writes_its_files(described, tmp_path):
         truth = [CaptionRecord(1, (0, 9), caption="A red car.")]
         write_captions(sample, "truth", truth)
     shown = run(
-        "evaluate_captions",
+        "evaluate captions",
         *("--dataset", dataset.name, "--references", "truth", "--metrics", "rouge_l"),
         *("--output", str(tmp_path)),
     )
-    assert "2** captions compared" in shown
+    assert "2 captions compared" in shown
     assert {path.suffix for path in tmp_path.glob("caption_eval.*")} == {
         ".json",
         ".md",

@@ -1,0 +1,169 @@
+"""Operators that are made from the declared operations of the library."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import fiftyone.operators as foo
+from fiftyone.operators import types
+from fiftyone.operators.executor import ExecutionContext
+
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.progress import ProgressListener
+from fiftyone_regioncap.operations import OPERATIONS, Operation
+
+from . import _forms, _running
+
+
+class OperationOperator(foo.Operator):
+    """An operator that runs one operation over a target view.
+
+    Attributes:
+        operation: What it does.
+    """
+
+    operation: Operation
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """How the operator shows itself and may be run."""
+        return foo.OperatorConfig(
+            name=self.operation.operator,
+            label=self.operation.label,
+            description=self.operation.summary,
+            dynamic=True,
+            execute_as_generator=self.operation.streams,
+            allow_immediate_execution=True,
+            allow_delegated_execution=True,
+        )
+
+    def resolve_placement(self, ctx: Any) -> types.Placement | None:
+        """A button above the grid for what is wanted often."""
+        if self.operation.name != "search_captions":
+            return None
+        button = types.Button(
+            label=self.operation.label, icon="manage_search", prompt=True
+        )
+        return types.Placement(types.Places.SAMPLES_GRID_ACTIONS, button)
+
+    def resolve_input(self, ctx: Any) -> types.Property:
+        """The form."""
+        inputs = types.Object()
+        media = None if ctx.dataset is None else ctx.dataset.media_type
+        if media in self.operation.media:
+            _forms.ask(inputs, ctx, self.operation)
+        else:
+            wanted = self.operation.media[0]
+            _forms.refuse(inputs, f"This operator needs a dataset of {wanted}s")
+        return types.Property(inputs, view=types.View(label=self.operation.label))
+
+    def execute(self, ctx: Any) -> Any:
+        """Runs the operation; see :func:`operators._running.run`."""
+        values = _forms.parameters(self.operation, ctx.params)
+        samples = ctx.target_view()
+
+        def job(listener: ProgressListener, cancel: threading.Event) -> Any:
+            return api.call(self.operation, samples, values, listener, cancel)
+
+        run = _running.run if self.operation.streams else _running.run_at_once
+        return run(ctx, job, AFTERWARDS.get(self.operation.name))
+
+    def resolve_output(self, ctx: Any) -> types.Property:
+        """The summary."""
+        view = types.View(label=self.operation.label)
+        return types.Property(_running.outputs(), view=view)
+
+    def __call__(
+        self,
+        sample_collection: Any,
+        *args: Any,
+        delegate: bool = False,
+        **params: Any,
+    ) -> Any:
+        """Runs the operator from Python.
+
+        Args:
+            sample_collection: A dataset or a view.
+            *args: As the SDK's function takes them.
+            delegate: Whether to queue it for ``fiftyone delegated launch``.
+            **params: As the SDK's function takes them.
+
+        Returns:
+            What the SDK's function returns, or FiftyOne's execution result when
+            delegated.
+        """
+        if delegate:
+            view = sample_collection.view()
+            return foo.execute_operator(
+                self.uri,
+                {"view": view},
+                params={**self._defaults(view, params), **params},
+                request_delegation=True,
+            )
+        return api.function_of(self.operation)(sample_collection, *args, **params)
+
+    def _defaults(self, view: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What the form would send untouched; FiftyOne fills it in only in the App."""
+        context = ExecutionContext(
+            {
+                "dataset_name": view.dataset_name,
+                "view": view._serialize(),
+                "params": dict(params),
+            },
+            operator_uri=self.uri,
+        )
+        inputs = self.resolve_input(context).type.properties
+        return {
+            name: prop.default
+            for name, prop in inputs.items()
+            if prop.default is not None and name != "view_target"
+        }
+
+
+def _show_found(ctx: Any, results: Any) -> Iterator[Any]:
+    """Shows what a search found in place of the view."""
+    found = "Nothing found"
+    if results.hits:
+        values = _forms.parameters(OPERATIONS["search_captions"], ctx.params)
+        options, _ = OPERATIONS["search_captions"].parse(values)
+        yield ctx.ops.set_view(api.shown(results, options))
+        found = f"{len(results)} found"
+    if results.note:
+        found = f"{found}. {results.note}"
+    yield ctx.ops.notify(found, variant="success" if results.hits else "warning")
+
+
+def _show_map(ctx: Any, summary: Any) -> Iterator[Any]:
+    """Opens a map beside the captions that are on it."""
+    # Not by its name: the App knows no view that was saved since it was opened.
+    yield ctx.ops.set_view(ctx.dataset.load_saved_view(summary.view))
+    yield ctx.ops.open_panel("Embeddings", layout="horizontal")
+
+
+def _show_worst(ctx: Any, result: Any) -> Iterator[Any]:
+    """Shows the captions with the lowest scores."""
+    if result.each:
+        yield ctx.ops.set_view(result.worst())
+
+
+AFTERWARDS: Mapping[str, _running.Afterwards] = {
+    "search_captions": _show_found,
+    "embed_captions": _show_map,
+    "evaluate_captions": _show_worst,
+}
+"""What the App shows once an operation is done, beside its summary."""
+
+
+def operator_of(operation: Operation) -> type[OperationOperator]:
+    """The class of the operator for an operation."""
+    name = "".join(part.capitalize() for part in operation.operator.split("_"))
+    return type(
+        name,
+        (OperationOperator,),
+        {"operation": operation, "__doc__": operation.summary, "__module__": __name__},
+    )
+
+
+OPERATION_OPERATORS = tuple(map(operator_of, OPERATIONS.values()))
