@@ -30,10 +30,10 @@ from fiftyone_regioncap.captioning.dynrefer.captioner import (
 )
 from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
 from fiftyone_regioncap.captioning.dynrefer.controls import Controls
+from fiftyone_regioncap.captioning.dynrefer.heads import HeadSizes
 from fiftyone_regioncap.captioning.dynrefer.model import (
     DynReferConfig,
     DynReferModel,
-    HeadSizes,
     place,
 )
 from fiftyone_regioncap.captioning.dynrefer.texts import Attribute

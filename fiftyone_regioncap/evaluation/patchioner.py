@@ -70,7 +70,7 @@ class Item:
     Attributes:
         image: Id of the image, as its file is named.
         references: Captions by people.
-        trace: X, y as fractions of the image, float (N, 2), for the trace task.
+        trace: Points x, y as fractions of the image, float (N, 2), for the trace task.
         boxes: Pixel edges x1, y1, x2, y2, for the dense and the region-set task.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,25 @@ ROWS_AT_ONCE = 32_768
 
 Texts don't see each other, so thousands of names go through in pieces.
 """
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Sizes of a query decoder.
+
+    Attributes:
+        width: Number of channels of a token.
+        hidden: Number of hidden units of a feed-forward block.
+        layers: Number of layers.
+        heads: Number of attention heads.
+        text_width: Number of channels of the text embeddings.
+    """
+
+    width: int = 256
+    hidden: int = 1024
+    layers: int = 2
+    heads: int = 4
+    text_width: int = 1024
 
 
 class QueryLayer(nn.Module):
@@ -63,25 +84,16 @@ class QueryHead(nn.Module):
         bias: Learned summand of the logits then.
     """
 
-    def __init__(
-        self,
-        *,
-        region_width: int,
-        text_width: int,
-        width: int,
-        hidden: int,
-        layers: int,
-        heads: int,
-        normalize: bool,
-    ) -> None:
+    def __init__(self, region_width: int, sizes: HeadSizes, *, normalize: bool) -> None:
         super().__init__()
         self.normalize = normalize
-        self.vision_proj = nn.Linear(region_width, width)
-        self.text_proj = nn.Linear(text_width, width)
+        self.vision_proj = nn.Linear(region_width, sizes.width)
+        self.text_proj = nn.Linear(sizes.text_width, sizes.width)
         self.layers = nn.ModuleList(
-            QueryLayer(width, hidden, heads) for _ in range(layers)
+            QueryLayer(sizes.width, sizes.hidden, sizes.heads)
+            for _ in range(sizes.layers)
         )
-        self.fc = nn.Linear(width, 1)
+        self.fc = nn.Linear(sizes.width, 1)
         if normalize:
             self.temperature = nn.Parameter(torch.zeros(()))
             self.bias = nn.Parameter(torch.zeros(()))

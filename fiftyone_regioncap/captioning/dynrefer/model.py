@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from fiftyone_regioncap.captioning.dynrefer.deformable import DeformableAlign
-from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
+from fiftyone_regioncap.captioning.dynrefer.heads import HeadSizes, QueryHead
 from fiftyone_regioncap.captioning.dynrefer.roialign import roi_align
 from fiftyone_regioncap.models.loading import choose_dtype
 
@@ -37,25 +37,6 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 VISION_NORM_EPS = 1e-5
 """Of the layer norm after the tower; transformers gives it the tower's own 1e-6."""
-
-
-@dataclass(frozen=True)
-class HeadSizes:
-    """Sizes of a query decoder.
-
-    Attributes:
-        width: Number of channels of a token.
-        hidden: Number of hidden units of a feed-forward block.
-        layers: Number of layers.
-        heads: Number of attention heads.
-        text_width: Number of channels of the text embeddings.
-    """
-
-    width: int = 256
-    hidden: int = 1024
-    layers: int = 2
-    heads: int = 4
-    text_width: int = 1024
 
 
 @dataclass(frozen=True)
@@ -99,15 +80,13 @@ class Decoding:
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> Decoding:
-        """Takes what a config says by these names, and the demo's for the rest."""
+        """Takes the values of a configuration, and the demo's for the rest."""
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(cls)}
         return cls(
-            num_beams=int(said.get("num_beams", cls.num_beams)),
-            max_new_tokens=int(said.get("max_new_tokens", cls.max_new_tokens)),
-            min_length=int(said.get("min_length", cls.min_length)),
-            length_penalty=float(said.get("length_penalty", cls.length_penalty)),
-            repetition_penalty=float(
-                said.get("repetition_penalty", cls.repetition_penalty)
-            ),
+            **{
+                name: type(default)(said.get(name, default))
+                for name, default in defaults.items()
+            }
         )
 
 
@@ -151,15 +130,7 @@ class DynReferModel(nn.Module):
         self.query_tokens = nn.Parameter(torch.zeros(1, config.queries, tokens))
         self.qformer = Blip2QFormerModel(config.qformer)
         self.tags, self.attributes = (
-            QueryHead(
-                region_width=tokens,
-                text_width=config.head.text_width,
-                width=config.head.width,
-                hidden=config.head.hidden,
-                layers=config.head.layers,
-                heads=config.head.heads,
-                normalize=normalize,
-            )
+            QueryHead(tokens, config.head, normalize=normalize)
             for normalize in (False, True)
         )
         self.language = T5ForConditionalGeneration(config.language)

@@ -22,11 +22,8 @@ from transformers import (
     T5Config,
 )
 
-from fiftyone_regioncap.captioning.dynrefer.model import (
-    DynReferConfig,
-    DynReferModel,
-    HeadSizes,
-)
+from fiftyone_regioncap.captioning.dynrefer.heads import HeadSizes
+from fiftyone_regioncap.captioning.dynrefer.model import DynReferConfig, DynReferModel
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.loading import (
     NamedTensors,

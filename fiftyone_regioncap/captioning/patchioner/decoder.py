@@ -6,6 +6,7 @@ through a linear layer, and writes CLIP tokens (DeCap, arXiv 2303.03032).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,17 +24,6 @@ from fiftyone_regioncap.models.loading import load_strict, read_tensors
 
 STEPS = 30
 """Tokens per caption, the start token included."""
-
-
-class _PrefixLayers(nn.Module):
-    """The linear layers between embedding and decoder; published ones have one."""
-
-    def __init__(self, prefix: int, width: int) -> None:
-        super().__init__()
-        self.model = nn.Sequential(nn.Linear(prefix, width))
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return self.model(embeddings)
 
 
 class PrefixDecoder(nn.Module):
@@ -57,7 +47,9 @@ class PrefixDecoder(nn.Module):
         super().__init__()
         config = config or Gpt2Config()
         self.decoder = LanguageModel(config, dropout)
-        self.clip_project = _PrefixLayers(prefix_width, config.width)
+        # Under the names of the published state dicts.
+        layers = nn.Sequential(nn.Linear(prefix_width, config.width))
+        self.clip_project = nn.Sequential(OrderedDict(model=layers))
         self.config = config
         self.prefix_width = prefix_width
 

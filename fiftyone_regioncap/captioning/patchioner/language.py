@@ -98,10 +98,8 @@ class DecapLanguage:
 
     def describe(self, embeddings: Tensor) -> list[Description]:
         """Describes embeddings (R, D), in order."""
-        described: list[Description] = []
-        for rows in embeddings.split(self.batch_size):
-            described += self._describe(rows)
-        return described
+        batches = embeddings.split(self.batch_size)
+        return [one for rows in batches for one in self._describe(rows)]
 
     def _describe(self, embeddings: Tensor) -> list[Description]:
         reference = self.compat == "reference"
@@ -187,10 +185,8 @@ class ViecapLanguage:
 
     def describe(self, embeddings: Tensor) -> list[Description]:
         """Describes embeddings (R, D), in order."""
-        described: list[Description] = []
-        for rows in embeddings.split(self.batch_size):
-            described += self._describe(rows)
-        return described
+        batches = embeddings.split(self.batch_size)
+        return [one for rows in batches for one in self._describe(rows)]
 
     def _describe(self, embeddings: Tensor) -> list[Description]:
         embeddings = embeddings.to(self.decoder.device)

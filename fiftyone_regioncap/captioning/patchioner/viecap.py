@@ -6,6 +6,7 @@ after, the tokens of "There are dog, ball in image.", and lets a fine-tuned GPT-
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,38 +154,23 @@ class _MapperAttention(nn.Module):
         return self.project(attended.transpose(1, 2).flatten(2))
 
 
-class _MapperMlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 2 * width)
-        self.fc2 = nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(torch.relu(self.fc1(x)))
-
-
 class _MapperLayer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.attn = _MapperAttention(width, heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = _MapperMlp(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(width, 2 * width),
+                relu=nn.ReLU(),
+                fc2=nn.Linear(2 * width, width),
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-
-class _MapperLayers(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_MapperLayer(width, heads) for _ in range(layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
 
 
 class MappingNetwork(nn.Module):
@@ -213,7 +199,9 @@ class MappingNetwork(nn.Module):
         super().__init__()
         self.linear = nn.Linear(feature_width, tokens * width)
         self.prefix_const = nn.Parameter(torch.randn(learned, width))
-        self.transformer = _MapperLayers(width, layers, heads)
+        # Under the names of the published state dicts.
+        blocks = nn.Sequential(*(_MapperLayer(width, heads) for _ in range(layers)))
+        self.transformer = nn.Sequential(OrderedDict(layers=blocks))
 
     def forward(self, features: Tensor) -> Tensor:
         """Unit features (R, D) to soft prompts (R, learned, width)."""

@@ -22,12 +22,8 @@ from fiftyone_regioncap.captioning.dynrefer.captioner import (
 )
 from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
 from fiftyone_regioncap.captioning.dynrefer.controls import control_text, control_words
-from fiftyone_regioncap.captioning.dynrefer.heads import QueryHead
-from fiftyone_regioncap.captioning.dynrefer.model import (
-    DynReferConfig,
-    DynReferModel,
-    HeadSizes,
-)
+from fiftyone_regioncap.captioning.dynrefer.heads import HeadSizes, QueryHead
+from fiftyone_regioncap.captioning.dynrefer.model import DynReferConfig, DynReferModel
 from fiftyone_regioncap.captioning.dynrefer.weights import (
     BLIP2,
     EVA_CLIP,
@@ -379,15 +375,8 @@ def test_class_list_with_doubles_and_thousands(captioner: DynReferCaptioner) -> 
 
 def test_texts_in_pieces_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    head = QueryHead(
-        region_width=12,
-        text_width=10,
-        width=8,
-        hidden=16,
-        layers=2,
-        heads=2,
-        normalize=True,
-    )
+    sizes = HeadSizes(width=8, hidden=16, layers=2, heads=2, text_width=10)
+    head = QueryHead(12, sizes, normalize=True)
     tokens, texts = torch.randn(3, 5, 12), torch.randn(50, 10)
     whole = head(tokens, texts)
     monkeypatch.setattr("fiftyone_regioncap.captioning.dynrefer.heads.ROWS_AT_ONCE", 21)
