@@ -101,17 +101,17 @@ class UrecaModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         return self.mask_linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The numeric type that the model computes in."""
         return self.mask_linear.weight.dtype
 
     @torch.inference_mode()
     def image_tokens(self, tiles: Tensor) -> Tensor:
-        """Tokens of the tiles of images.
+        """Encodes tiles of images as tokens.
 
         Args:
             tiles: uint8 (T, S, S, 3), of :func:`tiling.image_tiles`.
@@ -136,7 +136,7 @@ class UrecaModel(nn.Module):
 
     @torch.inference_mode()
     def mask_maps(self, masks: Tensor) -> Tensor:
-        """What the mask encoder makes of the tiles of a mask.
+        """Computes the mask encoder's feature maps.
 
         Args:
             masks: uint8 (T, S, S), of :func:`tiling.mask_tiles` or
@@ -149,7 +149,7 @@ class UrecaModel(nn.Module):
 
     @torch.inference_mode()
     def mask_tokens(self, masks: Tensor) -> Tensor:
-        """Tokens of a mask, N a tile: (T, N, D) of uint8 (T, S, S)."""
+        """Encodes tiles of a mask, uint8 (T, S, S), as N tokens each: (T, N, D)."""
         return self.mask_linear(self.mask_maps(masks).flatten(2))
 
     @torch.inference_mode()
@@ -158,7 +158,7 @@ class UrecaModel(nn.Module):
         ids: Sequence[int],
         places: Sequence[tuple[int, Tensor]],
     ) -> Tensor:
-        """The language model's input.
+        """Returns the language model's input.
 
         Args:
             ids: of the prompt or a part of it.

@@ -48,7 +48,7 @@ _TIDY = (
 
 
 class Vocabulary(Protocol):
-    """What the two families differ in: text without special tokens."""
+    """The vocabulary of a family of language models, without special tokens."""
 
     bos: int | None
     special: Mapping[str, int]
@@ -66,8 +66,8 @@ class Vocabulary(Protocol):
         """The pieces of ids, a leading space as ``"▁"``."""
 
 
-class Tokenizer:
-    """Text to ids and back.
+class UrecaTokenizer:
+    """Encodes and decodes text with URECA's special tokens.
 
     Args:
         vocabulary: of the family.
@@ -91,7 +91,7 @@ class Tokenizer:
         return max(self._texts, *(number + 1 for number in self.special.values()))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a whole prompt, the beginning token first where there is one."""
+        """Returns the ids of a prompt, the beginning token first where there is one."""
         ids = [] if self.bos is None else [self.bos]
         for part in self._split.split(text):
             if part in self.special:
@@ -101,19 +101,19 @@ class Tokenizer:
         return ids
 
     def is_special(self, token: int) -> bool:
-        """Whether the token is never part of a text."""
+        """Returns whether a token is never part of a text."""
         return token in self._special_ids or not 0 <= token < self._texts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special ones vanish."""
+        """Returns the text of ids without special ones."""
         return self._vocabulary.decode([i for i in ids if not self.is_special(i)])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The pieces of ids that are part of a text, spaces as ``"▁"``."""
+        """Returns the pieces of ids without special ones, spaces as ``"▁"``."""
         return self._vocabulary.pieces([i for i in ids if not self.is_special(i)])
 
 
-def load_tokenizer(folder: Path, family: str) -> Tokenizer:
+def load_tokenizer(folder: Path, family: str) -> UrecaTokenizer:
     """Reads the tokenizer of a checkpoint.
 
     Args:
@@ -137,7 +137,7 @@ def load_tokenizer(folder: Path, family: str) -> Tokenizer:
             "URECA's, which adds them to InternVL's; give added_tokens.json or "
             f"tokenizer_config.json as they come with the weights. {UNREACHABLE}"
         )
-    return Tokenizer(vocabulary, added)
+    return UrecaTokenizer(vocabulary, added)
 
 
 def _locate(folder: Path, family: str) -> Path:
@@ -159,7 +159,7 @@ def _locate(folder: Path, family: str) -> Path:
 
 
 def _added_tokens(folder: Path, vocabulary: Vocabulary, family: str) -> dict[str, int]:
-    """Ids of the tokens after the vocabulary, from whichever file says them."""
+    """Returns the ids of the tokens after the vocabulary."""
     known: dict[str, int] = {}
     if (folder / "added_tokens.json").is_file():
         known |= read_json(folder / "added_tokens.json")
@@ -177,7 +177,7 @@ def _added_tokens(folder: Path, vocabulary: Vocabulary, family: str) -> dict[str
 
 
 class _InternLM2:
-    """Sentencepiece, without a space put before texts."""
+    """InternLM2's sentencepiece vocabulary."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.model"
@@ -214,7 +214,7 @@ class _InternLM2:
 
 
 class _Qwen2:
-    """Byte-level pairs."""
+    """Qwen2's byte-level BPE vocabulary."""
 
     bos: int | None = None
     special: Mapping[str, int] = {}
