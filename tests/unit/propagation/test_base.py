@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.core.errors import PromptError
@@ -156,6 +156,7 @@ def any_prompt(draw: st.DrawFn) -> Prompt:
     )
 
 
+@settings(deadline=None)
 @given(
     st.lists(any_prompt(), max_size=6),
     st.sampled_from(["forward", "backward", "both"]),
