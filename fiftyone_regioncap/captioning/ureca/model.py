@@ -109,7 +109,6 @@ class UrecaModel(nn.Module):
         """The numeric type that the model computes in."""
         return self.mask_linear.weight.dtype
 
-    @torch.inference_mode()
     def image_tokens(self, tiles: Tensor) -> Tensor:
         """Encodes tiles of images as tokens.
 
@@ -134,7 +133,6 @@ class UrecaModel(nn.Module):
         grid = patches.unflatten(1, (fewer, more, fewer, more))
         return grid.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
-    @torch.inference_mode()
     def mask_maps(self, masks: Tensor) -> Tensor:
         """Computes the mask encoder's feature maps.
 
@@ -147,12 +145,10 @@ class UrecaModel(nn.Module):
         """
         return self.mask_encoder(masks[:, None].to(self.device, self.dtype))
 
-    @torch.inference_mode()
     def mask_tokens(self, masks: Tensor) -> Tensor:
         """Encodes tiles of a mask, uint8 (T, S, S), as N tokens each: (T, N, D)."""
         return self.mask_linear(self.mask_maps(masks).flatten(2))
 
-    @torch.inference_mode()
     def embed(
         self,
         ids: Sequence[int],
@@ -180,5 +176,5 @@ class UrecaModel(nn.Module):
                     f"the prompt has {int(there.sum())} places of token {token} for "
                     f"{len(rows)} features; leave context tokens out of the text"
                 )
-            embeddings[there] = rows
+            embeddings = embeddings.masked_scatter(there[:, None], rows)
         return embeddings

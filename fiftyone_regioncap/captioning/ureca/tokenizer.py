@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Pieces
 from tokenizers.normalizers import NFC
 
@@ -234,7 +234,7 @@ class _Qwen2:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        self._bytes = {letter: value for value, letter in _byte_letters().items()}
+        self._model.decoder = decoders.ByteLevel()
 
     def __len__(self) -> int:
         return int(self._model.get_vocab_size())
@@ -243,20 +243,8 @@ class _Qwen2:
         return list(self._model.encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        letters = "".join(self._piece(token) for token in ids)
-        known = bytes(self._bytes[letter] for letter in letters)
-        return known.decode("utf-8", errors="replace")
+        return str(self._model.decode(list(ids), skip_special_tokens=False))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self._piece(token).replace("Ġ", SPACE) for token in ids]
-
-    def _piece(self, token: int) -> str:
-        return self._model.id_to_token(token) or ""
-
-
-def _byte_letters() -> dict[int, str]:
-    """How byte-level vocabularies write bytes: themselves, or a letter past 255."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [value for value in range(256) if value not in plain]
-    letters = {value: chr(value) for value in plain}
-    return letters | {value: chr(256 + n) for n, value in enumerate(others)}
+        names = (self._model.id_to_token(token) or "" for token in ids)
+        return [name.replace("Ġ", SPACE) for name in names]
