@@ -1,17 +1,25 @@
-"""How well propagators follow objects: J, F, frames a second, and what scores mean.
+"""How well propagators follow objects: J, F, time a frame, and what scores mean.
 
 Usage::
 
-    python benchmarks/masks.py [CLIPS] [--propagators mobilesam,flow]
+    python benchmarks/masks.py [CLIPS] [--propagators mobilesam,flow] [--synthetic]
 
 CLIPS (default: the environment's ``REGIONCAP_CLIPS``) holds one folder a clip:
 ``frames/00000.jpg ...``, ``masks/00000.png ...`` (palette images, 0 is background, n is
 object n) and optionally ``meta.json``. A clip whose ``mask_kind`` there isn't ``human``
-is listed but left out of the mean: agreement with another model is no accuracy.
+is listed but left out of the mean: agreement with another model is no accuracy. The
+clips that settings are tuned on are another folder than those that are reported.
 
-Each object is prompted on the first frame where it is, with its mask or its tight box,
-and followed forward. J and F (see :mod:`fiftyone_regioncap.evaluation.masks`) are means
-over the frames after the prompt, then over a clip's objects, then over clips.
+Each object is prompted with its mask or its tight box on the first frame where it is,
+and followed forward; from later ``--starts`` it is followed both ways. J and F (see
+:mod:`fiftyone_regioncap.evaluation.masks`) are means over the frames without a prompt,
+then over a clip's objects and starts, then over clips. AUC is the chance that the score
+of a mask of J > 0.7 is higher than that of one of J < 0.3. The time is the process's on
+its processors, in the propagator alone.
+
+``--synthetic`` makes clips of each clip with one object: a ``look-alike`` beside it (a
+mirrored copy that comes near and parts again), a ``crossing`` (the mirrored frame's
+object moves over it), and an ``entry`` (the view is cut so that it enters as a sliver).
 
 Three baselines run on the same clips: ``still`` keeps the first mask where it is,
 ``flow-only`` moves it along the optical flow, ``reprompt`` gives MobileSAM the box of
@@ -24,10 +32,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -38,10 +47,16 @@ from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.flow import FlowTracker
 from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
-from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
+from fiftyone_regioncap.propagation.mobilesam.segmenter import (
+    Grid,
+    MobileSam,
+    half_is_fast,
+)
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.propagation.stream import StreamPropagation, Tracker
 from fiftyone_regioncap.system import assets
+
+_SIDE = 768
 
 
 @dataclass(frozen=True)
@@ -53,12 +68,14 @@ class Clip:
         frames: each uint8 (H, W, 3) RGB.
         masks: each uint8 (H, W), 0 background, n object n.
         human: whether people drew the masks.
+        kind: ``"real"`` or how it was made.
     """
 
     name: str
     frames: Sequence[Frame]
     masks: Sequence[NDArray[np.uint8]]
     human: bool
+    kind: str = "real"
 
     @classmethod
     def load(cls, folder: Path) -> Clip:
@@ -92,17 +109,22 @@ class Clip:
     def __getitem__(self, index: int) -> Frame:
         return self.frames[index]
 
-    def prompts(self, kind: str) -> list[Prompt]:
+    def prompts(self, kind: str, start: int = 0) -> list[Prompt]:
         """One prompt for each object, on the first frame where it is.
+
+        Of a synthetic clip only the first object is prompted: the other is to distract.
 
         Args:
             kind: ``"mask"`` or ``"box"``.
+            start: first frame to look at.
         """
         first: dict[int, int] = {}
-        for index, mask in enumerate(self.masks):
-            for object_id in np.unique(mask).tolist():
+        for index in range(start, len(self)):
+            for object_id in np.unique(self.masks[index]).tolist():
                 if 0 < object_id < 255:  # 255 marks pixels to ignore
                     first.setdefault(object_id, index)
+        if self.kind != "real":
+            first = {1: first[1]}
         prompts = []
         for object_id, frame in first.items():
             mask = self.masks[frame] == object_id
@@ -153,9 +175,10 @@ class RepromptTracker(StillTracker):
         seen = {k: box for k, box in boxes.items() if box is not None}
         scores = dict.fromkeys(self._masks, 0.0)
         if seen:
+            half = half_is_fast(self._model.device)
             decoded = self._model.decode(
-                self._model.encode(frame),
-                Grid(*frame.shape[:2]),
+                self._model.encode(frame, side=_SIDE, half=half),
+                Grid(*frame.shape[:2], _SIDE),
                 boxes=np.array(list(seen.values())),
             )
             for k, logits, iou in zip(seen, decoded.logits, decoded.iou, strict=True):
@@ -187,58 +210,118 @@ class Baseline:
         return StreamPropagation(request, self._new_tracker)
 
 
+def look_alike(clip: Clip) -> Clip:
+    """Adds a mirrored copy beside the object, behind it where they meet."""
+    objects = [mask == 1 for mask in clip.masks]
+    boxes = [box_of_mask(mask) for mask in objects]
+    seen = [box for box in boxes if box is not None]
+    width = float(np.median([x2 - x1 for x1, _, x2, _ in seen]))
+    middle = np.mean([(x1 + x2) / 2 for x1, _, x2, _ in seen])
+    side = 1 if middle < clip.width / 2 else -1
+    frames, masks = [], []
+    for n, (frame, on, box) in enumerate(zip(clip.frames, objects, boxes, strict=True)):
+        mask, frame = on.astype(np.uint8), frame.copy()
+        if box is not None:
+            away = width * (0.8 + 0.5 * np.cos(2 * np.pi * n / 30))
+            mirror = np.array([[-1, 0, box[0] + box[2] + side * away], [0, 1, 0]])
+            size = (clip.width, clip.height)
+            copied = (cv2.warpAffine(mask, mirror, size) > 0) & ~on
+            frame[copied] = cv2.warpAffine(frame, mirror, size)[copied]
+            mask[copied] = 2
+        frames.append(frame)
+        masks.append(mask)
+    return replace(
+        clip, name=f"{clip.name}/twin", frames=frames, masks=masks, kind="look-alike"
+    )
+
+
+def crossing(clip: Clip) -> Clip:
+    """Adds the object of the mirrored frames, in front of the object."""
+    frames, masks = [], []
+    for frame, mask in zip(clip.frames, clip.masks, strict=True):
+        other = (mask == 1)[:, ::-1]
+        frames.append(np.where(other[..., None], frame[:, ::-1], frame))
+        masks.append(np.where(other, 2, mask == 1).astype(np.uint8))
+    return replace(
+        clip, name=f"{clip.name}/cross", frames=frames, masks=masks, kind="crossing"
+    )
+
+
+def entry(clip: Clip) -> Clip:
+    """Cuts the view so that the object enters from its edge within ten frames."""
+    boxes = [box_of_mask(mask == 1) for mask in clip.masks]
+    width = clip.width * 2 // 3
+    frames, masks = [], []
+    for n, (frame, mask) in enumerate(zip(clip.frames, clip.masks, strict=True)):
+        x1, _, x2, _ = boxes[n] or (0, 0, 0, 0)
+        inside = min(0.06 + 0.1 * n, 1.0)  # share of the object in the view
+        left = round(min(max(x1 + inside * (x2 - x1) - width, 0), clip.width - width))
+        frames.append(np.ascontiguousarray(frame[:, left : left + width]))
+        masks.append((mask[:, left : left + width] == 1).astype(np.uint8))
+    return replace(
+        clip, name=f"{clip.name}/entry", frames=frames, masks=masks, kind="entry"
+    )
+
+
 @dataclass(frozen=True)
 class Result:
     """What one propagator did on one clip; one row of arrays an object and frame.
 
     Attributes:
-        objects: int (N,), object ids.
+        tracks: int (N,), one number for each object from each start.
         j: float (N,).
         f: float (N,).
         scores: float (N,), the propagator's own.
-        fps: frames a second.
+        milliseconds: processor time a frame.
     """
 
-    objects: NDArray[np.int64]
+    tracks: NDArray[np.int64]
     j: NDArray[np.float64]
     f: NDArray[np.float64]
     scores: NDArray[np.float64]
-    fps: float
+    milliseconds: float
 
     def mean(self, values: NDArray[np.float64]) -> float:
-        """Over the frames of each object, then over objects."""
-        ids = np.unique(self.objects)
-        return float(np.mean([values[self.objects == k].mean() for k in ids]))
+        """Over the frames of each track, then over tracks."""
+        ids = np.unique(self.tracks)
+        return float(np.mean([values[self.tracks == k].mean() for k in ids]))
 
 
-def measure(propagator: object, clip: Clip, kind: str) -> Result:
+def measure(
+    propagator: object, clip: Clip, kind: str, starts: Sequence[float]
+) -> Result:
     """Runs a propagator over a clip and compares with the masks.
 
     Args:
         propagator: a :class:`~fiftyone_regioncap.propagation.base.Propagator`.
         clip: with masks on all frames.
         kind: of the prompts, ``"mask"`` or ``"box"``.
+        starts: where prompts are, as shares of the clip.
     """
     rows = []
     seconds, count = 0.0, 0
-    request = PropagationRequest(clip, clip.prompts(kind))
-    run = propagator.propagate(request)  # type: ignore[attr-defined]
-    while True:
-        before = time.perf_counter()
-        masks = next(run, None)
-        seconds += time.perf_counter() - before
-        if masks is None:
-            break
-        count += 1
-        for object_id, found in masks.objects.items():
-            if object_id in masks.prompted:
-                continue
-            truth = clip.masks[masks.frame] == object_id
-            mask = np.zeros_like(truth) if found.mask is None else found.mask
-            j, f = region_similarity(mask, truth), contour_accuracy(mask, truth)
-            rows.append((object_id, j, f, found.score))
-    ids, j, f, scores = (np.array(column) for column in zip(*rows, strict=True))
-    return Result(ids, j, f, scores, count / seconds)
+    for number, share in enumerate(starts):
+        prompts = clip.prompts(kind, int(share * len(clip)))
+        request = PropagationRequest(
+            clip, prompts, direction="both" if share else "forward"
+        )
+        run = propagator.propagate(request)  # type: ignore[attr-defined]
+        while True:
+            before = time.process_time()
+            masks = next(run, None)
+            seconds += time.process_time() - before
+            if masks is None:
+                break
+            count += 1
+            for object_id, found in masks.objects.items():
+                if object_id in masks.prompted:
+                    continue
+                truth = clip.masks[masks.frame] == object_id
+                mask = np.zeros_like(truth) if found.mask is None else found.mask
+                j, f = region_similarity(mask, truth), contour_accuracy(mask, truth)
+                rows.append((1000 * number + object_id, j, f, found.score))
+    tracks, j, f, scores = (np.array(column) for column in zip(*rows, strict=True))
+    return Result(tracks, j, f, scores, 1000 * seconds / count)
 
 
 def _masks(folder: Path) -> list[Path]:
@@ -246,26 +329,75 @@ def _masks(folder: Path) -> list[Path]:
 
 
 def _calibration(results: Sequence[Result]) -> str:
-    """Mean scores where masks are wrong, middling and right."""
+    """How well scores tell wrong masks from right ones, and their means."""
     j = np.concatenate([result.j for result in results])
     scores = np.concatenate([result.scores for result in results])
     cells = [
         f"{scores[where].mean():.2f} ({where.sum()})" if where.any() else "- (0)"
         for where in (j < 0.3, (j >= 0.3) & (j <= 0.7), j > 0.7)
     ]
-    return f"score where J < 0.3: {cells[0]}, between: {cells[1]}, > 0.7: {cells[2]}"
+    wrong, right = scores[j < 0.3], scores[j > 0.7][:, None]
+    auc = np.mean((right > wrong) + 0.5 * (right == wrong)) if wrong.size else np.nan
+    return (
+        f"score where J < 0.3: {cells[0]}, between: {cells[1]}, > 0.7: {cells[2]}; "
+        f"AUC {auc:.3f}, correlation with J {np.corrcoef(j, scores)[0, 1]:.2f}"
+    )
+
+
+def cost(propagator: object, clip: Clip, objects: int, frames: int = 12) -> float:
+    """Processor time a frame in milliseconds of following some boxes.
+
+    Args:
+        propagator: a :class:`~fiftyone_regioncap.propagation.base.Propagator`.
+        clip: whose first frames are used.
+        objects: how many boxes, in a grid over the frame.
+        frames: how many frames; the first half warms up.
+    """
+    columns = -(-objects // 2)
+    width, height = clip.width / columns, clip.height / 2
+    prompts = []
+    for n in range(objects):
+        x, y = (n % columns) * width, (n // columns) * height
+        mask = np.zeros((clip.height, clip.width), dtype=bool)
+        mask[int(y + 0.1 * height) : int(y + 0.8 * height),
+             int(x + 0.1 * width) : int(x + min(0.7 * width, 200))] = True  # fmt: skip
+        prompts.append(Prompt(n + 1, 0, mask=mask))
+    stop = min(frames, len(clip))
+    run = propagator.propagate(  # type: ignore[attr-defined]
+        PropagationRequest(clip, prompts, stop=stop)
+    )
+    times = []
+    for _ in range(stop):
+        before = time.process_time()
+        next(run)
+        times.append(1000 * (time.process_time() - before))
+    return float(np.median(times[stop // 2 :]))
 
 
 @click.command(help=__doc__.split("\n")[0])
 @click.argument("clips", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--propagators", default="mobilesam", help="Names, with commas between.")
+@click.option(
+    "--propagators",
+    default="mobilesam",
+    help="Names, with commas between; mobilesam:fast names a preset.",
+)
 @click.option("--prompts", default="mask,box", help="Kinds, with commas between.")
+@click.option("--starts", default="0,0.5", help="Where prompts are, as shares.")
 @click.option("--baselines/--no-baselines", default=True)
 @click.option("--only", default="", help="Names of clips, with commas between.")
+@click.option("--synthetic/--no-synthetic", default=False, help="Also clips made here.")
+@click.option("--costs", default="", help="Object counts to time, such as 1,8.")
 def main(
-    clips: Path | None, propagators: str, prompts: str, baselines: bool, only: str
+    clips: Path | None,
+    propagators: str,
+    prompts: str,
+    starts: str,
+    baselines: bool,
+    only: str,
+    synthetic: bool,
+    costs: str,
 ) -> None:
-    """Prints the table."""
+    """Prints the tables."""
     if clips is None:
         if "REGIONCAP_CLIPS" not in os.environ:
             raise click.UsageError("give a folder of clips, or set REGIONCAP_CLIPS")
@@ -278,6 +410,11 @@ def main(
     ]
     if not loaded:
         raise click.UsageError(f"{clips}: no folders with frames/ and masks/")
+    if synthetic:
+        single = [clip for clip in loaded if clip.human and clip.masks[0].max() == 1]
+        loaded += [
+            make(clip) for make in (look_alike, crossing, entry) for clip in single
+        ]
     rivals: dict[str, object] = {}
     if baselines:
         model = MobileSam.from_pretrained(assets.fetch(WEIGHTS))
@@ -288,30 +425,37 @@ def main(
             ),
             "reprompt": Baseline("reprompt", lambda: RepromptTracker(model)),
         }
-    for name in propagators.split(","):
-        rivals[name], _ = PROPAGATORS.load(ModelSpec(name))
-    names = [clip.name + ("" if clip.human else "*") for clip in loaded]
-    widths = [max(len(name), 11) for name in names]
-    header = f"{'propagator':12} {'prompt':6} {'mean J':>6} {'mean F':>6} {'fps':>6}  "
-    click.echo("Each clip: J F of its objects' means")
-    click.echo(
-        header + "  ".join(n.rjust(w) for n, w in zip(names, widths, strict=True))
-    )
+    for named in propagators.split(","):
+        name, _, preset = named.partition(":")
+        options = {"preset": preset} if preset else {}
+        rivals[named], _ = PROPAGATORS.load(ModelSpec(name, options=options))
+    for count in map(int, filter(None, costs.split(","))):
+        for name, propagator in rivals.items():
+            spent = cost(propagator, loaded[0], count)
+            click.echo(f"{name}: {count} objects, {spent:.0f} ms a frame")
+    shares = [float(share) for share in starts.split(",")]
     for kind in prompts.split(","):
         for name, propagator in rivals.items():
-            results = [measure(propagator, clip, kind) for clip in loaded]
-            human = [r for r, clip in zip(results, loaded, strict=True) if clip.human]
-            j = np.mean([r.mean(r.j) for r in human or results])
-            f = np.mean([r.mean(r.f) for r in human or results])
-            fps = np.median([r.fps for r in results])
-            cells = [f"{r.mean(r.j):.3f} {r.mean(r.f):.3f}" for r in results]
-            row = f"{name:12} {kind:6} {j:6.3f} {f:6.3f} {fps:6.2f}  "
-            click.echo(
-                row + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
-            )
-            click.echo(f"{'':20}{_calibration(human or results)}")
-    if not all(clip.human for clip in loaded):
-        click.echo("* masks made by a model: listed, left out of the means")
+            results = [measure(propagator, clip, kind, shares) for clip in loaded]
+            click.echo(f"{name}, prompted by {kind}")
+            for clip, r in zip(loaded, results, strict=True):
+                mark = "" if clip.human else " (masks by a model, not in the mean)"
+                click.echo(
+                    f"  {clip.name:26} J {r.mean(r.j):.3f} F {r.mean(r.f):.3f} "
+                    f"{r.milliseconds:6.0f} ms a frame{mark}"
+                )
+            for made in dict.fromkeys(clip.kind for clip in loaded):
+                chosen = [
+                    r
+                    for clip, r in zip(loaded, results, strict=True)
+                    if clip.kind == made and (clip.human or len(loaded) == 1)
+                ]
+                j, f = (
+                    np.mean([r.mean(getattr(r, field)) for r in chosen])
+                    for field in ("j", "f")
+                )
+                click.echo(f"  mean of {made:18} J {j:.3f} F {f:.3f}")
+                click.echo(f"  {_calibration(chosen)}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Captioners: they describe the object of a clip."""
+"""Describing regions."""

@@ -1,4 +1,4 @@
-"""Captioning of streams, in batches or by a captioner's own stream."""
+"""Feeds a captioner from a stream of clips, whatever it likes to be fed."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class CheckpointFile:
     """A checkpoint on disk, tied to the job that made it.
 
     Attributes:
-        path: a safetensors file, in a folder of its sample and field.
+        path: a safetensors file.
         signature: of everything the results depend on; a checkpoint of another
             signature is as good as none.
     """
@@ -39,7 +38,7 @@ class CheckpointFile:
                 if (file.metadata() or {}).get("signature") != self.signature:
                     return None
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+        except (FileNotFoundError, SafetensorError):
             return None
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -65,13 +64,7 @@ class CheckpointFile:
 
     def remove(self) -> None:
         """Forgets the checkpoint."""
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-            self.path.parent.rmdir()
-
-    def remove_all(self) -> None:
-        """Forgets the checkpoints of all ranges of the sample and field."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.unlink(missing_ok=True)
 
 
 def signature(facts: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""Serving of the application on a socket."""
+"""Runs the application on a socket."""
 
 from __future__ import annotations
 

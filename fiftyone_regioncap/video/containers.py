@@ -1,4 +1,4 @@
-"""Stated sizes of media files, to detect files that were cut off.
+"""How long a media file says it is, to tell a whole file from one that was cut off.
 
 Demuxers end quietly where the bytes end. The outermost structure of the common
 containers states sizes, though: ISO base media boxes (ISO/IEC 14496-12: MP4, MOV), RIFF
@@ -16,10 +16,10 @@ _SEGMENT = b"\x18\x53\x80\x67"
 
 
 def missing_bytes(path: str | os.PathLike[str]) -> int:
-    """Computes how many bytes are missing at the end of a file by its own header.
+    """How many bytes are missing at the end of a file, by what it says of itself.
 
     Args:
-        path: the file.
+        path: of the file.
 
     Returns:
         0 for whole files, and for containers that don't state their size.
@@ -88,7 +88,7 @@ def _end_of_segment(file: BinaryIO) -> int:
 
 
 def _variable_size(file: BinaryIO) -> int | None:
-    """Reads an EBML size (one leading zero bit per further byte); None if unknown."""
+    """An EBML size: as many leading zero bits as bytes follow; None when unknown."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None

@@ -1,4 +1,4 @@
-"""Sorts captions by a score into those to keep, to review and to drop."""
+"""Keep, drop or look at: sorts captions by a score, and says how good that is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import fiftyone as fo
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.analysis.checks.similarity import ATTRIBUTE as SIMILARITY
-from fiftyone_regioncap.analysis.options import TriageOptions
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
@@ -26,11 +25,11 @@ class TriageSummary:
     """How captions were sorted.
 
     Attributes:
-        counts: Number of captions by group: ``keep``, ``review`` and ``drop``.
-        reviewed: Number of those that a person has accepted, edited or rejected.
-        precision: Share of the reviewed ones in ``keep`` that were accepted as they
+        counts: captions by ``keep``, ``review`` and ``drop``.
+        reviewed: captions by group that a person has accepted, edited or rejected.
+        precision: share of the reviewed ones in ``keep`` that were accepted as they
             are; None when none was reviewed.
-        lost: Share of the reviewed ones in ``drop`` that were accepted all the same;
+        lost: share of the reviewed ones in ``drop`` that were accepted all the same;
             None when none was reviewed.
     """
 
@@ -40,11 +39,11 @@ class TriageSummary:
     lost: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, for JSON."""
+        """Plain values, for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """Returns a few lines for people, as Markdown."""
+        """A few lines for people."""
         lines = [
             f"- **{count}** {group} ({self.reviewed[group]} of them reviewed)"
             for group, count in self.counts.items()
@@ -61,29 +60,34 @@ class TriageSummary:
 
 def triage(
     samples: foco.SampleCollection,
-    options: TriageOptions = TriageOptions(),  # noqa: B008
+    field: str = "captions",
+    *,
+    score: str = "confidence",
+    keep: float = 0.8,
+    drop: float = 0.3,
 ) -> TriageSummary:
     """Sorts captions into those to keep, to drop, and to send to review.
 
-    Captions without a score go to review.
-
     Args:
-        samples: A dataset or a view.
-        options: The score to sort by, such as ``confidence``, or
-            ``image_text_similarity``, which :func:`~.run.check_captions` writes.
+        samples: a dataset or a view.
+        field: of the captions.
+        score: attribute of the labels, larger for better captions, such as
+            ``confidence``, or ``image_text_similarity``, which
+            :func:`~.run.check_captions` writes.
+        keep: score from which captions are kept.
+        drop: score below which they are dropped; those without one go to review.
 
     Raises:
-        FieldError: If the field or the attribute is absent, or ``drop`` is over
+        FieldError: when the field or the attribute is absent, or ``drop`` is over
             ``keep``.
     """
-    score, keep, drop = options.score, options.keep, options.drop
-    captions = CaptionField.of(samples, options.captions)
+    captions = CaptionField.of(samples, field)
     if drop > keep:
         raise FieldError(f"drop={drop} is over keep={keep}; no caption would be left")
     if not captions.dataset.has_field(f"{captions.labels}.{score}"):
         hint = "; check_captions writes it, with similarity=True"
         raise FieldError(
-            f"the labels of {captions.name} have no attribute {score!r}"
+            f"the labels of {field} have no attribute {score!r}"
             + (hint if score == SIMILARITY else "")
         )
     groups: dict[str, str] = {}

@@ -101,16 +101,17 @@ class UrecaModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device that the model is on."""
+        """Where the model is."""
         return self.mask_linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The numeric type that the model computes in."""
+        """What it computes in."""
         return self.mask_linear.weight.dtype
 
+    @torch.inference_mode()
     def image_tokens(self, tiles: Tensor) -> Tensor:
-        """Encodes tiles of images as tokens.
+        """Tokens of the tiles of images.
 
         Args:
             tiles: uint8 (T, S, S, 3), of :func:`tiling.image_tiles`.
@@ -133,8 +134,9 @@ class UrecaModel(nn.Module):
         grid = patches.unflatten(1, (fewer, more, fewer, more))
         return grid.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
+    @torch.inference_mode()
     def mask_maps(self, masks: Tensor) -> Tensor:
-        """Computes the mask encoder's feature maps.
+        """What the mask encoder makes of the tiles of a mask.
 
         Args:
             masks: uint8 (T, S, S), of :func:`tiling.mask_tiles` or
@@ -145,16 +147,18 @@ class UrecaModel(nn.Module):
         """
         return self.mask_encoder(masks[:, None].to(self.device, self.dtype))
 
+    @torch.inference_mode()
     def mask_tokens(self, masks: Tensor) -> Tensor:
-        """Encodes tiles of a mask, uint8 (T, S, S), as N tokens each: (T, N, D)."""
+        """Tokens of a mask, N a tile: (T, N, D) of uint8 (T, S, S)."""
         return self.mask_linear(self.mask_maps(masks).flatten(2))
 
+    @torch.inference_mode()
     def embed(
         self,
         ids: Sequence[int],
         places: Sequence[tuple[int, Tensor]],
     ) -> Tensor:
-        """Returns the language model's input.
+        """The language model's input.
 
         Args:
             ids: of the prompt or a part of it.
@@ -176,5 +180,5 @@ class UrecaModel(nn.Module):
                     f"the prompt has {int(there.sum())} places of token {token} for "
                     f"{len(rows)} features; leave context tokens out of the text"
                 )
-            embeddings = embeddings.masked_scatter(there[:, None], rows)
+            embeddings[there] = rows
         return embeddings

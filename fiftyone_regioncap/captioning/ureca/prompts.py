@@ -1,4 +1,4 @@
-"""Prompts of URECA, with the places of image and mask."""
+"""What URECA is asked, and where images and masks stand in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROMPTS = {
 
 
 def question(text: str) -> str:
-    """Returns a text with places for image and mask."""
+    """A text with its places for image and mask, where it has none of its own."""
     if MASK in text:
         return text
     if IMAGE in text:
@@ -51,7 +51,7 @@ def conversation(
     mask_tokens: int,
     history: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Returns the whole prompt.
+    """The whole prompt.
 
     Args:
         asked: with :data:`IMAGE` and :data:`MASK`. An image is put before a first

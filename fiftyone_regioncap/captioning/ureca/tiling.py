@@ -1,4 +1,4 @@
-"""Tiling of images and masks as InternVL and URECA do it.
+"""Images and masks as tiles, the way that InternVL and URECA cut them.
 
 The rules are those of the authors' code, its accidents included, because the weights
 were trained with them.
@@ -26,14 +26,14 @@ STD = (0.229, 0.224, 0.225)
 
 @lru_cache(maxsize=64)
 def _candidates(max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """Returns all grids of at most so many tiles as columns and rows, small first."""
+    """All grids of so many tiles as columns and rows, small ones first."""
     sides = range(1, max_tiles + 1)
     grids = [(c, r) for c in sides for r in sides if c * r <= max_tiles]
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
 def tile_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
-    """Returns the grid that distorts an image least.
+    """The grid that distorts an image least; of equally good ones, one that fits it.
 
     Args:
         width: of the image in pixels.
@@ -109,7 +109,7 @@ def mask_tiles(
 
 
 def static_mask(mask: Mask, tile: int) -> NDArray[np.uint8]:
-    """Resizes a mask to one tile with values 0 and 1.
+    """A mask as one tile with values 0 and 1.
 
     Args:
         mask: (H, W); whatever is not 0 belongs to the region.
@@ -123,7 +123,7 @@ def static_mask(mask: Mask, tile: int) -> NDArray[np.uint8]:
 
 
 def normalize(tiles: Tensor) -> Tensor:
-    """Normalizes tiles for the vision tower.
+    """Tiles as the vision tower takes them.
 
     Args:
         tiles: uint8 (T, tile, tile, 3).

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.models.registry import ModelCard
+from fiftyone_regioncap.propagation.mobilesam.settings import (
+    PRESETS,
+    Preset,
+    Settings,
+)
 
 WEIGHTS = "mobile_sam.pt"
 
@@ -14,19 +20,37 @@ WEIGHTS = "mobile_sam.pt"
 class MobileSamOptions(Options):
     """Options of the embedded default."""
 
-    side: int = option(
-        768,
-        "Longest side of the image that is encoded, a multiple of 16; 1024 is what "
-        "MobileSAM was trained at, 768 takes half the time.",
+    preset: Preset = option(
+        "balanced",
+        "How much time to take for how good masks.",
+        choices={
+            "fast": "Encodes at 512 pixels.",
+            "balanced": "Encodes at 768 pixels.",
+            "best": "Encodes at 1024 pixels.",
+        },
+    )
+    side: int | None = option(
+        None,
+        "Longest side of the image that is encoded, a multiple of 16; empty for the "
+        "preset's.",
         unit="pixels",
         minimum=64,
         maximum=2048,
+        advanced=True,
     )
     reduced_precision: bool | None = option(
         None,
         "Encode in bfloat16; empty where the processor has instructions for it.",
         advanced=True,
     )
+
+    def settings(self) -> Settings:
+        """The settings that the options stand for."""
+        given = {"side": self.side, "reduced_precision": self.reduced_precision}
+        changed: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
+        return replace(PRESETS[self.preset], **changed)
 
 
 MOBILE_SAM = ModelCard(

@@ -1,104 +1,94 @@
 """Carrying soft masks from remembered frames to a new one by matching features.
 
 Space-time label propagation as in A. Jabri et al., "Space-Time Correspondence as a
-Contrastive Random Walk", NeurIPS 2020, over the embeddings of MobileSAM and the colors
-of their cells.
+Contrastive Random Walk", NeurIPS 2020, over features of MobileSAM's image encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid
-from fiftyone_regioncap.propagation.mobilesam.tinyvit import CHANNELS, STRIDE
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Encoding
 
 
-@dataclass(frozen=True)
-class Memory:
-    """A remembered frame.
+class Describer:
+    """Turns encodings into one feature vector per cell.
 
-    Attributes:
-        features: float (301, rows, columns) of :func:`cell_features`.
-        labels: by object id, float (rows, columns): the share of each cell that is the
-            object's.
+    Half of the likeness of two cells is that of the embedding, which knows where things
+    end, half that of the encoder's third stage, which knows more of what they look
+    like. What all cells of the first frame have in common is subtracted from both. The
+    principal components of the first frame hold nearly all that tells cells apart, so
+    that only they are kept.
     """
 
-    features: Tensor
-    labels: Mapping[int, Tensor]
+    def __init__(self, dimensions: int) -> None:
+        """Starts with no frame seen.
+
+        Args:
+            dimensions: components kept of a cell's features.
+        """
+        self._dimensions = dimensions
+        self._mean: Tensor | None = None
+        self._components: Tensor | None = None
+
+    def describe(self, encoding: Encoding) -> Tensor:
+        """Features of a frame's cells.
+
+        Args:
+            encoding: of the frame; the first one decides what is kept.
+
+        Returns:
+            float (cells, dimensions) of unit length in each cell.
+        """
+        parts = [part.flatten(1).T for part in (encoding.embedding, encoding.stage)]
+        if self._mean is None:
+            self._mean = torch.cat([part.mean(dim=0) for part in parts])
+        means = self._mean.split([part.shape[1] for part in parts])
+        features = torch.cat(
+            [
+                F.normalize(part - mean, dim=1)
+                for part, mean in zip(parts, means, strict=True)
+            ],
+            dim=1,
+        )
+        if self._components is None:
+            _, vectors = torch.linalg.eigh(features.T @ features)
+            self._components = vectors[:, -self._dimensions :].contiguous()
+        return F.normalize(features @ self._components, dim=1)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the first frame decided, by name; empty before it."""
+        if self._mean is None or self._components is None:
+            return {}
+        return {"mean": self._mean, "components": self._components}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes up a :meth:`state`."""
+        self._mean, self._components = state.get("mean"), state.get("components")
 
 
-def cell_features(embedding: Tensor, mean: Tensor, colors: Tensor) -> Tensor:
-    """What is remembered of each cell.
-
-    Args:
-        embedding: float (256, rows, columns).
-        mean: float (256,), what all cells have in common.
-        colors: float (45, rows, columns), unit length in each cell.
-
-    Returns:
-        float (301, rows, columns): the embedding without the mean, of unit length in
-        each cell, and the colors.
-    """
-    centerd = F.normalize(embedding - mean[:, None, None], dim=0)
-    return torch.cat([centerd, colors])
-
-
-def similarity(features: Tensor, remembered: Tensor, color: float) -> Tensor:
-    """How alike the cells of two frames are.
-
-    Args:
-        features: float (301, rows, columns) of :func:`cell_features`.
-        remembered: the same of the other frame.
-        color: how much the colors count, in [0, 1].
-
-    Returns:
-        float (cells, cells), the first frame's by the other's, in [-1, 1].
-    """
-    weights = features.new_full((len(features), 1, 1), color)
-    weights[:CHANNELS] = 1 - color
-    return (features * weights).flatten(1).T @ remembered.flatten(1)
-
-
-def cell_shares(masks: Tensor, grid: Grid) -> Tensor:
-    """The share of each cell of the embedding that each mask covers.
-
-    Args:
-        masks: float (N, H, W) in [0, 1] at the frame's size.
-        grid: of the frame.
-
-    Returns:
-        float (N, rows, columns) in [0, 1].
-    """
-    rows, columns = grid.cells
-    height, width = grid.content
-    scaled = F.interpolate(masks[:, None], (height, width), mode="area")
-    padded = F.pad(scaled, (0, columns * STRIDE - width, 0, rows * STRIDE - height))
-    return F.avg_pool2d(padded, STRIDE)[:, 0]
-
-
-def offset_penalty(
-    rows: int, columns: int, radius: int, device: torch.device
+def offsets_squared(
+    cells: Tensor, columns: int, rows: int, shift: tuple[float, float]
 ) -> Tensor:
-    """What to add to similarities so that only cells within a window match.
+    """How far some cells are from all cells of another frame.
 
     Args:
-        rows: of the embedding.
-        columns: of the embedding.
-        radius: largest distance in cells, along each axis.
-        device: where the result shall be.
+        cells: int (n,), indices of cells.
+        columns: of the grid.
+        rows: of the grid.
+        shift: (y, x) in cells by which the object moved since the other frame.
 
     Returns:
-        float (rows * columns, rows * columns), 0 inside the window, -2 outside.
+        float (n, rows * columns), squared distances in cells.
     """
-    y = torch.arange(rows, device=device).repeat_interleave(columns)
-    x = torch.arange(columns, device=device).repeat(rows)
-    near = ((y[:, None] - y).abs() <= radius) & ((x[:, None] - x).abs() <= radius)
-    return torch.where(near, 0.0, -2.0)
+    device = cells.device
+    y = (cells // columns)[:, None] - torch.arange(rows, device=device) - shift[0]
+    x = (cells % columns)[:, None] - torch.arange(columns, device=device) - shift[1]
+    return (y.square()[:, :, None] + x.square()[:, None]).flatten(1)
 
 
 def carry(
@@ -108,58 +98,20 @@ def carry(
     neighbors: int,
     temperature: float,
 ) -> Tensor:
-    """Soft masks on a new frame from those on remembered frames.
+    """Labels of cells from those of the remembered cells that they match best.
 
     Args:
-        similarities: of each remembered frame, float (cells, cells), new by remembered.
-        labels: of each remembered frame, float (N, rows, columns), of the same objects.
+        similarities: of each remembered frame, float (n, cells), new by remembered.
+        labels: of each remembered frame, float (cells, values).
         neighbors: matches counted for each cell.
         temperature: of the softmax over them.
 
     Returns:
-        float (N, rows, columns) in [0, 1].
+        float (n, values).
     """
-    top, at = torch.cat(list(similarities), dim=1).topk(neighbors, dim=1, sorted=False)
+    joined = torch.cat(list(similarities), dim=1)
+    top, at = joined.topk(min(neighbors, joined.shape[1]), dim=1, sorted=False)
     weights = (top / temperature).softmax(dim=1)
-    remembered = torch.cat([label.flatten(1) for label in labels], dim=1)
-    return (remembered[:, at] * weights).sum(dim=2).view_as(labels[0])
-
-
-def likeness(
-    similarities: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    share: Tensor,
-    softness: float = 0.05,
-) -> float:
-    """How much a mask's cells look like the object and not like what was around it.
-
-    The mask decoder's own guess of its quality doesn't tell: it is high for any thing
-    with a clear outline. So each cell is compared with the frames on which the object
-    was prompted: does it match a cell of the object better than any cell off it?
-
-    Args:
-        similarities: of each prompted frame, float (cells, cells), new by prompted.
-        labels: of each prompted frame, float (rows, columns), of the object.
-        share: float (rows, columns), how much of each cell the new mask covers.
-        softness: difference of similarity that counts as clear.
-
-    Returns:
-        in [0, 1], the mean over the mask; 0 for an empty one.
-    """
-    cells = share.flatten().nonzero()[:, 0]
-    if len(cells) == 0:
-        return 0.0
-    on, off = [], []
-    for alike, label in zip(similarities, labels, strict=True):
-        flat = label.flatten()
-        rows = alike[cells]
-        on.append(rows[:, flat > 0.5 * flat.max()].amax(dim=1))
-        elsewhere = flat == 0
-        if elsewhere.any():
-            off.append(rows[:, elsewhere].amax(dim=1))
-    margin = torch.stack(on).amax(dim=0)
-    if off:
-        margin = margin - torch.stack(off).amax(dim=0)
-    weights = share.flatten()[cells]
-    chance = torch.sigmoid(margin / softness)
-    return float((chance * weights).sum() / weights.sum())
+    return F.embedding_bag(
+        at, torch.cat(list(labels)), per_sample_weights=weights, mode="sum"
+    )

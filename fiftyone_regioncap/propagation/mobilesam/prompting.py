@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fiftyone_regioncap.core.types import Prompt
-from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
-
-CERTAIN = 10.0
-"""Logit of a pixel that the user marked; logits of other pixels are its negative."""
+from fiftyone_regioncap.propagation.mobilesam.segmenter import (
+    CERTAIN,
+    Grid,
+    MobileSam,
+)
 
 
 def prompted_logits(

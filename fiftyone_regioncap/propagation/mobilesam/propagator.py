@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
-from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
+from fiftyone_regioncap.propagation.mobilesam.configuration import (
+    WEIGHTS,
+    MobileSamOptions,
+)
 from fiftyone_regioncap.propagation.mobilesam.pointing import PointSegmenter
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
-from fiftyone_regioncap.propagation.mobilesam.tracker import MobileSamTracker, Settings
+from fiftyone_regioncap.propagation.mobilesam.settings import Settings
+from fiftyone_regioncap.propagation.mobilesam.tracker import MobileSamTracker
 from fiftyone_regioncap.propagation.stream import StreamPropagation
 from fiftyone_regioncap.system import assets
 
@@ -24,8 +26,8 @@ class MobileSamPropagator:
     """Carries prompts through a video with MobileSAM.
 
     A :class:`~fiftyone_regioncap.propagation.base.Propagator`. A prompt becomes a mask
-    on its frame; from there masks are carried by matching MobileSAM's own embeddings
-    between frames, and sharpened by its mask decoder.
+    on its frame; from there masks are carried by matching features of MobileSAM's image
+    encoder between frames, and refined by its mask decoder.
     """
 
     info = PropagatorInfo("mobilesam", "mobile_sam.pt", SHA256, "Apache-2.0")
@@ -45,14 +47,14 @@ class MobileSamPropagator:
         cls,
         path: str | Path = WEIGHTS,
         device: str | torch.device | None = None,
-        **settings: Any,
+        options: MobileSamOptions | None = None,
     ) -> MobileSamPropagator:
         """Loads the published weights.
 
         Args:
             path: of the file; the asset is fetched when only its name is given.
             device: where the model shall run; None for a GPU where there is one.
-            **settings: fields of :class:`Settings` to change.
+            options: how much time to take; the defaults when None.
 
         Returns:
             the propagator.
@@ -63,7 +65,7 @@ class MobileSamPropagator:
         if path == WEIGHTS:
             path = assets.fetch(WEIGHTS)
         model = MobileSam.from_pretrained(path, device)
-        return cls(model, replace(Settings(), **settings))
+        return cls(model, (options or MobileSamOptions()).settings())
 
     def segmenter(self) -> PointSegmenter:
         """The model on single frames, for proposals."""

@@ -33,6 +33,9 @@ INPUT_SIDE: Final = 1024
 MASK_STRIDE: Final = 4
 """Pixels of the encoder's input per pixel of a low-resolution mask."""
 
+CERTAIN: Final = 10.0
+"""Logit of a pixel that is surely an object's; of other pixels, its negative."""
+
 _MEAN: Final = (123.675, 116.28, 103.53)
 _STD: Final = (58.395, 57.12, 57.375)
 
@@ -97,6 +100,20 @@ class Grid:
         """(rows, columns) of the embedding's cells that hold any of the frame."""
         height, width = self.content
         return math.ceil(height / STRIDE), math.ceil(width / STRIDE)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the image encoder says of a frame.
+
+    Attributes:
+        embedding: float (256, rows, columns), what the mask decoder takes.
+        stage: float (160, rows, columns), the third stage's output, which tells objects
+            apart that the embedding takes for one.
+    """
+
+    embedding: Tensor
+    stage: Tensor
 
 
 @dataclass(frozen=True)
@@ -185,7 +202,6 @@ class MobileSam(nn.Module):
         """Where the model runs."""
         return self.prompt_encoder.no_mask_embed.weight.device
 
-    @torch.inference_mode()
     def encode(
         self,
         frame: Frame,
@@ -206,6 +222,18 @@ class MobileSam(nn.Module):
             float (256, side / 16, side / 16) when padded, else (256, rows, columns) of
             the cells that hold the frame.
         """
+        return self.encode_stages(frame, side=side, padded=padded, half=half).embedding
+
+    @torch.inference_mode()
+    def encode_stages(
+        self,
+        frame: Frame,
+        *,
+        side: int = INPUT_SIDE,
+        padded: bool = False,
+        half: bool = False,
+    ) -> Encoding:
+        """Encodes a frame; takes the arguments of :meth:`encode`."""
         grid = Grid(frame.shape[0], frame.shape[1], side)
         height, width = grid.content
         shrinking = grid.scale < 1
@@ -220,7 +248,8 @@ class MobileSam(nn.Module):
         pixels = F.pad(pixels, (0, columns * STRIDE - width, 0, rows * STRIDE - height))
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return self.image_encoder(pixels)[0].float()
+            embedding, stage = self.image_encoder(pixels)
+        return Encoding(embedding[0].float(), stage[0].float())
 
     @torch.inference_mode()
     def decode(
@@ -252,17 +281,12 @@ class MobileSam(nn.Module):
             masks and their scores.
         """
         rows, columns = embedding.shape[1:]
-        square = torch.tensor(float(grid.side), device=self.device)
         sparse = []
         if points is not None:
             assert point_signs is not None
             sparse.append(self._embed_points(points, point_signs, grid, boxes is None))
         if boxes is not None:
-            corners = torch.as_tensor(boxes, dtype=torch.float32, device=self.device)
-            corners = corners.view(-1, 1, 2, 2) * grid.scale + 0.5
-            embedded = self.prompt_encoder.shared_embedding(corners / square)
-            kinds = [self.prompt_encoder.point_embed[k].weight for k in (2, 3)]
-            sparse.append(embedded + torch.cat(kinds))
+            sparse.append(self._embed_boxes(boxes, grid))
         tokens = torch.cat(sparse, dim=2)
         count = tokens.shape[0]
         if mask_logits is None:
@@ -272,9 +296,9 @@ class MobileSam(nn.Module):
             dense = self.prompt_encoder.mask_embed(mask_logits[:, None])
         low, iou = self.mask_decoder(
             image_embeddings=embedding.expand(count, -1, -1, -1),
-            image_positional_embeddings=self._positions(rows, columns, grid).expand(
-                count, -1, -1, -1
-            ),
+            image_positional_embeddings=self._positions(
+                range(rows), range(columns), grid
+            ).expand(count, -1, -1, -1),
             sparse_prompt_embeddings=tokens,
             dense_prompt_embeddings=dense,
             multimask_output=best_of_three,
@@ -284,6 +308,58 @@ class MobileSam(nn.Module):
         each = torch.arange(count, device=self.device)
         low, iou = low[each, best], iou[each, best]
         return Decoded(enlarge(low, grid, MASK_STRIDE), low, iou)
+
+    @torch.inference_mode()
+    def candidates(
+        self,
+        embedding: Tensor,
+        grid: Grid,
+        *,
+        box: NDArray[np.floating],
+        mask_logits: Tensor,
+        rows: range,
+        columns: range,
+    ) -> Tensor:
+        """All four masks that the decoder has for one object, at low resolution.
+
+        The decoder sees only some of the cells, which takes as much less time as they
+        are fewer.
+
+        Args:
+            embedding: float (256, all rows, all columns) from :meth:`encode`.
+            grid: of the frame that was encoded.
+            box: (4,) pixel edges in the frame.
+            mask_logits: float (all rows * 4, all columns * 4), an earlier guess.
+            rows: of cells that the decoder sees.
+            columns: of cells that the decoder sees.
+
+        Returns:
+            logits, float (4, rows * 4, columns * 4) of the cells that it saw.
+        """
+        part = mask_logits[
+            rows.start * 4 : rows.stop * 4, columns.start * 4 : columns.stop * 4
+        ]
+        image = embedding[:, rows.start : rows.stop, columns.start : columns.stop]
+        decoder = self.mask_decoder
+        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        boxes = self._embed_boxes(box[None], grid)
+        tokens, image = decoder.transformer(
+            point_embeddings=torch.cat([outputs[None, None], boxes], dim=2),
+            image_embeddings=image + self.prompt_encoder.mask_embed(part[None, None]),
+            image_positional_embeddings=self._positions(rows, columns, grid),
+            attention_similarity=None,
+        )
+        # transformers' own forward gives either the first mask or the other three.
+        image = image.transpose(2, 3).reshape(1, -1, len(rows), len(columns))
+        image = decoder.upscale_layer_norm(decoder.upscale_conv1(image))
+        image = decoder.activation(decoder.upscale_conv2(decoder.activation(image)))
+        filters = torch.stack(
+            [
+                layers(tokens[0, 0, 1 + n])
+                for n, layers in enumerate(decoder.output_hypernetworks_mlps)
+            ]
+        )
+        return torch.einsum("nc,chw->nhw", filters, image[0])
 
     def _embed_points(
         self,
@@ -307,10 +383,20 @@ class MobileSam(nn.Module):
             kinds[..., None] < 0, encoder.not_a_point_embed.weight, embedded
         )
 
-    def _positions(self, rows: int, columns: int, grid: Grid) -> Tensor:
-        """Positional encoding (1, 256, rows, columns) of the embedding's cells."""
-        y = (torch.arange(rows, device=self.device) + 0.5) * STRIDE / grid.side
-        x = (torch.arange(columns, device=self.device) + 0.5) * STRIDE / grid.side
+    def _embed_boxes(self, boxes: NDArray[np.floating], grid: Grid) -> Tensor:
+        """Tokens (N, 1, 2, 256)."""
+        corners = torch.as_tensor(boxes, dtype=torch.float32, device=self.device)
+        corners = (corners.view(-1, 1, 2, 2) * grid.scale + 0.5) / grid.side
+        kinds = [self.prompt_encoder.point_embed[k].weight for k in (2, 3)]
+        return self.prompt_encoder.shared_embedding(corners) + torch.cat(kinds)
+
+    def _positions(self, rows: range, columns: range, grid: Grid) -> Tensor:
+        """Positional encoding (1, 256, rows, columns) of some of the cells."""
+        y, x = (
+            (torch.arange(part.start, part.stop, device=self.device) + 0.5)
+            * (STRIDE / grid.side)
+            for part in (rows, columns)
+        )
         at = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
         return self.prompt_encoder.shared_embedding(at).permute(2, 0, 1)[None]
 

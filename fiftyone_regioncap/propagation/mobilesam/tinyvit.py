@@ -29,6 +29,31 @@ _WINDOWS: Final = (7, 7, 14, 7)
 _DOWNSAMPLING: Final = (2, 2, 1)
 
 
+_FUSED: Final = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_convolution_pointwise"
+)
+
+
+def convolve_gelu(convolution: ConvNorm, x: Tensor) -> Tensor:
+    """Applies a convolution and GELU, in one pass over memory on a CPU.
+
+    oneDNN evaluates the activation while a tile is in the cache: the depthwise
+    convolutions of the first stage take a third of the time, equal up to rounding.
+    """
+    layer = convolution.c
+    fusible = x.device.type == "cpu" and not torch.is_grad_enabled() and _FUSED
+    if not fusible or not isinstance(convolution.bn, nn.Identity):
+        return F.gelu(convolution(x))
+    kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    bias = layer.bias
+    assert bias is not None  # of the norm that was folded into it
+    return torch.ops.mkldnn._convolution_pointwise(
+        x.to(kind or x.dtype), layer.weight.to(kind or x.dtype),
+        bias.to(kind or x.dtype), layer.padding, layer.stride, layer.dilation,
+        layer.groups, "gelu", [], "none",
+    )  # fmt: skip
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias and its batch norm, foldable into one convolution."""
 
@@ -63,7 +88,9 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to (B, width, H / 4, W / 4)."""
-        return self.seq(x)
+        first, _, second = self.seq
+        assert isinstance(first, ConvNorm)
+        return second(convolve_gelu(first, x))
 
 
 class InvertedBottleneck(nn.Module):
@@ -78,7 +105,7 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Keeps the shape (B, width, H, W)."""
-        hidden = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        hidden = convolve_gelu(self.conv2, convolve_gelu(self.conv1, x))
         return F.gelu(x + self.conv3(hidden))
 
 
@@ -93,7 +120,7 @@ class Downsampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return self.conv3(convolve_gelu(self.conv2, convolve_gelu(self.conv1, x)))
 
 
 class WindowAttention(nn.Module):
@@ -124,7 +151,7 @@ class WindowAttention(nn.Module):
         windows, cells, width = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, cells, self.heads, 3, -1)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
-        bias = self.attention_biases[:, self.offsets].to(q.dtype)
+        bias = self.attention_biases[:, self.offsets].to(q.dtype)[None]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(out.transpose(1, 2).reshape(windows, cells, width))
 
@@ -206,7 +233,7 @@ class TinyViT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch_embed = Stem(_WIDTHS[0])
-        stages = []
+        stages: list[Stage] = []
         for stage, width in enumerate(_WIDTHS):
             blocks: list[nn.Module] = [
                 InvertedBottleneck(width)
@@ -229,19 +256,21 @@ class TinyViT(nn.Module):
             ChannelNorm(CHANNELS, eps=1e-6),
         )
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes normalized images.
 
         Args:
             pixels: float (B, 3, H, W), H and W divisible by 16.
 
         Returns:
-            float (B, 256, H / 16, W / 16).
+            float (B, 256, H / 16, W / 16), and the third stage's output, float
+            (B, 160, H / 16, W / 16).
         """
         x = self.patch_embed(pixels)
-        for stage in self.layers:
-            x = stage(x)
-        return self.neck(x)
+        first, second, third, fourth = self.layers
+        assert isinstance(third, Stage)
+        middle = third.blocks(second(first(x)))
+        return self.neck(fourth(third.downsample(middle))), middle
 
     def fold(self) -> None:
         """Folds every batch norm into its convolution, for inference."""

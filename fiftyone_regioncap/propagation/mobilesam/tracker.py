@@ -1,10 +1,9 @@
-"""Follows objects from frame to frame over MobileSAM's embeddings."""
+"""Follows objects from frame to frame over MobileSAM's features."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,84 +11,32 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fiftyone_regioncap.core.types import Frame, ObjectMask, Prompt, box_of_mask
-from fiftyone_regioncap.propagation.competition import compete, drop_fragments
-from fiftyone_regioncap.propagation.mobilesam.color import (
-    cell_colors,
-    color_agreement,
+from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt
+from fiftyone_regioncap.propagation.competition import compete
+from fiftyone_regioncap.propagation.mobilesam.labels import (
+    BLOCK,
+    enlarge_to_frame,
+    from_blocks,
+    shrink,
+    to_blocks,
 )
 from fiftyone_regioncap.propagation.mobilesam.matching import (
-    Memory,
+    Describer,
     carry,
-    cell_features,
-    cell_shares,
-    likeness,
-    offset_penalty,
-    similarity,
+    offsets_squared,
 )
-from fiftyone_regioncap.propagation.mobilesam.prompting import CERTAIN, prompted_logits
+from fiftyone_regioncap.propagation.mobilesam.memory import Memory, MemoryBank
+from fiftyone_regioncap.propagation.mobilesam.prompting import prompted_logits
+from fiftyone_regioncap.propagation.mobilesam.refining import refine
 from fiftyone_regioncap.propagation.mobilesam.segmenter import (
-    MASK_STRIDE,
+    CERTAIN,
+    Encoding,
     Grid,
     MobileSam,
-    enlarge,
     half_is_fast,
 )
-from fiftyone_regioncap.propagation.mobilesam.tinyvit import CHANNELS, STRIDE
-
-# Bhattacharyya's coefficients of an object's colors on two frames that say that it is
-# another, or the same; and what is left of a score when they say it is another.
-_COLORS_DIFFER = 0.7
-_COLORS_AGREE = 0.95
-_COLORLESS = 0.25
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How objects are followed.
-
-    Attributes:
-        side: longest side of the encoder's input in pixels, a multiple of 16. 1024 is
-            what MobileSAM was trained at; 768 takes half the time.
-        reduced_precision: whether to encode in bfloat16; None means where the processor
-            has instructions for it, which halves the time again.
-        recent: latest frames remembered.
-        kept: older frames remembered, on which an object was surely seen; the latest
-            that many.
-        kept_every: frames between those.
-        kept_score: least score of an object on them.
-        remembered_score: a frame is remembered when an object has at least this score.
-        window: distance over which cells match those of a recent frame, along each
-            axis, as a share of the longest side. Prompted and kept frames match
-            anywhere, so that objects come back wherever they do.
-        recency: how much more alike cells of recent frames count. Objects change their
-            pose, so how one looked just now says more than how it looked at first.
-        neighbors: matches counted for each cell.
-        temperature: of the softmax over them.
-        color: how much of the likeness of two cells is that of their colors, in
-            [0, 1]; the rest is that of MobileSAM's embeddings. About 0.4 helps where
-            an object crosses others of other colors, or at a small side; it hurts
-            among animals that are alike.
-        fragment: parts smaller than this share of the largest are dropped.
-        agreement: least IoU of the decoder's mask with the carried one to be trusted.
-        visible: least score of a mask that is given out.
-    """
-
-    side: int = 768
-    reduced_precision: bool | None = None
-    recent: int = 4
-    kept: int = 4
-    kept_every: int = 5
-    kept_score: float = 0.5
-    remembered_score: float = 0.4
-    window: float = 12 / 64
-    recency: float = 0.03
-    neighbors: int = 8
-    temperature: float = 0.01
-    color: float = 0.0
-    fragment: float = 0.1
-    agreement: float = 0.5
-    visible: float = 0.1
+from fiftyone_regioncap.propagation.mobilesam.settings import Settings
+from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE
 
 
 class MobileSamTracker:
@@ -110,207 +57,206 @@ class MobileSamTracker:
         self._grid = grid
         self._settings = settings
         self._overlap = overlap
-        rows, columns = grid.cells
-        radius = round(settings.window * grid.side / STRIDE)
-        # What to add to the likeness of recent frames' cells.
-        near = offset_penalty(rows, columns, radius, model.device)
-        self._bonus = settings.recency + near
+        cells = grid.side / STRIDE
+        self._radius = settings.radius * cells
+        self._reach = round(settings.reach * cells)
         self._half = (
             settings.reduced_precision
             if settings.reduced_precision is not None
             else half_is_fast(model.device)
         )
-        self._mean: Tensor | None = None
-        self._ids: list[int] = []
-        # Frames in these roles are remembered; one frame may have several.
-        self._prompted: dict[int, list[int]] = {}
-        self._kept: list[int] = []
-        self._recent: list[int] = []
-        self._memories: dict[int, Memory] = {}
+        self._describer = Describer(settings.dimensions)
+        self._bank = MemoryBank(settings)
+        # By object id, uint8 (cells, 16) of the previous frame; none while it is lost.
+        self._last: dict[int, Tensor | None] = {}
 
     @torch.inference_mode()
     def step(
         self, index: int, frame: Frame, prompts: Sequence[Prompt]
     ) -> dict[int, ObjectMask]:
         """Takes the next frame; see the protocol."""
-        embedding = self._model.encode(frame, side=self._grid.side, half=self._half)
-        if self._mean is None:
-            self._mean = embedding.mean(dim=(1, 2))
-        colors = cell_colors(frame, self._grid, self._model.device)
-        features = cell_features(embedding, self._mean, colors)
+        encoding = self._model.encode_stages(
+            frame, side=self._grid.side, half=self._half
+        )
+        features = self._describer.describe(encoding)
+        features = features.to(torch.bfloat16 if self._half else torch.float32)
+        similarities = {
+            known: features @ memory.features.T
+            for known, memory in self._bank.frames.items()
+        }
         by_id: dict[int, list[Prompt]] = {}
         for prompt in prompts:
             by_id.setdefault(prompt.object_id, []).append(prompt)
-        self._ids += [object_id for object_id in by_id if object_id not in self._ids]
-        alike = {
-            known: similarity(features, memory.features, self._settings.color)
-            for known, memory in self._memories.items()
-        }
+        followed = self._follow(
+            [known for known in self._last if known not in by_id],
+            similarities,
+            encoding,
+        )
+        claims = dict.fromkeys(self._last, np.empty(0, dtype=np.float32))
+        agreements, scores = (
+            dict.fromkeys(self._last, 1.0),
+            dict.fromkeys(self._last, 1.0),
+        )
+        for object_id, (logits, agreement, familiarity) in followed.items():
+            claims[object_id], agreements[object_id] = logits, agreement
+            scores[object_id] = agreement * familiarity
+        for object_id, given in by_id.items():
+            shown = prompted_logits(self._model, encoding.embedding, self._grid, given)
+            claims[object_id] = shown.cpu().numpy()
+            agreements[object_id] = scores[object_id] = 1.0
+            self._correct(object_id, claims[object_id] > 0, similarities)
+        stacked = np.stack(list(claims.values()))
+        masks = stacked > 0 if self._overlap else compete(stacked)
 
-        logits = {
-            object_id: prompted_logits(self._model, embedding, self._grid, given)
-            for object_id, given in by_id.items()
-        }
-        others = [object_id for object_id in self._ids if object_id not in by_id]
-        logits |= self._sharpen(self._carry(others, alike), embedding)
-        claims = torch.stack([logits[object_id] for object_id in self._ids])
-        claimed = claims.cpu().numpy()
-        masks = claimed > 0 if self._overlap else compete(claimed)
-        shares = cell_shares(torch.from_numpy(masks).to(claims).float(), self._grid)
-
-        results, labels, scores = {}, {}, {}
-        for object_id, mask, share in zip(self._ids, masks, shares, strict=True):
-            score = 1.0
-            if object_id not in by_id:
-                score = self._score(object_id, alike, colors, share)
+        results, labels = {}, {}
+        for object_id, mask in zip(claims, masks, strict=True):
+            score = scores[object_id]
             visible = bool(mask.any()) and score >= self._settings.visible
             results[object_id] = ObjectMask(mask if visible else None, score)
-            labels[object_id] = share if visible else torch.zeros_like(share)
-            scores[object_id] = score
-        self._remember(index, Memory(features, labels), scores, by_id.keys())
+            self._last[object_id] = None
+            if visible:
+                label = to_blocks(shrink(mask, self._grid)).to(self._model.device)
+                self._last[object_id] = labels[object_id] = label
+        self._bank.remember(
+            index, Memory(features, labels), agreements, scores, by_id.keys()
+        )
         return results
 
+    def _follow(
+        self,
+        object_ids: Sequence[int],
+        similarities: Mapping[int, Tensor],
+        encoding: Encoding,
+    ) -> dict[int, tuple[NDArray[np.float32], float, float]]:
+        """Logits (H, W), agreement and familiarity of objects that were seen before."""
+        if not object_ids:
+            return {}
+        carried, familiar = zip(
+            *(self._carry(object_id, similarities) for object_id in object_ids),
+            strict=True,
+        )
+        soft = torch.stack(carried)
+        if not self._overlap and len(soft) > 1:
+            soft = torch.where(soft >= soft.amax(dim=0), soft, 0.0)
+        found = {}
+        for object_id, one, best in zip(object_ids, soft, familiar, strict=True):
+            refined = refine(self._model, encoding, self._grid, one, self._settings)
+            size = (self._grid.height, self._grid.width)
+            if refined is None:
+                found[object_id] = np.full(size, -CERTAIN, dtype=np.float32), 0.0, 0.0
+            else:
+                logits = enlarge_to_frame(refined.logits, self._grid)
+                familiarity = self._familiarity(refined.mask, best)
+                found[object_id] = logits, refined.agreement, familiarity
+        return found
+
     def _carry(
-        self, object_ids: Sequence[int], alike: Mapping[int, Tensor]
-    ) -> dict[int, Tensor]:
-        """Soft masks (rows, columns) of objects that were seen before."""
-        groups: dict[tuple[tuple[int, bool], ...], list[int]] = {}
-        for object_id in object_ids:
-            groups.setdefault(self._known(object_id), []).append(object_id)
-        soft: dict[int, Tensor] = {}
-        for known, members in groups.items():
+        self, object_id: int, similarities: Mapping[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """An object's soft mask (rows * 4, columns * 4), and how like it cells are."""
+        settings = self._settings
+        rows, columns = self._grid.cells
+        last = self._last[object_id]
+        known = self._bank.known(object_id)
+        blocks = torch.zeros(rows * columns, BLOCK * BLOCK, device=self._model.device)
+        best = blocks.new_zeros(rows * columns)
+        if not known:
+            return from_blocks(blocks, self._grid), best
+        labels = {
+            k: self._bank.frames[k].labels[object_id].float() / 255 for k in known
+        }
+        cells = self._around(last, self._reach)
+        # The latest prompt outvotes the first where the two disagree.
+        prompted = [k for k in self._bank.prompted(object_id) if k in known]
+        latest = prompted[-1] if len(prompted) > 1 else None
+        alike = {}
+        for k, role in known.items():
+            alike[k] = similarities[k][cells].float()
+            if role == "recent" or k == latest:
+                alike[k] += settings.recency
+            if last is not None:
+                there, here = self._center(labels[k]), self._center(last)
+                shift = (here[0] - there[0], here[1] - there[1])
+                far = offsets_squared(cells, columns, rows, shift)
+                far.mul_(settings.distance / self._radius**2)
+                alike[k] -= far.clamp_(max=settings.distance)
+        vote = partial(
+            carry, neighbors=settings.neighbors, temperature=settings.temperature
+        )
+        blocks[cells] = vote(list(alike.values()), list(labels.values()))
+        # What recent frames know may already be wrong; the others are sure.
+        for k in known.keys() - {k for k, role in known.items() if role == "recent"}:
+            own = alike[k][:, labels[k].any(dim=1)]
+            best[cells] = torch.maximum(best[cells], own.amax(dim=1))
+        near = self._around((blocks > 0.5) * 1, settings.anchor_reach)
+        near = torch.isin(cells, near).nonzero()[:, 0]
+        if prompted and len(near):
+            anchored = vote(
+                [alike[k][near] for k in prompted], [labels[k] for k in prompted]
+            )
+            anchored *= settings.anchor
+            blocks[cells[near]] = torch.maximum(blocks[cells[near]], anchored)
+        return from_blocks(blocks, self._grid), best
+
+    def _around(self, label: Tensor | None, reach: int) -> Tensor:
+        """Indices of the cells within reach of a label's; of all cells without one."""
+        rows, columns = self._grid.cells
+        if label is None:
+            return torch.arange(rows * columns, device=self._model.device)
+        on = (label > 0).any(dim=1).view(1, rows, columns).float()
+        size = 2 * reach + 1
+        near = F.max_pool2d(on, (1, size), 1, (0, reach))
+        near = F.max_pool2d(near, (size, 1), 1, (reach, 0))
+        return near.flatten().nonzero()[:, 0]
+
+    def _center(self, label: Tensor) -> tuple[float, float]:
+        """Center (y, x) of a label in cells."""
+        rows, columns = self._grid.cells
+        weights = label.float().sum(dim=1).view(rows, columns)
+        total = weights.sum().clamp(min=1e-6)
+        device = weights.device
+        y = (weights.sum(dim=1) * torch.arange(rows, device=device)).sum() / total
+        x = (weights.sum(dim=0) * torch.arange(columns, device=device)).sum() / total
+        return float(y), float(x)
+
+    def _familiarity(self, mask: Mask, best: Tensor) -> float:
+        """How much a mask's cells look like the object, in [0, 1]."""
+        low, high = self._settings.familiar
+        rows, columns = self._grid.cells
+        covered = mask.reshape(rows, BLOCK, columns, BLOCK).any(axis=(1, 3))
+        on = torch.from_numpy(covered).to(best.device).flatten()
+        return min(max((float(best[on].mean()) - low) / (high - low), 0.0), 1.0)
+
+    def _correct(
+        self, object_id: int, mask: Mask, similarities: Mapping[int, Tensor]
+    ) -> None:
+        """Forgets what a new prompt of an object shows to be wrong."""
+        contradicted = []
+        for known in self._bank.prompted(object_id):
+            if object_id not in self._bank.frames[known].labels:
+                continue  # others took all of it
             carried = carry(
-                [
-                    alike[frame] if anywhere else alike[frame] + self._bonus
-                    for frame, anywhere in known
-                ],
-                [
-                    torch.stack([self._memories[frame].labels[k] for k in members])
-                    for frame, _ in known
-                ],
+                [similarities[known].float()],
+                [self._bank.frames[known].labels[object_id].float() / 255],
                 neighbors=self._settings.neighbors,
                 temperature=self._settings.temperature,
             )
-            soft |= dict(zip(members, carried, strict=True))
-        return soft
-
-    def _known(self, object_id: int) -> tuple[tuple[int, bool], ...]:
-        """The frames that tell of an object, and whether their cells match anywhere."""
-        anywhere = {*self._prompted[object_id], *self._kept}
-        return tuple(
-            (frame, frame in anywhere)
-            for frame in sorted({*anywhere, *self._recent})
-            if object_id in self._memories[frame].labels
-        )
-
-    def _sharpen(
-        self, soft: Mapping[int, Tensor], embedding: Tensor
-    ) -> dict[int, Tensor]:
-        """Logits (H, W): the decoder's where it agrees with the carried masks."""
-        if not soft:
-            return {}
-        stacked = torch.stack(list(soft.values()))
-        enlarged = enlarge(stacked, self._grid, STRIDE)
-        wanted = enlarged - 0.5
-        if not self._overlap:
-            strongest = enlarged.amax(dim=0)
-            wanted = torch.where(enlarged >= strongest, wanted, -CERTAIN)
-        coarse = [
-            drop_fragments(mask, self._settings.fragment)
-            for mask in (wanted > 0).cpu().numpy()
-        ]
-        kept = torch.from_numpy(np.stack(coarse)).to(wanted.device)
-        logits = torch.where(kept, wanted, -CERTAIN)
-        boxes = [box_of_mask(mask) for mask in coarse]
-        seen = [n for n, box in enumerate(boxes) if box is not None]
-        if seen:
-            rows, columns = stacked.shape[1:]
-            size = (rows * STRIDE // MASK_STRIDE, columns * STRIDE // MASK_STRIDE)
-            guess = F.interpolate(
-                stacked[seen][:, None], size, mode="bilinear", align_corners=False
-            )[:, 0]
-            decoded = self._model.decode(
-                embedding,
-                self._grid,
-                boxes=np.array([boxes[n] for n in seen], dtype=np.float32),
-                mask_logits=torch.where(guess > 0.5, CERTAIN, -CERTAIN),
-            ).logits
-            for n, sharp in zip(seen, decoded, strict=True):
-                both = ((sharp > 0) & kept[n]).sum()
-                agreement = both / ((sharp > 0) | kept[n]).sum()
-                if agreement >= self._settings.agreement:
-                    logits[n] = sharp
-        return dict(zip(soft, logits, strict=True))
-
-    def _score(
-        self,
-        object_id: int,
-        alike: Mapping[int, Tensor],
-        colors: Tensor,
-        share: Tensor,
-    ) -> float:
-        """How sure it is that a mask is the object's, in [0, 1]."""
-        frames = self._prompted[object_id]
-        looks = likeness(
-            [alike[frame] for frame in frames],
-            [self._memories[frame].labels[object_id] for frame in frames],
-            share,
-        )
-        sure = [self._memories[k] for k in {*frames, *self._kept}]
-        agreement = color_agreement(
-            colors,
-            share,
-            [
-                (memory.features[CHANNELS:], memory.labels[object_id])
-                for memory in sure
-                if object_id in memory.labels
-            ],
-        )
-        low, high = _COLORS_DIFFER, _COLORS_AGREE
-        certainty = min(max((agreement - low) / (high - low), 0.0), 1.0)
-        # Light changes colors too, so they alone don't make an object lost.
-        return looks * (_COLORLESS + (1 - _COLORLESS) * certainty)
-
-    def _remember(
-        self,
-        index: int,
-        memory: Memory,
-        scores: Mapping[int, float],
-        prompted: Collection[int],
-    ) -> None:
-        """Remembers a frame where it helps, and forgets those that no longer do."""
-        settings = self._settings
-        self._memories[index] = memory
-        for object_id in prompted:
-            # Where it was first and last shown by the user, however often that was.
-            shown = self._prompted.get(object_id, [])
-            self._prompted[object_id] = [*shown[:1], index]
-        best = max(scores.values())
-        if best >= settings.remembered_score:
-            self._recent = [*self._recent, index][-settings.recent :]
-        due = not self._kept or abs(index - self._kept[-1]) >= settings.kept_every
-        if due and not prompted and best >= settings.kept_score:
-            self._kept = [*self._kept, index][-settings.kept :]
-        useful = {*self._recent, *self._kept, *chain(*self._prompted.values())}
-        self._memories = {k: m for k, m in self._memories.items() if k in useful}
+            expected = from_blocks(carried, self._grid).cpu().numpy() > 0.5
+            given = shrink(mask, self._grid) > 0.5
+            overlap = (expected & given).sum() / max((expected | given).sum(), 1)
+            if overlap < self._settings.contradiction:
+                contradicted.append(known)
+        self._bank.correct(object_id, contradicted)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """All that the next step depends on."""
-        state: dict[str, NDArray[np.generic]] = {
-            "ids": np.array(self._ids, dtype=np.int64),
-            "kept": np.array(self._kept, dtype=np.int64),
-            "recent": np.array(self._recent, dtype=np.int64),
-            "memories": np.array(list(self._memories), dtype=np.int64),
-        }
-        if self._mean is not None:
-            state["mean"] = self._mean.cpu().numpy()
-        for object_id, frames in self._prompted.items():
-            state[f"prompted.{object_id}"] = np.array(frames, dtype=np.int64)
-        for frame, memory in self._memories.items():
-            labels = torch.stack(list(memory.labels.values()))
-            state[f"ids.{frame}"] = np.array(list(memory.labels), dtype=np.int64)
-            state[f"labels.{frame}"] = labels.cpu().numpy()
-            state[f"features.{frame}"] = memory.features.cpu().numpy()
+        state = self._bank.state()
+        for name, tensor in self._describer.state().items():
+            state[name] = tensor.cpu().numpy()
+        state["ids"] = np.array(list(self._last), dtype=np.int64)
+        for object_id, label in self._last.items():
+            if label is not None:
+                state[f"last.{object_id}"] = label.cpu().numpy()
         return state
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -320,13 +266,10 @@ class MobileSamTracker:
         def tensor(name: str) -> Tensor:
             return torch.from_numpy(np.array(state[name])).to(device)
 
-        self._ids = state["ids"].tolist()
-        self._kept = state["kept"].tolist()
-        self._recent = state["recent"].tolist()
-        self._prompted = {k: state[f"prompted.{k}"].tolist() for k in self._ids}
-        self._mean = tensor("mean") if "mean" in state else None
-        self._memories = {}
-        for frame in state["memories"].tolist():
-            ids = state[f"ids.{frame}"].tolist()
-            labels = dict(zip(ids, tensor(f"labels.{frame}"), strict=True))
-            self._memories[frame] = Memory(tensor(f"features.{frame}"), labels)
+        self._bank.restore(state, device)
+        names = [name for name in ("mean", "components") if name in state]
+        self._describer.restore({name: tensor(name) for name in names})
+        self._last = {
+            k: tensor(f"last.{k}") if f"last.{k}" in state else None
+            for k in state["ids"].tolist()
+        }

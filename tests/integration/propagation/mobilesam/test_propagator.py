@@ -13,7 +13,7 @@ from fiftyone_regioncap.evaluation.masks import region_similarity
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.mobilesam.propagator import MobileSamPropagator
 from fiftyone_regioncap.propagation.mobilesam.segmenter import MobileSam
-from fiftyone_regioncap.propagation.mobilesam.tracker import Settings
+from fiftyone_regioncap.propagation.mobilesam.settings import Settings
 
 SMALL = Settings(side=512)
 
@@ -122,6 +122,90 @@ def test_a_lost_object_has_no_mask_and_comes_back(mobile_sam, clip_of):
     assert found[7].mask is not None
     assert region_similarity(found[7].mask, clip.masks[1] == 1) > 0.6
     assert max(o.score for o in found[3:7]) < 0.5 * found[7].score
+
+
+class Then:
+    """A clip's frames, then others."""
+
+    def __init__(self, clip, others):
+        self.frames = [*clip.frames, *others]
+        self.height, self.width = clip.height, clip.width
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        return self.frames[index]
+
+
+@pytest.mark.parametrize("what", ["black", "gray", "a cut"])
+def test_what_is_gone_is_never_a_large_sure_mask(mobile_sam, clip_of, what):
+    clip = clip_of("car-shadow", 2)
+    truth = clip.masks[0] == 1
+    empty = np.zeros_like(clip.frames[0])
+    after = {
+        "black": [empty] * 3,
+        "gray": [empty + 128] * 3,
+        "a cut": clip_of("rollerblade", 3).frames,
+    }[what]
+    run = MobileSamPropagator(mobile_sam, SMALL).propagate(
+        PropagationRequest(Then(clip, after), [Prompt(1, 0, mask=truth)])
+    )
+    for result in list(run)[2:]:
+        found = result.objects[1]
+        assert found.score < 0.5
+        assert found.mask is None or found.mask.sum() < 3 * truth.sum()
+
+
+@pytest.mark.parametrize(
+    ("size", "still"),
+    [((2, 60), True), ((60, 2), True), ((6, 6), True), ((1, 1), True), ((4, 4), False)],
+    ids=["flat", "narrow", "small", "a pixel", "on a frame without texture"],
+)
+def test_thin_and_small_prompts_are_kept_or_lost(mobile_sam, clip_of, size, still):
+    clip = clip_of("car-shadow", 1)
+    mask = np.zeros((clip.height, clip.width), dtype=bool)
+    mask[200 : 200 + size[0], 400 : 400 + size[1]] = True
+    frame = clip.frames[0] if still else np.full_like(clip.frames[0], 90)
+    frames = Then(clip, [frame] * 3)
+    frames.frames[0] = frame
+    prompts = [Prompt(1, 0, mask=mask)]
+    run = MobileSamPropagator(mobile_sam, SMALL).propagate(
+        PropagationRequest(frames, prompts)
+    )
+    first, *others = [result.objects[1] for result in run]
+    assert np.array_equal(first.mask, mask)
+    for found in others:
+        small = found.mask is None or found.mask.sum() < 30 * max(mask.sum(), 36)
+        assert small or found.score < 0.5
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_correction_is_as_good_as_a_right_prompt(mobile_sam, clip_of, direction):
+    clip = clip_of("soccerball", 10)
+    wrong = np.zeros((clip.height, clip.width), dtype=bool)
+    wrong[20:120, 100:250] = True
+    start, corrected = (0, 4) if direction == "forward" else (9, 5)
+    right = Prompt(1, corrected, mask=clip.masks[corrected] == 1)
+
+    def mean_j(prompts):
+        run = MobileSamPropagator(mobile_sam, SMALL).propagate(
+            PropagationRequest(clip, prompts, direction=direction)
+        )
+        found = {r.frame: r.objects[1].mask for r in run}
+        frames = range(5, 10) if direction == "forward" else range(5)
+        return np.mean(
+            [
+                region_similarity(found[k], clip.masks[k] == 1)
+                if found[k] is not None
+                else 0.0
+                for k in frames
+            ]
+        )
+
+    alone = mean_j([right])
+    assert alone > 0.6
+    assert mean_j([Prompt(1, start, mask=wrong), right]) >= alone - 0.02
 
 
 def test_memory_does_not_grow_with_the_video(mobile_sam, squares):

@@ -1,0 +1,90 @@
+"""How objects are followed: the settings, and the presets that users choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+Preset: TypeAlias = Literal["fast", "balanced", "best"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How objects are followed.
+
+    What is measured in J below is the mean over the tuning clips and over look-alikes
+    made of them, first 20 frames, apart from what else is said; docs/performance.md
+    tells how. Lengths are shares of the longest side.
+
+    Attributes:
+        side: Longest side of the encoder's input in pixels, a multiple of 16. 1024 is
+            what MobileSAM was trained at.
+        reduced_precision: Whether to encode and match in bfloat16; None means where the
+            processor has instructions for it, which halves the time.
+        dimensions: Principal components kept of a cell's features. 128 of 416: no
+            difference in J, a third of the time to match.
+        recent: Latest frames remembered. 3 instead of 4: no difference, less time.
+        kept: Older frames remembered, on which an object was surely seen; the latest
+            that many. 0 to 4 make no difference within 20 frames; one is kept for
+            objects that come back after longer.
+        kept_every: Frames between those.
+        kept_score: Least score of an object on them.
+        remembered: A frame is remembered when the decoder's and the carried mask of an
+            object have at least this IoU. A higher bar loses small and fast objects.
+        reach: How far from its last mask an object is looked for; a lost object is
+            looked for everywhere. 8/64 instead of 12/64: no difference, less time.
+        recency: How much more alike cells of recent frames count, and those of the
+            latest of several prompts: objects change, and corrections outvote.
+        distance: How much less alike cells count at ``radius`` or more from where they
+            were, relative to the object's center; less by the square of the distance.
+            Without: look-alikes .676; for recent frames alone .696; for all .75.
+        radius: See ``distance``.
+        neighbors: Matches counted for each cell.
+        temperature: Of the softmax over them.
+        anchor: How much what is carried from prompted frames alone counts, where it is
+            more than what is carried from all; .1 of J. It keeps masks from shrinking.
+        anchor_reach: Cells around the carried mask where it counts.
+        margin: Cells that the decoder sees around the carried box, as a share of its
+            longer side. All: +.002, three times the time with eight objects.
+        blend: How much of the carried mask is mixed into the decoder's logits, which
+            lose what is thin. 0: -.007, .5: -.008.
+        fragment: Parts smaller than this share of the largest are dropped.
+        agreement: Least IoU of the decoder's mask with the carried one to be trusted.
+        contradiction: A new prompt drops an object's older one when what that one says
+            of the frame has a lower IoU with it.
+        familiar: Mean similarities of a mask's cells to the object's on prompted and
+            kept frames at which the score becomes 0, and stays the agreement of the two
+            masks. After cuts it was .42 to .68, on the object's own frames .7 to .97.
+        visible: Least score of a mask that is given out.
+    """
+
+    side: int = 768
+    reduced_precision: bool | None = None
+    dimensions: int = 128
+    recent: int = 3
+    kept: int = 1
+    kept_every: int = 5
+    kept_score: float = 0.5
+    remembered: float = 0.4
+    reach: float = 8 / 64
+    radius: float = 12 / 64
+    recency: float = 0.03
+    distance: float = 0.1
+    neighbors: int = 8
+    temperature: float = 0.01
+    anchor: float = 0.8
+    anchor_reach: int = 3
+    margin: float = 0.3
+    blend: float = 0.3
+    fragment: float = 0.1
+    agreement: float = 0.5
+    contradiction: float = 0.6
+    familiar: tuple[float, float] = (0.4, 0.85)
+    visible: float = 0.1
+
+
+PRESETS: Final[dict[Preset, Settings]] = {
+    "fast": Settings(side=512),
+    "balanced": Settings(),
+    "best": Settings(side=1024),
+}
