@@ -95,7 +95,7 @@ def _listen(settings: ServerSettings, host: str, port: int) -> tuple[str, Config
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host.strip("[]"), port), family=family)
-    except OSError as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise BackendError(f"cannot listen on {host}:{port}: {error}") from error
     name, number = listener.getsockname()[:2]
     config = Config()

@@ -397,8 +397,9 @@ class TestSafety:
 
     def test_an_address_in_use(self, dam: DAM, url: str) -> None:
         port = int(url.rsplit(":", 1)[1])
-        with pytest.raises(BackendError, match="cannot listen"):
-            serve(dam, ServerSettings(), port=port)
+        for host, number in (("127.0.0.1", port), ("127.0.0.1", 99999)):
+            with pytest.raises(BackendError, match="cannot listen"):
+                serve(dam, ServerSettings(), host=host, port=number)
 
 
 # -- requests as data
