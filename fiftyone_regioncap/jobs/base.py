@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import fiftyone as fo
@@ -109,8 +109,15 @@ class Job:
         return cls(values["name"], values["dataset"], values["view"], stages)
 
     def record(self) -> dict[str, Any]:
-        """The job as a run's record holds it: without a view of very many ids."""
-        values = self.to_dict()
+        """The job as a run's record holds it: no keys, no view of very many ids."""
+        stages = tuple(
+            replace(
+                stage,
+                models={role: spec.public() for role, spec in stage.models.items()},
+            )
+            for stage in self.stages
+        )
+        values = replace(self, stages=stages).to_dict()
         if self.view is not None and len(self.view) > _ROOM:
             values["view"] = "too long to be recorded"
         return values

@@ -5,20 +5,26 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.registry import LazyRegistry, resolve
+from fiftyone_regioncap.models.endpoints import without_password
 from fiftyone_regioncap.system import assets
 
 T = TypeVar("T")
 
 AUTO = "auto"
 """The name that stands for the best backend that is ready on this machine."""
+
+
+_SECRET = re.compile(r"(^|_)(key|password|secret|token)$", re.IGNORECASE)
+"""Names of options whose values are never stored or shown."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,16 @@ class ModelSpec:
     device: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     accept_license: bool = False
+
+    def public(self) -> ModelSpec:
+        """Returns the specification without keys and passwords, to store or show."""
+        options = {
+            name: without_password(value) if isinstance(value, str) else value
+            for name, value in self.options.items()
+            if not _SECRET.search(name)
+        }
+        weights = None if self.weights is None else without_password(self.weights)
+        return replace(self, weights=weights, options=options)
 
 
 @dataclass(frozen=True)

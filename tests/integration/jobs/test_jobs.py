@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from fiftyone_regioncap.jobs import (
     checkpoints,
     propagating,
 )
+from fiftyone_regioncap.jobs.base import Job, StageSpec
+from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from tests.support.dam import TINY, write_checkpoint
 
@@ -393,3 +396,14 @@ def test_a_job_that_was_cut_short_while_overwriting_is_not_taken_for_done(datase
             cancel=cancel,
         )
     assert both(dataset).tracks == 2
+
+
+def test_a_recorded_job_holds_no_secret():
+    captioner = ModelSpec(
+        "openai", "https://a:password@b/v1", options={"api_key": "sk-secret"}
+    )
+    stage = StageSpec("caption", {}, {"captioner": captioner})
+    job = Job("caption", "videos", None, (stage,))
+    recorded = json.dumps(job.record())
+    assert "sk-secret" not in recorded and "password" not in recorded
+    assert "sk-secret" in json.dumps(job.to_dict())  # what a worker is sent

@@ -7,6 +7,7 @@ import pytest
 from fiftyone_regioncap.captioning.measured import MeasuredCaptioner
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.core.errors import BackendError, OptionError
+from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.models.registry import ModelCard, ModelRegistry, ModelSpec
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
@@ -119,3 +120,22 @@ def test_other_packages_add_entries(
     assert "other" in registry.available() and "broken" not in registry.available()
     with pytest.raises(BackendError, match="'broken' cannot be imported"):
         registry["broken"]
+
+
+def test_what_is_stored_of_a_specification_holds_no_secret() -> None:
+    for registry in (CAPTIONERS, PROPAGATORS):
+        for name, card in registry.items():
+            values = {field.name: "x" for field in fields_of(card.options)}
+            shown = ModelSpec(name, options=values).public().options
+            secret = {f.name for f in fields_of(card.options) if f.declaration.secret}
+            assert shown.keys() == values.keys() - secret
+    spec = ModelSpec(
+        "openai",
+        "https://someone:password@gpu.example/v1",
+        options={"base_url": "http://a:b@c/v1", "api_key": "sk-secret", "frames": 2},
+    )
+    assert spec.public() == ModelSpec(
+        "openai",
+        "https://gpu.example/v1",
+        options={"base_url": "http://c/v1", "frames": 2},
+    )
