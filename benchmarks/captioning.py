@@ -35,7 +35,7 @@ from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.generation import Request
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import VIDEO_PROMPTS, query
-from fiftyone_regioncap.captioning.dam.tokenizer import Tokenizer
+from fiftyone_regioncap.captioning.dam.tokenizer import DamTokenizer
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.core.types import RegionClip
@@ -318,7 +318,7 @@ def main() -> None:
     config = DAM_3B if on_gpu else TINY
     with tempfile.TemporaryDirectory() as folder:
         train_tokenizer(Path(folder), 320)
-        dam = random_dam(config, Tokenizer(Path(folder)), device, dtype)
+        dam = random_dam(config, DamTokenizer(Path(folder)), device, dtype)
     title = torch.cuda.get_device_name(device) if on_gpu else platform.processor()
     shapes = "DAM-3B's shapes, bfloat16" if on_gpu else "tiny shapes, float32"
     print(f"{title or 'CPU'}, {shapes}, {FRAMES} frames, {options.tokens} new tokens\n")

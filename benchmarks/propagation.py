@@ -69,8 +69,7 @@ class Prepared:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         if index not in self._kept:
-            pixels = torch.from_numpy(self._video[index]).permute(2, 0, 1)
-            small = shrink(pixels, self._image_size)
+            small = shrink(self._video[index], self._image_size)
             self._kept[index] = normalize(small, torch.device("cpu"))[0]
         return self._kept[index]
 

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
         CheckOptions,
         FacetOptions,
         TriageOptions,
-        UniqueOptions,
     )
-    from fiftyone_regioncap.analysis.unique import UniqueReport
     from fiftyone_regioncap.evaluation.caption_runs import CaptionEvaluation
     from fiftyone_regioncap.evaluation.options import EvaluateOptions
     from fiftyone_regioncap.search import SearchResults
@@ -166,40 +164,10 @@ def __getattr__(name: str) -> Any:
     return globals()[name]
 
 
-def _make_unique(
-    samples: Any, options: UniqueOptions, captioner: Model, **run: Any
-) -> UniqueReport:
-    from fiftyone_regioncap.analysis.hierarchy import write_hierarchy
-    from fiftyone_regioncap.analysis.unique import make_unique
-    from fiftyone_regioncap.captioning.registry import CAPTIONERS
-    from fiftyone_regioncap.dataset.fields import track_fields
-
-    tracks = options.tracks or next(iter(track_fields(samples._root_dataset)), None)
-    report = make_unique(
-        samples,
-        options.captions,
-        tracks_field=tracks,
-        threshold=options.threshold,
-        captioner=captioner and CAPTIONERS.obtain(captioner, []),
-        progress=run["listener"] or False,
-        cancel=run["cancel"],
-    )
-    if options.parts:
-        field = tracks or options.captions
-        report.parts = sum(write_hierarchy(sample, field) for sample in samples)
-    return report
-
-
 def _search(samples: Any, options: SearchOptions, **run: Any) -> SearchResults:
     from fiftyone_regioncap.search import search
 
-    names = ("query", "k", "mode", "model", "device")
-    results = search(
-        samples,
-        field=options.captions,
-        progress=_bar(run),
-        **{name: getattr(options, name) for name in names},
-    )
+    results = search(samples, options, progress=_bar(run))
     if options.save is not None:
         samples._root_dataset.save_view(
             options.save, shown(results, options), overwrite=True
@@ -218,28 +186,25 @@ def _embed_captions(
 ) -> MapSummary:
     from fiftyone_regioncap.visualization.maps import embed_captions
 
-    values = vars(options) | {"field": options.captions, "progress": _bar(run)}
-    return embed_captions(samples, **_without(values, "captions"))
+    return embed_captions(samples, options, progress=_bar(run))
 
 
 def _extract_facets(samples: Any, options: FacetOptions, **run: Any) -> FacetSummary:
     from fiftyone_regioncap.analysis.facets import extract_facets
 
-    return extract_facets(samples, options.captions)
+    return extract_facets(samples, options)
 
 
 def _check_captions(samples: Any, options: CheckOptions, **run: Any) -> CheckSummary:
     from fiftyone_regioncap.analysis.checks import check_captions
 
-    values = vars(options) | {"field": options.captions}
-    return check_captions(samples, **_without(values, "captions"))
+    return check_captions(samples, options)
 
 
 def _triage_captions(samples: Any, options: TriageOptions, **run: Any) -> TriageSummary:
     from fiftyone_regioncap.analysis.checks import triage
 
-    values = vars(options) | {"field": options.captions}
-    return triage(samples, **_without(values, "captions"))
+    return triage(samples, options)
 
 
 def _evaluate_captions(

@@ -303,7 +303,7 @@ _DECLARED = (
         summary="State what tells objects apart that have nearly the same captions.",
         action="Compare",
         target=f"{_ROOMS}.analysis.options:UniqueOptions",
-        run=f"{_ROOMS}.api:_make_unique",
+        run=f"{_ROOMS}.analysis.unique:make_unique",
         models=(
             ModelChoice(
                 "captioner",

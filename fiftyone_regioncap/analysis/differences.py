@@ -61,7 +61,8 @@ class Subject:
         direction: of its motion, as :class:`measuring.Measurements` has it.
         frames: 0-based, where it is visible, ascending; (0,) for images.
         boxes: (V, 4) edges in shares of the frame, on those frames.
-        still: whether this is an image, where frames are not spoken of.
+        image: Whether this is a region of an image, where frames are not spoken of.
+        reviewed: Whether a person has judged the caption, which stays then.
     """
 
     object_id: Hashable
@@ -72,7 +73,8 @@ class Subject:
     direction: str | None = None
     frames: tuple[int, ...] = ()
     boxes: NDArray[np.float64] = field(default_factory=_nowhere)
-    still: bool = False
+    image: bool = False
+    reviewed: bool = False
 
     def box(self, frame: int) -> NDArray[np.float64]:
         """Where it is on a frame on which it is visible, (4,)."""
@@ -281,7 +283,7 @@ def _order(
     if not common:
         return
     frame = min(common)
-    when = "" if subjects[number].still else f" in frame {frame + 1}"
+    when = "" if subjects[number].image else f" in frame {frame + 1}"
     boxes = np.array([subjects[one].box(frame) for one in everyone])
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = (("left", "leftmost", "rightmost"), ("top", "topmost", "lowest"))
@@ -335,13 +337,13 @@ def _sightings(
     seen = [rival for rival in rivals if subjects[rival].frames]
     if not own.frames:
         return
-    picture, verb = ("image", "is") if own.still else ("frame", "is first seen")
+    picture, verb = ("image", "is") if own.image else ("frame", "is first seen")
     where = _where(own)
     yield Clause(
         f"{verb} {where} of the {picture}",
         frozenset(rival for rival in seen if _where(subjects[rival]) != where),
     )
-    if not own.still:
+    if not own.image:
         for which, word in ((0, "first"), (-1, "last")):
             frame = own.frames[which]
             yield Clause(

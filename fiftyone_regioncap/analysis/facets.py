@@ -1,4 +1,4 @@
-"""What captions speak of, as short words to filter by.
+"""Nouns and attributes of captions, as short words to filter by.
 
 Rules and the lists of :mod:`.vocabulary` find nouns, colors and other attributes;
 nothing is downloaded. The sidebar filters by whole values, so that
@@ -16,6 +16,7 @@ import fiftyone as fo
 import fiftyone.core.collections as foco
 from fiftyone import ViewField as F
 
+from fiftyone_regioncap.analysis.options import FacetOptions
 from fiftyone_regioncap.analysis.vocabulary import (
     ATTRIBUTES,
     COLORS,
@@ -24,6 +25,7 @@ from fiftyone_regioncap.analysis.vocabulary import (
     NOUNS,
     STOPWORDS,
 )
+from fiftyone_regioncap.core.markdown import code
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
 NOUNS_FIELD = "nouns"
@@ -41,13 +43,13 @@ _KINDS = {word: kind for kind, words in ATTRIBUTES.items() for word in words}
 
 @dataclass(frozen=True)
 class Facets:
-    """What a caption speaks of.
+    """Nouns and attributes of a caption.
 
     Attributes:
-        nouns: in the singular, in the order of the text.
-        traits: such as ``"color:red"`` and ``"material:wooden"``.
-        subject_noun: the first noun of the text.
-        subject_colors: basic colors that the subject is said to have.
+        nouns: Nouns in the singular, in the order of the text.
+        traits: Attributes such as ``"color:red"`` and ``"material:wooden"``.
+        subject_noun: The first noun of the text.
+        subject_colors: Basic colors that the subject is said to have.
     """
 
     nouns: tuple[str, ...] = ()
@@ -60,8 +62,8 @@ def facets_of(caption: str, label: str | None = None) -> Facets:
     """Finds nouns and attributes in an English caption.
 
     Args:
-        caption: a sentence or more.
-        label: the short name; its last word is taken as a noun.
+        caption: A sentence or more.
+        label: The short name; its last word is taken as a noun.
     """
     words = [word.lower() for word in _WORD.findall(caption)]
     nouns: dict[str, None] = {}
@@ -88,10 +90,10 @@ def facets_of(caption: str, label: str | None = None) -> Facets:
 
 
 def singular(word: str) -> str:
-    """An English noun in the singular.
+    """Returns an English noun in the singular.
 
     Args:
-        word: in lower case.
+        word: The noun in lower case.
     """
     if word in IRREGULAR_PLURALS:
         return IRREGULAR_PLURALS[word]
@@ -145,14 +147,14 @@ def _names_fruit(words: list[str], place: int) -> bool:
 
 @dataclass(frozen=True)
 class FacetSummary:
-    """What was written.
+    """The facets that were written.
 
     Attributes:
-        captions: how many have facets.
-        nouns: how many different ones there are.
-        traits: how many different ones there are.
-        fields: of the samples, to filter by in the sidebar.
-        views: names of the saved views.
+        captions: Number of captions.
+        nouns: Number of different nouns.
+        traits: Number of different traits.
+        fields: Fields of the samples to filter by in the sidebar.
+        views: Names of the saved views.
     """
 
     captions: int
@@ -162,22 +164,23 @@ class FacetSummary:
     views: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people, as Markdown."""
+        fields, views = (", ".join(map(code, n)) for n in (self.fields, self.views))
         return (
             f"{self.captions} captions speak of {self.nouns} nouns and {self.traits} "
-            f"attributes; filter by {', '.join(self.fields)}, or open one of the views "
-            f"{', '.join(self.views)}"
+            f"attributes; filter by {fields}, or open one of the views {views}"
         )
 
 
 def extract_facets(
-    samples: foco.SampleCollection, field: str = "captions"
+    samples: foco.SampleCollection,
+    options: FacetOptions = FacetOptions(),  # noqa: B008
 ) -> FacetSummary:
-    """Writes what captions speak of, and makes it easy to filter by.
+    """Writes nouns and attributes of captions, and makes them easy to filter by.
 
     Labels get ``nouns`` and ``traits``; samples get ``<field>_nouns``,
     ``<field>_traits`` and ``<field>_labels``, which are indexed and shown in a group
@@ -185,12 +188,13 @@ def extract_facets(
     What was made before is brought up to date.
 
     Args:
-        samples: a dataset or a view.
-        field: of the captions.
+        samples: A dataset or a view.
+        options: The field of captions.
 
     Raises:
-        FieldError: when the field is absent or can't have captions.
+        FieldError: If the field is absent or can't have captions.
     """
+    field = options.captions
     captions = CaptionField.of(samples, field)
     nouns: dict[str, list[str]] = {}
     traits: dict[str, list[str]] = {}
@@ -223,10 +227,10 @@ def save_views(captions: CaptionField) -> Iterator[str]:
     of, that are about long tracks, and that another caption is nearly the same as.
 
     Args:
-        captions: the field.
+        captions: The field.
 
     Yields:
-        the names of the views.
+        The names of the views.
     """
     filters = {
         "unreviewed": ("review", F("review") == "unreviewed"),

@@ -26,21 +26,21 @@ from fiftyone_regioncap.dataset.store import Store, frame_path, now
 from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
 
 CONTAINED = 0.8
-"""Share of a mask that has to lie inside another for it to be a part of that."""
+"""Share of a mask that has to lie inside another one to be a part of it."""
 
 FRAMES_AT_ONCE = 128
-"""Frames that are written together."""
+"""Number of frames that are written together."""
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Place(Generic[Key]):
-    """Where a mask stands among the others of its frame.
+class Position(Generic[Key]):
+    """The position of a mask in the hierarchy of its frame.
 
     Attributes:
-        parent: the mask that it is a part of; None for a whole.
-        level: how many masks it lies inside of, one within the other; 0 for a whole.
+        parent: Key of the mask that it is a part of; None for a whole.
+        level: Number of masks that it lies inside of; 0 for a whole.
     """
 
     parent: Key | None
@@ -52,10 +52,10 @@ class _Node(Generic[Key]):
     """A mask in the tree.
 
     Attributes:
-        key: of the mask; None for the root, which holds everything.
-        box: tight, in whole pixels.
-        mask: cut to the box.
-        parts: directly inside it, in the order in which they came.
+        key: Key of the mask; None for the root, which holds everything.
+        box: Tight box in whole pixels.
+        mask: Mask cropped to the box.
+        parts: Masks directly inside it, in the order in which they came.
     """
 
     key: Key | None
@@ -64,7 +64,7 @@ class _Node(Generic[Key]):
     parts: list[_Node[Key]] = field(default_factory=list)
 
     def holds(self, other: _Node[Key], share: float) -> bool:
-        """Whether so much of another mask lies inside this one."""
+        """Whether at least a share of another mask lies inside this one."""
         left, top = max(self.box[0], other.box[0]), max(self.box[1], other.box[1])
         right, bottom = min(self.box[2], other.box[2]), min(self.box[3], other.box[3])
         if left >= right or top >= bottom:
@@ -81,7 +81,7 @@ class _Node(Generic[Key]):
 
 def containment(
     masks: Mapping[Key, Mask], *, share: float = CONTAINED
-) -> dict[Key, Place[Key]]:
+) -> dict[Key, Position[Key]]:
     """Finds the parts and wholes among the masks of one frame.
 
     Of equally large masks, the one that comes first is taken first; of two that are the
@@ -92,21 +92,21 @@ def containment(
         share: see :data:`CONTAINED`.
 
     Returns:
-        the place of each, in the order of the masks.
+        The position of each, in the order of the masks.
     """
     nodes = {key: _node(key, mask) for key, mask in masks.items()}
     known = [node for node in nodes.values() if node is not None]
     known.sort(key=lambda node: -np.count_nonzero(node.mask))
     root: _Node[Key] = _Node(None, (0, 0, 0, 0), np.zeros((0, 0), dtype=bool))
-    places: dict[Key, Place[Key]] = {}
+    positions: dict[Key, Position[Key]] = {}
     for node in known:
         whole, level = root, 0
         while part := next((p for p in whole.parts if p.holds(node, share)), None):
             whole, level = part, level + 1
         whole.parts.append(node)
         assert node.key is not None
-        places[node.key] = Place(whole.key, level)
-    return {key: places.get(key, Place(None, 0)) for key in masks}
+        positions[node.key] = Position(whole.key, level)
+    return {key: positions.get(key, Position(None, 0)) for key in masks}
 
 
 def _node(key: Key, mask: Mask) -> _Node[Key] | None:
@@ -159,13 +159,13 @@ def _write_tracks(sample: fo.Sample | fo.SampleView, field: str, share: float) -
     parts = 0
     updates: list[UpdateOne] = []
     for frame, masks in read_masks(sample, field, wanted):
-        places = containment(masks, share=share)
-        parts += sum(place.parent is not None for place in places.values())
+        positions = containment(masks, share=share)
+        parts += sum(position.parent is not None for position in positions.values())
         values: dict[str, object] = {"last_modified_at": now()}
         filters: list[Mapping[str, Any]] = []
-        for number, (index, place) in enumerate(places.items()):
-            values[f"{labels}.$[o{number}].parent"] = place.parent
-            values[f"{labels}.$[o{number}].level"] = place.level
+        for number, (index, position) in enumerate(positions.items()):
+            values[f"{labels}.$[o{number}].parent"] = position.parent
+            values[f"{labels}.$[o{number}].level"] = position.level
             filters.append(_belongs(f"o{number}", tracks[index]))
         updates.append(
             UpdateOne(
@@ -211,13 +211,13 @@ def _write_regions(sample: fo.Sample | fo.SampleView, field: str, share: float) 
         for region in read_regions(sample, field, height=height, width=width)
         if region.shape.mask is not None
     }
-    places = containment(masks, share=share)
+    positions = containment(masks, share=share)
     value = sample[field]
     for label in getattr(value, inner) if inner and value else filter(None, [value]):
-        place = places.get(label.id, Place(None, 0))
-        label["parent"], label["level"] = place.parent, place.level
+        position = positions.get(label.id, Position(None, 0))
+        label["parent"], label["level"] = position.parent, position.level
     sample.save()
-    return sum(place.parent is not None for place in places.values())
+    return sum(position.parent is not None for position in positions.values())
 
 
 def _declare(add, path: str, kind: type) -> None:  # type: ignore[no-untyped-def]

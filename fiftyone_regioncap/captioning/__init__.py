@@ -1,1 +1,1 @@
-"""Describing regions."""
+"""Captioners: they describe the object of a clip."""

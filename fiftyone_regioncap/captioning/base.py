@@ -1,4 +1,4 @@
-"""What a captioner is: clips of one object each in, captions out."""
+"""Protocols of captioners: clips of one object each in, captions out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EmbeddingSpace:
 
 @dataclass(frozen=True)
 class CaptionerInfo:
-    """What a captioner says of itself.
+    """Describes a captioner: its weights, license, needs and prompts.
 
     Attributes:
         name: as users choose it, such as ``"dam-video"``.
@@ -124,4 +124,4 @@ class RegionEmbedder(Protocol):
         """Its ``space`` is that of the vectors."""
 
     def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
-        """Unit vectors (N, dimension) of clips, in order; rows of NaN for bad ones."""
+        """Embeds clips as unit vectors (N, dimension); rows of NaN for bad ones."""

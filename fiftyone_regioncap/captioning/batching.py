@@ -1,4 +1,4 @@
-"""Batches that fit: when memory runs out, half as many clips at once."""
+"""Captioning in batches that are halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiftyone_regioncap.core.types import Caption, RegionClip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a smaller batch may do."""
+    """Returns whether an error means that a smaller batch may fit."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # PyTorch's CPU allocator and cuBLAS have no class of their own for it.
@@ -23,14 +23,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Gives back what failed work left behind."""
+    """Releases the memory that failed work left behind."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def out_of_memory_caption(error: BaseException) -> Caption:
-    """What a clip gets that doesn't fit even alone."""
+    """Returns the caption of a clip that doesn't fit into memory even alone."""
     reason = str(error).splitlines()[0] if str(error) else "out of memory"
     return Caption(
         error=f"this clip alone doesn't fit into memory ({reason}); use a smaller "
@@ -41,7 +41,7 @@ def out_of_memory_caption(error: BaseException) -> Caption:
 def caption_batch(
     captioner: Captioner, clips: Sequence[RegionClip], *, prompt: str | None = None
 ) -> list[Caption]:
-    """Describes clips, in as many batches as memory asks for.
+    """Describes clips, in smaller batches when memory runs out.
 
     Args:
         captioner: any.

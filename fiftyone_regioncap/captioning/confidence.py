@@ -33,7 +33,7 @@ _LETTER = re.compile(r"[^\W\d_]|\d")
 def content_minimum(
     pieces: Sequence[str], probabilities: Sequence[float]
 ) -> float | None:
-    """The lowest token probability over content words.
+    """Returns the lowest token probability over content words.
 
     Args:
         pieces: of the text's tokens as sentencepiece has them, a leading space as
@@ -91,14 +91,14 @@ def caption_from_tokens(
 
 
 def similarity(first: str, second: str) -> float:
-    """How many content words two texts share: the F1 of their bags of words."""
+    """Returns the F1 score of two texts' bags of content words."""
     one, two = _content(first), _content(second)
     total = sum(one.values()) + sum(two.values())
     return 2 * sum((one & two).values()) / total if total else 1.0
 
 
 def agreement(texts: Sequence[str]) -> tuple[int, float]:
-    """Which of several samples agrees most with the others, and how far all agree.
+    """Returns which of several samples is most typical, and how far all agree.
 
     Args:
         texts: two or more.
@@ -130,7 +130,7 @@ _HEAD_ENDS = _words(
 
 
 def short_label(text: str) -> str | None:
-    """A name for the object: the head of a description's first sentence.
+    """Returns a name for the object: the head of the first sentence.
 
     Args:
         text: such as ``"A white cat with black spots sits on a wall."``.

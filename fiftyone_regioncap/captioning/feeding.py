@@ -1,4 +1,4 @@
-"""A stream prepared in threads, a bounded number of items ahead of its consumer."""
+"""Prefetching: items prepared in threads, a bounded number ahead of their consumer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Ready = TypeVar("Ready")
 
 
 class _End:
-    """Comes after the last item, with the error that ended the stream, if any."""
+    """Marks the end of the queue, with the error that ended the stream, if any."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
@@ -74,7 +74,7 @@ class Feeder(Generic[Item, Ready]):
         self._thread.join()
 
     def take(self, wait: bool) -> Ready | None:
-        """The next item; None when it is not ready, or when there are no more.
+        """Returns the next item; None when it is not ready, or when there are no more.
 
         Args:
             wait: until it is ready.

@@ -1,4 +1,4 @@
-"""A captioner without a model: it says what was measured, and nothing else.
+"""A captioner without an AI model: it says what was measured, and nothing else.
 
 Its sentences name the colors, the size and place in the frame, the object's own
 motion, how it comes into the frame and goes out of it, and when it is hidden. What the
@@ -44,7 +44,7 @@ _OPPOSITES = ({"left", "right"}, {"top", "bottom"})
 
 
 class MeasuredCaptioner:
-    """Puts measurements of a region into a sentence."""
+    """Describes regions by their measurements."""
 
     @classmethod
     def from_pretrained(
@@ -98,7 +98,7 @@ def _caption(clip: RegionClip) -> Caption:
 
 
 def describe(measured: Measurements, label: str | None, *, moving: bool) -> str:
-    """Puts measurements into one sentence, or two.
+    """Returns measurements as one or two sentences.
 
     Args:
         measured: of an object that is visible somewhere.
@@ -130,7 +130,7 @@ def describe(measured: Measurements, label: str | None, *, moving: bool) -> str:
 
 
 def _verbs(measured: Measurements) -> Iterator[str]:
-    """Clauses without a subject, in the order of what happens."""
+    """Yields clauses without a subject, in the order of what happens."""
     if measured.enters:
         yield f"comes in from the {measured.enters}"
     yield _motion(measured)

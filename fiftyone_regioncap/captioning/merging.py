@@ -1,4 +1,4 @@
-"""One answer for a track out of what was seen on several of its frames.
+"""Choice of the frame that stands for a clip.
 
 Scores (tags, attributes, categories) are averaged over the frames. Sentences can't be:
 they come from the one frame that shows the object best.
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fiftyone_regioncap.core.types import Frame, Mask, RegionClip, box_of_mask
 
 
-def best_look(clip: RegionClip) -> int | None:
-    """The frame of a clip that shows the object best, as an index into its frames.
+def best_frame(clip: RegionClip) -> int | None:
+    """Returns the index of the frame of a clip that shows the object best.
 
     Each frame gets the product of three numbers in [0, 1], and the highest wins, the
     earliest one where several are equal:
@@ -49,7 +49,7 @@ def best_look(clip: RegionClip) -> int | None:
 
 
 def sharpness(frame: Frame, mask: Mask) -> float:
-    """The variance of the Laplacian over a mask: blur and haze make it small.
+    """Returns the variance of the Laplacian over a mask; blur makes it small.
 
     Args:
         frame: uint8 (H, W, 3) RGB.
@@ -63,7 +63,7 @@ def sharpness(frame: Frame, mask: Mask) -> float:
 
 
 def inside_share(mask: Mask) -> float:
-    """How much of the outline of a mask's box lies inside the frame, in [0, 1].
+    """Returns the share of a box's outline that lies inside the frame, in [0, 1].
 
     Where the box touches the frame's border, the object probably goes on beyond it.
 

@@ -1,4 +1,4 @@
-"""Captions from an OpenAI-compatible endpoint: a GPU elsewhere, or someone's service.
+"""Captions from an OpenAI-compatible endpoint.
 
 Either a DAM server (``regioncap serve`` or the authors' own), which takes the mask as
 the image's alpha channel, or any vision model (vLLM, OpenAI), which is shown the region
@@ -82,7 +82,7 @@ SHOWN_PROMPTS = {
 
 
 class OpenAICaptioner:
-    """Asks an endpoint about each region.
+    """Describes regions by asking an endpoint.
 
     Args:
         base_url: Address of the endpoint, such as ``http://localhost:8000/v1``; None
@@ -195,7 +195,7 @@ class OpenAICaptioner:
         return JOINT_IMAGE_PROMPTS if images == 1 else VIDEO_PROMPTS
 
     def _images(self, clip: RegionClip) -> list[str]:
-        """Data URLs of the frames that show the object, spread evenly."""
+        """Returns data URLs of the frames that show the object, spread evenly."""
         check_clip(clip)
         areas = [int(np.count_nonzero(mask)) for mask in clip.masks]
         shown = [number for number, area in enumerate(areas) if area]
@@ -246,7 +246,7 @@ class OpenAICaptioner:
 
 
 def pictures(frame: Frame, mask: Mask, region: RegionView) -> Iterator[str]:
-    """The region on its frame as data URLs: one, or one a nested view.
+    """Yields the region on its frame as data URLs: one, or one per nested view.
 
     Args:
         frame: uint8 (H, W, 3).
@@ -261,7 +261,7 @@ def pictures(frame: Frame, mask: Mask, region: RegionView) -> Iterator[str]:
 
 
 def picture(frame: Frame, mask: Mask, region: RegionView) -> str:
-    """The region on its frame as a data URL, for all ways but nested views.
+    """Returns the region on its frame as a data URL; not for nested views.
 
     Args:
         frame: uint8 (H, W, 3).

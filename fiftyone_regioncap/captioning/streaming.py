@@ -1,4 +1,4 @@
-"""Feeds a captioner from a stream of clips, whatever it likes to be fed."""
+"""Captioning of streams, in batches or by a captioner's own stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes over a track, told in the words of its windows' own captions.
+"""Summaries of change over a track, in the words of its windows' captions.
 
 No model is asked: nothing can be in a summary that is in no caption.
 """
@@ -41,7 +41,7 @@ def change_summary(captions: Sequence[str]) -> str | None:
 
 
 def _continued(sentence: str) -> str:
-    """Small letters for words that are not names: articles and the like."""
+    """Returns a sentence with a lower-case first word unless it may be a name."""
     first = sentence.split(maxsplit=1)[0]
     if first.lower() in FUNCTION_WORDS and first.istitle():
         return sentence[0].lower() + sentence[1:]

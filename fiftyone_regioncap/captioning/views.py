@@ -113,7 +113,7 @@ def nested_views(
 
 
 def region_box(region: Mask | Box | RegionBox, width: int, height: int) -> RegionBox:
-    """The box of a region as DynRefer takes it, kept inside the frame on the left.
+    """Returns the box of a region as DynRefer takes it.
 
     A box past the left or top edge is cut there (the authors' hash fails on it); past
     the right or bottom edge it is kept, as the authors do.
@@ -148,7 +148,7 @@ def region_box(region: Mask | Box | RegionBox, width: int, height: int) -> Regio
 
 
 def mask_box(mask: Mask) -> NDArray[np.int64]:
-    """First and last column and row of a mask: the last ones belong to it.
+    """Returns the first and last column and row of a mask, both inside it.
 
     This is one pixel less on the right and at the bottom than
     :func:`fiftyone_regioncap.core.types.box_of_mask`, as in the authors' code.
@@ -169,7 +169,7 @@ def mask_box(mask: Mask) -> NDArray[np.int64]:
 def context_box(
     region: RegionBox, context: float, width: int, height: int
 ) -> NDArray[np.float32]:
-    """The box between the region's and the whole image's, float32 (4,).
+    """Returns the box between the region's and the whole image's, float32 (4,).
 
     Single precision, in this order of operations: the edges are truncated later, and
     half of them would be off by one otherwise.
@@ -182,7 +182,7 @@ def context_box(
 def whole_pixels(
     box: NDArray[np.float32], width: int, height: int
 ) -> NDArray[np.int64]:
-    """A box cut to the frame and truncated, but never less than a pixel: int64 (4,)."""
+    """Returns a box cut to the frame and truncated to pixels, int64 (4,)."""
     limits = np.array([width, height, width, height])
     cut = np.clip(box, 0, limits).astype(np.int64)
     first = np.minimum(cut[:2], limits[:2] - 1)
@@ -192,7 +192,7 @@ def whole_pixels(
 def roi_in_view(
     region: NDArray[np.int64], crop: NDArray[np.int64], size: int | None
 ) -> NDArray[np.float32]:
-    """Where the region lies inside a view's picture, float32 (4,), whole pixels.
+    """Returns the region's box inside a view, float32 (4,), in whole pixels.
 
     Args:
         region: the region's own pixel edges, int64 (4,).
@@ -209,14 +209,14 @@ def roi_in_view(
 
 
 def to_gray(frame: Frame) -> NDArray[np.uint8]:
-    """The grey values that hashes are made of, uint8 (H, W)."""
+    """Returns the gray values that hashes are computed from, uint8 (H, W)."""
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
 def perceptual_hash(
     gray: NDArray[np.uint8], box: NDArray[np.float32]
 ) -> NDArray[np.bool_]:
-    """64 bits: which of the lowest frequencies of a crop lie above their mean.
+    """Returns a perceptual hash: which low frequencies lie above their mean.
 
     Args:
         gray: uint8 (H, W).
@@ -234,7 +234,7 @@ def perceptual_hash(
 
 
 def hash_distances(gray: NDArray[np.uint8], region: RegionBox) -> NDArray[np.int64]:
-    """How far the region's hash is from that of each candidate, int64 (10,).
+    """Returns the distances of the region's hash to the candidates', int64 (10,).
 
     Args:
         gray: uint8 (H, W).
@@ -249,7 +249,7 @@ def hash_distances(gray: NDArray[np.uint8], region: RegionBox) -> NDArray[np.int
 
 
 def pick_contexts(distances: NDArray[np.int64], count: int) -> tuple[float, ...]:
-    """Context 0 and the candidates with the most that is new for their size.
+    """Returns context 0 and the candidates with the most new content for their size.
 
     A candidate's worth is its distance divided by its context. One that was picked is
     worth nothing from then on, so it comes twice only where all are worth nothing.
@@ -270,7 +270,7 @@ def pick_contexts(distances: NDArray[np.int64], count: int) -> tuple[float, ...]
 def image_contexts(
     gray: NDArray[np.uint8], region: RegionBox, count: int
 ) -> tuple[float, ...]:
-    """The image prior: the contexts that show most that the region itself doesn't.
+    """Returns the contexts of the image prior, by what they add to the region.
 
     Args:
         gray: uint8 (H, W), see :func:`to_gray`.
@@ -283,7 +283,7 @@ def image_contexts(
 
 
 def task_contexts(task: str, count: int) -> tuple[float, ...]:
-    """The task prior: the contexts that the paper found best for a task.
+    """Returns the contexts of the task prior, the best of the paper.
 
     Args:
         task: one of :data:`TASK_CONTEXTS`.
@@ -301,7 +301,7 @@ def task_contexts(task: str, count: int) -> tuple[float, ...]:
 
 
 def given_contexts(contexts: Sequence[float]) -> tuple[float, ...]:
-    """Contexts that the caller chose.
+    """Returns the caller's contexts, checked.
 
     Raises:
         PromptError: when they are none.

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fiftyone_regioncap.core.errors import OptionError
+from fiftyone_regioncap.core.markdown import plain
 from fiftyone_regioncap.core.options import OptionField, fields_of
 from fiftyone_regioncap.operations import ModelChoice, Operation
 
@@ -198,11 +199,6 @@ def open_samples(dataset: str, view: str | None) -> Any:
         known = ", ".join(samples.list_saved_views()) or "none yet"
         raise click.BadParameter(f"there is no saved view {view!r}; there are: {known}")
     return samples.load_saved_view(view)
-
-
-def plain(markdown: str) -> str:
-    """Markdown without its marks, for a terminal."""
-    return markdown.replace("**", "").replace("`", "")
 
 
 def show(result: Any, as_json: bool) -> None:

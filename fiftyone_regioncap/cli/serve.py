@@ -41,7 +41,7 @@ def serve(
     from fiftyone_regioncap.captioning.dam.model import DAM
     from fiftyone_regioncap.models.registry import best_device
     from fiftyone_regioncap.models.sampling import Sampling
-    from fiftyone_regioncap.serving.app import Limits, ServerSettings
+    from fiftyone_regioncap.serving.app import RequestLimits, ServerSettings
     from fiftyone_regioncap.serving.server import serve as run
     from fiftyone_regioncap.system import assets
 
@@ -54,7 +54,7 @@ def serve(
         video=video,
         token=os.environ.get("REGIONCAP_TOKEN") or None,
         sampling=Sampling(temperature, 50, top_p),
-        limits=Limits(max_new_tokens=max_new_tokens),
+        limits=RequestLimits(max_new_tokens=max_new_tokens),
         rows=rows,
     )
     run(

@@ -6,7 +6,7 @@ import re
 import string
 
 _ESCAPES = str.maketrans({mark: f"\\{mark}" for mark in string.punctuation})
-_MARKS = re.compile(rf"`([^`]*)`|\\([{re.escape(string.punctuation)}])|\*\*")
+_MARKS = re.compile(rf"`([^`]*)`|\\([{re.escape(string.punctuation)}\n])|\*\*")
 
 
 def escape(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What can be measured of a region; :mod:`measuring` measures it."""
+"""Measurements of a region, made by :mod:`measuring`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ Side: TypeAlias = Literal["left", "right", "top", "bottom"]
 """An edge of the frame."""
 
 SECONDARY_SHARE = 0.2
-"""Share of the region from which a second color is named."""
+"""Share of the region's pixels from which a second color is named."""
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of one object; None where it can't be told.
+    """Measurements of one object; None where they cannot be made.
 
     Attributes:
-        first_frame: where it is first visible, 0-based.
-        last_frame: where it is last visible.
+        first_frame: 0-based index of the first frame on which it is visible.
+        last_frame: 0-based index of the last frame on which it is visible.
         visible_fraction: share of the support's frames on which it is visible.
         visible_spans: (first, last) of each run of frames on which it is visible,
             inclusive. Without a track, it is taken as visible from its first sampled
             frame to its last.
         mean_area: share of the frame that its mask covers, over the sampled frames.
         colors: (name, share of its pixels), the largest share first.
-        first_place: where in the frame it is first, such as ``"upper left"``.
-        last_place: where it is last.
+        first_place: position in the frame at first, such as ``"upper left"``.
+        last_place: position in the frame at last.
         speed: along its own path, camera motion taken out, in frame widths a second.
         direction: of its own motion: left, right, up, down, two of them joined by
             "and", "back and forth" for a path that returns, towards or away for a

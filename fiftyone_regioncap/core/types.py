@@ -45,24 +45,24 @@ class RLE:
 
     @classmethod
     def encode(cls, mask: Mask) -> RLE:
-        """Encodes a bool (H, W) mask without loss."""
+        """Encodes a mask, bool (H, W), without loss."""
         encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         height, width = encoded["size"]
         return cls((int(height), int(width)), encoded["counts"])
 
     def decode(self) -> Mask:
-        """The mask, bool (H, W)."""
+        """Decodes the mask, bool (H, W)."""
         coco = {"size": list(self.size), "counts": self.counts}
         return coco_mask.decode(coco).astype(bool)
 
     def area(self) -> int:
-        """The number of pixels of the mask."""
+        """Counts the pixels of the mask."""
         coco = {"size": list(self.size), "counts": self.counts}
         return int(coco_mask.area(coco))
 
 
 def box_of_mask(mask: Mask) -> Box | None:
-    """The tight box around a bool (H, W) mask in pixel edges; None when it is empty."""
+    """Computes the tight box of a mask, bool (H, W); None if it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -76,14 +76,14 @@ def box_of_mask(mask: Mask) -> Box | None:
 
 
 def crop_mask(mask: Mask) -> tuple[Box, Mask] | None:
-    """Cuts a full-frame mask to its tight box.
+    """Crops a full-frame mask to its tight box.
 
     Args:
         mask: bool (H, W).
 
     Returns:
         the box in pixel edges and the cropped mask, bool (y2 - y1, x2 - x1), or None
-        when the mask is empty.
+        if the mask is empty.
     """
     box = box_of_mask(mask)
     if box is None:
@@ -93,17 +93,16 @@ def crop_mask(mask: Mask) -> tuple[Box, Mask] | None:
 
 
 def paste_mask(cropped: Mask, box: Box, height: int, width: int) -> Mask:
-    """Puts a cropped mask back into its frame.
+    """Pastes a cropped mask into an empty frame; the inverse of :func:`crop_mask`.
 
-    The inverse of :func:`crop_mask`. A crop whose size is not the box's (masks from
-    other tools) is stretched to the box by nearest neighbor, and what lies outside the
-    frame is cut off.
+    A crop whose size is not the box's (masks from other tools) is resized to the box by
+    nearest neighbor, and what lies outside the frame is cut off.
 
     Args:
-        cropped: bool (h, w).
-        box: pixel edges; rounded to whole pixels.
-        height: of the frame in pixels.
-        width: of the frame in pixels.
+        cropped: the cropped mask, bool (h, w).
+        box: its position in pixel edges, rounded to whole pixels.
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
 
     Returns:
         bool (height, width).
@@ -129,16 +128,17 @@ def paste_mask(cropped: Mask, box: Box, height: int, width: int) -> Mask:
 def polygons_to_mask(
     polygons: Sequence[NDArray[np.floating]], height: int, width: int
 ) -> Mask:
-    """Fills polygons: a pixel is inside when its center is, by the even-odd rule.
+    """Rasterizes polygons to a mask by the even-odd rule.
 
-    Rasterizers of drawing libraries also set the pixels under the outline, which makes
-    every mask grow; this one is exact, so that masks survive the way through polygons.
+    A pixel is inside if its center is. Drawing libraries also set the pixels under the
+    outline, which makes every mask grow; this one is exact, so that masks survive the
+    round trip through polygons.
 
     Args:
         polygons: each float (N, 2) of x, y in pixels, N >= 3; parts outside the frame
             are cut off.
-        height: of the frame in pixels.
-        width: of the frame in pixels.
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
 
     Returns:
         bool (height, width).
@@ -165,14 +165,14 @@ def polygons_to_mask(
 
 
 def mask_to_polygons(mask: Mask) -> list[NDArray[np.float64]]:
-    """Traces a mask along its pixel edges; :func:`polygons_to_mask` gives it back.
+    """Traces a mask along its pixel edges; the inverse of :func:`polygons_to_mask`.
 
     Args:
         mask: bool (H, W).
 
     Returns:
-        closed rings, float64 (N, 2) of x, y in pixels, corners only; holes come as
-        rings of their own (even-odd rule).
+        closed rings of corners, each float64 (N, 2) of x, y in pixels; holes are rings
+        of their own (even-odd rule).
     """
     padded = np.pad(mask, 1).astype(np.int8)
     # Vertical edges between unlike neighbors, by the row they belong to and their x.
@@ -213,20 +213,20 @@ def mask_to_polygons(mask: Mask) -> list[NDArray[np.float64]]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Where an object is on one frame.
+    """A prompt that marks an object on one frame.
 
-    At least one of ``box``, ``points`` and ``mask`` is given. Several prompts may name
+    At least one of ``box``, ``points`` and ``mask`` is given. Several prompts may mark
     the same object, on the same frame or on others.
 
     Attributes:
-        object_id: the caller's number of the object; comes back unchanged.
+        object_id: the caller's number of the object; results carry it.
         frame: 0-based frame index.
-        box: pixel edges, or None.
+        box: box in pixel edges, or None.
         points: float (N, 2) of x, y in pixels, or None.
-        point_signs: bool (N,), True for points on the object, False for points off it.
-            None means that all are on it.
-        mask: bool (H, W) at the frame's size, or None.
-        label: what the object is, when known.
+        point_signs: bool (N,), True for points on the object, False for points off it;
+            None if all are on it.
+        mask: bool (H, W) of the frame's size, or None.
+        label: the object's class or name; None if unknown.
     """
 
     object_id: int
@@ -256,17 +256,17 @@ class Prompt:
         return alone and not self.signs.any()
 
     def check(self, height: int, width: int, frame_count: int) -> None:
-        """Says what is wrong with the prompt, if anything is.
+        """Checks that the prompt fits a video.
 
         Args:
-            height: of the video's frames in pixels.
-            width: of the video's frames in pixels.
-            frame_count: the number of frames.
+            height: height of the video's frames in pixels.
+            width: width of the video's frames in pixels.
+            frame_count: number of frames of the video.
 
         Raises:
-            PromptError: when the frame is past the end; the box has no area or lies
+            PromptError: if the frame is past the end; the box has no area or lies
                 outside the frame; a point lies outside it; the mask is empty or of
-                another size; nothing is given at all.
+                another size; or nothing is given at all.
         """
         who = self.name
         if not 0 <= self.frame < frame_count:
@@ -322,11 +322,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ObjectMask:
-    """One object on one frame.
+    """The mask of one object on one frame.
 
     Attributes:
-        mask: bool (H, W) at the video's size, or None where it is not visible.
-        score: in [0, 1], how sure the propagator is; falls when the object is lost.
+        mask: bool (H, W) of the video's size; None where the object is not visible.
+        score: the propagator's confidence, in [0, 1]; low where the object is lost.
     """
 
     mask: Mask | None
@@ -335,11 +335,11 @@ class ObjectMask:
 
 @dataclass(frozen=True)
 class FrameMasks:
-    """The objects of one frame.
+    """The masks of all objects on one frame.
 
     Attributes:
         frame: 0-based frame index.
-        objects: by object id; an object that is not visible is there without a mask.
+        objects: masks by object id; an object that is not visible has None as mask.
         prompted: ids of the objects that were prompted on this frame.
     """
 
@@ -350,15 +350,15 @@ class FrameMasks:
 
 @dataclass(frozen=True)
 class Track:
-    """Where one object is over a video, light enough for long videos.
+    """The boxes of one object over a video, light enough for long videos.
 
     Attributes:
-        object_id: the caller's number.
+        object_id: the caller's number of the object.
         frames: int (V,) 0-based indices of the frames where it is visible, ascending.
-        boxes: float (V, 4) pixel edges on those frames.
-        scores: float (V,) in [0, 1].
-        label: what the object is, when known.
-        instance: id of the track's ``fo.Instance``, when it has one.
+        boxes: float (V, 4) boxes on those frames in pixel edges.
+        scores: float (V,) confidences on those frames, in [0, 1].
+        label: the object's class or name; None if unknown.
+        instance: id of the track's ``fo.Instance``; None if it has none.
     """
 
     object_id: int
@@ -371,16 +371,16 @@ class Track:
 
 @dataclass(frozen=True)
 class RegionClip:
-    """What a captioner sees of one object.
+    """Frames and masks of one object: the input of a captioner.
 
     Attributes:
         frames: T images, each uint8 (H, W, 3) RGB; clips of one video share them, so
             they are never written to.
         masks: T masks, each bool (H, W), none empty unless the input was bad.
-        frame_indices: the T 0-based indices of the frames, ascending; all 0 for images.
-        label: what the object is, when known.
-        fps: frames a second of the video; None for images.
-        support: (first, last) 0-based frames, inclusive, that the caption is about.
+        frame_indices: 0-based indices of the T frames, ascending; all 0 for images.
+        label: the object's class or name; None if unknown.
+        fps: frames per second of the video; None for images.
+        support: (first, last) 0-based frames, inclusive, that the caption describes.
         track: the track inside the support, for measurements that need every frame;
             None for images.
         measurements: of the object, where they were made already; else None.
@@ -402,14 +402,14 @@ Scored: TypeAlias = tuple[str, float]
 
 @dataclass(frozen=True)
 class Caption:
-    """What a captioner says of one clip.
+    """A captioner's description of one clip.
 
     Attributes:
-        text: the description; empty when there is an error.
-        label: a short name for the object.
-        confidence: mean token probability in [0, 1]; None where there is none.
-        min_confidence: the lowest token probability over content words in [0, 1].
-        agreement: in [0, 1], how far repeated samples agree; None when not sampled.
+        text: the description; empty if there is an error.
+        label: a short name of the object.
+        confidence: mean token probability in [0, 1]; None if the captioner has none.
+        min_confidence: lowest token probability over content words, in [0, 1].
+        agreement: agreement between repeated samples, in [0, 1]; None if not sampled.
         tags: short labels with scores.
         attributes: such as ``"color:red"``, with scores.
         category: the best name out of the user's class list, with its score.

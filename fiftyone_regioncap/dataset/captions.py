@@ -366,6 +366,7 @@ def _documents(store: Store, field: str) -> list[Document]:
 
 
 def _write(store: Store, field: str, documents: Iterable[Document]) -> None:
+    store.recheck(field)
     ordered = sorted(documents, key=_key)
     value = {"_cls": "TemporalDetections", "detections": ordered}
     try:

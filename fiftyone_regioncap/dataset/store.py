@@ -21,8 +21,10 @@ import fiftyone.core.odm as foo
 import fiftyone.core.sample as fos
 import fiftyone.core.view as fov
 from bson import ObjectId
-from pymongo import UpdateMany, UpdateOne
+from pymongo import UpdateMany, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
+
+from fiftyone_regioncap.core.errors import FieldError
 
 Document: TypeAlias = dict[str, Any]
 """A document or sub-document as it lies in the database."""
@@ -220,6 +222,33 @@ class Store:
             array_filters=array_filters,
         )
         reload_sample(dataset, self.sample_id)
+
+    def sync(self) -> None:
+        """Waits until all that was written so far is in the database's journal."""
+        collection = self.dataset._sample_collection.with_options(
+            write_concern=WriteConcern(j=True)
+        )
+        collection.update_one(
+            {"_id": self.sample_id}, {"$set": {"last_modified_at": now()}}
+        )
+
+    def recheck(self, field: str) -> None:
+        """Makes sure that a field is still in the schema before it is written.
+
+        Documents with fields that are in no schema can't be loaded by FiftyOne.
+
+        Args:
+            field: with ``frames.`` in front for a field of frames.
+
+        Raises:
+            FieldError: when the field or the dataset was deleted meanwhile.
+        """
+        schema = "frame_fields" if field.startswith(FRAMES_PREFIX) else "sample_fields"
+        query = {"_id": self.dataset._doc.id, f"{schema}.name": frame_path(field)}
+        if foo.get_db_conn().datasets.find_one(query, {"_id": 1}) is None:
+            raise FieldError(
+                f"{field} was deleted while a job wrote to it; run the job again"
+            )
 
     def reload_frames(self) -> None:
         """Makes frame objects in memory show what was written past them."""

@@ -211,15 +211,24 @@ class TrackWriter:
         ):
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = False) -> None:
         """Writes what was taken so far.
+
+        Args:
+            durable: whether to wait until all that was written outlasts a power loss.
 
         Raises:
             FieldError: when a frame's document would exceed MongoDB's limit and the
-                masks must stay inline.
+                masks must stay inline, or the field was deleted meanwhile.
         """
+        self._flush()
+        if durable:
+            self._store.sync()
+
+    def _flush(self) -> None:
         if not self._pending:
             return
+        self._store.recheck(frames_field(self._name))
         operations = {
             number: self._update(number, labels)
             for number, labels in self._pending.items()
@@ -375,6 +384,16 @@ def foreign_indexes(sample: fo.Sample | fo.SampleView, field: str) -> set[int]:
         if label.get("index") is not None
         and is_foreign(label, store.sample_id, document["frame_number"])
     }
+
+
+def labeled_frames(
+    sample: fo.Sample | fo.SampleView, field: str, objects: Collection[int]
+) -> set[int]:
+    """The 0-based frames on which any of some objects has a label."""
+    store, labels = Store.of(sample), f"{frame_path(field)}.detections.index"
+    query = {**store.frame_query(), labels: {"$in": list(objects)}}
+    found = store.dataset._frame_collection.find(query, {"frame_number": 1})
+    return {document["frame_number"] - 1 for document in found}
 
 
 def read_tracks(

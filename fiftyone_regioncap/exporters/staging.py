@@ -191,16 +191,15 @@ class Merge:
         """
         categories = self.categories
         offsets = [self.offsets(name) for name in references.values()]
+        front = _front("id", *references)
         for number, item in enumerate(self.items(stream, len(offsets)), start):
-            ids = (
-                categories[reference]
-                if isinstance(reference, str)
-                else before[item.part] + reference + 1
-                for reference, before in zip(item.references, offsets, strict=True)
-            )
-            yield with_values(
-                item.body, id=number, **dict(zip(references, ids, strict=True))
-            )
+            ids = [b"%d" % number]
+            for reference, before in zip(item.references, offsets, strict=True):
+                if isinstance(reference, str):
+                    ids.append(b"%d" % categories[reference])
+                else:
+                    ids.append(b"%d" % (before[item.part] + reference + 1))
+            yield front % tuple(ids) + item.body[1:]
 
 
 def with_values(body: bytes, **values: int | str) -> bytes:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class CheckpointFile:
     """A checkpoint on disk, tied to the job that made it.
 
     Attributes:
-        path: a safetensors file.
+        path: a safetensors file, in a folder of its sample and field.
         signature: of everything the results depend on; a checkpoint of another
             signature is as good as none.
     """
@@ -38,7 +39,7 @@ class CheckpointFile:
                 if (file.metadata() or {}).get("signature") != self.signature:
                     return None
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+        except (OSError, SafetensorError):
             return None
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -64,7 +65,13 @@ class CheckpointFile:
 
     def remove(self) -> None:
         """Forgets the checkpoint."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+            self.path.parent.rmdir()
+
+    def remove_all(self) -> None:
+        """Forgets the checkpoints of all ranges of the sample and field."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
 def signature(facts: Mapping[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -9,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import fiftyone.core.collections as foco
+import numpy as np
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.__about__ import __version__
@@ -16,12 +18,13 @@ from fiftyone_regioncap.core.errors import FieldError, PromptError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
 from fiftyone_regioncap.dataset import fields, schema, status
-from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.metadata import correct_metadata, file_digest
 from fiftyone_regioncap.dataset.ownership import (
     refuse_foreign_labels,
     track_label_is_foreign,
 )
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
+from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.dataset.targets import (
     Sample,
     Target,
@@ -29,7 +32,12 @@ from fiftyone_regioncap.dataset.targets import (
     name_of,
     video_targets,
 )
-from fiftyone_regioncap.dataset.tracks import TrackWriter, foreign_indexes, read_tracks
+from fiftyone_regioncap.dataset.tracks import (
+    TrackWriter,
+    foreign_indexes,
+    labeled_frames,
+    read_tracks,
+)
 from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
 from fiftyone_regioncap.jobs.checkpoints import CheckpointFile, signature
 from fiftyone_regioncap.jobs.options import PropagateOptions
@@ -48,6 +56,26 @@ from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.system import assets
 from fiftyone_regioncap.video.prefetch import prefetch
 from fiftyone_regioncap.video.reader import VideoReader
+
+logger = logging.getLogger(__name__)
+
+_CLAIMED = "job/frames"
+"""Array of a checkpoint with the frames that have labels up to it."""
+
+_NOT_OF_RESULTS = frozenset(
+    {
+        "prompts",
+        "output",
+        "start",
+        "stop",
+        "mask_storage",
+        "output_dir",
+        "overwrite",
+        "overwrite_edited",
+        "merge",
+    }
+)
+"""Options that tracks don't depend on, or that are looked at by themselves."""
 
 CHECKPOINT_SECONDS = 20.0
 """How much work a killed job repeats at most; saving takes well under a second."""
@@ -106,10 +134,7 @@ class Propagating:
         """Propagates one sample, clip by clip; False when it is complete."""
         options = self._options
         with VideoReader(sample.filepath) as reader:
-            if sample.metadata is None:
-                # Without it, every look at the tracks would open the video.
-                sample["metadata"] = video_metadata(sample)
-                sample.save()
+            correct_metadata(sample)
             found = read_prompts(
                 sample,
                 options.prompts,
@@ -123,7 +148,8 @@ class Propagating:
                 )
             if options.merge:
                 _refuse_shared_indexes(sample, found, options.output)
-            ranges = _to_do(target, sample, found, options)
+            made_by = _fingerprint(sample, reader, options, self._propagator.info)
+            ranges = _to_do(target, sample, found, options, made_by)
             if not ranges:
                 return False
             status.write_status(sample, options.output, "partial")
@@ -150,13 +176,14 @@ class Propagating:
             raise PromptError(
                 f"{options.prompts} has nothing on frames {start + 1} to {stop}"
             )
-        mark = _mark(sample, reader, prompts, options, self._propagator.info)
+        made_by = _fingerprint(sample, reader, options, self._propagator.info)
+        mark = _mark(sample, prompts, options, made_by)
         origins = {
-            key: f"{made_from}:{mark.signature}"
+            key: f"{made_from}:{made_by}:{mark.signature}"
             for key, made_from in _origins(prompts, options).items()
         }
         status.write_origins(sample, options.output, dict.fromkeys(origins))
-        state = mark.load()
+        state, claimed = _resumed(mark, sample, prompts, options)
         propagation = PolicyPropagator(self._propagator, options.policy).propagate(
             PropagationRequest(
                 reader,
@@ -182,14 +209,21 @@ class Propagating:
             overwrite_edited=options.overwrite_edited,
         ) as writer:
             if state is None:
+                # Checkpoints go first, as they speak of frames that are cleared now.
+                mark.remove_all()
                 writer.clear_range((start, stop - 1), objects)
             steps = prefetch(_with_checkpoints(propagation), depth=4)
             with closing(steps):
                 for masks, checkpoint in steps:
                     writer.write(masks)
+                    if any(
+                        item.mask is not None and item.mask.any()
+                        for item in masks.objects.values()
+                    ):
+                        claimed.add(masks.frame)
                     if checkpoint is not None:
-                        writer.flush()
-                        mark.save(checkpoint)
+                        writer.flush(durable=True)
+                        _save(mark, checkpoint, claimed)
                     seen |= masks.objects.keys()
                     done += 1
                     reporter.add(frames=1)
@@ -212,12 +246,17 @@ def _refuse_shared_indexes(sample: Sample, found: PromptSet, output: str) -> Non
 
 
 def _to_do(
-    target: Target, sample: Sample, found: PromptSet, options: PropagateOptions
+    target: Target,
+    sample: Sample,
+    found: PromptSet,
+    options: PropagateOptions,
+    made_by: str,
 ) -> dict[tuple[int, int | None], frozenset[int] | None]:
     """What is not done of a sample: object ids by range, None for all objects.
 
-    An object is done when it has a track and its prompts are those that the track was
-    made from; where nothing says what it was made from, when its sample is complete.
+    An object is done when it has a track that was made over this range from the same
+    prompts, options, model and file; where nothing says what it was made from, when its
+    sample is complete.
     """
     ranges = target.ranges or ((options.start, options.stop),)
     prompted = frozenset(prompt.object_id for prompt in found.prompts)
@@ -227,6 +266,7 @@ def _to_do(
         return dict.fromkeys(ranges, everything)
     complete = status.read_status(sample, options.output).state == "complete"
     known = status.read_origins(sample, options.output)
+    told = {status.origin_object(key) for key in known}
     todo: dict[tuple[int, int | None], frozenset[int] | None] = {}
     for start, stop in ranges:
         there = replace(options, start=start, stop=stop)
@@ -234,13 +274,16 @@ def _to_do(
         tracks = read_tracks(sample, options.output, support=support)
         tracked = {track.object_id for track in tracks}
         inside = _inside(found, there, None)
-        undone = {
-            status.origin_object(key)
-            for key, made_from in _origins(inside, there).items()
-            if status.origin_object(key) not in tracked
-            or known.get(key, made_from if complete else "").partition(":")[0]
-            != made_from
-        }
+        undone = set()
+        for key, made_from in _origins(inside, there).items():
+            object_id = status.origin_object(key)
+            made = f"{made_from}:{made_by}"
+            whole = status.origin_key(object_id)
+            same = made in (known.get(k, "").rpartition(":")[0] for k in (key, whole))
+            if object_id not in tracked or not (
+                same or (complete and object_id not in told)
+            ):
+                undone.add(object_id)
         if undone or not inside:
             # What an earlier, unfinished job left of other prompts goes too.
             every = not complete and undone == {prompt.object_id for prompt in inside}
@@ -275,23 +318,78 @@ def _origins(prompts: list[Prompt], options: PropagateOptions) -> dict[str, str]
     }
 
 
+def _fingerprint(
+    sample: Sample, reader: VideoReader, options: PropagateOptions, info: PropagatorInfo
+) -> str:
+    """A hash over all that tracks depend on beside their prompts and their range."""
+    made_by = {
+        name: value
+        for name, value in options.to_mapping().items()
+        if name not in _NOT_OF_RESULTS
+    }
+    return signature(
+        {
+            "propagator": model_record(info),
+            "options": made_by,
+            "video": asdict(reader.metadata),
+            "file": file_digest(sample.filepath),
+        }
+    )
+
+
 def _mark(
-    sample: Sample,
-    reader: VideoReader,
-    prompts: list[Prompt],
-    options: PropagateOptions,
-    info: PropagatorInfo,
+    sample: Sample, prompts: list[Prompt], options: PropagateOptions, made_by: str
 ) -> CheckpointFile:
     """Where the checkpoint of a range is kept, and what it depends on."""
     facts = {
         "version": __version__,
-        "propagator": asdict(info),
-        "options": asdict(replace(options, overwrite=False)),
-        "video": asdict(reader.metadata),
+        "made by": made_by,
+        "range": [options.start, options.stop],
         "prompts": [asdict(prompt) for prompt in prompts],
     }
-    name = f"{sample.id}-{options.output}-{options.start}.safetensors"
-    return CheckpointFile(assets.cache_dir() / "jobs" / name, signature(facts))
+    folder = assets.cache_dir() / "jobs" / f"{sample.id}-{frame_path(options.output)}"
+    return CheckpointFile(folder / f"{options.start}.safetensors", signature(facts))
+
+
+def _resumed(
+    mark: CheckpointFile,
+    sample: Sample,
+    prompts: list[Prompt],
+    options: PropagateOptions,
+) -> tuple[Checkpoint | None, set[int]]:
+    """The state to go on from, and the frames that were written up to it.
+
+    A checkpoint is of use only if the frames that it claims are in the database.
+    """
+    found = mark.load()
+    if found is None:
+        return None, set()
+    state = dict(found)
+    claimed = set(state.pop(_CLAIMED, np.zeros(0)).astype(int).tolist())
+    objects = {prompt.object_id for prompt in prompts}
+    missing = claimed - labeled_frames(sample, options.output, objects)
+    if missing:
+        logger.warning(
+            "%s: %d frames of an earlier run are gone; starting anew",
+            name_of(sample),
+            len(missing),
+        )
+        return None, set()
+    return state, claimed
+
+
+def _save(mark: CheckpointFile, checkpoint: Checkpoint, claimed: set[int]) -> None:
+    """Saves a checkpoint if there is room; the job goes on without."""
+    frames = np.asarray(sorted(claimed), np.int32)
+    try:
+        mark.save({**checkpoint, _CLAIMED: frames})
+    except OSError as error:
+        logger.warning(
+            "no checkpoint can be saved in %s (%s); a job that is stopped starts its "
+            "video anew",
+            mark.path.parent,
+            error,
+        )
 
 
 def _with_checkpoints(

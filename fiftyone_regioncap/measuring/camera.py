@@ -1,4 +1,4 @@
-"""How the camera moved between two frames, seen from what doesn't move by itself."""
+"""Estimation of the camera's motion between frames from the static background."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def camera_steps(
     Returns:
         T - 1 matrices, each float64 (2, 3), that take a pixel position in frame k + 1
         to where the same point of the background is in frame k. None where there is
-        too little texture or agreement to tell.
+        too little texture or agreement to estimate it.
     """
     if len(frames) < 2:
         return []

@@ -1,4 +1,4 @@
-"""Names of colors, by how alike colors look.
+"""Names of colors by perceptual distance.
 
 The names are the eleven basic color terms of English (Berlin & Kay, 1969) and beige
 and teal. Each is given by several examples, dark and light, because a name covers a
@@ -31,7 +31,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "brown": ("8b4513", "6b4226", "4a2c14", "a0703c", "7a5c40", "5c3a28"),
     "beige": ("f5deb3", "d2b48c", "c8b496", "e6d2b4"),
 }
-"""Examples of each name as sRGB, in hexadecimal."""
+"""Examples of each color name, sRGB in hexadecimal."""
 
 _LIGHTNESS_WEIGHT = 0.5
 _PIXELS_PER_FRAME = 1500
@@ -55,7 +55,7 @@ _EXAMPLES_LAB = _lab(
 
 
 def name_pixels(pixels: NDArray[np.uint8]) -> list[str]:
-    """The name of each color.
+    """Names the color of each pixel.
 
     Args:
         pixels: uint8 (N, 3), sRGB.
@@ -67,16 +67,16 @@ def name_pixels(pixels: NDArray[np.uint8]) -> list[str]:
 
 
 def color_shares(frames: Sequence[Frame], masks: Sequence[Mask]) -> tuple[Scored, ...]:
-    """Which colors a region has.
+    """Computes the shares of color names in a region.
 
     The rim of each mask is left out, where object and background mix.
 
     Args:
-        frames: images, each uint8 (H, W, 3) RGB.
-        masks: as many, each bool (H, W); empty ones are passed over.
+        frames: T images, each uint8 (H, W, 3) RGB.
+        masks: T masks of the region, each bool (H, W); empty ones are skipped.
 
     Returns:
-        (name, share of the region's pixels), the largest share first; empty when all
+        (name, share of the region's pixels), the largest share first; empty if all
         masks are.
     """
     names: list[str] = []

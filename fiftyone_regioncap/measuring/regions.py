@@ -1,4 +1,4 @@
-"""Facts about a region that can be measured, without any model.
+"""Measurement of a region's visibility, colors, position and motion, without a model.
 
 Motion is the object's own: the camera's motion between the sampled frames is estimated
 from the background and taken out, so that a still object filmed by a panning camera is
@@ -54,17 +54,17 @@ _DIRECTIONS = (
 def measure(clip: RegionClip) -> Measurements:
     """Measures the object of a clip.
 
-    Visibility and the frame's edges are judged on every frame of the clip's track where
+    Visibility and the frame's edges are judged on every frame of the clip's track if
     there is one, all else on the sampled frames.
 
     Args:
-        clip: of one object; empty masks are passed over.
+        clip: the clip of one object; empty masks are skipped.
 
     Returns:
-        the measurements; none at all when all masks are empty.
+        the measurements, all None or empty if all masks are empty.
 
     Raises:
-        ValueError: when frames, masks and indices differ in number.
+        ValueError: if frames, masks and indices differ in number.
     """
     sampled = {
         index: (frame, mask)
@@ -105,12 +105,12 @@ def measure(clip: RegionClip) -> Measurements:
 
 
 def place(box: Box, width: int, height: int) -> str:
-    """Where in the frame a box is, by the third that its center is in each way.
+    """Names the position of a box, by the third of the frame that its center is in.
 
     Args:
-        box: pixel edges.
-        width: of the frame in pixels.
-        height: of the frame in pixels.
+        box: box in pixel edges.
+        width: width of the frame in pixels.
+        height: height of the frame in pixels.
 
     Returns:
         "middle", "left", "right", "top", "bottom", "upper left", "lower right", ...
@@ -130,7 +130,7 @@ def _third(share: float) -> int:
 def _visibility(
     clip: RegionClip, indices: NDArray[np.int64], boxes: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The frames where the object is visible, and the boxes that are known of it."""
+    """Returns the frames on which the object is visible, and its known boxes."""
     if clip.track is not None and clip.track.frames.size:
         first, last = clip.support
         inside = (clip.track.frames >= first) & (clip.track.frames <= last)
@@ -147,7 +147,7 @@ def _spans(visible: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
 def _touched(
     box: NDArray[np.float64], width: int, height: int
 ) -> tuple[bool, bool, bool, bool]:
-    """Which edges of the frame a box reaches: left, top, right, bottom."""
+    """Returns which edges of the frame a box reaches: left, top, right, bottom."""
     x, y = max(_TOUCH * width, 1), max(_TOUCH * height, 1)
     x1, y1, x2, y2 = box.tolist()
     return x1 <= x, y1 <= y, x2 >= width - x, y2 >= height - y
@@ -156,17 +156,17 @@ def _touched(
 def _crossed_edge(
     boxes: NDArray[np.float64], width: int, height: int, within: int = 24
 ) -> Side | None:
-    """The edge of the frame that an object comes over at the start of its boxes.
+    """Finds the edge of the frame over which an object enters at the start.
 
     An object cut by an edge at first has come over it when the least of it is seen at
     first, and its far side then moves away from that edge by a good part of its extent.
     Given in reverse, the boxes tell where it goes out.
 
     Args:
-        boxes: (N, 4) pixel edges in order of time.
-        width: of the frame in pixels.
-        height: of the frame in pixels.
-        within: how many boxes to look at.
+        boxes: (N, 4) boxes in pixel edges in order of time.
+        width: width of the frame in pixels.
+        height: height of the frame in pixels.
+        within: number of boxes to look at.
     """
     touched = _touched(boxes[0], width, height)
     crossed: dict[Side, float] = {}
@@ -216,13 +216,13 @@ def _motion(
     boxes: NDArray[np.float64],
     seconds: float,
 ) -> _Motion:
-    """Puts the object's path into the first frame's view, and describes it.
+    """Transforms the object's path into the first frame's view and measures it.
 
     Args:
         steps: T - 1 camera steps, see :func:`camera_steps`.
         masks: T masks of the object, none empty.
-        boxes: (T, 4) pixel edges of the object.
-        seconds: between the first frame and the last.
+        boxes: (T, 4) boxes of the object in pixel edges.
+        seconds: time between the first frame and the last.
     """
     height, width = masks[0].shape
     views = [np.eye(3)]
@@ -266,7 +266,7 @@ def _motion(
 
 
 def _dips(areas: NDArray[np.float64], reach: int = 3) -> NDArray[np.bool_]:
-    """Which of the areas are less than those shortly before and after."""
+    """Marks the areas that are smaller than those shortly before and after."""
     dips = np.zeros(len(areas), dtype=bool)
     for k in range(1, len(areas) - 1):
         before = areas[max(k - reach, 0) : k].max()
@@ -281,7 +281,7 @@ def _displacement(
     centers: NDArray[np.float64],
     size: tuple[int, int],
 ) -> NDArray[np.float64] | None:
-    """The object's own motion between two frames, in the first view's pixels.
+    """Computes the object's own motion between two frames in the first view's pixels.
 
     Where the frame's edge cuts the object, its center lags behind, so that the sides
     that are free in both frames are followed instead.
@@ -320,7 +320,7 @@ def _displacement(
 
 
 def _simplify(path: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
-    """The path's corners (N, 2), after Douglas and Peucker (1973)."""
+    """Reduces a path to its corners (N, 2), by Douglas and Peucker (1973)."""
     points = path.astype(np.float32).reshape(-1, 1, 2)
     return cv2.approxPolyDP(points, tolerance, False).reshape(-1, 2).astype(np.float64)
 
@@ -339,7 +339,7 @@ def _direction(
 
 
 def _turns(legs: NDArray[np.float64], tolerance: float) -> int:
-    """Corners between legs that are both long enough to be no jitter."""
+    """Counts sharp corners between legs that are both too long to be jitter."""
     long = legs[np.linalg.norm(legs, axis=1) >= 2 * tolerance]
     angles = np.arctan2(long[:, 1], long[:, 0])
     bends = np.abs((np.diff(angles) + np.pi) % (2 * np.pi) - np.pi)
@@ -349,7 +349,7 @@ def _turns(legs: NDArray[np.float64], tolerance: float) -> int:
 def _depth(
     sizes: NDArray[np.float64], areas: NDArray[np.float64]
 ) -> Literal["towards", "away"] | None:
-    """Whether an object steadily grows or shrinks in both ways.
+    """Decides whether an object steadily grows or shrinks in width and height.
 
     In both, because its own turning changes one of them more; steadily, because what
     hides it, or its own posture, changes them by jumps or to and fro.

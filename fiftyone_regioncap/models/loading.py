@@ -67,7 +67,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
+        chosen = device if isinstance(device, torch.device) else torch.device(device)
         if chosen.type != "cuda" or torch.cuda.is_available():
             torch.empty(0, device=chosen)
             return chosen

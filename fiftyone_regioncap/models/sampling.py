@@ -1,4 +1,4 @@
-"""How the next token is chosen, and what its probability says."""
+"""Sampling of tokens, and their probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEAST_TEMPERATURE = 1e-4
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen from logits.
+    """Settings of sampling.
 
     Attributes:
         temperature: divides the logits; 0, or less than any logits could tell from it
@@ -44,11 +44,11 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether chance plays no part."""
+        """Whether the most likely token is always taken."""
         return self.temperature < LEAST_TEMPERATURE
 
     def uniforms(self, count: int) -> Tensor:
-        """The random numbers of one text, float32 (count,) in [0, 1)."""
+        """Returns the random numbers of a text, float32 (count,) in [0, 1)."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.rand(count, generator=generator)
 
@@ -60,7 +60,7 @@ GREEDY = Sampling()
 def on_device(
     values: Sequence[float], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """A tensor of numbers, sent to a GPU without waiting for its work to end."""
+    """Makes a tensor and sends it to a GPU without synchronizing."""
     tensor = torch.tensor(values, dtype=dtype)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -69,7 +69,7 @@ def on_device(
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """The settings of several rows as tensors, ready for the device.
+    """Sampling settings of several rows as tensors.
 
     Attributes:
         temperature: float32 (B, 1); 1 for greedy rows.
@@ -112,7 +112,7 @@ class SamplingRows:
 
 
 def candidates(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
-    """What may come next, most likely first.
+    """Returns the tokens that may come next, most likely first.
 
     Args:
         logits: float32 (B, V).
@@ -133,7 +133,7 @@ def candidates(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
 
 
 def choose(logits: Tensor, rows: SamplingRows | None, uniform: Tensor | None) -> Tensor:
-    """The next token of each row, int64 (B,).
+    """Chooses the next token of each row, int64 (B,).
 
     Args:
         logits: float32 (B, V).
@@ -158,7 +158,7 @@ def choose(logits: Tensor, rows: SamplingRows | None, uniform: Tensor | None) ->
 
 
 def token_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The model's own probability of each row's token, float32 (B,).
+    """Returns the model's own probability of each row's token, float32 (B,).
 
     Temperature and filters play no part, so that greedy and sampled texts compare.
     """

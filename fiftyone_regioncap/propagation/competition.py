@@ -1,4 +1,4 @@
-"""Which object gets a pixel that several claim."""
+"""Competition of objects for pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def drop_fragments(mask: Mask, share: float) -> Mask:
 
     Args:
         mask: bool (H, W).
-        share: in [0, 1].
+        share: Share of the largest part's area, in [0, 1].
 
     Returns:
         bool (H, W).

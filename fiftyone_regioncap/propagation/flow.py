@@ -143,7 +143,7 @@ class FlowTracker:
         return results
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """All that the next step depends on."""
+        """Returns all that the next step depends on; see the protocol."""
         state: dict[str, NDArray[np.generic]] = {
             "ids": np.array(list(self._soft), dtype=np.int64)
         }

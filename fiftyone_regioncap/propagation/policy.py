@@ -37,7 +37,7 @@ _BINS = (8, 4, 4)
 
 @dataclass(frozen=True)
 class Policy(Options):
-    """What ends a track before the video does."""
+    """Options that end tracks before the video ends."""
 
     max_frames: int | None = option(
         None,
@@ -196,7 +196,7 @@ class _Supervised:
             status.reset()
 
     def _finished(self) -> bool:
-        """Whether every object is lost and none is prompted again."""
+        """Returns whether every object is lost and none is prompted again."""
         statuses = self._statuses.values()
         if self._last is None or not statuses or not all(w.lost for w in statuses):
             return False

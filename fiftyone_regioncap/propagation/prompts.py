@@ -1,4 +1,4 @@
-"""What the prompts of a run mean: validation, corrections, and prompts put together."""
+"""Validation of prompts, and the meaning of several prompts of one object."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _check_place(prompt: Prompt, labels: dict[int, str], start: int, end: int) -
 
 
 def _reached(frame: int, seeds: Sequence[int], direction: Direction) -> bool:
-    """Whether an object that is prompted on the seeds is carried to a frame."""
+    """Returns whether an object prompted on the seeds is carried to a frame."""
     if direction == "both":
         return True
     return min(seeds) <= frame if direction == "forward" else frame <= max(seeds)

@@ -48,7 +48,7 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True)
 class ProposalOptions(Options):
-    """What counts as an object."""
+    """Options that say what counts as an object."""
 
     every: int = option(
         30, "Distance of the frames that are searched.", unit="frames", minimum=1

@@ -37,20 +37,17 @@ from fiftyone_regioncap.propagation.stream import Pass, plan_passes
 from fiftyone_regioncap.system.assets import sha256
 
 CONFIGS = {
-    "sam2.1_hiera_tiny": "configs/sam2.1/sam2.1_hiera_t.yaml",
-    "sam2.1_hiera_small": "configs/sam2.1/sam2.1_hiera_s.yaml",
-    "sam2.1_hiera_base_plus": "configs/sam2.1/sam2.1_hiera_b+.yaml",
-    "sam2.1_hiera_large": "configs/sam2.1/sam2.1_hiera_l.yaml",
-    "sam2_hiera_tiny": "configs/sam2/sam2_hiera_t.yaml",
-    "sam2_hiera_small": "configs/sam2/sam2_hiera_s.yaml",
-    "sam2_hiera_base_plus": "configs/sam2/sam2_hiera_b+.yaml",
-    "sam2_hiera_large": "configs/sam2/sam2_hiera_l.yaml",
+    f"{family}_hiera_{size}": f"configs/{family}/{family}_hiera_{letter}.yaml"
+    for family in ("sam2.1", "sam2")
+    for size, letter in zip(
+        ("tiny", "small", "base_plus", "large"), ("t", "s", "b+", "l"), strict=True
+    )
 }
 """The package's configuration for each of its published checkpoint files."""
 
 
 class _Images:
-    """What the predictor takes for its tensor of all frames."""
+    """Stands for the predictor's tensor of all frames, and reads them one by one."""
 
     def __init__(self, frames: Frames, image_size: int) -> None:
         self._frames = frames
@@ -60,9 +57,8 @@ class _Images:
         return len(self._frames)
 
     def __getitem__(self, index: int) -> Tensor:
-        frame = np.array(self._frames[index], order="C")
-        pixels = torch.from_numpy(frame).permute(2, 0, 1)
-        return normalize(shrink(pixels, self._image_size), torch.device("cpu"))[0]
+        small = shrink(self._frames[index], self._image_size)
+        return normalize(small, torch.device("cpu"))[0]
 
 
 class Sam2OfficialPropagator:
@@ -124,12 +120,13 @@ class Sam2OfficialPropagator:
 
     def propagate(self, request: PropagationRequest) -> _OfficialRun:
         """Starts or resumes a run; see :meth:`Propagator.propagate`."""
-        for prompt in request.prompts:
-            if prompt.negative_only:
-                raise PromptError(
-                    f"{prompt.name}: sam2-official cannot correct a mask by points off "
-                    "the object alone; add a point on it, or use the backend sam2"
-                )
+        for by_frame in merge_prompts(request.prompts).values():
+            for prompt in by_frame.values():
+                if prompt.negative_only:
+                    raise PromptError(
+                        f"{prompt.name}: sam2-official cannot correct a mask by points "
+                        "off the object alone; add one on it, or use the backend sam2"
+                    )
         checkpoint = request.checkpoint
         done = 0 if checkpoint is None else int(checkpoint["done"])
         return _OfficialRun(self._run(request), done)

@@ -25,7 +25,7 @@ from fiftyone_regioncap.propagation.prompts import separate_prompts
 Result = TypeVar("Result")
 
 State: TypeAlias = Mapping[str, NDArray[np.generic]]
-"""What a next step depends on, as arrays by name."""
+"""All that the next step depends on, as arrays by name."""
 
 _STATE: Final = "state/"
 
@@ -163,7 +163,7 @@ class PassIterator(ABC, Generic[Result]):
 
     @abstractmethod
     def _state(self) -> State:
-        """All that the next visit depends on."""
+        """Returns all that the next visit depends on."""
 
     @abstractmethod
     def _restore(self, state: State) -> None:
@@ -207,7 +207,7 @@ class Tracker(Protocol):
         """
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """All that the next step depends on, as arrays by name."""
+        """Returns all that the next step depends on, as arrays by name."""
 
     def restore(self, state: State) -> None:
         """Takes up a :meth:`state`."""

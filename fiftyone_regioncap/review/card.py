@@ -19,8 +19,8 @@ from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.geometry import labels_of
 from fiftyone_regioncap.dataset.targets import name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
+from fiftyone_regioncap.review.diff import Piece, differences
 from fiftyone_regioncap.review.session import Ref
-from fiftyone_regioncap.review.wording import Piece, differences
 from fiftyone_regioncap.video.clips import plan_clip
 from fiftyone_regioncap.visualization.contact_sheet import film_strip
 

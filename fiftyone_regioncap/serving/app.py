@@ -29,9 +29,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fiftyone_regioncap.captioning.dam.generation import Answer
+from fiftyone_regioncap.captioning.dam.generation import WrittenAnswer
 from fiftyone_regioncap.captioning.dam.model import DAM
-from fiftyone_regioncap.captioning.dam.scheduler import Job, Update
+from fiftyone_regioncap.captioning.dam.scheduler import DamJob, Update
 from fiftyone_regioncap.captioning.dam.tokenizer import TextStream
 from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.models.sampling import Sampling
@@ -39,8 +39,8 @@ from fiftyone_regioncap.serving.batcher import Batcher
 from fiftyone_regioncap.serving.messages import (
     MODEL_ALIAS,
     ChatRequest,
-    Limits,
     RequestError,
+    RequestLimits,
     decode,
     parse,
 )
@@ -50,7 +50,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How the server answers.
+    """Settings of the server.
 
     Attributes:
         model: the name of what it runs, besides ``describe_anything_model``.
@@ -67,12 +67,12 @@ class ServerSettings:
     video: bool = False
     token: str | None = None
     sampling: Sampling = field(default_factory=lambda: Sampling(0.2, 50, 0.9))
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     rows: int = 16
 
 
 def create_app(dam: DAM, settings: ServerSettings) -> Starlette:
-    """The server as an ASGI application.
+    """Makes the server as an ASGI application.
 
     Args:
         dam: the model; nothing else may use it while the application runs.
@@ -231,7 +231,7 @@ class _Server:
         )
 
     async def _openai_stream(
-        self, chat: ChatRequest, job: Job, updates: AsyncGenerator[Update, None]
+        self, chat: ChatRequest, job: DamJob, updates: AsyncGenerator[Update, None]
     ) -> AsyncIterator[str]:
         head = {
             "id": f"chatcmpl-{secrets.token_hex(16)}",
@@ -318,7 +318,7 @@ class _Server:
         except ClientDisconnect as error:
             raise RequestError("the client is gone", 400) from error
 
-    async def _job(self, chat: ChatRequest) -> Job:
+    async def _job(self, chat: ChatRequest) -> DamJob:
         query = chat.query(self._settings.video)
         try:
             async with self._decoding.taken(chat.pixels):
@@ -326,7 +326,7 @@ class _Server:
         except PromptError as error:
             raise RequestError(str(error)) from error
         assert self._batcher is not None
-        return Job(
+        return DamJob(
             self._batcher.key(),
             views,
             query,
@@ -368,7 +368,7 @@ class _Server:
         held += stream.end()
         yield held[: chat.end(held)]
 
-    def _cut(self, chat: ChatRequest, answer: Answer) -> Answer:
+    def _cut(self, chat: ChatRequest, answer: WrittenAnswer) -> WrittenAnswer:
         """Returns an answer up to the token that completes a text to stop at."""
         decode_ids = self._dam.tokenizer.answer
         if chat.end(decode_ids(answer.ids)) is None:
@@ -378,13 +378,15 @@ class _Server:
             for count in range(1, len(answer.ids) + 1)
             if chat.end(decode_ids(answer.ids[:count])) is not None
         )
-        return Answer(answer.ids[:count], answer.probabilities[:count], ended=True)
+        return WrittenAnswer(
+            answer.ids[:count], answer.probabilities[:count], ended=True
+        )
 
-    def _text(self, chat: ChatRequest, answer: Answer) -> str:
+    def _text(self, chat: ChatRequest, answer: WrittenAnswer) -> str:
         text = self._dam.tokenizer.answer(answer.ids)
         return text[: chat.end(text)].strip()
 
-    def _usage(self, job: Job, completion: int) -> dict[str, int]:
+    def _usage(self, job: DamJob, completion: int) -> dict[str, int]:
         ids = self._dam.prompt_ids(job.query)
         images = len(job.views) * (self._dam.config.tokens_per_image - 1)
         prompt = len(ids) + images
@@ -394,7 +396,7 @@ class _Server:
             "total_tokens": prompt + completion,
         }
 
-    def _logprobs(self, answer: Answer) -> dict[str, list[dict[str, Any]]]:
+    def _logprobs(self, answer: WrittenAnswer) -> dict[str, list[dict[str, Any]]]:
         pieces = self._dam.tokenizer.pieces(answer.ids)
         return {
             "content": [
@@ -449,7 +451,7 @@ class _Tally:
     async def counting(
         self, updates: AsyncGenerator[Update, None]
     ) -> AsyncGenerator[Update, None]:
-        """The same updates, looked at on their way."""
+        """Passes updates on and counts their tokens."""
         async with aclosing(updates):
             async for update in updates:
                 if update.answers is not None:
@@ -470,7 +472,7 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON's")
 
 
-async def _answer(updates: AsyncGenerator[Update, None]) -> Answer:
+async def _answer(updates: AsyncGenerator[Update, None]) -> WrittenAnswer:
     async with aclosing(updates):
         async for update in updates:
             if update.error is not None:

@@ -1,4 +1,4 @@
-"""Requests of many clients, answered together by one model in one thread."""
+"""Batching of requests in the thread that runs the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 
 from fiftyone_regioncap.captioning.dam.model import DAM
-from fiftyone_regioncap.captioning.dam.scheduler import Job, Scheduler, Update
+from fiftyone_regioncap.captioning.dam.scheduler import DamJob, Scheduler, Update
 
 
 class Batcher:
@@ -32,16 +32,16 @@ class Batcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread; answers at work are given up."""
+        """Ends the thread; unfinished answers are dropped."""
         self._commands.put(None)
         self._thread.join()
 
     def key(self) -> int:
-        """A name for a job, unlike all others."""
+        """Returns a unique key for a job."""
         return next(self._keys)
 
-    async def updates(self, job: Job) -> AsyncGenerator[Update, None]:
-        """What becomes of a job, until its last update; leaving early cancels it."""
+    async def updates(self, job: DamJob) -> AsyncGenerator[Update, None]:
+        """Yields the updates of a job; leaving early cancels it."""
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[Update] = asyncio.Queue()
 

@@ -1,4 +1,4 @@
-"""Chat messages with masked images: what is asked of which object.
+"""Parsing of chat requests with masked images.
 
 An image is a PNG whose alpha channel is the mask, as the authors' server takes it:
 where alpha is above 0 is the object; the colors below count as they are stored.
@@ -47,8 +47,8 @@ class RequestError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a request may ask for.
+class RequestLimits:
+    """Limits of a request.
 
     Attributes:
         body_bytes: Size of the whole request.
@@ -107,7 +107,7 @@ class ChatRequest:
         return min(found, default=None)
 
     def query(self, joint: bool) -> str:
-        """The text with its image tags.
+        """Returns the text with its image tags.
 
         Args:
             joint: whether the model is the one for images and videos.
@@ -136,7 +136,7 @@ def parse(
     body: Mapping[str, Any],
     models: frozenset[str],
     defaults: Sampling,
-    limits: Limits,
+    limits: RequestLimits,
     *,
     system: bool = False,
 ) -> ChatRequest:
@@ -253,7 +253,7 @@ def _content(content: object) -> tuple[str, list[str]]:
     return text, urls
 
 
-def _image(url: str, limits: Limits) -> Image.Image:
+def _image(url: str, limits: RequestLimits) -> Image.Image:
     if url.startswith(("http://", "https://")):
         raise RequestError(
             "this server fetches nothing: send images as data:image/png;base64,..."
@@ -319,7 +319,7 @@ def _flag(values: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _stop(value: Any, limits: Limits) -> tuple[str, ...]:
+def _stop(value: Any, limits: RequestLimits) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
     if not isinstance(stops, list) or not all(isinstance(x, str) and x for x in stops):
         raise RequestError("stop must be a text or a list of texts", param="stop")

@@ -1,4 +1,4 @@
-"""Runs the application on a socket."""
+"""Serving of the application on a socket."""
 
 from __future__ import annotations
 

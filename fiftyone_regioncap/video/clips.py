@@ -1,4 +1,4 @@
-"""From tracks to what captioners see: choose frames, decode each of them once."""
+"""Assembles clips of tracks for captioners, decoding each frame once."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from fiftyone_regioncap.core.types import (
 from fiftyone_regioncap.video.sampling import sample_frames
 
 FRAMES_AT_ONCE = 64
-"""The most decoded frames held for one group of clips: 180 MB at 1280 x 720."""
+"""Maximum number of decoded frames held at once: 180 MB at 1280 x 720."""
 
 MaskReader: TypeAlias = Callable[
     [Mapping[int, Collection[int]]], Iterator[tuple[int, Mapping[int, Mask]]]
 ]
-"""From object ids by frame to masks by object id, frame by frame."""
+"""Takes object ids by frame; yields each frame with its masks by object id."""
 
 FrameReader: TypeAlias = Callable[[Sequence[int]], Iterable[tuple[int, Frame]]]
-"""From ascending frame indices to frames."""
+"""Takes ascending frame indices; yields (index, frame)."""
 
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """One caption to be made.
+    """The frames that are chosen for one caption.
 
     Attributes:
-        track: the part of the track inside the support.
+        track: the part of the track within the support.
         support: (first, last) 0-based frames, inclusive.
         frames: the frames that the captioner will see, 0-based, ascending.
     """
@@ -51,7 +51,7 @@ def plan_clip(track: Track, support: tuple[int, int], count: int) -> ClipPlan:
     Args:
         track: the whole track.
         support: (first, last) 0-based frames, inclusive; the track is visible in it.
-        count: how many frames the captioner looks at.
+        count: number of frames that the captioner takes.
     """
     inside = (track.frames >= support[0]) & (track.frames <= support[1])
     part = replace(
@@ -69,31 +69,34 @@ def assemble(
     read_masks: MaskReader,
     fps: float | None,
 ) -> Iterator[tuple[ClipPlan, RegionClip]]:
-    """Makes the clips of one video's plans.
+    """Assembles the clips of one video.
 
     Plans are taken in order of time in groups that share decoded frames, so that a
     frame that several objects need is decoded once, and no video is held whole.
 
     Args:
-        plans: of one video.
-        read_frames: of that video.
-        read_masks: of that video.
-        fps: frames a second.
+        plans: the clips' frames.
+        read_frames: reads frames of the video.
+        read_masks: reads masks of the video's tracks.
+        fps: frames per second of the video.
+
+    Yields:
+        each plan with its clip, in order of time.
     """
     for group in _groups(sorted(plans, key=lambda plan: plan.support)):
         wanted: dict[int, set[int]] = {}
         for plan in group:
             for frame in plan.frames:
                 wanted.setdefault(frame, set()).add(plan.track.object_id)
-        pictures = dict(read_frames(sorted(wanted)))
+        frames = dict(read_frames(sorted(wanted)))
         masks = dict(read_masks(wanted))
         for plan in group:
-            yield plan, _clip(plan, pictures, masks, fps)
+            yield plan, _clip(plan, frames, masks, fps)
 
 
 def _clip(
     plan: ClipPlan,
-    pictures: Mapping[int, Frame],
+    frames: Mapping[int, Frame],
     masks: Mapping[int, Mapping[int, Mask]],
     fps: float | None,
 ) -> RegionClip:
@@ -102,11 +105,11 @@ def _clip(
     def mask(frame: int) -> Mask:
         own = masks.get(frame, {}).get(plan.track.object_id)
         if own is None:
-            return box_mask(tuple(boxes[frame]), *pictures[frame].shape[:2])
+            return box_mask(tuple(boxes[frame]), *frames[frame].shape[:2])
         return own
 
     return RegionClip(
-        frames=[pictures[frame] for frame in plan.frames],
+        frames=[frames[frame] for frame in plan.frames],
         masks=[mask(frame) for frame in plan.frames],
         frame_indices=plan.frames,
         label=plan.track.label,
@@ -117,7 +120,7 @@ def _clip(
 
 
 def box_mask(box: Box, height: int, width: int) -> Mask:
-    """The mask of a box, for tracks that have boxes only: bool (height, width)."""
+    """Fills a box, for tracks that have boxes only; returns bool (height, width)."""
     x1, y1, x2, y2 = box
     corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
     return polygons_to_mask([corners], height, width)

@@ -1,4 +1,4 @@
-"""How long a media file says it is, to tell a whole file from one that was cut off.
+"""Stated sizes of media files, to detect files that were cut off.
 
 Demuxers end quietly where the bytes end. The outermost structure of the common
 containers states sizes, though: ISO base media boxes (ISO/IEC 14496-12: MP4, MOV), RIFF
@@ -16,10 +16,10 @@ _SEGMENT = b"\x18\x53\x80\x67"
 
 
 def missing_bytes(path: str | os.PathLike[str]) -> int:
-    """How many bytes are missing at the end of a file, by what it says of itself.
+    """Computes how many bytes are missing at the end of a file by its own header.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Returns:
         0 for whole files, and for containers that don't state their size.
@@ -88,7 +88,7 @@ def _end_of_segment(file: BinaryIO) -> int:
 
 
 def _variable_size(file: BinaryIO) -> int | None:
-    """An EBML size: as many leading zero bits as bytes follow; None when unknown."""
+    """Reads an EBML size (one leading zero bit per further byte); None if unknown."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None

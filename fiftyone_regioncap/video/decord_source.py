@@ -53,14 +53,14 @@ class DecordSource:
         try:
             self._reader = decord.VideoReader(path, num_threads=0)
             times = self._reader.get_frame_timestamp(range(count))[:, 0]
-            frame = self._read(0)
+            self._first: Frame | None = self._read(0)
         except (VideoError, IndexError, *self._errors) as error:
             raise DecordUnfit(f"it fails: {error}") from None
         if len(self._reader) != count or not np.allclose(
             times, index.times, rtol=_TIME_TOLERANCE, atol=1e-4
         ):
             raise DecordUnfit("its index is not that of the container")
-        if zlib.crc32(np.ascontiguousarray(frame).data) != index.first_checksum:
+        if zlib.crc32(np.ascontiguousarray(self._first).data) != index.first_checksum:
             raise DecordUnfit("its first frame is another")
 
     def _read(self, number: int) -> Frame:
@@ -77,7 +77,11 @@ class DecordSource:
     def decode(self, first: int, last: int) -> Iterator[tuple[int, Frame]]:
         """See :meth:`FrameSource.decode`."""
         for number in range(first, last + 1):
-            yield number, self._read(number)
+            # decord stands behind the first frame, so that it is not read again.
+            kept, self._first = self._first, None
+            if number > 0 or kept is None:
+                kept = self._read(number)
+            yield number, kept
 
     def close(self) -> None:
         """Releases the file and the decoder."""

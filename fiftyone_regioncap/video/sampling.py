@@ -1,4 +1,4 @@
-"""Which frames of a track a captioner sees; windows for long tracks."""
+"""Sampling of a track's frames for captioners, and windows of long tracks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fiftyone_regioncap.core.types import Track
 
 
 def sample_frames(visible: ArrayLike, count: int) -> tuple[int, ...]:
-    """Chooses frames evenly out of those where an object is visible.
+    """Samples frames evenly from those on which an object is visible.
 
     With enough frames, the first, the last and evenly spaced ones between, rounded
     down: the choice of the reference code of DAM (Lian et al., 2025) over frames with a
@@ -21,13 +21,13 @@ def sample_frames(visible: ArrayLike, count: int) -> tuple[int, ...]:
 
     Args:
         visible: int (V,) frame indices, ascending, at least one.
-        count: how many to choose, at least 1.
+        count: number of frames to choose, at least 1.
 
     Returns:
         ``count`` of the indices, ascending; doubles only when V < count.
 
     Raises:
-        ValueError: when there is nothing to choose from, or nothing to choose.
+        ValueError: if there is no visible frame, or ``count`` is less than 1.
     """
     frames = np.asarray(visible, dtype=np.int64)
     if frames.ndim != 1 or frames.size == 0:
@@ -45,20 +45,20 @@ def sample_frames(visible: ArrayLike, count: int) -> tuple[int, ...]:
 
 
 def fixed_windows(visible: ArrayLike, length: int) -> Iterator[tuple[int, int]]:
-    """Cuts a track into windows of one length, without overlap.
+    """Splits a track into windows of one length, without overlap.
 
     The first window starts where the object is first visible, the last one ends where
     it is last visible; windows in which it is never visible are left out.
 
     Args:
         visible: int (V,) frame indices, ascending.
-        length: of a window in frames, at least 1.
+        length: length of a window in frames, at least 1.
 
     Yields:
         (first, last) frame of each window, 0-based and inclusive, in order of time.
 
     Raises:
-        ValueError: when the length is less than 1.
+        ValueError: if the length is less than 1.
     """
     if length < 1:
         raise ValueError(f"a window of {length} frames is none; give at least 1")
@@ -73,19 +73,20 @@ def fixed_windows(visible: ArrayLike, length: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class ChangeThresholds:
-    """When an object counts as changed against the start of its window.
+    """Thresholds of change of an object against the start of its window.
 
     Attributes:
-        aspect: factor by which width/height grew or shrank.
-        area: factor by which the area grew or shrank; 2 means twice or half as big.
+        aspect: factor by which width/height grows or shrinks.
+        area: factor by which the area grows or shrinks; 2 is twice or half as large.
         velocity: change of the velocity of the box's center, in object sizes (square
-            root of the box's area) a frame.
-        appearance: share of the color histogram that moved to other bins, in [0, 1].
-        hold: visible frames for which a change has to last, so that a single bad mask
-            cuts nothing; also the frames a window's start is averaged over.
-        gap: frames without the object that always end a window.
-        shortest: visible frames before a change may end a window.
-        longest: visible frames after which a window always ends; None for no limit.
+            root of the box's area) per frame.
+        appearance: share of the color histogram that moves to other bins, in [0, 1].
+        hold: number of visible frames for which a change has to last, so that a single
+            bad mask ends no window; also the number of frames that a window's start is
+            averaged over.
+        gap: number of frames without the object that always end a window.
+        shortest: minimum number of visible frames of a window that ends by a change.
+        longest: maximum number of visible frames of a window; None for no limit.
     """
 
     aspect: float = 1.6
@@ -105,18 +106,18 @@ def change_windows(
     histograms: NDArray[np.float64] | None = None,
     thresholds: ChangeThresholds | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Cuts a track where the object changes in shape, size, motion or appearance.
+    """Splits a track where the object changes in shape, size, motion or appearance.
 
     Each window is compared with its own start, so slow changes cut too once they add
     up. Everything is measured in the image: a camera that turns sharply is a change of
     motion like any other.
 
     Args:
-        track: of one object.
-        areas: (V,) of its masks in pixels; the boxes' areas when None.
-        histograms: (V, B) of its colors, each summing to 1; None leaves appearance
-            out.
-        thresholds: of change; the defaults when None.
+        track: the track of one object.
+        areas: (V,) areas of its masks in pixels; None to use the boxes' areas.
+        histograms: (V, B) histograms of its colors, each with the sum 1; None to ignore
+            appearance.
+        thresholds: what counts as a change; None for the defaults.
 
     Yields:
         (first, last) frame of each window, 0-based and inclusive, in order of time,
@@ -172,7 +173,7 @@ class _Changes:
             self._velocity /= np.sqrt(width * height)[:, None]
 
     def changed(self, begin: int, rank: int) -> bool:
-        """Whether the object on a frame differs from its window's first frames."""
+        """Decides whether the object differs from the first frames of its window."""
         limits = self._limits
         start = slice(begin, min(begin + limits.hold, rank))
 

@@ -1,8 +1,8 @@
-"""A picture of tracks and their captions, to judge both at a glance.
+"""Contact sheets of tracks and their captions, to judge both at a glance.
 
-First a row of whole frames with every mask, then a row a track: what is said of it on
-the left, frames cut around the object on the right. All cut-outs of a track have the
-same scale, so that one sees the object grow and shrink.
+The first row shows whole frames with every mask. Each row after it shows one track: its
+caption on the left, frames cropped around the object on the right. All crops of a track
+have the same scale, so that one sees the object grow and shrink.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class SheetRow:
     """One track of the sheet.
 
     Attributes:
-        object_id: picks the color, which is the same as in the scenes.
-        clip: frames and masks of the track; some are shown, evenly chosen.
-        title: such as ``"#1 dog"``.
-        caption: what is said of the object, or why nothing is.
+        object_id: Object id, which selects the color, the same as in the scenes.
+        clip: Frames and masks of the track; some are shown, evenly chosen.
+        title: Title such as ``"#1 dog"``.
+        caption: Caption of the object, or the reason why it has none.
     """
 
     object_id: int
@@ -62,9 +62,9 @@ class Scene:
     """One whole frame of the sheet.
 
     Attributes:
-        frame: uint8 (H, W, 3) RGB.
-        masks: by object id, bool (H, W); objects that are not visible are left out.
-        index: 0-based frame index; None for images.
+        frame: Image, uint8 (H, W, 3) RGB.
+        masks: Masks by object id, bool (H, W); invisible objects are left out.
+        index: Frame index, from 0; None for images.
     """
 
     frame: Frame
@@ -85,16 +85,16 @@ def contact_sheet(
     where a caption is longer than about twenty lines.
 
     Args:
-        rows: the tracks, in the order they are shown.
-        scenes: frames to show whole; at most ``columns`` of them, evenly chosen.
-        title: of the sheet, such as the video's name.
-        columns: the most frames in a row.
+        rows: The tracks, in the order they are shown.
+        scenes: Frames to show whole; at most ``columns`` of them, evenly chosen.
+        title: Title of the sheet, such as the video's name.
+        columns: Greatest number of frames in a row.
 
     Returns:
-        uint8 (H, W, 3) RGB.
+        The sheet, uint8 (H, W, 3) RGB.
 
     Raises:
-        ValueError: when there is neither a row nor a scene, or no column.
+        ValueError: If there is neither a row nor a scene, or no column.
     """
     if columns < 1:
         raise ValueError(f"columns is {columns}; give at least 1")
@@ -112,11 +112,11 @@ def contact_sheet(
     if scenes or title:
         shown = [scenes[i] for i in _evenly(len(scenes), columns)]
         cells = [_draw_scene(scene, cell, colors, names) for scene in shown]
-        bands.append(_band(_text(title, _scene_note(scenes), "", None), cells))
+        bands.append(_beside([_text(title, _scene_note(scenes), "", None), *cells]))
     for row in rows:
         color = _PALETTE.by_idx(colors[row.object_id]).as_hex()
         text = _text(row.title, _support(row.clip), row.caption, color)
-        bands.append(_band(text, _draw_clip(row, cell, colors, columns)))
+        bands.append(_beside([text, *_draw_clip(row, cell, colors, columns)]))
     return np.asarray(_stack(bands))
 
 
@@ -124,35 +124,23 @@ def film_strip(clip: RegionClip, *, columns: int = 4) -> NDArray[np.uint8]:
     """Draws a track's frames alone, cut around the object as on a contact sheet.
 
     Args:
-        clip: frames and masks of the track; some are shown, evenly chosen.
-        columns: the most frames.
+        clip: Frames and masks of the track; some are shown, evenly chosen.
+        columns: Greatest number of frames.
 
     Returns:
-        uint8 (H, W, 3) RGB.
+        The strip, uint8 (H, W, 3) RGB.
     """
     row = SheetRow(0, clip, "", "")
     cells = _draw_clip(row, _cell_size(clip.frames[0]), {0: 0}, columns)
-    strip = Image.new(
-        "RGB",
-        (
-            sum(cell.width + _GAP for cell in cells) - _GAP,
-            max(cell.height for cell in cells),
-        ),
-        _PAPER,
-    )
-    x = 0
-    for cell in cells:
-        strip.paste(cell, (x, 0))
-        x += cell.width + _GAP
-    return np.asarray(strip)
+    return np.asarray(_beside(cells))
 
 
 def save_contact_sheet(path: Path, sheet: NDArray[np.uint8]) -> None:
     """Writes a sheet as PNG.
 
     Args:
-        path: of the file; its folder is made when absent.
-        sheet: as :func:`contact_sheet` returns it.
+        path: Path of the file; its folder is made if it doesn't exist.
+        sheet: A sheet from :func:`contact_sheet`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(path, format="PNG")
@@ -221,16 +209,16 @@ def _window(
     frame: Frame,
     cell: tuple[int, int],
 ) -> tuple[int, int, int, int]:
-    """Where to cut: around the object, in the cell's shape, inside the frame.
+    """Computes the crop: around the object, in the cell's shape, inside the frame.
 
     Args:
-        box: of the object on this frame, in pixel edges.
-        largest: (width, height) of the object over all frames shown.
-        frame: the frame.
-        cell: (width, height) of the cell.
+        box: Box of the object on this frame, in pixel edges.
+        largest: Greatest (width, height) of the object over all frames shown.
+        frame: The frame.
+        cell: Size of the cell, (width, height).
 
     Returns:
-        pixel edges.
+        The crop in pixel edges.
     """
     height, width = frame.shape[:2]
     aspect = cell[0] / cell[1]
@@ -249,19 +237,19 @@ def _cut(
     window: tuple[int, int, int, int],
     cell: tuple[int, int],
 ) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Cuts a window and fits it into the cell.
+    """Crops a window and resizes it to fit into the cell.
 
     Returns:
-        the picture and the masks, bool (N, height, width), at the same size.
+        The image and the masks, bool (N, height, width), at the same size.
     """
     x1, y1, x2, y2 = window
     scale = min(cell[0] / (x2 - x1), cell[1] / (y2 - y1))
     size = max(round((x2 - x1) * scale), 1), max(round((y2 - y1) * scale), 1)
 
     def fit(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        piece = np.ascontiguousarray(pixels[y1:y2, x1:x2])
-        return np.asarray(cv2.resize(piece, size, interpolation=how), dtype=np.uint8)
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        crop = np.ascontiguousarray(pixels[y1:y2, x1:x2])
+        return np.asarray(cv2.resize(crop, size, interpolation=method), dtype=np.uint8)
 
     fitted = [fit(mask.astype(np.uint8) * 255) >= 128 for mask in masks]
     return Image.fromarray(fit(frame)), np.array(fitted, dtype=bool).reshape(
@@ -407,18 +395,15 @@ def _text(title: str, note: str, body: str, color: str | None) -> Image.Image:
     return image
 
 
-def _band(text: Image.Image, cells: Sequence[Image.Image]) -> Image.Image:
-    """Text on the left, cells on the right."""
-    width = text.width + sum(_GAP + cell.width for cell in cells)
-    height = max(image.height for image in (text, *cells))
-    band = Image.new("RGB", (width, height), _PAPER)
-    band.paste(text, (0, 0))
-    x = text.width
-    for cell in cells:
-        x += _GAP
-        band.paste(cell, (x, 0))
-        x += cell.width
-    return band
+def _beside(images: Sequence[Image.Image]) -> Image.Image:
+    """Images from left to right, with gaps between."""
+    width = sum(image.width + _GAP for image in images) - _GAP
+    row = Image.new("RGB", (width, max(image.height for image in images)), _PAPER)
+    x = 0
+    for image in images:
+        row.paste(image, (x, 0))
+        x += image.width + _GAP
+    return row
 
 
 def _stack(bands: Sequence[Image.Image]) -> Image.Image:

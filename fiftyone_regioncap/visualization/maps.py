@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
@@ -35,6 +35,7 @@ from fiftyone_regioncap.search.appearance import (
 )
 from fiftyone_regioncap.search.embedding import TextEmbedder
 from fiftyone_regioncap.search.index import CaptionIndex
+from fiftyone_regioncap.search.options import EmbedCaptionsOptions
 from fiftyone_regioncap.search.results import (
     known_spaces,
     open_index,
@@ -48,20 +49,12 @@ from fiftyone_regioncap.search.similarity import (
 )
 from fiftyone_regioncap.visualization import caption_map
 
-Layout: TypeAlias = Literal["umap", "pca"]
-
-Space: TypeAlias = Literal["text", "visual"]
-"""What makes captions alike: what they say, or how their regions look."""
-
-DUPLICATE = 0.95
-"""Cosine similarity from which two captions say, or regions look, nearly the same."""
-
 NEIGHBORS = 10
 """Nearest captions that an outlier is far from on average."""
 
 MOST_CLUSTERS = 50
 
-_ALIKE: dict[Space, str] = {"text": "say", "visual": "look"}
+_ALIKE = {"text": "say", "visual": "look"}
 
 _FEWEST_FOR_UMAP = 10  # fewer points have no neighborhoods to keep
 _LAYOUT_FIT = 50_000  # points that UMAP is fitted to; the others are put among them
@@ -87,8 +80,8 @@ class MapSummary:
     """
 
     captions: int
-    layout: Layout
-    space: Space
+    layout: Literal["umap", "pca"]
+    space: Literal["text", "visual"]
     key: str
     clusters: dict[str, int]
     duplicates: int
@@ -113,15 +106,9 @@ class MapSummary:
 
 def embed_captions(
     samples: foco.SampleCollection,
-    field: str = "captions",
+    options: EmbedCaptionsOptions = EmbedCaptionsOptions(),  # noqa: B008
     *,
-    space: Space = "text",
-    layout: Layout = "umap",
-    key: str | None = None,
-    clusters: int | None = None,
-    duplicate: float = DUPLICATE,
-    model: str | TextEmbedder | TextEncoder | None = None,
-    device: str | None = None,
+    model: TextEmbedder | TextEncoder | None = None,
     progress: bool = True,
 ) -> MapSummary:
     """Puts captions on a map and finds duplicates, outliers and groups.
@@ -136,16 +123,10 @@ def embed_captions(
 
     Args:
         samples: A dataset or a view.
-        field: Field of the captions.
-        space: ``"text"``, or ``"visual"`` for the region embeddings that a captioner
-            such as Patch-ioner left with its captions.
-        layout: ``"umap"``, or ``"pca"``, which is exact and faster, and shows less.
-        key: Key of the brain run; None for ``<field>_map`` or ``<field>_visual_map``.
-        clusters: Number of groups; None for one that grows with the captions.
-        duplicate: Cosine similarity from which captions say nearly the same.
-        model: See :func:`fiftyone_regioncap.search.search`; in the visual space it only
-            lets the similarity run take texts, and the map is made without it too.
-        device: Device such as ``"cuda"``; None for the best there is.
+        options: What to put on the map and how.
+        model: Loaded model to use in place of the one that ``options`` name; see
+            :func:`fiftyone_regioncap.search.search`. In the visual space it only lets
+            the similarity run take texts, and the map is made without it too.
         progress: Whether to draw a progress bar while captions are embedded.
 
     Raises:
@@ -153,18 +134,20 @@ def embed_captions(
             (with region embeddings, in the visual space).
         BackendError: If the model of texts can't be loaded.
     """
+    field, space, layout = options.captions, options.space, options.layout
     captions = CaptionField.of(samples, field)
     prefix = "" if space == "text" else "visual_"
-    key = require_output(key or f"{field}_{prefix}map")
+    key = require_output(options.key or f"{field}_{prefix}map")
+    given = options.model if model is None else model
     notes: list[str] = []
     index = open_index(captions)
     embedder: TextEmbedder | RegionTextEmbedder | None
     named: dict[str, Any]
     if space == "visual":
-        stored, embedder = _region_space(captions, index, model, device, notes)
+        stored, embedder = _region_space(captions, index, given, options.device, notes)
         store, named = index.regions.store(stored), {"region_space": asdict(stored)}
     else:
-        embedder = text_embedder(model, device)
+        embedder = text_embedder(given, options.device)
         store = index.embed(embedder, progress=progress)
         named = {"text_model": embedder.name}
     rows = rows_in(captions, samples, index)
@@ -186,8 +169,8 @@ def embed_captions(
     ids = [entries[row].id for row in rows.tolist()]
     vectors = store.get(rows)
     near = list(_neighbors(vectors, min(NEIGHBORS, len(ids) - 1)))
-    doubles = _duplicates(near, duplicate)
-    groups = _clusters(vectors, clusters or _cluster_count(len(ids)))
+    doubles = _duplicates(near, options.duplicate)
+    groups = _clusters(vectors, options.clusters or _cluster_count(len(ids)))
     names = _names(groups, [entries[row].caption for row in rows.tolist()])
     attributes: dict[str, tuple[list[Any], type]] = {
         "duplicate_of": (
@@ -391,7 +374,7 @@ def _save_runs(
     )
 
 
-def _points(vectors: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
+def _points(vectors: NDArray[np.float32], layout: str) -> NDArray[np.float32]:
     """Positions in the plane, (N, 2)."""
     if layout == "pca":
         from sklearn.decomposition import PCA

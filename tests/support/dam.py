@@ -34,7 +34,7 @@ from fiftyone_regioncap.captioning.dam.config import (
 from fiftyone_regioncap.captioning.dam.generation import Engine, Event, Request
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import SYSTEM, VIDEO_PROMPTS
-from fiftyone_regioncap.captioning.dam.tokenizer import TextStream, Tokenizer
+from fiftyone_regioncap.captioning.dam.tokenizer import DamTokenizer, TextStream
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.models.loading import INDEX, SINGLE
 from fiftyone_regioncap.models.sampling import GREEDY, Sampling
@@ -87,7 +87,7 @@ TINY = DAMConfig(
 
 def random_dam(
     config: DAMConfig,
-    tokenizer: Tokenizer,
+    tokenizer: DamTokenizer,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -128,7 +128,7 @@ def write_checkpoint(
         (folder / part).mkdir(parents=True, exist_ok=True)
     _write_configs(folder, config)
     train_tokenizer(folder / LLM, min(config.llm.vocab_size, 320))
-    dam = random_dam(config, Tokenizer(folder / LLM), seed=seed)
+    dam = random_dam(config, DamTokenizer(folder / LLM), seed=seed)
     prefix = "vision_model."
     save_file(_weights(dam.encoder.tower, prefix), folder / VISION / SINGLE)
     prefix = "context_provider_module."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,35 +25,15 @@ from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import (
     Sam3TrackerVideoInferenceSession,
 )
 
-from fiftyone_regioncap.core.types import Frame, Prompt
+from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import Direction
 from fiftyone_regioncap.propagation.prompts import merge_prompts
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.prompts import model_masks, model_points
+from tests.support.propagation import Clip
 
 Logits = dict[tuple[int, int], tuple[Tensor, float]]
 """By (frame, object id): low-resolution logits (h, w) and the occlusion logit."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video in memory."""
-
-    images: Sequence[Frame]
-
-    @property
-    def height(self) -> int:
-        return self.images[0].shape[0]
-
-    @property
-    def width(self) -> int:
-        return self.images[0].shape[1]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Frame:
-        return self.images[index]
 
 
 def _hiera(size: int, hidden: int) -> dict[str, Any]:
@@ -210,7 +189,7 @@ def make_clip() -> Callable[..., Clip]:
             window = coarse[:, index : index + 8]
             image = np.kron(window, np.ones((height // 6 + 1, width // 8 + 1, 1)))
             images.append(image[:height, :width].astype(np.uint8))
-        return Clip(images)
+        return Clip(images, ())
 
     return make
 
@@ -223,12 +202,10 @@ def _reference(
     video = torch.stack(
         [
             normalize(
-                shrink(
-                    torch.from_numpy(image.copy()).permute(2, 0, 1), model.image_size
-                ),
+                shrink(image, model.image_size),
                 torch.device("cpu"),
             )[0]
-            for image in clip.images
+            for image in clip.frames
         ]
     )
     results: Logits = {}

@@ -17,7 +17,7 @@ from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.model import UrecaModel
 from fiftyone_regioncap.captioning.ureca.prompts import TOKENS
-from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer
+from fiftyone_regioncap.captioning.ureca.tokenizer import UrecaTokenizer
 
 BYTES = 256
 
@@ -151,4 +151,6 @@ def random_captioner(
         for part in layer.self_attn.children():
             part.weight.mul_(SHARPER)
     tokens = {token: BYTES + number for number, token in enumerate(TOKENS)}
-    return UrecaCaptioner(model.to(dtype), Tokenizer(ByteVocabulary(), tokens), options)
+    return UrecaCaptioner(
+        model.to(dtype), UrecaTokenizer(ByteVocabulary(), tokens), options
+    )

@@ -1,9 +1,9 @@
-"""Checks the captions of a dataset, and writes what was found onto them."""
+"""Checks the captions of a dataset, and writes the findings onto them."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,20 +12,28 @@ import fiftyone.core.collections as foco
 import numpy as np
 from fiftyone import ViewField as F
 
-from fiftyone_regioncap.analysis.checks.facts import color_conflict, motion_conflict
+from fiftyone_regioncap.analysis.checks.measurements import (
+    color_conflict,
+    motion_conflict,
+)
 from fiftyone_regioncap.analysis.checks.similarity import ATTRIBUTE, fits
 from fiftyone_regioncap.analysis.checks.texts import repetition, truncation
-from fiftyone_regioncap.analysis.checks.tracks import Said, contradictions, indistinct
+from fiftyone_regioncap.analysis.checks.tracks import (
+    Statement,
+    contradictions,
+    indistinct,
+)
+from fiftyone_regioncap.analysis.options import CheckOptions
 from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.markdown import code
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.store import Document
 
 CHECKS = ("color", "motion", "repetition", "truncation", "consistency", "uniqueness")
-"""What is looked for."""
+"""The checks that are always made."""
 
 SIMILARITY = "similarity"
-"""What is looked for too where it is asked for."""
+"""The check that is made where it is asked for."""
 
 FROM = {"repetition": 0.3}
 """Score from which a check counts as failed, where it isn't :data:`DEFAULT_FROM`."""
@@ -41,12 +49,12 @@ _STRONG_COLOR = 0.2
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found in a caption.
+    """A finding of a check on a caption.
 
     Attributes:
-        check: one of :data:`CHECKS`, or :data:`SIMILARITY`.
-        score: in [0, 1]; 1 is surely bad.
-        why: for people.
+        check: One of :data:`CHECKS`, or :data:`SIMILARITY`.
+        score: Score in [0, 1]; 1 is surely bad.
+        why: The reason, for people.
     """
 
     check: str
@@ -61,14 +69,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckSummary:
-    """What was found.
+    """The findings on all captions.
 
     Attributes:
-        captions: how many were checked.
-        failed: how many failed at least one check.
-        by_check: how many failed each check.
-        views: names of the saved views, by check.
-        similarity: quartiles of the cosines of captions and regions, to choose
+        captions: Number of captions that were checked.
+        failed: Number of those that failed at least one check.
+        by_check: Number of those that failed, by check.
+        views: Names of the saved views, by check.
+        similarity: Quartiles of the cosines of captions and regions, to choose
             thresholds by; None where they were not compared.
     """
 
@@ -76,14 +84,14 @@ class CheckSummary:
     failed: int
     by_check: dict[str, int]
     views: dict[str, str]
-    similarity: tuple[float, float, float] | None = None
+    similarity: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people, as Markdown."""
         lines = [f"**{self.failed}** of {self.captions} captions failed a check"]
         lines += [
             f"- {count} {check}: view {code(self.views[check])}"
@@ -101,88 +109,86 @@ class CheckSummary:
 
 def check_captions(
     samples: foco.SampleCollection,
-    field: str = "captions",
+    options: CheckOptions = CheckOptions(),  # noqa: B008
     *,
-    similarity: bool = False,
-    model: str | TextEncoder | None = None,
-    device: str | None = None,
+    model: TextEncoder | None = None,
 ) -> CheckSummary:
-    """Looks for captions that are probably bad.
+    """Finds captions that are probably bad.
 
     Labels get ``check_<check>``, a score in [0, 1] where 1 is surely bad and None means
     that nothing could be compared; ``check_score``, the worst of them; ``checks``, the
     names of the checks that failed; and ``check_notes``, why. A view of the captions
     that failed is saved for each check.
 
-    With ``similarity``, captions are also compared with how their regions look, as far
-    as regions were embedded: labels get ``image_text_similarity`` too, the cosine,
+    With ``similarity``, captions are also compared with the looks of their regions, as
+    far as regions were embedded: labels get ``image_text_similarity`` too, the cosine,
     which is larger for better captions and of use to :func:`~.triage.triage`.
 
     Args:
-        samples: a dataset or a view; captions are compared with those that are in it.
-        field: of the captions.
-        similarity: whether to compare captions with their regions.
-        model: for that: a folder, a hub id, or one of your own; None for the one that
-            most regions were embedded by.
-        device: for that; None for the best there is.
+        samples: A dataset or a view; captions are compared with those that are in it.
+        options: What to check.
+        model: Text encoder to use in place of the one that ``options`` name.
 
     Raises:
-        FieldError: when the field is absent or can't have captions, or holds no region
+        FieldError: If the field is absent or can't have captions, or holds no region
             embeddings and they are asked for.
-        BackendError: when the model isn't at hand, or isn't the one that embedded the
+        BackendError: If the model isn't at hand, or isn't the one that embedded the
             regions.
     """
-    captions = CaptionField.of(samples, field)
-    checks = (*CHECKS, SIMILARITY) if similarity else CHECKS
+    captions = CaptionField.of(samples, options.captions)
+    checks = (*CHECKS, SIMILARITY) if options.similarity else CHECKS
     found: dict[str, list[Finding]] = {}
     for _, labels in captions.in_view(samples, _ATTRIBUTES):
         found |= findings([label for label in labels if label.get("caption")])
-    cosines: dict[str, float] = {}
-    if similarity:
-        for fit in fits(captions, samples, model=model, device=device):
+    quartiles = None
+    if options.similarity:
+        chosen = options.model if model is None else model
+        cosines: dict[str, float] = {}
+        for fit in fits(captions, samples, model=chosen, device=options.device):
             cosines[fit.id] = fit.cosine
             if fit.beaten is not None and fit.id in found:
                 why = f"{fit.beaten:.0%} of other captions fit the region better"
                 found[fit.id].append(Finding(SIMILARITY, fit.beaten, why))
         captions.write(ATTRIBUTE, cosines, fo.FloatField)
-    _write(captions, found, checks)
-    failures = [f.check for own in found.values() for f in own if f.failed]
-    counts = Counter(failures)
+        if cosines:
+            quartiles = tuple(np.percentile([*cosines.values()], (25, 50, 75)).tolist())
+    failed = {i: [f for f in own if f.failed] for i, own in found.items()}
+    _write(captions, found, failed, checks)
+    counts = Counter(f.check for own in failed.values() for f in own)
     return CheckSummary(
         captions=len(found),
-        failed=sum(any(f.failed for f in own) for own in found.values()),
+        failed=sum(map(bool, failed.values())),
         by_check={check: counts[check] for check in checks},
         views={check: _save_view(captions, check) for check in checks},
-        similarity=_quartiles([*cosines.values()]) if cosines else None,
+        similarity=quartiles,
     )
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
-    return low, middle, high
-
-
 def findings(labels: Sequence[Document]) -> dict[str, list[Finding]]:
-    """What is wrong with the captions of one video or image, by label id.
+    """Checks the captions of one video or image.
 
     Args:
-        labels: as they lie in the database, each with a ``caption``.
+        labels: Labels as they lie in the database, each with a ``caption``.
+
+    Returns:
+        The findings by label id.
     """
-    found: dict[str, list[Finding]] = defaultdict(list)
-    said = [Said.of(label) for label in labels]
-    for one, label in zip(said, labels, strict=True):
-        found[one.id] += _alone(one, label)
+    statements = [Statement.of(label) for label in labels]
+    found = {
+        own.id: list(_alone(own, label))
+        for own, label in zip(statements, labels, strict=True)
+    }
     for check, pairs in (
-        ("consistency", contradictions(said)),
-        ("uniqueness", indistinct(said)),
+        ("consistency", contradictions(statements)),
+        ("uniqueness", indistinct(statements)),
     ):
         for label_id, score, why in pairs:
             found[label_id].append(Finding(check, score, why))
-    return dict(found)
+    return found
 
 
-def _alone(said: Said, label: Document) -> Iterator[Finding]:
-    """What a caption's text and its region's measurements say."""
+def _alone(said: Statement, label: Document) -> Iterator[Finding]:
+    """Checks a caption by its text and its region's measurements."""
     names = label.get("attributes") or ()
     scores = label.get("attribute_scores") or ()
     strong = [
@@ -204,17 +210,22 @@ def _alone(said: Said, label: Document) -> Iterator[Finding]:
 
 
 def _write(
-    captions: CaptionField, found: dict[str, list[Finding]], checks: Sequence[str]
+    captions: CaptionField,
+    found: dict[str, list[Finding]],
+    failed: dict[str, list[Finding]],
+    checks: Sequence[str],
 ) -> None:
+    def worst(own: Iterable[Finding], default: float | None) -> float | None:
+        return max((f.score for f in own), default=default)
+
     for check in checks:
         scores = {
-            label_id: max((f.score for f in own if f.check == check), default=None)
+            label_id: worst((f for f in own if f.check == check), None)
             for label_id, own in found.items()
         }
         captions.write(f"check_{check}", scores, fo.FloatField)
-    worst = {i: max((f.score for f in own), default=0.0) for i, own in found.items()}
-    captions.write("check_score", worst, fo.FloatField)
-    failed = {i: [f for f in own if f.failed] for i, own in found.items()}
+    scores = {i: worst(own, 0.0) for i, own in found.items()}
+    captions.write("check_score", scores, fo.FloatField)
     names = {i: sorted({f.check for f in own}) for i, own in failed.items()}
     captions.write("checks", names, fo.ListField, fo.StringField)
     why = {i: "; ".join(f.why for f in own) or None for i, own in failed.items()}

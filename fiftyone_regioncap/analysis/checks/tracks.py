@@ -1,4 +1,4 @@
-"""Captions of one video against each other."""
+"""Compares the captions of one video with each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
-from fiftyone_regioncap.analysis.checks.facts import color_conflict
+from fiftyone_regioncap.analysis.checks.measurements import color_conflict
 from fiftyone_regioncap.analysis.facets import Facets, facets_of
 from fiftyone_regioncap.analysis.vocabulary import STOPWORDS
 from fiftyone_regioncap.dataset.store import Document
@@ -18,18 +18,18 @@ _LARGER = 1.5
 
 
 @dataclass(frozen=True)
-class Said:
-    """A caption with what was measured of its region.
+class Statement:
+    """A caption with the measurements of its region.
 
     Attributes:
-        id: of the label.
-        index: the object's id.
+        id: Id of the label.
+        index: Id of the object.
         support: (first, last) frames as FiftyOne counts them; None on images.
-        caption: the text.
-        facets: what it speaks of.
-        color: measured.
-        direction: measured.
-        area: in shares of the frame.
+        caption: The text.
+        facets: Nouns and attributes of the text.
+        color: Measured color.
+        direction: Measured direction of motion.
+        area: Measured area as a share of the frame.
     """
 
     id: str
@@ -42,8 +42,8 @@ class Said:
     area: float | None
 
     @classmethod
-    def of(cls, label: Document) -> Said:
-        """What a label says."""
+    def of(cls, label: Document) -> Statement:
+        """Reads a label."""
         caption, support = label.get("caption") or "", label.get("support")
         return cls(
             id=str(label["_id"]),
@@ -58,19 +58,19 @@ class Said:
 
     @property
     def words(self) -> frozenset[str]:
-        """What tells this caption from another."""
+        """The content words."""
         plain = "".join(c if c.isalnum() else " " for c in self.caption.lower())
         return frozenset(plain.split()) - STOPWORDS
 
 
-def contradictions(captions: Sequence[Said]) -> Iterator[tuple[str, float, str]]:
-    """Captions that say something else than that of the window before.
+def contradictions(captions: Sequence[Statement]) -> Iterator[tuple[str, float, str]]:
+    """Finds captions that contradict that of the window before.
 
     Args:
-        captions: of one video.
+        captions: The captions of one video.
 
     Yields:
-        label id, score, and why: 1 for another noun and another color, 0.7 for
+        Label id, score, and why: 1 for another noun and another color, 0.7 for
         another noun or color.
     """
     for index in sorted({c.index for c in captions if c.index is not None}):
@@ -95,16 +95,16 @@ def contradictions(captions: Sequence[Said]) -> Iterator[tuple[str, float, str]]
                 yield after.id, (1.0 if len(why) > 1 else 0.7), "; ".join(why)
 
 
-def indistinct(captions: Sequence[Said]) -> Iterator[tuple[str, float, str]]:
-    """Captions that another object of the same video has too, or nearly.
+def indistinct(captions: Sequence[Statement]) -> Iterator[tuple[str, float, str]]:
+    """Finds captions that another object of the same video has too, or nearly.
 
     A description of a region should fit no other region (URECA's rule).
 
     Args:
-        captions: of one video or image.
+        captions: The captions of one video or image.
 
     Yields:
-        label id, the share of words that both have, and what would tell them apart.
+        Label id, share of words in common, and what would tell the objects apart.
     """
     words = {caption.id: caption.words for caption in captions}
     for one, other in combinations(captions, 2):
@@ -118,8 +118,8 @@ def indistinct(captions: Sequence[Said]) -> Iterator[tuple[str, float, str]]:
             yield other.id, alike, _difference(other, one)
 
 
-def _difference(one: Said, other: Said) -> str:
-    """What to say of the one so that it isn't taken for the other."""
+def _difference(one: Statement, other: Statement) -> str:
+    """States what tells the one from the other."""
     name = "another object" if other.index is None else f"object {other.index}"
     if one.color and other.color and one.color != other.color:
         apart = f"it is {one.color}, not {other.color}"

@@ -1,4 +1,4 @@
-"""Keep, drop or look at: sorts captions by a score, and says how good that is."""
+"""Sorts captions by a score into those to keep, to review and to drop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import fiftyone as fo
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.analysis.checks.similarity import ATTRIBUTE as SIMILARITY
+from fiftyone_regioncap.analysis.options import TriageOptions
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
@@ -25,11 +26,11 @@ class TriageSummary:
     """How captions were sorted.
 
     Attributes:
-        counts: captions by ``keep``, ``review`` and ``drop``.
-        reviewed: captions by group that a person has accepted, edited or rejected.
-        precision: share of the reviewed ones in ``keep`` that were accepted as they
+        counts: Number of captions by group: ``keep``, ``review`` and ``drop``.
+        reviewed: Number of those that a person has accepted, edited or rejected.
+        precision: Share of the reviewed ones in ``keep`` that were accepted as they
             are; None when none was reviewed.
-        lost: share of the reviewed ones in ``drop`` that were accepted all the same;
+        lost: Share of the reviewed ones in ``drop`` that were accepted all the same;
             None when none was reviewed.
     """
 
@@ -39,11 +40,11 @@ class TriageSummary:
     lost: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people, as Markdown."""
         lines = [
             f"- **{count}** {group} ({self.reviewed[group]} of them reviewed)"
             for group, count in self.counts.items()
@@ -60,34 +61,29 @@ class TriageSummary:
 
 def triage(
     samples: foco.SampleCollection,
-    field: str = "captions",
-    *,
-    score: str = "confidence",
-    keep: float = 0.8,
-    drop: float = 0.3,
+    options: TriageOptions = TriageOptions(),  # noqa: B008
 ) -> TriageSummary:
     """Sorts captions into those to keep, to drop, and to send to review.
 
+    Captions without a score go to review.
+
     Args:
-        samples: a dataset or a view.
-        field: of the captions.
-        score: attribute of the labels, larger for better captions, such as
-            ``confidence``, or ``image_text_similarity``, which
-            :func:`~.run.check_captions` writes.
-        keep: score from which captions are kept.
-        drop: score below which they are dropped; those without one go to review.
+        samples: A dataset or a view.
+        options: The score to sort by, such as ``confidence``, or
+            ``image_text_similarity``, which :func:`~.run.check_captions` writes.
 
     Raises:
-        FieldError: when the field or the attribute is absent, or ``drop`` is over
+        FieldError: If the field or the attribute is absent, or ``drop`` is over
             ``keep``.
     """
-    captions = CaptionField.of(samples, field)
+    score, keep, drop = options.score, options.keep, options.drop
+    captions = CaptionField.of(samples, options.captions)
     if drop > keep:
         raise FieldError(f"drop={drop} is over keep={keep}; no caption would be left")
     if not captions.dataset.has_field(f"{captions.labels}.{score}"):
         hint = "; check_captions writes it, with similarity=True"
         raise FieldError(
-            f"the labels of {field} have no attribute {score!r}"
+            f"the labels of {captions.name} have no attribute {score!r}"
             + (hint if score == SIMILARITY else "")
         )
     groups: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""DAM as a captioner: many tracks in one queue, one answer each."""
+"""The captioners dam and dam-video."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from fiftyone_regioncap.captioning.confidence import agreement, caption_from_tok
 from fiftyone_regioncap.captioning.dam import prompts
 from fiftyone_regioncap.captioning.dam.config import PARTS
 from fiftyone_regioncap.captioning.dam.configuration import DamOptions
-from fiftyone_regioncap.captioning.dam.generation import Answer
+from fiftyone_regioncap.captioning.dam.generation import WrittenAnswer
 from fiftyone_regioncap.captioning.dam.model import DAM, locate
 from fiftyone_regioncap.captioning.dam.processing import FullViews
-from fiftyone_regioncap.captioning.dam.scheduler import ENCODED_AT_ONCE, Job, Scheduler
+from fiftyone_regioncap.captioning.dam.scheduler import (
+    ENCODED_AT_ONCE,
+    DamJob,
+    Scheduler,
+)
 from fiftyone_regioncap.captioning.dam.tokenizer import TextStream
 from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import OnToken
@@ -44,7 +48,7 @@ FRAMES_KEPT = 32
 
 @dataclass(frozen=True)
 class Prepared:
-    """A clip as the model's input.
+    """The model's input for a clip.
 
     Attributes:
         views: uint8 (T, 8, S, S).
@@ -306,8 +310,8 @@ class DamCaptioner:
             for number in labels:
                 scheduler.cancel(number)
 
-    def _job(self, key: int, prepared: Prepared) -> Job:
-        return Job(
+    def _job(self, key: int, prepared: Prepared) -> DamJob:
+        return DamJob(
             key,
             prepared.views,
             prepared.query,
@@ -319,7 +323,7 @@ class DamCaptioner:
             self._options.max_new_tokens,
         )
 
-    def _caption(self, answers: list[Answer], label: str | None) -> Caption:
+    def _caption(self, answers: list[WrittenAnswer], label: str | None) -> Caption:
         tokenizer = self.dam.tokenizer
         texts = [tokenizer.answer(answer.ids) for answer in answers]
         chosen, agreed = agreement(texts) if len(texts) > 1 else (0, None)

@@ -1,4 +1,4 @@
-"""What a DAM checkpoint folder says of itself."""
+"""Configuration of a DAM checkpoint."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """How the crop's tokens look at the full view (section 3 of arXiv 2504.16072).
+    """Gated cross-attention from the crop to the full view (arXiv 2504.16072, sec. 3).
 
     Attributes:
         gated: whether each adapter has learned factors; they are 1 otherwise.
@@ -70,7 +70,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How pixels become the tower's input.
+    """Image preprocessing.
 
     Attributes:
         size: side of both views in pixels.
@@ -114,12 +114,12 @@ class DAMConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along a side of a view."""
+        """Number of patches along a side of a view."""
         return self.image.size // self.patch_size
 
     @property
     def tokens_per_image(self) -> int:
-        """Tokens that stand for one image in the prompt."""
+        """Number of tokens that stand for one image in the prompt."""
         return ((self.grid + 1) // 2) ** 2
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Many answers at once: rows of the cache are filled again as answers end."""
+"""Continuous batching: rows of the cache are filled again as answers end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fiftyone_regioncap.models.sampling import (
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer.
+    """A prompt to answer.
 
     Attributes:
         key: the caller's name for it, unlike those of the others in flight.
@@ -42,8 +42,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model said.
+class WrittenAnswer:
+    """An answer as the model wrote it.
 
     Attributes:
         ids: of the new tokens, with the end token where there was one.
@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Event:
-    """One token of one answer.
+    """A new token of an answer.
 
     Attributes:
         key: of the request.
@@ -68,12 +68,12 @@ class Event:
 
     key: Hashable
     token: int
-    answer: Answer | None
+    answer: WrittenAnswer | None
 
 
 @dataclass(eq=False)
 class _Row:
-    """A request on its way."""
+    """A request in the batch."""
 
     request: Request
     uniforms: list[float] | None
@@ -85,7 +85,7 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _PendingTokens:
     """Tokens that the device may still be working on."""
 
     rows: list[_Row]
@@ -137,21 +137,21 @@ class Engine:
         self._rows_changed = True
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=self._device)
         self._positions = torch.zeros_like(self._tokens)
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[_PendingTokens] = deque()
 
     @property
     def capacity(self) -> int:
-        """How many answers at once."""
+        """Number of rows."""
         return len(self._tokens)
 
     @property
     def free(self) -> int:
-        """How many requests may be added now."""
+        """Number of requests that may be added now."""
         return self.capacity - sum(row is not None for row in self._rows)
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to step."""
+        """Whether any answer is unfinished."""
         return bool(self._pending) or self.free < self.capacity
 
     def add(self, requests: Iterable[Request]) -> None:
@@ -283,7 +283,7 @@ class Engine:
             self._rows.pop()
 
     def _batch(self, count: int) -> int:
-        """Rows to compute for so many answers."""
+        """Returns the number of rows to compute for a number of answers."""
         if not self._round_up:
             return count
         return min(1 << (count - 1).bit_length(), self.capacity)
@@ -317,9 +317,9 @@ class Engine:
 
     def _to_host(
         self, rows: list[_Row], tokens: Tensor, probabilities: Tensor
-    ) -> _Pending:
+    ) -> _PendingTokens:
         if self._device.type != "cuda":
-            return _Pending(rows, tokens, probabilities, None)
+            return _PendingTokens(rows, tokens, probabilities, None)
         pinned = [
             torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(
                 x, non_blocking=True
@@ -328,9 +328,9 @@ class Engine:
         ]
         ready = torch.cuda.Event()
         ready.record()
-        return _Pending(rows, pinned[0], pinned[1], ready)
+        return _PendingTokens(rows, pinned[0], pinned[1], ready)
 
-    def _harvest(self, pending: _Pending) -> list[Event]:
+    def _harvest(self, pending: _PendingTokens) -> list[Event]:
         if pending.ready is not None:
             pending.ready.synchronize()
         events = []
@@ -345,7 +345,7 @@ class Engine:
             ended = token in self._end_tokens and not row.request.ignore_stop
             answer = None
             if ended or len(row.ids) == row.request.max_new_tokens:
-                answer = Answer(row.ids, row.probabilities, ended)
+                answer = WrittenAnswer(row.ids, row.probabilities, ended)
                 row.done = True
                 self._rows[self._rows.index(row)] = None
                 self._rows_changed = True

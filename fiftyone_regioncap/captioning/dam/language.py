@@ -1,4 +1,4 @@
-"""The Llama decoder over a cache that many texts share, one row each.
+"""Llama decoding over a key-value cache with one row per text.
 
 The weights live in transformers' own modules; the passes over them are ours, because
 rows here have lengths of their own, come and go while others go on, and are decoded
@@ -26,7 +26,7 @@ shapes, so that CUDA graphs are reused."""
 
 
 class Cache:
-    """Keys and values of all rows.
+    """The key-value cache.
 
     Args:
         config: of the language model.
@@ -58,12 +58,12 @@ class Cache:
 
     @property
     def rows(self) -> int:
-        """How many texts fit."""
+        """Number of rows."""
         return self.keys.shape[1]
 
     @property
     def length(self) -> int:
-        """How many tokens of each fit."""
+        """Number of tokens per row."""
         return self.keys.shape[3]
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -73,7 +73,7 @@ class Cache:
 
 
 def row_bytes(config: LlamaConfig, length: int, dtype: torch.dtype) -> int:
-    """Memory that a row of so many tokens takes in the cache, in bytes."""
+    """Returns the memory of a row of the cache in bytes."""
     values = config.num_key_value_heads * config.head_dim * _rounded(length)
     return 2 * config.num_hidden_layers * values * dtype.itemsize
 
@@ -202,7 +202,7 @@ class Decoder:
 
 
 class _Graph:
-    """A captured decode step: one launch instead of one for each kernel."""
+    """A decode step captured as a CUDA graph."""
 
     def __init__(
         self, decoder: Decoder, tokens: Tensor, positions: Tensor, span: int

@@ -26,7 +26,7 @@ from fiftyone_regioncap.captioning.dam.language import row_bytes
 from fiftyone_regioncap.captioning.dam.processing import Processor, Window
 from fiftyone_regioncap.captioning.dam.prompts import conversation
 from fiftyone_regioncap.captioning.dam.quantization import Quantization, quantize
-from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID, Tokenizer
+from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID, DamTokenizer
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.models.loading import choose_device, load_strict, read_tensors
@@ -41,7 +41,7 @@ VIEW_BATCH = {"cuda": 64, "cpu": 8}
 
 
 class DAM:
-    """The whole model on one device.
+    """The Describe Anything model on one device.
 
     Args:
         config: of the checkpoint.
@@ -63,7 +63,7 @@ class DAM:
     def __init__(
         self,
         config: DAMConfig,
-        tokenizer: Tokenizer,
+        tokenizer: DamTokenizer,
         encoder: FocalEncoder,
         projector: Projector,
         llm: LlamaForCausalLM,
@@ -104,7 +104,7 @@ class DAM:
         folder = locate(path)
         target = choose_device(device)
         config = DAMConfig.read(folder)
-        tokenizer = Tokenizer(folder / LLM)
+        tokenizer = DamTokenizer(folder / LLM)
         with torch.device("meta"):
             encoder, projector = FocalEncoder(config), Projector(config)
             llm = LlamaForCausalLM(config.llm)
@@ -139,12 +139,12 @@ class DAM:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         return next(self.projector.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The numeric type that the model computes in."""
         return next(self.projector.parameters()).dtype
 
     def prepare(
@@ -169,7 +169,7 @@ class DAM:
         return torch.from_numpy(self.processor.normalize(views)), window
 
     def normalize(self, views: Tensor) -> Tensor:
-        """8-bit views (B, 8, S, S) on any device as the model's input on its own."""
+        """Normalizes 8-bit views (B, 8, S, S) on the model's device."""
         views = views.to(self.device, non_blocking=True)
         values = self._table[self._channels, views.int()]
         return values.to(self.dtype)
@@ -198,7 +198,7 @@ class DAM:
         return self.projector(features.to(self.device, self.dtype))
 
     def encode(self, views: Tensor, distinct: Tensor | None = None) -> Tensor:
-        """Tokens of many images, (B, M, D), a bounded number of them at a time.
+        """Encodes images as tokens (B, M, D), a bounded number of images at a time.
 
         Args:
             views: float (B, 8, S, S) as of :meth:`prepare`, or uint8 as of
@@ -216,12 +216,12 @@ class DAM:
         return torch.cat(parts)
 
     def prompt_ids(self, query: str) -> list[int]:
-        """Ids of the whole conversation around a query; -200 stands for an image."""
+        """Returns the ids of a conversation around a query; -200 stands for images."""
         return self.tokenizer.prompt_ids(conversation(query))
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int], images: Tensor) -> Tensor:
-        """The language model's input: text embeddings and image tokens in order.
+        """Returns the language model's input: embeddings of text and images in order.
 
         Args:
             ids: with -200 for each image.
@@ -254,13 +254,8 @@ class DAM:
             start = place + 1
         return torch.cat([*parts, text[start:]])
 
-    def embeddings(self, views: Tensor, query: str) -> Tensor:
-        """The language model's input for the views (T, 8, S, S) of one object."""
-        views = views[None] if views.ndim == 3 else views
-        return self.embed(self.prompt_ids(query), self.encode(views))
-
     def engine(self, rows: int) -> Engine:
-        """A decoder for so many answers at once."""
+        """Makes an engine with a number of rows."""
         weight = self.llm.model.layers[0].mlp.up_proj.weight
         return Engine(
             self.llm,
@@ -272,7 +267,7 @@ class DAM:
         )
 
     def rows_that_fit(self, prompt_tokens: int, at_most: int) -> int:
-        """How many answers at once the free memory allows.
+        """Returns the number of rows that the free memory allows.
 
         Args:
             prompt_tokens: prompt and answer together.
@@ -289,7 +284,7 @@ class DAM:
         return max(1, min(at_most, free * 2 // 3 // row))
 
     def new_tokens(self, prompt: Tensor, wanted: int) -> int:
-        """How many tokens an answer may have: wanted, or what the context leaves."""
+        """Returns the length an answer may have: wanted, or what the context leaves."""
         return max(1, min(wanted, self.config.context - len(prompt)))
 
 

@@ -1,4 +1,4 @@
-"""From an image and a mask to the two views that DAM looks at.
+"""Preprocessing: from an image and a mask to the two views that DAM takes.
 
 The full view is the whole image, the crop view a window around the mask three times its
 size; each comes with its mask as a fourth channel. Resizing is Pillow's 8-bit bicubic,
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 def crop_window(mask: Mask) -> Window:
-    """The window of the focal crop: up to three times the object, cut at the image.
+    """Returns the window of the focal crop: three times the object, cut at the image.
 
     Args:
         mask: bool (H, W).
@@ -60,7 +60,7 @@ def crop_window(mask: Mask) -> Window:
 
 
 class FullViews:
-    """The resized full images of the last frames, shared by all objects on them."""
+    """A cache of the full views of the last frames, for all objects on them."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -69,7 +69,7 @@ class FullViews:
         self._views: OrderedDict[int, tuple[object, NDArray[np.uint8]]] = OrderedDict()
 
     def get(self, frame: object) -> NDArray[np.uint8] | None:
-        """The view of this very frame object, or None."""
+        """Returns the view of this very frame object, or None."""
         with self._lock:
             entry = self._views.get(id(frame))
             if entry is None:
@@ -78,7 +78,7 @@ class FullViews:
             return entry[1]
 
     def put(self, frame: object, view: NDArray[np.uint8]) -> None:
-        """Keeps a view, and forgets the one that was used longest ago."""
+        """Stores a view and drops the least recently used one."""
         with self._lock:
             self._views[id(frame)] = (frame, view)
             while len(self._views) > self._capacity:
@@ -150,7 +150,7 @@ class Processor:
         return views, window
 
     def normalize(self, views: Views) -> NDArray[np.float32]:
-        """The 8-bit views as the tower's input, float32 of the same shape."""
+        """Normalizes 8-bit views: float32 of the same shape."""
         channels = np.array([0, 1, 2, 0, 0, 1, 2, 0])[:, None, None]
         return self.table[channels, views]
 

@@ -1,4 +1,4 @@
-"""What DAM is asked, and how a conversation with it is written."""
+"""Prompts of DAM, and the conversation around them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ VIDEO_PROMPTS = {
 
 
 def conversation(query: str) -> str:
-    """The whole prompt around a query, in the form called ``v1``."""
+    """Returns the conversation around a query, in the format called ``v1``."""
     return f"{SYSTEM} USER: {query} ASSISTANT:"
 
 

@@ -1,4 +1,4 @@
-"""Eight and four bit weights for the language model, through bitsandbytes."""
+"""8-bit and 4-bit quantization of the language model through bitsandbytes."""
 
 from __future__ import annotations
 

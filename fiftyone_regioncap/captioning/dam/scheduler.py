@@ -1,4 +1,4 @@
-"""From prepared clips to answers: encoding, free rows, back-off without memory."""
+"""Scheduling: encodes clips, fills free rows, backs off when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fiftyone_regioncap.captioning.batching import (
     is_out_of_memory,
     out_of_memory_caption,
 )
-from fiftyone_regioncap.captioning.dam.generation import Answer, Engine, Request
+from fiftyone_regioncap.captioning.dam.generation import Engine, Request, WrittenAnswer
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.models.sampling import GREEDY, Sampling
 
@@ -23,8 +23,8 @@ ENCODED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Job:
-    """One clip to describe.
+class DamJob:
+    """A clip to describe.
 
     Attributes:
         key: the caller's name for it, unlike those of the others at work.
@@ -43,7 +43,7 @@ class Job:
     max_new_tokens: int = 512
 
     def differs(self) -> Tensor:
-        """Whether crop and full view differ, bool (T,)."""
+        """Returns whether crop and full view differ, bool (T,)."""
         if self.distinct is not None:
             return self.distinct
         return (self.views[:, :4] != self.views[:, 4:]).flatten(1).any(dim=1)
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Update:
-    """What became of a job.
+    """Progress of a job: a new token, its answers, or an error.
 
     Attributes:
         key: of the job.
@@ -62,16 +62,16 @@ class Update:
 
     key: Hashable
     token: int | None = None
-    answers: list[Answer] | None = None
+    answers: list[WrittenAnswer] | None = None
     error: str | None = None
 
 
 @dataclass
 class _Work:
-    """A job in the engine, and how much of it the caller has seen."""
+    """A job in the engine, and how many of its tokens were reported."""
 
-    job: Job
-    answers: dict[int, Answer] = field(default_factory=dict)
+    job: DamJob
+    answers: dict[int, WrittenAnswer] = field(default_factory=dict)
     seen: int = 0
     shown: int = 0
 
@@ -97,20 +97,20 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Jobs that have not begun."""
+        """Number of jobs that have not begun."""
         return len(self._waiting)
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any job is unfinished."""
         return bool(self._waiting or self._working)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: DamJob) -> None:
         """Puts a job at the end of the queue."""
         self._waiting.append(_Work(job))
 
     def cancel(self, key: Hashable) -> None:
-        """Forgets a job; nothing more is reported of it."""
+        """Cancels a job; nothing more is reported of it."""
         self._waiting = deque(w for w in self._waiting if w.job.key != key)
         work = self._working.pop(key, None)
         if work is not None and self._engine is not None:
@@ -118,7 +118,7 @@ class Scheduler:
                 self._engine.cancel((key, sample))
 
     def step(self) -> list[Update]:
-        """Begins what fits and adds a token to every answer at work."""
+        """Begins the jobs that fit and adds a token to every unfinished answer."""
         updates: list[Update] = []
         try:
             self._begin(updates)

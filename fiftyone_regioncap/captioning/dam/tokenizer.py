@@ -32,8 +32,8 @@ _CHINESE = re.compile(
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
-class Tokenizer:
-    """Text to ids and back.
+class DamTokenizer:
+    """Llama's sentencepiece tokenizer with DAM's image tags.
 
     Args:
         folder: with ``tokenizer.model`` and perhaps ``tokenizer_config.json``.
@@ -77,7 +77,7 @@ class Tokenizer:
         return int(self._model.get_piece_size())
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of a whole prompt, with :data:`IMAGE_ID` for each image tag."""
+        """Returns the ids of a prompt, with :data:`IMAGE_ID` for each image tag."""
         ids = [self.bos]
         for number, chunk in enumerate(prompt.split(IMAGE_TAG)):
             if number:
@@ -87,7 +87,7 @@ class Tokenizer:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text with its leading space, without the beginning token."""
+        """Returns the ids of a text with its leading space, without :attr:`bos`."""
         parts = self._split.split(SPACE + text.replace(SPACE, " "))
         if parts[0] == SPACE and len(parts) > 1:
             parts[0] = ""
@@ -104,7 +104,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids; special ones vanish, and those that have no piece."""
+        """Returns the text of ids without special ones and those that have no piece."""
         pieces = self.pieces([i for i in ids if not self.is_special(i)])
         if not pieces:
             return ""
@@ -112,32 +112,32 @@ class Tokenizer:
         return str(self._model.decode(pieces))
 
     def answer(self, ids: list[int]) -> str:
-        """Text of an answer, stripped as the authors' code does."""
+        """Returns the text of an answer, stripped as the authors' code does."""
         text = self.decode(ids).strip()
         return text.removesuffix(self._model.id_to_piece(self.eos)).strip()
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The pieces of ids, with :data:`SPACE` for spaces."""
+        """Returns the pieces of ids, with :data:`SPACE` for spaces."""
         return [self._model.id_to_piece(token) for token in ids]
 
     def is_special(self, token: int) -> bool:
-        """Whether the token is never part of a text."""
+        """Returns whether a token is never part of a text."""
         return token in self._special_ids or not 0 <= token < len(self)
 
 
 class TextStream:
-    """Gives out an answer in pieces that later tokens don't change.
+    """Detokenizes an answer in pieces that later tokens don't change.
 
     Words come when the space after them does, so that the pieces joined are the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: DamTokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._given = 0
 
     def put(self, token: int) -> str:
-        """What the token completes; often nothing."""
+        """Returns the text that a token completes; often none."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\n"):
@@ -151,7 +151,7 @@ class TextStream:
         return piece
 
     def end(self) -> str:
-        """What is left when the answer is over."""
+        """Returns the rest of the text at the end of the answer."""
         piece = self._tokenizer.decode(self._ids)[self._given :]
         self._ids, self._given = [], 0
         return piece

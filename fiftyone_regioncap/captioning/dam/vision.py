@@ -1,4 +1,4 @@
-"""The tower that sees image and mask, its adapters, and the way into the prompt."""
+"""The vision tower with its adapters, and the projector."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Attention(nn.Module):
     def forward(
         self, tokens: Tensor, context: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Lets tokens (B, N, C) look at context (B, M, C).
+        """Attends from tokens (B, N, C) to a context (B, M, C).
 
         Args:
             tokens: that ask.
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         self.activation = ACT2FN[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of (..., C)."""
+        """Maps (..., C) to the same shape."""
         return self.fc2(self.activation(self.fc1(x)))
 
 
@@ -73,7 +73,7 @@ class TowerLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of (B, N, C)."""
+        """Maps tokens (B, N, C) to the same shape."""
         normed = self.layer_norm1(x)
         x = x + self.self_attn(normed, normed)
         return x + self.mlp(self.layer_norm2(x))
@@ -94,7 +94,7 @@ class Adapter(nn.Module):
             self.mlp_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """Of tokens (B, N, C), with the context as it is, not normalized."""
+        """Attends from tokens (B, N, C) to a context, which is not normalized."""
         attended = self.cross_attn(self.layer_norm1(x), context, mask)
         x = x + (self.attn_factor * attended if self.gated else attended)
         processed = self.mlp(self.layer_norm2(x))
@@ -102,7 +102,7 @@ class Adapter(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Patches of the image plus patches of the mask plus positions."""
+    """Patch embeddings of image and mask with positions."""
 
     def __init__(self, config: DAMConfig) -> None:
         super().__init__()
@@ -112,14 +112,14 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid**2, size)
 
     def forward(self, view: Tensor) -> Tensor:
-        """Of a view (B, 4, S, S), the tokens (B, N, C), row by row."""
+        """Embeds a view (B, 4, S, S) as tokens (B, N, C), row by row."""
         patches = self.patch_embedding(view[:, :3])
         patches = patches + self.mask_patch_embedding(view[:, 3:])
         return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
 
 
 class Encoder(nn.Module):
-    """The tower's layers that are used."""
+    """The layers of the tower that are used."""
 
     def __init__(self, config: DAMConfig) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class FocalEncoder(nn.Module):
         self.adapters = AdapterStack(config)
 
     def forward(self, views: Tensor, distinct: Tensor | None = None) -> Tensor:
-        """Tokens that enter the projector.
+        """Encodes views as the tokens that enter the projector.
 
         Args:
             views: (B, 8, S, S), normalized.
@@ -203,7 +203,7 @@ class FocalEncoder(nn.Module):
         return x
 
     def _visible(self, context_view: Tensor) -> Tensor | None:
-        """Which context tokens may be looked at, bool (B, 1, 1, N); None for all."""
+        """Returns the context's attention mask, bool (B, 1, 1, N); None for all."""
         if not self.config.adapters.masked:
             return None
         patch, grid = self.config.patch_size, self.config.grid
@@ -233,7 +233,7 @@ class Projector(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Of (B, N, C), the tokens (B, M, D), column by column of the image."""
+        """Maps tokens (B, N, C) to (B, M, D), column by column of the image."""
         cells = features.unflatten(1, (self.grid, self.grid))
         odd = self.grid % 2
         cells = pad(cells, (0, 0, 0, odd, 0, odd))

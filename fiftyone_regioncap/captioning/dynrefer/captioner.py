@@ -49,7 +49,7 @@ from fiftyone_regioncap.captioning.dynrefer.weights import (
     load_text_tower,
     locate,
 )
-from fiftyone_regioncap.captioning.merging import best_look
+from fiftyone_regioncap.captioning.merging import best_frame
 from fiftyone_regioncap.captioning.views import (
     TASK_CONTEXTS,
     NestedViews,
@@ -104,7 +104,7 @@ class DynReferCaptioner:
 
     Of a clip with several frames, views are cut on each; tags, attributes and category
     are decided by the mean score, and the caption is written from the frame that
-    :func:`fiftyone_regioncap.captioning.merging.best_look` chooses, with the track's
+    :func:`fiftyone_regioncap.captioning.merging.best_frame` chooses, with the track's
     tags as control words.
 
     Args:
@@ -395,7 +395,7 @@ class DynReferCaptioner:
         masks: list[Mask] = []
         rows: list[list[int]] = []
         for clip in clips:
-            best = best_look(clip)
+            best = best_frame(clip)
             assert best is not None
             shown = [i for i, mask in enumerate(clip.masks) if mask.any()]
             wanted = min(self.options.frames, len(shown))

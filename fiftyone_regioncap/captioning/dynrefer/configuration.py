@@ -118,7 +118,7 @@ DYNREFER = ModelCard(
     summary="DynRefer: captions, tags, attributes and categories",
     model="fiftyone_regioncap.captioning.dynrefer.captioner:DynReferCaptioner",
     needs="a folder as docs/dynrefer.md describes it",
-    license="not stated by its authors (their code is Apache-2.0)",
+    license="not stated by its authors",
     commercial=False,
     options=DynReferOptions,
 )

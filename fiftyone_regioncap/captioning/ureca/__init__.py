@@ -1,1 +1,1 @@
-"""URECA (arXiv 2504.05305): captions of a region that fit no other region."""
+"""URECA (arXiv 2504.05305): captions that tell regions apart."""

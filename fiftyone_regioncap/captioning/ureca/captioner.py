@@ -1,4 +1,4 @@
-"""URECA as a captioner: regions of few frames in, a caption of each out."""
+"""The captioner ureca."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch import Tensor
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.captioning.confidence import caption_from_tokens
-from fiftyone_regioncap.captioning.dam.generation import Answer
-from fiftyone_regioncap.captioning.merging import best_look
+from fiftyone_regioncap.captioning.dam.generation import WrittenAnswer
+from fiftyone_regioncap.captioning.merging import best_frame
 from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, UrecaConfig
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.generation import (
     Prefix,
-    Region,
+    RegionPrompt,
     read_prefix,
     write,
 )
@@ -46,7 +46,7 @@ from fiftyone_regioncap.captioning.ureca.tiling import (
     mask_tiles,
     static_mask,
 )
-from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer, load_tokenizer
+from fiftyone_regioncap.captioning.ureca.tokenizer import UrecaTokenizer, load_tokenizer
 from fiftyone_regioncap.captioning.ureca.weights import mask_channels
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
@@ -74,7 +74,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class _Look:
-    """The one frame that a clip is described from.
+    """The frame that a clip is described from.
 
     Attributes:
         number: of the clip.
@@ -89,7 +89,7 @@ class _Look:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A frame whose tokens are known.
+    """A frame that was encoded.
 
     Attributes:
         frame: kept so that no other array gets its id.
@@ -106,7 +106,7 @@ class UrecaCaptioner:
     """Describes regions with URECA (arXiv 2504.05305) so that captions tell them apart.
 
     Of a clip with several frames, the one that
-    :func:`fiftyone_regioncap.captioning.merging.best_look` chooses is described. The
+    :func:`fiftyone_regioncap.captioning.merging.best_frame` chooses is described. The
     tokens of a frame are computed once for all its regions: clips share a frame when it
     is the same array.
 
@@ -126,7 +126,7 @@ class UrecaCaptioner:
     def __init__(
         self,
         model: UrecaModel,
-        tokenizer: Tokenizer,
+        tokenizer: UrecaTokenizer,
         options: UrecaOptions | None = None,
         *,
         info: CaptionerInfo | None = None,
@@ -235,7 +235,7 @@ class UrecaCaptioner:
         return [captions[number] for number in range(len(clips))]
 
     def tiles(self, frame: Frame) -> NDArray[np.uint8]:
-        """The tiles of an image, uint8 (T, S, S, 3)."""
+        """Cuts an image into tiles, uint8 (T, S, S, 3)."""
         config = self.model.config
         return image_tiles(
             frame,
@@ -245,7 +245,7 @@ class UrecaCaptioner:
         )
 
     def mask_tiles(self, mask: Mask) -> NDArray[np.uint8]:
-        """The tiles of a mask, uint8 (T, S, S)."""
+        """Cuts a mask into tiles, uint8 (T, S, S)."""
         config = self.model.config
         if not self._dynamic_mask:
             return static_mask(mask, config.tile)
@@ -259,7 +259,7 @@ class UrecaCaptioner:
     def prompt_ids(
         self, asked: str, image_tiles: int, mask_tiles: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of the whole prompt.
+        """Returns the ids of a prompt in two parts.
 
         Args:
             asked: with places for image and mask.
@@ -278,7 +278,7 @@ class UrecaCaptioner:
         image: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The language model's input for a part of a prompt, (length, D).
+        """Returns the language model's input for a part of a prompt, (length, D).
 
         Args:
             ids: of that part.
@@ -297,9 +297,9 @@ class UrecaCaptioner:
         return self.model.embed(ids, places)
 
     def answer(
-        self, regions: Sequence[Region], max_new_tokens: int | None = None
-    ) -> list[Answer]:
-        """Writes about regions together.
+        self, regions: Sequence[RegionPrompt], max_new_tokens: int | None = None
+    ) -> list[WrittenAnswer]:
+        """Answers prompts together.
 
         Args:
             regions: one or more; those of one frame stand together.
@@ -314,15 +314,15 @@ class UrecaCaptioner:
         )
 
     def text(self, ids: Sequence[int]) -> str:
-        """What an answer says."""
+        """Returns the text of an answer."""
         return self.tokenizer.decode(ids).split(END)[0].strip()
 
     def _describe(
         self, looks: Sequence[_Look], asked: str, clips: Sequence[RegionClip]
     ) -> dict[int, Caption]:
-        """Captions by clip number."""
+        """Returns captions by clip number."""
         captions: dict[int, Caption] = {}
-        regions: list[Region] = []
+        regions: list[RegionPrompt] = []
         described: list[int] = []
         with ThreadPoolExecutor(CUTTERS) as pool:
             cut = pool.map(self.mask_tiles, [look.mask for look in looks])
@@ -339,7 +339,9 @@ class UrecaCaptioner:
                 captions[number] = self._caption(answer, clips[number].label)
         return captions
 
-    def _region(self, look: _Look, tiles: NDArray[np.uint8], asked: str) -> Region:
+    def _region(
+        self, look: _Look, tiles: NDArray[np.uint8], asked: str
+    ) -> RegionPrompt:
         # The thumbnail blurs masks, so that specks leave a trace there.
         several = self._dynamic_mask and len(tiles) > 1
         sharp = tiles[:-1] if several and self.model.config.thumbnail else tiles
@@ -352,10 +354,10 @@ class UrecaCaptioner:
         seen = self._frame(look.frame, asked, len(tiles))
         _, rest = self.prompt_ids(asked, seen.tiles, len(tiles))
         mask = self.model.mask_tokens(torch.from_numpy(tiles))
-        return Region(seen.prefix, self.embed(rest, mask=mask))
+        return RegionPrompt(seen.prefix, self.embed(rest, mask=mask))
 
     def _frame(self, frame: Frame, asked: str, mask_tiles: int) -> _Seen:
-        """What the prompts about a frame begin with; computed once."""
+        """Returns the frame's part of the prompts, encoded once."""
         key = id(frame), asked
         if key not in self._seen:
             tiles = self.tiles(frame)
@@ -394,7 +396,7 @@ class UrecaCaptioner:
         cut = ids.index(self.tokenizer.special[MASK_TOKEN])
         return ids[:cut], ids[cut:]
 
-    def _caption(self, answer: Answer, label: str | None) -> Caption:
+    def _caption(self, answer: WrittenAnswer, label: str | None) -> Caption:
         words = [
             (token, probability)
             for token, probability in zip(answer.ids, answer.probabilities, strict=True)
@@ -410,7 +412,7 @@ class UrecaCaptioner:
 
 
 def _checked(text: str) -> str:
-    """A question with its places.
+    """Returns a question with its places for image and mask.
 
     Raises:
         PromptError: when it would end its turn or claim places of its own.
@@ -425,11 +427,11 @@ def _checked(text: str) -> str:
 
 
 def _look(number: int, clip: RegionClip) -> _Look | str:
-    """The frame to describe a clip from, or what is wrong with the clip."""
+    """Returns the frame to describe a clip from, or what is wrong with the clip."""
     problem = clip_problem(clip)
     if problem is not None:
         return problem
-    best = best_look(clip)
+    best = best_frame(clip)
     assert best is not None  # some mask has a pixel
     if np.count_nonzero(clip.masks[best]) < 2:
         return "the mask is a single pixel, which shows nothing; mark the whole object"
@@ -437,7 +439,7 @@ def _look(number: int, clip: RegionClip) -> _Look | str:
 
 
 def _by_frame(looks: Sequence[_Look]) -> Iterator[_Look]:
-    """Those at one frame one after the other, otherwise in order."""
+    """Yields the frames so that clips of one frame stand together."""
     frames: dict[int, list[_Look]] = {}
     for look in looks:
         frames.setdefault(id(look.frame), []).append(look)

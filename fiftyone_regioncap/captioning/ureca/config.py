@@ -1,4 +1,4 @@
-"""What a URECA checkpoint folder says of itself."""
+"""Configuration of a URECA checkpoint."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class UrecaConfig:
 
     @property
     def tokens_per_tile(self) -> int:
-        """Tokens that stand for the pixels of one tile."""
+        """Number of tokens that stand for the image of a tile."""
         return int((self.tile // self.vision.patch_size[0]) ** 2 * self.downsample**2)
 
     @property
     def mask_map(self) -> int:
-        """Side of the maps that the mask encoder makes of a tile."""
+        """Side of the mask encoder's feature maps."""
         side = self.tile
         for _ in range(2):  # two convolutions of stride 2
             side = (side - 1) // 2 + 1
@@ -70,7 +70,7 @@ class UrecaConfig:
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and answer may take together."""
+        """Length of the context in tokens."""
         return int(self.llm.max_position_embeddings)
 
     @classmethod
@@ -195,7 +195,7 @@ def _llm(
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary positions, from the names of the time to those of transformers 5."""
+    """Returns the rotary position settings under the names of transformers 5."""
     rope = dict(config.get("rope_scaling") or {})
     kind = rope.pop("type", None) or rope.pop("rope_type", None) or "default"
     return {"rope_type": kind, "rope_theta": float(config["rope_theta"]), **rope}

@@ -1,4 +1,4 @@
-"""Many regions of few images at once: what they share is read and kept once.
+"""Generation with shared prefixes: the image's part of prompts is read once.
 
 In URECA's prompt the mask comes after the image, so that all regions of an image begin
 with the same thousands of tokens. Their keys and values are computed once; every region
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
-from fiftyone_regioncap.captioning.dam.generation import Answer
+from fiftyone_regioncap.captioning.dam.generation import WrittenAnswer
 from fiftyone_regioncap.captioning.dam.language import Cache, Decoder
 from fiftyone_regioncap.models.sampling import (
     Sampling,
@@ -30,7 +30,7 @@ SCORES_AT_ONCE = 1 << 25
 
 @dataclass(frozen=True)
 class Prefix:
-    """The beginning of a prompt as the language model remembers it.
+    """Keys and values of the beginning of a prompt.
 
     Attributes:
         keys: (layers, heads, length, width).
@@ -45,8 +45,8 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Region:
-    """A prompt: a beginning that others may share, and the rest.
+class RegionPrompt:
+    """A prompt: a prefix that others may share, and the rest.
 
     Attributes:
         prefix: the beginning.
@@ -73,12 +73,12 @@ def read_prefix(llm: LlamaForCausalLM | Qwen2ForCausalLM, embeddings: Tensor) ->
 @torch.inference_mode()
 def write(
     llm: LlamaForCausalLM | Qwen2ForCausalLM,
-    regions: Sequence[Region],
+    regions: Sequence[RegionPrompt],
     *,
     end: int,
     limit: int,
     sampling: Sampling,
-) -> list[Answer]:
+) -> list[WrittenAnswer]:
     """Answers prompts together, token by token, until all have ended.
 
     Args:
@@ -91,7 +91,7 @@ def write(
     decoder = _RegionDecoder(llm, regions, limit)
     logits = decoder.read(regions)
     draws = torch.zeros(limit) if sampling.greedy else sampling.uniforms(limit)
-    answers = [Answer([], [], False) for _ in regions]
+    answers = [WrittenAnswer([], [], False) for _ in regions]
     alive = list(range(len(regions)))
     for draw in draws.to(logits.device):
         rows = SamplingRows.of([sampling] * len(alive), logits.shape[1], logits.device)
@@ -112,13 +112,13 @@ def write(
             break
         logits = decoder.advance(tokens)
     return [
-        Answer(answer.ids, answer.probabilities, answer.ids[-1] == end)
+        WrittenAnswer(answer.ids, answer.probabilities, answer.ids[-1] == end)
         for answer in answers
     ]
 
 
 class _RegionDecoder(Decoder):
-    """Passes over rows whose prompts begin with shared prefixes.
+    """A decoder whose rows begin with shared prefixes.
 
     The cache has the rows' own tokens only.
     """
@@ -126,7 +126,7 @@ class _RegionDecoder(Decoder):
     def __init__(
         self,
         llm: LlamaForCausalLM | Qwen2ForCausalLM,
-        regions: Sequence[Region],
+        regions: Sequence[RegionPrompt],
         limit: int,
     ) -> None:
         first = regions[0].embeddings
@@ -138,8 +138,8 @@ class _RegionDecoder(Decoder):
         self._prefixes = [region.prefix for region in regions]
         self._lengths = [len(region.embeddings) for region in regions]
 
-    def read(self, regions: Sequence[Region]) -> Tensor:
-        """Reads what prompts have of their own; logits float32 (B, V)."""
+    def read(self, regions: Sequence[RegionPrompt]) -> Tensor:
+        """Reads the prompts behind their prefixes; returns logits, float32 (B, V)."""
         logits, row = [], 0
         for (_, length), group in groupby(
             regions, key=lambda region: (id(region.prefix), len(region.embeddings))
@@ -158,14 +158,14 @@ class _RegionDecoder(Decoder):
         return torch.cat(logits)
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """Adds a token, int64 (B,), to each row; logits float32 (B, V)."""
+        """Adds a token, int64 (B,), to each row; returns logits, float32 (B, V)."""
         x = self._llm.model.embed_tokens(tokens)[:, None]
         offsets = torch.tensor(self._lengths, device=tokens.device)[:, None]
         self._lengths = [length + 1 for length in self._lengths]
         return self._pass(x, 0, offsets, max(self._lengths))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forgets all other rows."""
+        """Drops all other rows."""
         self.cache.keys = self.cache.keys[:, rows]
         self.cache.values = self.cache.values[:, rows]
         self._prefixes = [self._prefixes[row] for row in rows]
@@ -219,7 +219,7 @@ def attend(
     own: tuple[Tensor, Tensor],
     visible: Tensor,
 ) -> Tensor:
-    """Attention over keys that all rows share and keys that each row has of its own.
+    """Computes attention over shared keys and each row's own.
 
     Args:
         query: (B, heads x G, S, W): G heads of queries to one of keys.

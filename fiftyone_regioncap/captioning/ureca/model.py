@@ -101,17 +101,16 @@ class UrecaModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that the model is on."""
         return self.mask_linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The numeric type that the model computes in."""
         return self.mask_linear.weight.dtype
 
-    @torch.inference_mode()
     def image_tokens(self, tiles: Tensor) -> Tensor:
-        """Tokens of the tiles of images.
+        """Encodes tiles of images as tokens.
 
         Args:
             tiles: uint8 (T, S, S, 3), of :func:`tiling.image_tiles`.
@@ -134,9 +133,8 @@ class UrecaModel(nn.Module):
         grid = patches.unflatten(1, (fewer, more, fewer, more))
         return grid.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
-    @torch.inference_mode()
     def mask_maps(self, masks: Tensor) -> Tensor:
-        """What the mask encoder makes of the tiles of a mask.
+        """Computes the mask encoder's feature maps.
 
         Args:
             masks: uint8 (T, S, S), of :func:`tiling.mask_tiles` or
@@ -147,18 +145,16 @@ class UrecaModel(nn.Module):
         """
         return self.mask_encoder(masks[:, None].to(self.device, self.dtype))
 
-    @torch.inference_mode()
     def mask_tokens(self, masks: Tensor) -> Tensor:
-        """Tokens of a mask, N a tile: (T, N, D) of uint8 (T, S, S)."""
+        """Encodes tiles of a mask, uint8 (T, S, S), as N tokens each: (T, N, D)."""
         return self.mask_linear(self.mask_maps(masks).flatten(2))
 
-    @torch.inference_mode()
     def embed(
         self,
         ids: Sequence[int],
         places: Sequence[tuple[int, Tensor]],
     ) -> Tensor:
-        """The language model's input.
+        """Returns the language model's input.
 
         Args:
             ids: of the prompt or a part of it.
@@ -180,5 +176,5 @@ class UrecaModel(nn.Module):
                     f"the prompt has {int(there.sum())} places of token {token} for "
                     f"{len(rows)} features; leave context tokens out of the text"
                 )
-            embeddings[there] = rows
+            embeddings = embeddings.masked_scatter(there[:, None], rows)
         return embeddings

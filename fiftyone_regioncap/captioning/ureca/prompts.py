@@ -1,4 +1,4 @@
-"""What URECA is asked, and where images and masks stand in it."""
+"""Prompts of URECA, with the places of image and mask."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROMPTS = {
 
 
 def question(text: str) -> str:
-    """A text with its places for image and mask, where it has none of its own."""
+    """Returns a text with places for image and mask."""
     if MASK in text:
         return text
     if IMAGE in text:
@@ -51,7 +51,7 @@ def conversation(
     mask_tokens: int,
     history: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The whole prompt.
+    """Returns the whole prompt.
 
     Args:
         asked: with :data:`IMAGE` and :data:`MASK`. An image is put before a first

@@ -1,4 +1,4 @@
-"""Images and masks as tiles, the way that InternVL and URECA cut them.
+"""Tiling of images and masks as InternVL and URECA do it.
 
 The rules are those of the authors' code, its accidents included, because the weights
 were trained with them.
@@ -26,14 +26,14 @@ STD = (0.229, 0.224, 0.225)
 
 @lru_cache(maxsize=64)
 def _candidates(max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All grids of so many tiles as columns and rows, small ones first."""
+    """Returns all grids of at most so many tiles as columns and rows, small first."""
     sides = range(1, max_tiles + 1)
     grids = [(c, r) for c in sides for r in sides if c * r <= max_tiles]
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
 def tile_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
-    """The grid that distorts an image least; of equally good ones, one that fits it.
+    """Returns the grid that distorts an image least.
 
     Args:
         width: of the image in pixels.
@@ -109,7 +109,7 @@ def mask_tiles(
 
 
 def static_mask(mask: Mask, tile: int) -> NDArray[np.uint8]:
-    """A mask as one tile with values 0 and 1.
+    """Resizes a mask to one tile with values 0 and 1.
 
     Args:
         mask: (H, W); whatever is not 0 belongs to the region.
@@ -123,7 +123,7 @@ def static_mask(mask: Mask, tile: int) -> NDArray[np.uint8]:
 
 
 def normalize(tiles: Tensor) -> Tensor:
-    """Tiles as the vision tower takes them.
+    """Normalizes tiles for the vision tower.
 
     Args:
         tiles: uint8 (T, tile, tile, 3).

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
-from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Pieces
 from tokenizers.normalizers import NFC
 
@@ -48,7 +48,7 @@ _TIDY = (
 
 
 class Vocabulary(Protocol):
-    """What the two families differ in: text without special tokens."""
+    """The vocabulary of a family of language models, without special tokens."""
 
     bos: int | None
     special: Mapping[str, int]
@@ -66,8 +66,8 @@ class Vocabulary(Protocol):
         """The pieces of ids, a leading space as ``"▁"``."""
 
 
-class Tokenizer:
-    """Text to ids and back.
+class UrecaTokenizer:
+    """Encodes and decodes text with URECA's special tokens.
 
     Args:
         vocabulary: of the family.
@@ -91,7 +91,7 @@ class Tokenizer:
         return max(self._texts, *(number + 1 for number in self.special.values()))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a whole prompt, the beginning token first where there is one."""
+        """Returns the ids of a prompt, the beginning token first where there is one."""
         ids = [] if self.bos is None else [self.bos]
         for part in self._split.split(text):
             if part in self.special:
@@ -101,19 +101,19 @@ class Tokenizer:
         return ids
 
     def is_special(self, token: int) -> bool:
-        """Whether the token is never part of a text."""
+        """Returns whether a token is never part of a text."""
         return token in self._special_ids or not 0 <= token < self._texts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special ones vanish."""
+        """Returns the text of ids without special ones."""
         return self._vocabulary.decode([i for i in ids if not self.is_special(i)])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The pieces of ids that are part of a text, spaces as ``"▁"``."""
+        """Returns the pieces of ids without special ones, spaces as ``"▁"``."""
         return self._vocabulary.pieces([i for i in ids if not self.is_special(i)])
 
 
-def load_tokenizer(folder: Path, family: str) -> Tokenizer:
+def load_tokenizer(folder: Path, family: str) -> UrecaTokenizer:
     """Reads the tokenizer of a checkpoint.
 
     Args:
@@ -137,7 +137,7 @@ def load_tokenizer(folder: Path, family: str) -> Tokenizer:
             "URECA's, which adds them to InternVL's; give added_tokens.json or "
             f"tokenizer_config.json as they come with the weights. {UNREACHABLE}"
         )
-    return Tokenizer(vocabulary, added)
+    return UrecaTokenizer(vocabulary, added)
 
 
 def _locate(folder: Path, family: str) -> Path:
@@ -159,7 +159,7 @@ def _locate(folder: Path, family: str) -> Path:
 
 
 def _added_tokens(folder: Path, vocabulary: Vocabulary, family: str) -> dict[str, int]:
-    """Ids of the tokens after the vocabulary, from whichever file says them."""
+    """Returns the ids of the tokens after the vocabulary."""
     known: dict[str, int] = {}
     if (folder / "added_tokens.json").is_file():
         known |= read_json(folder / "added_tokens.json")
@@ -177,7 +177,7 @@ def _added_tokens(folder: Path, vocabulary: Vocabulary, family: str) -> dict[str
 
 
 class _InternLM2:
-    """Sentencepiece, without a space put before texts."""
+    """InternLM2's sentencepiece vocabulary."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.model"
@@ -214,7 +214,7 @@ class _InternLM2:
 
 
 class _Qwen2:
-    """Byte-level pairs."""
+    """Qwen2's byte-level BPE vocabulary."""
 
     bos: int | None = None
     special: Mapping[str, int] = {}
@@ -234,7 +234,7 @@ class _Qwen2:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        self._bytes = {letter: value for value, letter in _byte_letters().items()}
+        self._model.decoder = decoders.ByteLevel()
 
     def __len__(self) -> int:
         return int(self._model.get_vocab_size())
@@ -243,20 +243,8 @@ class _Qwen2:
         return list(self._model.encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        letters = "".join(self._piece(token) for token in ids)
-        known = bytes(self._bytes[letter] for letter in letters)
-        return known.decode("utf-8", errors="replace")
+        return str(self._model.decode(list(ids), skip_special_tokens=False))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self._piece(token).replace("Ġ", SPACE) for token in ids]
-
-    def _piece(self, token: int) -> str:
-        return self._model.id_to_token(token) or ""
-
-
-def _byte_letters() -> dict[int, str]:
-    """How byte-level vocabularies write bytes: themselves, or a letter past 255."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [value for value in range(256) if value not in plain]
-    letters = {value: chr(value) for value in plain}
-    return letters | {value: chr(256 + n) for n, value in enumerate(others)}
+        names = (self._model.id_to_token(token) or "" for token in ids)
+        return [name.replace("Ġ", SPACE) for name in names]

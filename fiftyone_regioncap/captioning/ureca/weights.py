@@ -1,4 +1,4 @@
-"""From published names to modules: every tensor finds its place, or an error says why.
+"""Conversion of published weights to transformers' modules.
 
 The names are those of InternVL's own code (``internvl_chat``); the modules are those of
 transformers' port, with InternLM2 as the Llama that it is once its fused projection of
@@ -74,7 +74,7 @@ def mask_channels(folder: Path) -> int:
 
 
 def convert(named: NamedTensors, config: UrecaConfig) -> Iterator[tuple[str, Tensor]]:
-    """Published tensors as ours: merged, renamed, and split where they are fused.
+    """Yields published tensors under our names: merged, renamed and split.
 
     Args:
         named: names and tensors as published.
@@ -96,7 +96,7 @@ def convert(named: NamedTensors, config: UrecaConfig) -> Iterator[tuple[str, Ten
 
 
 def split_wqkv(fused: Tensor, config: UrecaConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Takes InternLM2's fused projection apart.
+    """Splits InternLM2's fused projection.
 
     For each head of keys it holds the heads of queries that share it, then the keys'
     head, then the values'.
@@ -124,7 +124,7 @@ def split_wqkv(fused: Tensor, config: UrecaConfig) -> tuple[Tensor, Tensor, Tens
 
 
 def merge_lora(named: NamedTensors, scale: float) -> Iterator[tuple[str, Tensor]]:
-    """Adds LoRA's matrices to the weights they belong to, where there are any.
+    """Yields weights with their LoRA matrices merged.
 
     Args:
         named: names and tensors; weights with LoRA come in three parts.

@@ -1,4 +1,4 @@
-"""What is remembered of one object: as much as the model can look at, and no more."""
+"""The memory of one object: as much as the model can attend to, and no more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fiftyone_regioncap.core.types import Prompt
 
 Step = Literal[1, -1]
-"""Which way a pass goes through the frames."""
+"""Direction of a pass: 1 forward, -1 backward."""
 
 
 _TABLES: Final = ("conditioning", "memories", "prompt_pointers", "pointers")
@@ -35,14 +35,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Limits:
-    """How far the model looks.
+    """Reach of the model's memory.
 
     Attributes:
-        memories: frames that the memory attention looks at, conditioning frames counted
+        memories: Frames that the memory attention looks at, conditioning frames counted
             as one.
-        pointers: frames whose object pointers it looks at.
-        conditioning: conditioning frames at most whose memories it looks at.
-        kept_pointers: conditioning frames at most whose pointers it looks at.
+        pointers: Frames whose object pointers it looks at.
+        conditioning: Conditioning frames at most whose memories it looks at.
+        kept_pointers: Conditioning frames at most whose pointers it looks at.
     """
 
     memories: int
@@ -59,12 +59,12 @@ def nearest(frames: Sequence[int], frame: int, count: int) -> list[int]:
     dropped.
 
     Args:
-        frames: ascending.
-        frame: the current one.
-        count: how many at most (two are always taken where there are two).
+        frames: Ascending.
+        frame: The current one.
+        count: Greatest number of frames; two are always taken where there are two.
 
     Returns:
-        the chosen ones, ascending.
+        The chosen ones, ascending.
     """
     if len(frames) <= count:
         return list(frames)
@@ -80,12 +80,12 @@ class Bank:
     """The memory of one object.
 
     Attributes:
-        object_id: the caller's number.
+        object_id: The caller's number.
         prompts: By frame, ascending, the prompts that say where the object is.
         corrections: By frame, the prompts that only say where it is not.
-        conditioning: memory tokens (n, c) of conditioning frames.
-        outcomes: of conditioning frames that are still to be emitted.
-        memories: memory tokens (n, c) of tracked frames.
+        conditioning: Memory tokens (n, c) of conditioning frames.
+        outcomes: Answers for conditioning frames that are still to be emitted.
+        memories: Memory tokens (n, c) of tracked frames.
         prompt_pointers: (C,) of conditioning frames.
         pointers: (C,) of tracked frames.
     """
@@ -130,7 +130,7 @@ class Bank:
         """The memories that a frame looks at.
 
         Returns:
-            their distances in frames (0 for conditioning frames) and tokens (n, c).
+            Their distances in frames (0 for conditioning frames) and tokens (n, c).
         """
         attended = self.attended(frame, limits)
         offsets = [0] * len(attended)
@@ -166,10 +166,10 @@ class Bank:
         """Drops what neither the pass from here on nor the way back can look at.
 
         Args:
-            following: the next frame of the pass.
-            step: which way the pass goes.
-            limits: how far the model looks.
-            returning: whether a backward pass from the first prompt follows, which
+            following: The next frame of the pass.
+            step: Direction of the pass.
+            limits: Reach of the model's memory.
+            returning: Whether a backward pass from the first prompt follows, which
                 looks at the frames right after it.
         """
 
@@ -197,7 +197,7 @@ class Bank:
             self.prompt_pointers = {t: self.prompt_pointers[t] for t in kept}
 
     def state(self) -> dict[str, Tensor]:
-        """All that is remembered, by table and frame."""
+        """Returns all that is remembered, by table and frame."""
         state = {
             f"{table}/{frame}": tensor
             for table in _TABLES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fiftyone_regioncap.core.options import Options, option
@@ -84,26 +84,21 @@ SAM2 = ModelCard(
     options=Sam2Options,
 )
 
-EDGETAM = ModelCard(
+EDGETAM = replace(
+    SAM2,
     name="edgetam",
     summary="EdgeTAM, SAM 2's small sibling, by the same loop",
     model="fiftyone_regioncap.propagation.sam2.propagator:EdgeTamPropagator",
     weights="yonigozlan/EdgeTAM-hf",
-    hub_file="model.safetensors",
-    license="Apache-2.0",
-    commercial=True,
-    options=Sam2Options,
 )
 
-SAM3_TRACKER = ModelCard(
+SAM3_TRACKER = replace(
+    SAM2,
     name="sam3-tracker",
     summary="the tracker of SAM 3, by the same loop",
     model="fiftyone_regioncap.propagation.sam2.propagator:Sam3TrackerPropagator",
     weights="facebook/sam3",
-    hub_file="model.safetensors",
     license="SAM License (gated)",
-    commercial=True,
-    options=Sam2Options,
 )
 
 SAM2_OFFICIAL = ModelCard(

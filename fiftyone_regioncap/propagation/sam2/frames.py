@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.propagation.base import Frames
 
 AHEAD = 2
@@ -33,10 +34,10 @@ class FrameFeed:
         """Starts reading.
 
         Args:
-            frames: the video.
-            order: the frames that will be asked for, in that order, or a part of them.
-            image_size: side of the square that frames are resized to, in pixels.
-            pin: whether to put them into page-locked memory, for upload to CUDA.
+            frames: The video.
+            order: The frames that will be asked for, in that order, or a part of them.
+            image_size: Side of the square that frames are resized to, in pixels.
+            pin: Whether to put them into page-locked memory, for upload to CUDA.
         """
         self._frames = frames
         self._image_size = image_size
@@ -74,9 +75,7 @@ class FrameFeed:
     def _read(self, index: int) -> Tensor:
         with self._reading:
             frame = self._frames[index]
-        # NumPy images may have negative strides or be read-only; torch wants neither.
-        pixels = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)
-        resized = shrink(pixels, self._image_size)
+        resized = shrink(frame, self._image_size)
         return resized.pin_memory() if self._pin else resized
 
     def close(self) -> None:
@@ -85,14 +84,25 @@ class FrameFeed:
         self._waiting.clear()
 
 
-def shrink(pixels: Tensor, image_size: int) -> Tensor:
-    """Resizes uint8 (3, H, W) to uint8 (3, S, S) as the model's own processor does.
+def shrink(frame: Frame, image_size: int) -> Tensor:
+    """Resizes a frame as the model's own processor does.
 
     The antialiased filter runs on integers; in floats the result would differ.
+
+    Args:
+        frame: uint8 (H, W, 3) RGB.
+        image_size: Side of the square in pixels.
+
+    Returns:
+        uint8 (3, S, S).
     """
-    size = (image_size, image_size)
+    # NumPy images may have negative strides or be read-only; torch wants neither.
+    pixels = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)
     resized = F.interpolate(
-        pixels.unsqueeze(0), size=size, mode="bilinear", antialias=True
+        pixels.unsqueeze(0),
+        size=(image_size, image_size),
+        mode="bilinear",
+        antialias=True,
     )
     return resized[0].contiguous()
 

@@ -22,11 +22,11 @@ def masks_of(
 
     Args:
         logits: float32 (B, h, w); above 0 is object.
-        height: of the masks in pixels.
-        width: of the masks in pixels.
-        overlap: whether objects may share pixels; else each pixel goes to the object
+        height: Height of the masks in pixels.
+        width: Width of the masks in pixels.
+        overlap: Whether objects may share pixels; else each pixel goes to the object
             with the highest logit.
-        fill_hole_area: holes of up to that many low-resolution pixels are filled.
+        fill_hole_area: Holes of up to that many low-resolution pixels are filled.
 
     Returns:
         B masks, bool (height, width), None where an object has no pixel.
@@ -109,7 +109,7 @@ def fill_holes(logits: Tensor, max_area: int) -> Tensor:
 
     Args:
         logits: float32 (B, h, w).
-        max_area: in pixels.
+        max_area: Area of the largest hole to fill, in pixels.
 
     Returns:
         float32 (B, h, w).

@@ -25,10 +25,10 @@ NO_OBJECT = -1024.0
 
 @dataclass(frozen=True)
 class Features:
-    """What the image encoder makes of one frame, shared by all objects.
+    """Features of one frame from the image encoder, shared by all objects.
 
     Attributes:
-        fine: the two high-resolution levels for the mask decoder, each (1, c, h, w).
+        fine: The two high-resolution levels for the mask decoder, each (1, c, h, w).
         tokens: (h * w, 1, C), the coarsest level.
         positions: (h * w, 1, C), its position encoding.
     """
@@ -63,16 +63,16 @@ class TrackerModel:
     The model's weights are shared and nothing of it is changed.
 
     Attributes:
-        model: the transformers model, in eval mode.
-        image_size: side of the square that frames are resized to, in pixels.
-        num_memories: how many frames the memory attention looks at, conditioning frames
+        model: The transformers model, in eval mode.
+        image_size: Side of the square that frames are resized to, in pixels.
+        num_memories: Number of frames the memory attends to, conditioning frames
             counted as one.
-        max_pointers: how many frames' object pointers it looks at.
-        max_conditioning: how many conditioning frames' memories; -1 means all.
+        max_pointers: Number of frames whose object pointers it attends to.
+        max_conditioning: Number of conditioning frames it attends to; -1 for all.
     """
 
     memory_dtype: torch.dtype | None = torch.bfloat16
-    """What memories are stored as; None keeps the computed dtype."""
+    """Numeric type that memories are stored in; None for the computed one."""
 
     def __init__(self, model: Any, *, compile: bool = False) -> None:
         self.model = model.eval()
@@ -89,7 +89,7 @@ class TrackerModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.model.no_memory_embedding.device
 
     @contextlib.contextmanager
@@ -112,7 +112,7 @@ class TrackerModel:
         """Runs the image encoder once for all objects.
 
         Args:
-            pixels: normalized float (1, 3, S, S).
+            pixels: Normalized float (1, 3, S, S).
         """
         levels, positions = self._levels(self._encoder(pixels, return_dict=True))
         decoder = self.model.mask_decoder
@@ -152,10 +152,10 @@ class TrackerModel:
         Args:
             pointers: (B, P, C).
             offsets: float32 (B, P), their distance in frames along the pass.
-            horizon: the number of frames whose pointers may be used.
+            horizon: The number of frames whose pointers may be used.
 
         Returns:
-            tokens and positions, each (B, P * splits, memory channels).
+            Tokens and positions, each (B, P * splits, memory channels).
         """
         batch, count, channels = pointers.shape
         width = self.model.mem_dim
@@ -182,11 +182,11 @@ class TrackerModel:
         """Conditions a frame's features on each object's memory.
 
         Args:
-            features: of the frame.
+            features: Features of the frame.
             memory: (B, n, c) memory tokens, pointers last.
             positions: (B or 1, n, c).
-            pointer_tokens: how many of the n are pointers.
-            memory_frames: how many frames the others come from.
+            pointer_tokens: Number of pointer tokens among the n.
+            memory_frames: Number of frames that the others come from.
 
         Returns:
             (B, C, h, w).
@@ -206,11 +206,11 @@ class TrackerModel:
         return {}
 
     def multimask(self, point_count: int, *, starting: bool) -> bool:
-        """Whether the decoder should offer several masks.
+        """Returns whether the decoder should offer several masks.
 
         Args:
-            point_count: points of the prompt, a box counted as two; 0 while tracking.
-            starting: whether the frame starts or restarts the track.
+            point_count: Points of the prompt, a box counted as two; 0 while tracking.
+            starting: Whether the frame starts or restarts the track.
         """
         config = self.config
         return bool(
@@ -232,12 +232,12 @@ class TrackerModel:
         """Runs the prompt encoder and the mask decoder.
 
         Args:
-            features: of the frame.
+            features: Features of the frame.
             conditioned: (B, C, h, w).
             points: float (B, N, 2) in model pixels and int (B, N) labels: 1 on, 0 off,
                 2 and 3 the corners of a box. None while tracking.
             dense: (B, 1, h, w) mask logits to refine, or None.
-            multimask: see :meth:`multimask`; the best mask is chosen by predicted IoU.
+            multimask: Whether to choose the best of several masks by predicted IoU.
         """
         model = self.model
         batch = conditioned.shape[0]
@@ -295,7 +295,7 @@ class TrackerModel:
         """Takes masks as the answer; only the object pointer is computed.
 
         Args:
-            features: of the frame.
+            features: Features of the frame.
             masks: float (B, 1, S, S), 0 or 1.
         """
         raw = self.raw(features)
@@ -338,12 +338,12 @@ class TrackerModel:
         """Makes the memory of a frame for each object.
 
         Args:
-            features: of the frame.
-            decoded: the objects' masks on it.
-            prompted: whether the masks come from prompts; they are then made binary.
+            features: Features of the frame.
+            decoded: The objects' masks on it.
+            prompted: Whether the masks come from prompts; they are then made binary.
 
         Returns:
-            tokens (B, n, c) and their positions (n, c).
+            Tokens (B, n, c) and their positions (n, c).
         """
         maps, positions = self._memory_maps(features, decoded, prompted=prompted)
         tokens = maps.flatten(2).transpose(1, 2)
@@ -401,7 +401,7 @@ class EdgeTamModel(TrackerModel):
         """One latent a window; transformers' own way takes a single object only.
 
         Returns:
-            tokens (B, n, c) and their positions (n, c).
+            Tokens (B, n, c) and their positions (n, c).
         """
         perceiver = self.model.spatial_perceiver
         batch, channels, height, _ = maps.shape
@@ -446,7 +446,7 @@ class _Positions(nn.Module):
 
 
 def _without_unread_positions(encoder: nn.Module, grid: tuple[int, ...]) -> nn.Module:
-    """The same encoder, weights shared, that skips position encodings nobody reads."""
+    """Returns the encoder, weights shared, without position encodings nobody reads."""
     neck = _shallow(encoder.neck)
     neck.position_encoding = _Positions(neck.position_encoding, grid)
     encoder = _shallow(encoder)

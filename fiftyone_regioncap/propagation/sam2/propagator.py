@@ -162,7 +162,7 @@ class SamVideoPropagator:
         return MaskStream(self.logits(request), request, self._fill_hole_area)
 
     def logits(self, request: PropagationRequest) -> LogitsStream:
-        """The same run as :meth:`propagate`, before it becomes masks.
+        """Starts the same run as :meth:`propagate`, before logits become masks.
 
         Returns:
             An iterator over :class:`FrameLogits`.

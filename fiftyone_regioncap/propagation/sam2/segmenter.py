@@ -20,8 +20,7 @@ class FrameSegmenter:
 
     def encode(self, frame: Frame) -> tuple[Features, tuple[int, int]]:
         """Features of a frame, uint8 (H, W, 3) RGB, and its height and width."""
-        pixels = torch.from_numpy(np.array(frame, order="C")).permute(2, 0, 1)
-        small = shrink(pixels, self._model.image_size)
+        small = shrink(frame, self._model.image_size)
         with self._model.arithmetic(self._dtype):
             features = self._model.encode_image(normalize(small, self._model.device))
         return features, (frame.shape[0], frame.shape[1])

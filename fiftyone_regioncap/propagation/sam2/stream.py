@@ -38,15 +38,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class FrameLogits:
-    """What the model says of one frame, before it becomes masks.
+    """The model's answer for one frame, before it becomes masks.
 
     Attributes:
         frame: 0-based frame index.
-        object_ids: of the B objects on it.
+        object_ids: Ids of the B objects on it.
         logits: float32 (B, h, w), low-resolution mask logits; above 0 is object.
         presence: float32 (B,), logit of the occlusion head; above 0 is visible.
         iou: float32 (B,), predicted IoU in [0, 1].
-        prompted: ids of the objects that were prompted on this frame.
+        prompted: Ids of the objects that were prompted on this frame.
     """
 
     frame: int
@@ -59,13 +59,13 @@ class FrameLogits:
 
 @dataclass(frozen=True)
 class Compute:
-    """How the model is run.
+    """Settings of the computation.
 
     Attributes:
-        dtype: of the arithmetic; float32, or a smaller type through autocast.
-        object_chunk: how many objects go through the model at once, at most.
-        max_conditioning_frames: how many prompted frames of an object are looked at,
-            at most, where the model itself sets no lower limit.
+        dtype: Numeric type of the arithmetic: float32, or a smaller one by autocast.
+        object_chunk: Greatest number of objects in a batch.
+        max_conditioning_frames: Greatest number of prompted frames of an object to
+            attend to, where the model itself sets no lower limit.
     """
 
     dtype: torch.dtype
@@ -112,7 +112,7 @@ class LogitsStream(PassIterator[FrameLogits]):
         Args:
             model: The network.
             request: The run.
-            compute: How the model is run.
+            compute: Settings of the computation.
             identity: What tells the model from others; its ``repr`` says all of it.
         """
         cap = compute.max_conditioning_frames

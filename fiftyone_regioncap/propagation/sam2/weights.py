@@ -22,7 +22,7 @@ from fiftyone_regioncap.propagation.sam2 import configuration
 
 @dataclass(frozen=True)
 class Architecture:
-    """Which model a checkpoint must hold.
+    """The kind of model that a checkpoint must hold.
 
     Attributes:
         label: Its name for people.
@@ -121,14 +121,23 @@ def _load_config(folder: Path, architecture: Architecture) -> Any:
         )
     if architecture is SAM3_TRACKER and raw.get("tracker_config"):
         raw = raw["tracker_config"]
-    for name, part in raw.items():
-        if isinstance(part, dict):
-            check_sizes(part, f"{path}: {name}")
+    _check_sizes(raw, str(path))
     raw = {key: value for key, value in raw.items() if key != "model_type"}
     for part in ("prompt_encoder_config", "mask_decoder_config"):
         raw[part] = {k: v for k, v in raw.get(part, {}).items() if k != "model_type"}
     kind = getattr(transformers, architecture.family + "Config")
     return build_config(kind, raw, str(path))
+
+
+def _check_sizes(values: dict[str, Any], where: str) -> None:
+    """Checks the sizes in all parts of a configuration, and the depth of its stacks."""
+    check_sizes(values, where)
+    for name, part in values.items():
+        if isinstance(part, dict):
+            _check_sizes(part, f"{where}: {name}")
+        elif name.endswith("_layers") or name == "blocks_per_stage":
+            for count in part if isinstance(part, list) else [part]:
+                check_sizes({"num_layers": count}, f"{where}: {name}")
 
 
 def _load_model(folder: Path, config: Any, architecture: Architecture) -> Any:
@@ -173,11 +182,11 @@ def set_image_size(config: Any, image_size: int) -> None:
     """Makes a configuration take images of another size; weights don't depend on it.
 
     Args:
-        config: of a video model; changed in place.
-        image_size: side of the square that frames are resized to, in pixels.
+        config: Configuration of a video model; changed in place.
+        image_size: Side of the square that frames are resized to, in pixels.
 
     Raises:
-        WeightsError: when the model's grids cannot have that size.
+        WeightsError: When the model's grids cannot have that size.
     """
     patch = int(config.prompt_encoder_config.patch_size)
     # Hiera halves three times from stride 4, and its first windows are 8 wide.

@@ -15,18 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.analysis.unique import (
-    UniqueReport,
-    difference_prompt,
-    make_unique,
-)
+from fiftyone_regioncap.analysis.unique import UniqueReport, difference_prompt
 from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
-from fiftyone_regioncap.core.errors import BackendError, FieldError
+from fiftyone_regioncap.core.errors import BackendError, FieldError, OptionError
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, RegionClip
 from fiftyone_regioncap.dataset.captions import read_captions, write_captions
 from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.jobs import Failure
+from fiftyone_regioncap.models.registry import ModelSpec
+from tests.support.captions import make_unique
 from tests.support.ureca import SIZES, config_of, random_captioner
 
 HEIGHT, WIDTH, FRAMES = 72, 96, 12
@@ -100,7 +98,7 @@ def test_objects_that_look_alike_end_with_different_true_sentences(
     described: fo.Dataset,
 ) -> None:
     set_alike(described)
-    report = make_unique(described, "captions", progress=False)
+    report = make_unique(described, "captions")
     assert report.ok
     assert (report.before.same, report.before.alike) == (3, 3)
     assert (report.after.same, report.after.alike) == (0, 0)
@@ -117,7 +115,7 @@ def test_objects_that_look_alike_end_with_different_true_sentences(
     assert described.has_run(report.run)
     assert "3" in report.to_markdown()
 
-    again = make_unique(described, "captions", progress=False)
+    again = make_unique(described, "captions")
     assert again.rewritten == 0
     assert again.before == again.after == report.after
 
@@ -126,7 +124,7 @@ def test_what_the_measured_captioner_says_is_told_apart(
     described: fo.Dataset,
 ) -> None:
     before = texts(described)
-    make_unique(described, "captions", progress=False)
+    make_unique(described, "captions")
     after = texts(described)
     for one, two in itertools.combinations(after.values(), 2):
         assert one != two
@@ -140,7 +138,7 @@ def test_reviewed_captions_stay(described: fo.Dataset) -> None:
     plain[0] = replace(plain[0], review="accepted")
     plain[1] = replace(plain[1], review="rejected")
     write_captions(described.first(), "captions", plain)
-    report = make_unique(described, "captions", progress=False)
+    report = make_unique(described, "captions")
     found = texts(described)
     assert found[1] == found[2] == "A red disc."
     assert found[3].endswith("only this one is the rightmost in frame 1.")
@@ -159,7 +157,8 @@ def test_without_tracks_only_stored_facts_count(described: fo.Dataset) -> None:
             for record, color in zip(records, colors, strict=True)
         ],
     )
-    report = make_unique(described, "captions", tracks_field=None, progress=False)
+    described.delete_frame_field("tracks")
+    report = make_unique(described, "captions")
     assert report.undistinguished == 2
     assert "has blue as its main color" in texts(described)[3]
 
@@ -177,7 +176,7 @@ def test_a_captioner_is_asked_for_the_differences_first(
     described: fo.Dataset, ureca: UrecaCaptioner
 ) -> None:
     set_alike(described)
-    report = make_unique(described, "captions", captioner=ureca, progress=False)
+    report = make_unique(described, "captions", captioner=ureca)
     assert report.described_again == 3
     assert report.after.same == report.undistinguished == 0
     records = read_captions(described.first(), "captions")
@@ -204,7 +203,7 @@ def test_a_captioner_is_not_asked_how_the_same_looks_differ(
     described: fo.Dataset, ureca: UrecaCaptioner
 ) -> None:
     set_alike(described)
-    report = make_unique(described, captioner=ureca, embedder=Colors(), progress=False)
+    report = make_unique(described, captioner=ureca, embedder=Colors())
     assert (report.look_alike, report.described_again) == (3, 0)
     assert report.after.same == report.undistinguished == 0
     assert all(text.startswith("A red disc on") for text in texts(described).values())
@@ -217,9 +216,7 @@ def test_regions_that_differ_are_asked_for(
     picture = scene()
     picture[disc(*CENTRES[3])] = (30, 30, 220)
     Image.fromarray(picture).save(sample.filepath)
-    report = make_unique(
-        image, "things", captioner=ureca, embedder=Colors(), progress=False
-    )
+    report = make_unique(image, "things", captioner=ureca, embedder=Colors())
     # Each of the red ones differs from the blue one, and that from both.
     assert (report.look_alike, report.described_again) == (0, 3)
 
@@ -255,7 +252,7 @@ def image(fiftyone_database: str, tmp_path: Path) -> Iterator[fo.Dataset]:
 
 
 def test_regions_of_an_image(image: fo.Dataset) -> None:
-    report = make_unique(image, "things", progress=False)
+    report = make_unique(image, "things")
     assert report.ok and report.rewritten == 3
     *discs, other = image.first().things.detections
     assert [disc.caption for disc in discs] == [
@@ -270,17 +267,21 @@ def test_regions_of_an_image(image: fo.Dataset) -> None:
 def test_regions_of_an_image_described_again(
     image: fo.Dataset, ureca: UrecaCaptioner
 ) -> None:
-    report = make_unique(image, "things", captioner=ureca, progress=False)
+    report = make_unique(image, "things", captioner=ureca)
     assert report.described_again == 3 and report.after.same == 0
     models = {label.caption_model for label in image.first().things.detections[:3]}
     assert models == {ureca.info.model}
 
 
 BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
-    "no such field": ({"captions_field": "nothing"}, FieldError, "no field"),
-    "no such tracks": ({"tracks_field": "frames.nothing"}, FieldError, "no field"),
-    "no share": ({"threshold": 1.5}, BackendError, "threshold"),
-    "no such captioner": ({"captioner": "nobody"}, BackendError, "no captioner"),
+    "no such field": ({"captions": "nothing"}, FieldError, "no field"),
+    "no such tracks": ({"tracks": "frames.nothing"}, FieldError, "no field"),
+    "no share": ({"threshold": 1.5}, OptionError, "threshold"),
+    "no such captioner": (
+        {"captioner": ModelSpec("nobody")},
+        BackendError,
+        "no captioner",
+    ),
 }
 
 
@@ -292,14 +293,14 @@ def test_bad_arguments(
     says: str,
 ) -> None:
     with pytest.raises(kind, match=says):
-        make_unique(described, progress=False, **options)
+        make_unique(described, **options)
 
 
 def test_a_captioner_without_prompts_is_not_asked(
     described: fo.Dataset,
 ) -> None:
     set_alike(described)
-    report = make_unique(described, captioner="measured", progress=False)
+    report = make_unique(described, captioner=ModelSpec("measured"))
     assert report.described_again == 0 and report.after.same == 0
 
 
@@ -308,7 +309,7 @@ def test_a_video_that_is_gone_fails_alone(
 ) -> None:
     set_alike(described)
     Path(described.first().filepath).unlink()
-    report = make_unique(described, captioner=ureca, progress=False)
+    report = make_unique(described, captioner=ureca)
     assert not report.ok
     assert "discs.mp4" in report.failures[0].filepath
     assert set(texts(described).values()) == {"A red disc on a wall."}

@@ -20,9 +20,13 @@ from safetensors.torch import load_file, save_file
 from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
-from fiftyone_regioncap.captioning.ureca.generation import Region, attend, read_prefix
+from fiftyone_regioncap.captioning.ureca.generation import (
+    RegionPrompt,
+    attend,
+    read_prefix,
+)
 from fiftyone_regioncap.captioning.ureca.tiling import mask_tiles, tile_grid
-from fiftyone_regioncap.captioning.ureca.tokenizer import Tokenizer
+from fiftyone_regioncap.captioning.ureca.tokenizer import UrecaTokenizer
 from fiftyone_regioncap.captioning.ureca.weights import merge_lora, split_wqkv
 from fiftyone_regioncap.core.errors import OptionError, PromptError, WeightsError
 from fiftyone_regioncap.core.types import RegionClip
@@ -119,14 +123,14 @@ def test_answers_end_with_the_end_token(captioner: UrecaCaptioner) -> None:
     )
     masks = torch.from_numpy(captioner.mask_tiles(one.masks[0]))
     shared, own = captioner.prompt_ids("<image>\n<mask>\nWhat?", len(image), len(masks))
-    region = Region(
+    region = RegionPrompt(
         read_prefix(captioner.model.llm, captioner.embed(shared, image=image)),
         captioner.embed(own, mask=captioner.model.mask_tokens(masks)),
     )
     (free,) = captioner.answer([region])
     assert len(free.ids) == captioner.options.max_new_tokens and not free.ended
     special = {**captioner.tokenizer.special, "<|im_end|>": free.ids[2]}
-    tokenizer = Tokenizer(ByteVocabulary(), special)
+    tokenizer = UrecaTokenizer(ByteVocabulary(), special)
     ending = UrecaCaptioner(captioner.model, tokenizer, options=captioner.options)
     (ended,) = ending.answer([region])
     assert ended.ended
@@ -144,7 +148,7 @@ def test_ids_are_those_of_transformers(config: UrecaConfig, size: str) -> None:
     llm = captioner.model.llm
     shared, *rests = (torch.randn(n, llm.config.hidden_size) for n in (40, 9, 5, 9))
     prefix = read_prefix(llm, shared)
-    ours = captioner.answer([Region(prefix, rest) for rest in rests])
+    ours = captioner.answer([RegionPrompt(prefix, rest) for rest in rests])
     for rest, answer in zip(rests, ours, strict=True):
         whole = torch.cat([shared, rest])
         for token, chance in zip(answer.ids, answer.probabilities, strict=True):

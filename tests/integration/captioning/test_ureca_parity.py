@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
-from fiftyone_regioncap.captioning.ureca.generation import Region, read_prefix
+from fiftyone_regioncap.captioning.ureca.generation import RegionPrompt, read_prefix
 from fiftyone_regioncap.captioning.ureca.prompts import conversation
 from fiftyone_regioncap.captioning.ureca.tiling import (
     image_tiles,
@@ -333,7 +333,7 @@ def test_logits_and_captions_of_every_run(every_run: list[Run]) -> None:
         # transformers' own pass over the converted weights, and ours.
         logits = llm(inputs_embeds=whole[None]).logits[0, -1]
         close(logits, run.numbers["first_logits"], LOGITS)
-        region = Region(read_prefix(llm, run.prefix), run.rest)
+        region = RegionPrompt(read_prefix(llm, run.prefix), run.rest)
         (answer,) = run.captioner.answer([region])
         assert answer.ids == run.case["generated_ids"]
         best = torch.from_numpy(run.numbers["first_logits"]).softmax(dim=0).max()
@@ -346,7 +346,9 @@ def test_logits_and_captions_of_every_run(every_run: list[Run]) -> None:
 def test_all_runs_together_say_the_same(every_run: list[Run]) -> None:
     captioner = every_run[0].captioner
     llm = captioner.model.llm
-    regions = [Region(read_prefix(llm, run.prefix), run.rest) for run in every_run]
+    regions = [
+        RegionPrompt(read_prefix(llm, run.prefix), run.rest) for run in every_run
+    ]
     limit = max(len(run.case["generated_ids"]) for run in every_run)
     answers = captioner.answer(regions, limit)
     for run, answer in zip(every_run, answers, strict=True):

@@ -258,8 +258,8 @@ def test_images_are_refused_by_video_jobs(fiftyone_database):
         images.delete()
 
 
-def test_a_full_disk_is_recorded_and_the_old_checkpoint_stays(
-    dataset, tmp_path, monkeypatch
+def test_a_full_disk_costs_the_checkpoint_alone_and_the_old_one_stays(
+    dataset, tmp_path, monkeypatch, caplog
 ):
     mark = checkpoints.CheckpointFile(tmp_path / "mark.safetensors", "a")
     mark.save({"x": np.arange(3)})
@@ -274,8 +274,8 @@ def test_a_full_disk_is_recorded_and_the_old_checkpoint_stays(
     assert list(tmp_path.glob("*.part")) == []
     monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", 0.0)
     summary = api.propagate(dataset, propagator=FlowPropagator(), progress=False)
-    assert all("No space left" in failure.error for failure in summary.failures)
-    assert len(summary.failures) == 2
+    assert summary.ok and summary.tracks == 4  # without checkpoints
+    assert "no checkpoint can be saved" in caplog.text
 
 
 def test_what_a_view_hides_stays_as_it_is(dataset, contents):
@@ -370,7 +370,7 @@ def test_captions_follow_tracks_that_were_made_otherwise(dataset):
     assert (again.tracks, again.captions) == (4, 0)  # the same tracks
     other = both(dataset, overwrite=True, direction="forward")
     assert other.captions == 4
-    assert both(dataset).skipped == 4
+    assert both(dataset, direction="forward").skipped == 4
 
 
 def test_a_correction_that_was_cut_short_goes_on_with_its_object(dataset, contents):

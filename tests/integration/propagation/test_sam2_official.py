@@ -5,9 +5,9 @@ import importlib.util
 import numpy as np
 import pytest
 
-from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
 from fiftyone_regioncap.core.types import Prompt
-from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.sam2_official import Sam2OfficialPropagator
 
 
@@ -37,13 +37,25 @@ def test_without_the_package_the_error_says_what_to_do():
         Sam2OfficialPropagator.from_pretrained("sam2.1_hiera_tiny.pt")
 
 
+def off(frame):
+    points, signs = np.array([[20.0, 20.0]]), np.array([False])
+    return Prompt(7, frame, points=points, point_signs=signs)
+
+
+def test_corrections_are_refused_but_not_points_off_the_object_beside_a_box():
+    info = PropagatorInfo("sam2-official", "none", "", "Apache-2.0")
+    propagator = Sam2OfficialPropagator(None, info)
+    beside = PropagationRequest(Clip(), [*boxes({7: 0}), off(0)])
+    assert propagator.propagate(beside).checkpoint() == {"done": 0}
+    with pytest.raises(PromptError, match=r"object 7 on frame 2: .* backend sam2"):
+        propagator.propagate(PropagationRequest(Clip(), [*boxes({7: 0}), off(1)]))
+
+
 @pytest.mark.skipif(not INSTALLED, reason="facebook's sam2 package is not installed")
 class TestWithThePackage:
     @pytest.fixture(scope="class")
     def propagator(self):
         from sam2.build_sam import build_sam2_video_predictor
-
-        from fiftyone_regioncap.propagation.base import PropagatorInfo
 
         predictor = build_sam2_video_predictor(
             "configs/sam2.1/sam2.1_hiera_t.yaml", ckpt_path=None, device="cpu"

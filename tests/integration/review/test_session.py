@@ -15,8 +15,8 @@ from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.schema import declare_tracks
 from fiftyone_regioncap.review import card as review_card
 from fiftyone_regioncap.review import session as review
+from fiftyone_regioncap.review.diff import differences
 from fiftyone_regioncap.review.session import Ref, ReviewQueue, State
-from fiftyone_regioncap.review.wording import differences
 
 FRAMES = 10
 

@@ -13,8 +13,8 @@ from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerText
 from fiftyone_regioncap.core.errors import BackendError, FieldError, PromptError
 from fiftyone_regioncap.dataset.captions import clear_captions, write_captions
 from fiftyone_regioncap.search import appearance
-from fiftyone_regioncap.search.results import open_index, search
-from fiftyone_regioncap.visualization.maps import embed_captions
+from fiftyone_regioncap.search.results import open_index
+from tests.support.captions import embed_captions, search
 from tests.support.patchioner import write_random_checkpoint
 
 CAR, DOG, BOAT = "a red car", "a brown dog asleep", "a boat on the lake"

@@ -12,13 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.core.errors import BackendError, FieldError, RegionCapError
+from fiftyone_regioncap.core.markdown import plain
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.schema import declare_captions
 from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.session import ReviewQueue
-from fiftyone_regioncap.search import Query, QueryError, embedding, results, search
+from fiftyone_regioncap.search import Query, QueryError, embedding, results
 from fiftyone_regioncap.search.index import index_folder
 from tests.integration.conftest import describing
+from tests.support.captions import search
 
 HOSTILE = '<b>{{ $where }}</b> "quoted" \' OR 1=1; -- مرحبا 🚗'
 VIDEOS = (
@@ -33,7 +35,7 @@ def texts(results):
 
 
 def find(dataset, query, mode="text", **options):
-    return search(dataset, query, mode=mode, progress=False, **options)
+    return search(dataset, query, mode=mode, **options)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_captions_of_image_regions_are_found_as_patches(fiftyone_database, cache
         sample["regions"] = fo.Detections(detections=[detection])
         dataset.add_sample(sample)
     dataset.add_dynamic_sample_fields()
-    results = find(dataset, "boats", field="regions")
+    results = find(dataset, "boats", captions="regions")
     assert texts(results) == ["A red boat on a lake."]
     assert results.view().values("regions.caption") == texts(results)
     dataset.delete()
@@ -259,7 +261,7 @@ def test_without_the_model_words_still_work_and_it_says_what_to_install(
 
 def test_a_wrong_field_is_an_error_that_names_the_right_ones(described):
     with pytest.raises(FieldError, match="captions"):
-        find(described(*VIDEOS), "red", field="nope")
+        find(described(*VIDEOS), "red", captions="nope")
 
 
 def test_no_phrase_reaches_from_a_caption_into_its_label(described):
@@ -318,3 +320,8 @@ def test_searches_and_changes_from_many_threads(described, embedder):
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(24))) == [3] * 24
     assert len(find(dataset, "ferry", k=50)) == 24
+
+
+def test_captions_in_a_summary_are_shown_as_they_are(described):
+    markdown = find(described(*VIDEOS), "quoted").to_markdown()
+    assert r"\<b\>\{\{" in markdown and HOSTILE in plain(markdown)

@@ -26,7 +26,7 @@ from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.sampling import GREEDY
 from fiftyone_regioncap.serving import ServerSettings, running, serve
-from fiftyone_regioncap.serving.messages import Limits, RequestError, parse
+from fiftyone_regioncap.serving.messages import RequestError, RequestLimits, parse
 from tests.support.dam import generate, write_checkpoint
 
 QUESTION = "Describe the masked region in detail."
@@ -65,7 +65,7 @@ def dam(tmp_path_factory: pytest.TempPathFactory) -> DAM:
 
 @pytest.fixture(scope="module")
 def url(dam: DAM):
-    limits = Limits(body_bytes=1 << 20, image_pixels=10_000, max_new_tokens=24)
+    limits = RequestLimits(body_bytes=1 << 20, image_pixels=10_000, max_new_tokens=24)
     with running(dam, ServerSettings("tiny", sampling=GREEDY, limits=limits)) as url:
         yield url
 
@@ -325,7 +325,7 @@ class TestSafety:
         "headers", ["", "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"]
     )
     def test_a_request_that_never_ends(self, dam: DAM, headers: str) -> None:
-        limits = Limits(block_seconds=0.5, body_seconds=2)
+        limits = RequestLimits(block_seconds=0.5, body_seconds=2)
         settings = ServerSettings("tiny", sampling=GREEDY, limits=limits)
         with running(dam, settings) as url:
             port = int(url.rsplit(":", 1)[1])
@@ -341,7 +341,7 @@ class TestSafety:
             assert not headers or b" 408 " in answer.split(b"\r\n")[0]
 
     def test_a_request_that_drips(self, dam: DAM) -> None:
-        limits = Limits(block_seconds=0.5, body_seconds=1)
+        limits = RequestLimits(block_seconds=0.5, body_seconds=1)
         settings = ServerSettings("tiny", sampling=GREEDY, limits=limits)
 
         def drops() -> Iterator[bytes]:
@@ -423,7 +423,7 @@ def test_images_are_counted_and_measured_before_any_is_decoded(
     monkeypatch.setattr(
         "PIL.ImageFile.ImageFile.load", lambda image: decoded.append(image.width)
     )
-    models, limits = frozenset({"tiny"}), Limits(image_pixels=1_000_000)
+    models, limits = frozenset({"tiny"}), RequestLimits(image_pixels=1_000_000)
     image = IMAGES[0]
     for urls, says in (([image] * 9, "more than 8 images"), (IMAGES, "at most")):
         with pytest.raises(RequestError, match=says):
@@ -453,7 +453,7 @@ def test_large_images_are_decoded_one_after_the_other(
                 at_work -= image.width * image.height
 
     monkeypatch.setattr(dam.processor, "views", counted)
-    limits = Limits(decoded_pixels=2_000_000, max_new_tokens=2)
+    limits = RequestLimits(decoded_pixels=2_000_000, max_new_tokens=2)
     settings = ServerSettings("tiny", sampling=GREEDY, limits=limits)
     bodies = [
         {"model": "tiny", "messages": question(IMAGES[number])}
@@ -505,7 +505,9 @@ def test_any_request_is_read_or_refused(body: dict, system: bool) -> None:
     good = {"model": "tiny", "messages": question(SMALL)}
     for request in (body, {**good, **body}):
         try:
-            chat = parse(request, frozenset({"tiny"}), GREEDY, Limits(), system=system)
+            chat = parse(
+                request, frozenset({"tiny"}), GREEDY, RequestLimits(), system=system
+            )
             chat.query(False)
         except RequestError as error:
             assert str(error) and 400 <= error.status < 500
@@ -565,7 +567,7 @@ def recorded_server(golden: Path):
         pytest.skip(f"no recorded requests in {folder}")
     recorded = json.loads((folder / "server.json").read_text())
     dam = DAM.from_pretrained(folder / "checkpoint")
-    limits = Limits(max_new_tokens=recorded["server_flags"]["max_new_tokens"])
+    limits = RequestLimits(max_new_tokens=recorded["server_flags"]["max_new_tokens"])
 
     def settings(video: bool) -> ServerSettings:
         return ServerSettings("checkpoint", video=video, sampling=GREEDY, limits=limits)

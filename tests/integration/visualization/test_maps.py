@@ -8,7 +8,8 @@ from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.markdown import plain
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.search import similarity
-from fiftyone_regioncap.visualization.maps import MapSummary, embed_captions
+from fiftyone_regioncap.visualization.maps import MapSummary
+from tests.support.captions import embed_captions
 
 CARS = [f"A red car drives on road number {n}." for n in ("one", "two", "three")]
 DOGS = [f"Some brown dog sleeps near house {n}." for n in ("one", "two", "three")]
@@ -152,7 +153,7 @@ def test_regions_of_images_are_points_too(fiftyone_database, cache, embedder):
         )
         dataset.add_sample(sample)
     dataset.add_dynamic_sample_fields()
-    summary = make(dataset, embedder, field="regions")
+    summary = make(dataset, embedder, captions="regions")
     results = dataset.load_brain_results(summary.key)
     assert len(results.points) == 6 and results.config.patches_field == "regions"
     texts = dict(

@@ -26,13 +26,13 @@ def subject(
     x: float | None = None,
     y: float = 0.5,
     frames: tuple[int, ...] = (0, 1, 2),
-    still: bool = False,
+    image: bool = False,
     **facts: object,
 ) -> Subject:
     if x is None:
         return Subject(number, text, **facts)
     boxes = np.tile([x - 0.05, y - 0.05, x + 0.05, y + 0.05], (len(frames), 1))
-    return Subject(number, text, frames=frames, boxes=boxes, still=still, **facts)
+    return Subject(number, text, frames=frames, boxes=boxes, image=image, **facts)
 
 
 def stated(subjects: list[Subject]) -> list[str]:
@@ -70,7 +70,7 @@ TOLD_APART = {
         ["is the rightmost in frame 5", "is the leftmost in frame 5"],
     ),
     "in an image": (
-        [subject(1, x=0.8, frames=(0,), still=True), subject(2, x=0.2, frames=(0,))],
+        [subject(1, x=0.8, frames=(0,), image=True), subject(2, x=0.2, frames=(0,))],
         ["is the rightmost", "is the leftmost in frame 1"],
     ),
     "by size": (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.captioning.merging import best_look, inside_share, sharpness
+from fiftyone_regioncap.captioning.merging import best_frame, inside_share, sharpness
 from fiftyone_regioncap.core.types import RegionClip, Track
 
 
@@ -48,7 +48,7 @@ def test_best_look(
     clip = RegionClip(
         frames=frames, masks=masks, frame_indices=tuple(range(len(masks)))
     )
-    assert best_look(clip) == best
+    assert best_frame(clip) == best
 
 
 def test_a_frame_that_the_propagator_doubts_is_not_the_best() -> None:
@@ -64,7 +64,7 @@ def test_a_frame_that_the_propagator_doubts_is_not_the_best() -> None:
         frame_indices=(4, 9),
         track=track,
     )
-    assert best_look(clip) == 1
+    assert best_frame(clip) == 1
 
 
 def test_blur_lowers_sharpness() -> None:

@@ -28,3 +28,7 @@ def test_nothing_ends_a_span_of_code():
 def test_a_terminal_shows_the_text_itself(text):
     assert plain(f"**{escape(text)}**") == text
     assert plain(code(text)) == text.replace("`", "'")
+
+
+def test_a_terminal_shows_line_breaks():
+    assert plain(escape("one\ntwo")) == "one\ntwo"

@@ -25,6 +25,31 @@ settings = st.builds(
 )
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-12, 1e12, 1e300])
+def test_temperatures_that_no_float32_holds(temperature: float) -> None:
+    settings = [Sampling(temperature, top_k=0), Sampling(1.0)]
+    rows = SamplingRows.of(settings, VOCABULARY, CPU)
+    assert rows is not None
+    values = logits(2)
+    _, probabilities = candidates(values, rows)
+    assert probabilities.isfinite().all()
+    chosen = choose(values, rows, torch.tensor([0.5, 0.5]))
+    if temperature < 1:
+        assert chosen[0] == values[0].argmax()
+    else:
+        assert probabilities[0].max() < 2 / VOCABULARY
+
+
+def test_logits_that_are_no_numbers_spoil_their_own_row_only() -> None:
+    values = logits(2)
+    rows = SamplingRows.of([Sampling(1.0, seed=1)] * 2, VOCABULARY, CPU)
+    uniform = torch.tensor([0.9999, 0.3])
+    alone = choose(values, rows, uniform)
+    values[0] = torch.nan
+    both = choose(values, rows, uniform)
+    assert both[1] == alone[1] and 0 <= both[0] < VOCABULARY
+
+
 def logits(rows: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 3 * torch.randn(rows, VOCABULARY, generator=generator)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.prompts import check_prompts
+from fiftyone_regioncap.propagation.stream import plan_passes
 
 
 class Video:
@@ -134,6 +137,46 @@ def test_clicks_off_an_object_correct_what_is_carried(prompts, direction, bad):
             PropagationRequest(Video(), prompts, direction)
     else:
         assert PropagationRequest(Video(), prompts, direction).prompts == prompts
+
+
+EDGES = st.floats(-50, 200) | st.just(float("nan"))
+
+
+@st.composite
+def any_prompt(draw: st.DrawFn) -> Prompt:
+    points = draw(st.none() | st.lists(st.tuples(EDGES, EDGES), max_size=3))
+    return Prompt(
+        draw(st.integers(0, 2)),
+        draw(st.integers(-1, 10)),
+        box=draw(st.none() | st.tuples(EDGES, EDGES, EDGES, EDGES)),
+        points=None if points is None else np.reshape(points, (-1, 2)).astype(float),
+        point_signs=draw(st.none() | st.lists(st.booleans(), max_size=3)),
+        mask=draw(st.sampled_from([None, None, np.eye(90, 140, dtype=bool)])),
+        label=draw(st.sampled_from([None, "cat", "dog"])),
+    )
+
+
+@settings(deadline=None)
+@given(
+    st.lists(any_prompt(), max_size=6),
+    st.sampled_from(["forward", "backward", "both"]),
+    st.integers(0, 4),
+    st.integers(6, 10),
+)
+def test_what_is_good_can_be_propagated(prompts, direction, start, stop):
+    span = {"start": start, "stop": stop, "direction": direction}
+    good, problems = check_prompts(
+        prompts, height=90, width=140, frame_count=10, **span
+    )
+    assert len(good) + len(problems) == len(prompts)
+    if good:
+        request = PropagationRequest(Video(), good, **span)
+        for current in plan_passes(request):
+            assert current.entries and start <= min(current.frames) < stop
+            assert current.emitted(current.frames[-1])
+    if problems:
+        with pytest.raises(PromptError):
+            PropagationRequest(Video(), prompts, **span)
 
 
 def test_a_video_without_frames():

@@ -6,9 +6,9 @@ from dataclasses import replace
 import fiftyone as fo
 import pytest
 
-from fiftyone_regioncap.analysis.checks import check_captions, triage
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from tests.support.captions import check_captions, triage
 
 GOOD = CaptionRecord(
     1,

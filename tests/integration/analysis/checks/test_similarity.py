@@ -4,9 +4,9 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from fiftyone_regioncap.analysis.checks import check_captions, triage
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.dataset.captions import write_captions
+from tests.support.captions import check_captions, triage
 
 TEXTS = [
     f"{color} {thing}"

@@ -159,14 +159,17 @@ def misconfigure(folder):
 
 
 def configure(**changes):
-    """Changes values of a configuration, of a part by ``part__name``."""
+    """Changes values of a configuration, in parts of it by ``part__name``."""
 
     def change(folder):
         path = folder / "config.json"
         config = json.loads(path.read_text())
         for key, value in changes.items():
-            part, _, name = key.rpartition("__")
-            (config[part] if part else config)[name] = value
+            *parts, name = key.split("__")
+            place = config
+            for part in parts:
+                place = place[part]
+            place[name] = value
         path.write_text(json.dumps(config))
 
     return change
@@ -183,6 +186,11 @@ def make_a_list(folder):
         (configure(mask_decoder_config__num_attention_heads=0), "num_attention_heads"),
         (configure(image_size=-1), "image_size is -1"),
         (configure(mask_decoder_config__num_hidden_layers=10**7), "1 to 1000"),
+        (configure(memory_attention_num_layers=10**7), "1 to 1000"),
+        (
+            configure(vision_config__backbone_config__blocks_per_stage=[1, 10**7]),
+            "blocks_per_stage: num_layers is 10000000",
+        ),
         (configure(vision_config=[]), "no use"),
         (cut, "cannot be read"),
         (forget_weights, "cannot be read"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.propagation.sam2 import masks as masks_module
@@ -27,6 +27,7 @@ def holes_by_opencv(logits: np.ndarray, max_area: int) -> np.ndarray:
     return small[labels]
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     max_area=st.integers(1, 12),

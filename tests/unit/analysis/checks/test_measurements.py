@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fiftyone_regioncap.analysis.checks.facts import (
+from fiftyone_regioncap.analysis.checks.measurements import (
     color_conflict,
     motion_conflict,
     said_directions,

@@ -1,0 +1,160 @@
+"""Jobs that go on: checkpoints are trusted no further than the database."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fiftyone as fo
+import pytest
+
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.jobs import propagating
+from fiftyone_regioncap.propagation.flow import FlowPropagator
+from fiftyone_regioncap.system import assets
+
+FRAMES = 24
+
+
+@pytest.fixture
+def dataset(
+    videos: list[Path], fiftyone_database: str, tmp_path: Path, monkeypatch
+) -> Iterator[fo.Dataset]:
+    """A video with a prompt on frame 1, a cache of its own, and many checkpoints."""
+    monkeypatch.setenv("REGIONCAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", 0.0)
+    path = tmp_path / "video.mp4"
+    shutil.copy(videos[0], path)
+    prompts = [Prompt(7, 0, box=(8, 20, 32, 44), label="disc")]
+    made, _, _ = datasets.add_videos("resuming", [path], prompts)
+    yield made
+    made.delete()
+
+
+def propagate(dataset: fo.Dataset, stop_after: int | None = None, **options: object):
+    """Propagates; gives None when it was stopped after so many frames."""
+    cancel = threading.Event()
+
+    def listen(event) -> None:
+        if stop_after is not None and event.frames >= stop_after:
+            cancel.set()
+
+    try:
+        return api.propagate(
+            dataset,
+            propagator=FlowPropagator(),
+            progress=listen,
+            cancel=cancel,
+            **options,
+        )
+    except Cancelled:
+        return None
+
+
+def frames_of(dataset: fo.Dataset) -> list[int]:
+    """The frames that have tracks."""
+    dataset.reload()
+    return [
+        number
+        for number, frame in dataset.first().frames.items()
+        if frame.has_field("tracks") and frame["tracks"] and frame["tracks"].detections
+    ]
+
+
+EVERY = list(range(1, FRAMES + 1))
+
+
+def test_a_stopped_job_goes_on_from_its_checkpoint(dataset) -> None:
+    assert propagate(dataset, stop_after=12) is None
+    assert propagate(dataset).frames < FRAMES
+    assert frames_of(dataset) == EVERY
+
+
+def test_frames_that_are_gone_are_made_again(dataset) -> None:
+    assert propagate(dataset, stop_after=12) is None
+    dataset.delete_frame_field("tracks")
+    assert propagate(dataset).ok
+    assert frames_of(dataset) == EVERY
+
+
+def test_a_job_with_other_options_in_between(dataset) -> None:
+    assert propagate(dataset, stop_after=16) is None
+    assert propagate(dataset, stop_after=1, overlap=True) is None
+    assert propagate(dataset).ok
+    assert frames_of(dataset) == EVERY
+
+
+def test_a_cache_that_cannot_be_written(dataset, caplog) -> None:
+    folder = assets.cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs").write_text("no folder")
+    assert propagate(dataset).ok
+    assert frames_of(dataset) == EVERY
+    assert "no checkpoint can be saved" in caplog.text
+
+
+def test_a_field_that_is_deleted_during_a_job(dataset) -> None:
+    def listen(event) -> None:
+        if event.frames == 10 and dataset.has_field("frames.tracks"):
+            dataset.delete_frame_field("tracks")
+
+    summary = api.propagate(dataset, propagator=FlowPropagator(), progress=listen)
+    assert "frames.tracks was deleted" in summary.failures[0].error
+    dataset.reload()
+    assert dataset.first().frames[1].prompts.detections  # it still loads
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"stop": 5}, {}),
+        ({"direction": "forward"}, {"direction": "both"}),
+        ({"overlap": False}, {"overlap": True}),
+    ],
+    ids=["a shorter range", "one direction", "other options"],
+)
+def test_complete_means_the_same_range_and_options(dataset, first, then) -> None:
+    assert propagate(dataset, **first).frames > 0
+    assert propagate(dataset, **first).skipped == 1
+    assert propagate(dataset, **then).frames >= FRAMES - 1
+    assert frames_of(dataset) == EVERY
+    assert propagate(dataset, **then).skipped == 1
+
+
+def test_a_part_of_what_is_complete_is_complete(dataset) -> None:
+    propagate(dataset)
+    assert propagate(dataset, stop=5).skipped == 1
+
+
+def test_a_file_that_was_replaced_is_done_again(dataset, caplog) -> None:
+    propagate(dataset)
+    sample = dataset.first()
+    write_shorter(Path(sample.filepath))
+    again = propagate(dataset)
+    assert again.ok and again.frames > 0
+    sample.reload()
+    assert sample.metadata.total_frame_count == 12
+    assert "metadata is not the file's" in caplog.text
+
+
+def write_shorter(path: Path) -> None:
+    """Replaces a video by one with 12 of its frames."""
+    import av
+
+    shorter = path.with_suffix(".new.mp4")
+    with av.open(str(path)) as source, av.open(str(shorter), "w") as target:
+        stream = target.add_stream("libx264", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+        for number, frame in enumerate(source.decode(video=0)):
+            if number < 12:
+                picture = av.VideoFrame.from_ndarray(
+                    frame.to_ndarray(format="rgb24"), format="rgb24"
+                )
+                target.mux(stream.encode(picture))
+        target.mux(stream.encode())
+    shorter.replace(path)
