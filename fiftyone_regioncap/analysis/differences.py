@@ -1,7 +1,7 @@
-"""What tells objects apart that are described alike: stated from measured facts.
+"""States what tells objects apart that are described alike, from measurements.
 
-Nothing is invented: a difference is said only where it was measured on both sides, and
-a fact that is not known of an object tells nothing.
+Nothing is invented: a difference is stated only where it was measured on both sides,
+and what is not known of an object tells nothing.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def _nowhere() -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A caption, and what was measured of the object that it is about.
+    """A caption with the measurements of its object.
 
     Attributes:
-        object_id: captions of one object need not be told apart.
-        caption: the text.
-        color: the dominant one.
-        area: share of the frame.
-        speed: in frame widths a second.
+        object_id: Object id; captions of one object need not be told apart.
+        caption: The text.
+        color: Dominant color.
+        area: Area as a share of the frame.
+        speed: Speed in frame widths per second.
         direction: of its motion, as :class:`measuring.Measurements` has it.
         frames: 0-based, where it is visible, ascending; (0,) for images.
         boxes: (V, 4) edges in shares of the frame, on those frames.
@@ -77,16 +77,16 @@ class Subject:
     reviewed: bool = False
 
     def box(self, frame: int) -> NDArray[np.float64]:
-        """Where it is on a frame on which it is visible, (4,)."""
+        """Returns its box on a frame on which it is visible, (4,)."""
         return self.boxes[self.frames.index(frame)]
 
 
 class Clause(NamedTuple):
-    """A fact about one subject.
+    """A statement about one subject.
 
     Attributes:
-        text: what follows "this one".
-        unlike: the rivals that it does not hold of.
+        text: What follows "this one".
+        unlike: The rivals that it does not hold of.
     """
 
     text: str
@@ -98,11 +98,11 @@ class Uniqueness:
     """How far the captions of some objects tell them apart.
 
     Attributes:
-        captions: how many there are.
-        same: those whose text another object has too.
-        alike: those that share most of their words with one of another object, and
-            neither of the two says what the difference is.
-        similarity: mean share of words in common over all pairs of different objects
+        captions: Number of captions.
+        same: Number of captions whose text another object has too.
+        alike: Number of captions that share most of their words with one of another
+            object, where neither of the two states the difference.
+        similarity: Mean share of words in common over all pairs of different objects
             of one video or image, in [0, 1]; None when there are none.
     """
 
@@ -113,19 +113,19 @@ class Uniqueness:
 
 
 def base(caption: str) -> str:
-    """A caption without the differences that were stated of it."""
+    """Removes the differences that were stated in a caption."""
     return _STATED.sub("", caption)
 
 
 def groups(subjects: Sequence[Subject], threshold: float = ALIKE) -> list[list[int]]:
-    """Captions of different objects that are alike, directly or by way of others.
+    """Groups captions of different objects that are alike, directly or through others.
 
     Args:
-        subjects: of one video or image.
-        threshold: see :data:`ALIKE`.
+        subjects: The subjects of one video or image.
+        threshold: See :data:`ALIKE`.
 
     Returns:
-        numbers of the subjects of each group that has two objects or more.
+        Numbers of the subjects of each group that has two objects or more.
     """
     texts = [base(subject.caption) for subject in subjects]
     leaders = list(range(len(subjects)))
@@ -153,15 +153,16 @@ def tell_apart(
 ) -> tuple[list[str], set[int]]:
     """States in each caption what tells its object from those described alike.
 
-    As few facts as do are taken, those that exclude most first. The new captions of two
-    objects of a group are never the same unless nothing that was measured differs.
+    As few statements as do are taken, those that exclude most first. The new captions
+    of two objects of a group are never the same unless nothing that was measured
+    differs.
 
     Args:
-        subjects: of one video or image.
-        threshold: see :data:`ALIKE`.
+        subjects: The subjects of one video or image.
+        threshold: See :data:`ALIKE`.
 
     Returns:
-        all captions, and the numbers of those that nothing tells from another.
+        All captions, and the numbers of those that nothing tells from another.
     """
     captions = [base(subject.caption) for subject in subjects]
     alone: set[int] = set()
@@ -173,14 +174,14 @@ def tell_apart(
                 for rival in group
                 if subjects[rival].object_id != subjects[number].object_id
             ]
-            said, left = _cover(list(_clauses(subjects, number, rivals)), rivals)
+            stated, left = _cover(list(_clauses(subjects, number, rivals)), rivals)
             beginning = f"Among the {objects} objects described alike, only this one"
             if left:
                 alone.add(number)
                 beginning = f"Like {objects - 1} others described alike, this one"
-            if said:
+            if stated:
                 end = "" if captions[number].endswith((".", "!", "?")) else "."
-                captions[number] += f"{end} {beginning} {_listed(said)}."
+                captions[number] += f"{end} {beginning} {_listed(stated)}."
     return captions, alone
 
 
@@ -190,8 +191,8 @@ def uniqueness(
     """Measures how far captions tell their objects apart.
 
     Args:
-        videos: the subjects of each.
-        threshold: see :data:`ALIKE`.
+        videos: The subjects of each video.
+        threshold: See :data:`ALIKE`.
     """
     same = alike = total = 0
     shares: list[float] = []
@@ -224,14 +225,14 @@ def _cover(
     clauses: Sequence[Clause], rivals: Collection[int]
 ) -> tuple[list[str], set[int]]:
     """The fewest clauses that exclude the rivals, found greedily, and who is left."""
-    left, said = set(rivals), []
+    left, stated = set(rivals), []
     while left:
         best = max(clauses, key=lambda clause: len(clause.unlike & left), default=None)
         if best is None or not best.unlike & left:
             break
-        said.append(best.text)
+        stated.append(best.text)
         left -= best.unlike
-    return said, left
+    return stated, left
 
 
 def _listed(clauses: Sequence[str]) -> str:
@@ -240,13 +241,13 @@ def _listed(clauses: Sequence[str]) -> str:
     return f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
 
 
-# Facts, those that people would say first at the front.
+# Statements, those that people would make first at the front.
 
 
 def _clauses(
     subjects: Sequence[Subject], number: int, rivals: Sequence[int]
 ) -> Iterator[Clause]:
-    """What is known of a subject, and of whom it does not hold."""
+    """Iterates over statements about a subject and the rivals they don't hold of."""
     own = subjects[number]
 
     def unlike(attribute: str) -> frozenset[int]:

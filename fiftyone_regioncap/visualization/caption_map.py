@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 
 class CaptionMap(VisualizationResults):
-    """Points of captions: one a label of the field ``config.patches_field``."""
+    """Points of captions, one per label of the field ``config.patches_field``."""
 
     def use_view(
         self,
@@ -33,12 +33,12 @@ class CaptionMap(VisualizationResults):
         """Takes the points of the captions in a view; see FiftyOne's own method.
 
         Args:
-            sample_collection: videos, or clips of the captions.
-            allow_missing: whether captions may be in the view and not on the map.
-            warn_missing: not used; they are many after every run of a captioner.
+            sample_collection: Videos, or clips of the captions.
+            allow_missing: Whether captions may be in the view and not on the map.
+            warn_missing: Not used; they are many after every run of a captioner.
 
         Raises:
-            ValueError: when some are missing and may not be.
+            ValueError: If some are missing and may not be.
         """
         keep: NDArray[np.int64] | slice = slice(None)
         known = None
@@ -71,12 +71,12 @@ def save(
     """Saves a map as a brain run.
 
     Args:
-        samples: the videos that it is of.
-        field: of the captions.
-        key: of the run.
-        points: places in the plane, (N, 2).
-        sample_ids: of the videos, one for each point.
-        label_ids: of the captions, one for each point.
+        samples: The videos.
+        field: Field of the captions.
+        key: Key of the run.
+        points: Positions in the plane, (N, 2).
+        sample_ids: Ids of the videos, one for each point.
+        label_ids: Ids of the captions, one for each point.
     """
     config = ManualVisualizationConfig(patches_field=field)
     method = config.build()

@@ -1,4 +1,4 @@
-"""Shows what a job made: a table for the shell and a contact sheet."""
+"""Reports the results of a job: a table for the shell and a contact sheet."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class TrackRow:
     """One caption in the table.
 
     Attributes:
-        video: name of the file.
-        track: the object id.
-        label: short name; empty when there is none.
+        video: Name of the file.
+        track: Object id.
+        label: Short name; empty when there is none.
         support: (first, last) frame numbers as FiftyOne counts them, from 1.
-        caption: the text, or what went wrong.
+        caption: The text, or the error.
     """
 
     video: str
@@ -55,8 +55,8 @@ def track_rows(samples: foco.SampleCollection, captions: str) -> list[TrackRow]:
     """The captions of a few videos, by video, track and time.
 
     Args:
-        samples: videos.
-        captions: field of the captions.
+        samples: Videos.
+        captions: Field of the captions.
     """
     return [
         TrackRow(
@@ -75,8 +75,8 @@ def table(rows: Sequence[TrackRow], width: int | None = None) -> str:
     """Rows as a text table.
 
     Args:
-        rows: to show.
-        width: of the table in characters; None for the terminal's.
+        rows: The rows.
+        width: Width of the table in characters; None for the terminal's.
     """
     width = width or max(shutil.get_terminal_size((100, 24)).columns, 60)
     head = ("video", "track", "label", "support", "caption")
@@ -109,10 +109,10 @@ def write_sheet(
     """Draws the first captions of a few videos with their masks.
 
     Args:
-        samples: videos.
-        tracks: field of the tracks.
-        captions: field of the captions.
-        path: of the PNG file.
+        samples: Videos.
+        tracks: Field of the tracks.
+        captions: Field of the captions.
+        path: Path of the PNG file.
     """
     rows: list[SheetRow] = []
     scenes: list[Scene] = []

@@ -1,4 +1,4 @@
-"""Captions against what was measured of their region."""
+"""Compares captions with the measurements of their regions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NEIGHBORS = frozenset(
         ("green", "yellow"),
     )
 )
-"""Colors that people and light take for one another."""
+"""Colors that are often confused, by people or because of the light."""
 
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 _OPPOSITE |= {"towards": "away", "away": "towards"}
@@ -62,37 +62,37 @@ _STILL = re.compile(
 
 
 def color_conflict(
-    said: Facets, dominant: str | None, others: Collection[str] = ()
+    facets: Facets, dominant: str | None, others: Collection[str] = ()
 ) -> float | None:
-    """How surely a caption gives its subject a color that it doesn't have.
+    """Scores how surely a caption gives its subject a color that it doesn't have.
 
     Args:
-        said: what the caption says.
-        dominant: the measured color.
-        others: further colors that were measured.
+        facets: Nouns and attributes of the caption.
+        dominant: The dominant measured color.
+        others: Further colors that were measured.
 
     Returns:
-        1 when no measured color is said, 0.5 when one is said that is often taken
-        for a measured one, 0 when one is said; None when nothing is said or measured.
+        1 if no measured color is mentioned, 0.5 if one is that is often confused with
+        a measured one, 0 if a measured one is; None if none is mentioned or measured.
     """
-    if not said.subject_colors or dominant is None:
+    if not facets.subject_colors or dominant is None:
         return None
     measured = {dominant, *others}
-    if measured & set(said.subject_colors):
+    if measured & set(facets.subject_colors):
         return 0.0
     near = any(
         frozenset((color, other)) in _NEIGHBORS
-        for color in said.subject_colors
+        for color in facets.subject_colors
         for other in measured
     )
     return 0.5 if near else 1.0
 
 
-def said_directions(caption: str) -> frozenset[str]:
-    """Ways that a caption says its subject moves: left, right, up, down, towards, away.
+def mentioned_directions(caption: str) -> frozenset[str]:
+    """Finds directions of motion: left, right, up, down, towards, away.
 
     Args:
-        caption: English.
+        caption: An English caption.
     """
     text = " ".join(caption.lower().split())
     found = {match for way in _WAYS for match in way.findall(text)}
@@ -102,12 +102,12 @@ def said_directions(caption: str) -> frozenset[str]:
 def motion_conflict(
     caption: str, direction: str | None, speed: float | None
 ) -> float | None:
-    """How surely a caption has its subject move another way than it does.
+    """Scores how surely a caption has its subject move in another way than it does.
 
     Args:
-        caption: English.
-        direction: measured, such as ``"up and left"`` or ``"still"``.
-        speed: measured, in frame widths a second.
+        caption: An English caption.
+        direction: Measured direction, such as ``"up and left"`` or ``"still"``.
+        speed: Measured speed in frame widths per second.
 
     Returns:
         1 when the opposite is said, or that it stands still while it moves; 0.5 when
@@ -118,12 +118,12 @@ def motion_conflict(
         return None
     if _STILL.search(caption.lower()):
         return float((speed or 0) >= MOVING and direction != "still")
-    said = said_directions(caption)
-    if not said:
+    mentioned = mentioned_directions(caption)
+    if not mentioned:
         return None
     if direction == "still":
         return 0.5
     measured = set(direction.split(" and "))
-    if "back" in measured or said & measured:  # "back and forth" goes every way
+    if "back" in measured or mentioned & measured:  # "back and forth" goes every way
         return 0.0
-    return float(any(_OPPOSITE[way] in measured for way in said))
+    return float(any(_OPPOSITE[way] in measured for way in mentioned))

@@ -48,7 +48,7 @@ _STRONG_COLOR = 0.2
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckFinding:
     """A finding of a check on a caption.
 
     Attributes:
@@ -137,7 +137,7 @@ def check_captions(
     """
     captions = CaptionField.of(samples, options.captions)
     checks = (*CHECKS, SIMILARITY) if options.similarity else CHECKS
-    found: dict[str, list[Finding]] = {}
+    found: dict[str, list[CheckFinding]] = {}
     for _, labels in captions.in_view(samples, _ATTRIBUTES):
         found |= findings([label for label in labels if label.get("caption")])
     quartiles = None
@@ -148,7 +148,7 @@ def check_captions(
             cosines[fit.id] = fit.cosine
             if fit.beaten is not None and fit.id in found:
                 why = f"{fit.beaten:.0%} of other captions fit the region better"
-                found[fit.id].append(Finding(SIMILARITY, fit.beaten, why))
+                found[fit.id].append(CheckFinding(SIMILARITY, fit.beaten, why))
         captions.write(ATTRIBUTE, cosines, fo.FloatField)
         if cosines:
             quartiles = tuple(np.percentile([*cosines.values()], (25, 50, 75)).tolist())
@@ -164,7 +164,7 @@ def check_captions(
     )
 
 
-def findings(labels: Sequence[Document]) -> dict[str, list[Finding]]:
+def findings(labels: Sequence[Document]) -> dict[str, list[CheckFinding]]:
     """Checks the captions of one video or image.
 
     Args:
@@ -183,11 +183,11 @@ def findings(labels: Sequence[Document]) -> dict[str, list[Finding]]:
         ("uniqueness", indistinct(statements)),
     ):
         for label_id, score, why in pairs:
-            found[label_id].append(Finding(check, score, why))
+            found[label_id].append(CheckFinding(check, score, why))
     return found
 
 
-def _alone(said: Statement, label: Document) -> Iterator[Finding]:
+def _alone(own: Statement, label: Document) -> Iterator[CheckFinding]:
     """Checks a caption by its text and its region's measurements."""
     names = label.get("attributes") or ()
     scores = label.get("attribute_scores") or ()
@@ -196,26 +196,26 @@ def _alone(said: Statement, label: Document) -> Iterator[Finding]:
         for name, score in zip(names, scores, strict=False)
         if name.startswith("color:") and score >= _STRONG_COLOR
     ]
-    color = color_conflict(said.facets, said.color, strong)
+    color = color_conflict(own.facets, own.color, strong)
     if color is not None:
-        colors = " and ".join(said.facets.subject_colors)
-        yield Finding("color", color, f"says {colors}, measured {said.color}")
-    motion = motion_conflict(said.caption, said.direction, label.get("speed"))
+        colors = " and ".join(own.facets.subject_colors)
+        yield CheckFinding("color", color, f"says {colors}, measured {own.color}")
+    motion = motion_conflict(own.caption, own.direction, label.get("speed"))
     if motion is not None:
-        yield Finding(
-            "motion", motion, f"says another way or rest, measured {said.direction}"
+        yield CheckFinding(
+            "motion", motion, f"says another way or rest, measured {own.direction}"
         )
-    yield Finding("repetition", repetition(said.caption), "says things again")
-    yield Finding("truncation", truncation(said.caption), "stops in the middle")
+    yield CheckFinding("repetition", repetition(own.caption), "says things again")
+    yield CheckFinding("truncation", truncation(own.caption), "stops in the middle")
 
 
 def _write(
     captions: CaptionField,
-    found: dict[str, list[Finding]],
-    failed: dict[str, list[Finding]],
+    found: dict[str, list[CheckFinding]],
+    failed: dict[str, list[CheckFinding]],
     checks: Sequence[str],
 ) -> None:
-    def worst(own: Iterable[Finding], default: float | None) -> float | None:
+    def worst(own: Iterable[CheckFinding], default: float | None) -> float | None:
         return max((f.score for f in own), default=default)
 
     for check in checks:

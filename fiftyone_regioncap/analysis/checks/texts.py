@@ -1,4 +1,4 @@
-"""What is wrong with a caption by its text alone."""
+"""Checks captions by their text alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _GRAM = 3
 
 
 def repetition(caption: str) -> float:
-    """How much of a caption was said before in it.
+    """Measures how much of a caption repeats what it said before.
 
     Args:
-        caption: the text.
+        caption: The text.
 
     Returns:
         the share of its runs of three words that it had before, or of its words that
@@ -36,10 +36,10 @@ def repetition(caption: str) -> float:
 
 
 def truncation(caption: str) -> float:
-    """How surely a caption stops in the middle.
+    """Scores how surely a caption stops in the middle.
 
     Args:
-        caption: the text.
+        caption: The text.
 
     Returns:
         1 when it ends with a word that can't be the last, or a comma; 0.7 when

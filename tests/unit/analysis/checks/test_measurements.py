@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from fiftyone_regioncap.analysis.checks.measurements import (
     color_conflict,
+    mentioned_directions,
     motion_conflict,
-    said_directions,
 )
 from fiftyone_regioncap.analysis.checks.texts import repetition, truncation
 from fiftyone_regioncap.analysis.facets import facets_of
@@ -51,7 +51,7 @@ def test_colors_of_the_subject_against_the_measured_one(
     ],
 )
 def test_ways_that_captions_speak_of(caption, ways):
-    assert said_directions(caption) == ways
+    assert mentioned_directions(caption) == ways
 
 
 @pytest.mark.parametrize(
