@@ -4,9 +4,10 @@ A frame's number is its rank in presentation order, from 0: the order in which a
 shows it, whatever the order and the time stamps in the file. Variable frame rates,
 B-frames, open GOPs, edit lists and wrong headers all give the right picture.
 
-Frames are decoded by PyAV, or by decord where it is installed and provably right for
-the file; both give the same pixels. The argument ``backend`` forces one, and so does
-the environment variable ``REGIONCAP_VIDEO_BACKEND``: ``auto``, ``pyav`` or ``decord``.
+Frames are decoded by PyAV, or by decord where it is installed, provably right for the
+file, and the video is short; both give the same pixels. The argument ``backend`` forces
+one, and so does the environment variable ``REGIONCAP_VIDEO_BACKEND``: ``auto``,
+``pyav`` or ``decord``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ from fiftyone_regioncap.video.sources import FrameSource, VideoMetadata
 logger = logging.getLogger(__name__)
 
 Backend: TypeAlias = Literal["auto", "pyav", "decord"]
-"""What decodes video files; ``auto`` takes decord where it is provably right."""
+"""What decodes video files; ``auto`` takes decord for short, plain ones."""
 
 BACKEND_VARIABLE = "REGIONCAP_VIDEO_BACKEND"
 """Environment variable that states the backend where no argument does."""
+
+DECORD_BYTES = 256 << 20
+"""Most bytes of all frames of a video that decord takes unless it is forced.
+
+Its decoder runs on while the caller works, and keeps what it decodes without a bound.
+"""
 
 DEFAULT_IMAGE_FPS = 30.0
 """Frames per second of an image folder where the caller does not state it."""
@@ -78,8 +85,8 @@ class VideoReader:
             fps: frames per second of an image folder, 30 by default; video files
                 state their own.
             backend: ``"pyav"``, ``"decord"``, or ``"auto"`` for decord where it is
-                provably right; by default what ``$REGIONCAP_VIDEO_BACKEND`` says, else
-                ``"auto"``.
+                provably right and the video short; by default what
+                ``$REGIONCAP_VIDEO_BACKEND`` says, else ``"auto"``.
 
         Raises:
             VideoError: if there is no such file, it is empty or not a regular file, has
@@ -192,6 +199,8 @@ class VideoReader:
     def _choose(self, pyav: PyAVSource, *, forced: bool) -> FrameSource:
         """Chooses the backend of a file, and logs the choice."""
         try:
+            if not forced and len(self) * self.height * self.width * 3 > DECORD_BYTES:
+                raise DecordUnfit("it would hold too many decoded frames in memory")
             source = DecordSource(self.path, pyav.index)
         except DecordUnfit as unfit:
             if forced:

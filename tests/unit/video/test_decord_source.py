@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from fiftyone_regioncap.core.errors import VideoError
+from fiftyone_regioncap.video import decord_source
+from fiftyone_regioncap.video import reader as reader_module
 from fiftyone_regioncap.video.reader import BACKEND_VARIABLE, VideoReader
 from tests.unit.video.test_reader import (
     COUNT,
@@ -67,6 +71,17 @@ def test_both_give_the_same_pixels_of_real_clips(clips: Path) -> None:
                 assert np.array_equal(decord[int(index)], pyav[int(index)])
 
 
+def test_decord_takes_no_video_that_would_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = FILES["b_frames"](tmp_path)
+    size = COUNT * 96 * 128 * 3
+    for limit, backend in ((size, "decord"), (size - 1, "pyav")):
+        monkeypatch.setattr(reader_module, "DECORD_BYTES", limit)
+        with VideoReader(path) as reader:
+            assert reader.backend == backend
+
+
 def test_the_variable_forces_a_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,8 +131,6 @@ def test_pyav_takes_over_where_decord_meets_damage(
         bf="0",
         g="5",
     )
-    import av
-
     with av.open(str(path)) as container:
         packet = [p for p in container.demux(video=0) if p.size][12]
         place, size = packet.pos, packet.size
@@ -142,3 +155,16 @@ def test_a_file_that_changes_is_looked_at_anew(tmp_path: Path) -> None:
     with VideoReader(path) as reader:
         assert len(reader) == 1
         assert number_of(reader[0]) == 0
+
+
+def test_without_decord_pyav_decodes_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = FILES["b_frames"](tmp_path)
+    decord_source._decord.cache_clear()
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with VideoReader(path) as reader:
+        assert reader.backend == "pyav"
+        assert number_of(reader[COUNT - 1]) == COUNT - 1
+    with pytest.raises(VideoError, match="cannot be imported"):
+        VideoReader(path, backend="decord")
