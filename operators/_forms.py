@@ -90,7 +90,10 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
     advanced = bool(ctx.params.get(ADVANCED))
     shown = [one for one in operation.fields if advanced or not _is_advanced(one)]
     for field in shown:
-        ask_option(inputs, ctx, field, ctx.params)
+        if field.name == "options":
+            _ask_format_options(inputs, ctx, advanced)
+        else:
+            ask_option(inputs, ctx, field, ctx.params)
     for model in operation.models:
         _ask_model(inputs, ctx, model, advanced)
     if operation.loading is not None and advanced:
@@ -123,12 +126,12 @@ def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any
     for name, value in params.items():
         if name not in known or value is None or value == "":
             continue
-        if name in by_name:
-            found[name] = _value(by_name[name], value)
-        elif name.endswith("_options"):
+        if name.endswith("options"):
             found[name] = {
                 key: inner for key, inner in value.items() if inner not in (None, "")
             }
+        elif name in by_name:
+            found[name] = _value(by_name[name], value)
         else:
             found[name] = value
     return found
@@ -138,8 +141,8 @@ def ask_option(
     inputs: types.Object, ctx: Any, field: OptionField, params: Mapping[str, Any]
 ) -> None:
     """Adds the input of an option, and what is wrong with the value that it has."""
-    prop = _input(inputs, ctx, field)
     value = params.get(field.name)
+    prop = _input(inputs, ctx, field, value)
     if value is None or value == "":
         return
     try:
@@ -174,10 +177,12 @@ def _is_advanced(field: OptionField) -> bool:
 
 
 def _value(field: OptionField, value: Any) -> Any:
+    if isinstance(value, Mapping) and "absolute_path" in value:
+        value = value["absolute_path"]  # a file or folder that was picked
     return field.parse(value) if isinstance(value, str) else field.check(value)
 
 
-def _input(inputs: types.Object, ctx: Any, field: OptionField) -> Any:
+def _input(inputs: types.Object, ctx: Any, field: OptionField, value: Any) -> Any:
     """The input of an option, by its type and by what helps to choose a value."""
     declared = field.declaration
     about = {"label": field.label, "description": declared.help}
@@ -192,9 +197,10 @@ def _input(inputs: types.Object, ctx: Any, field: OptionField) -> Any:
             for name, found in FORMATS.available().items()
         }
         return pick(inputs, field.name, texts, **about)
-    if declared.picker in ("file", "folder"):
-        view = types.FileExplorerView(choose_dir=declared.picker == "folder")
-        return inputs.str(field.name, required=field.required, **about, view=view)
+    if declared.picker in ("file", "folder") and not isinstance(value, str):
+        folder = declared.picker == "folder"
+        view = types.FileExplorerView(choose_dir=folder, button_label="Choose")
+        return inputs.file(field.name, required=field.required, **about, view=view)
     many = any(kind not in (int, float, str, bool) for kind in field.kinds)
     if field.choices and not many:
         return _pick_choice(inputs, field, default)
@@ -223,7 +229,8 @@ def _input(inputs: types.Object, ctx: Any, field: OptionField) -> Any:
             required=False,
             **about,
         )
-    about["description"] = f"{declared.help} Give {field.expects}."
+    if field.kinds != (str,):
+        about["description"] = f"{declared.help} Give {field.expects}."
     text = default if isinstance(default, str) else None
     return inputs.str(field.name, default=text, required=field.required, **about)
 
@@ -350,7 +357,16 @@ def _ask_model(
         if not ctx.params.get("accept_license"):
             consent.invalid = True
             consent.error_message = "Accept the license to download the weights"
-    _ask_own_options(inputs, ctx, model.name, card.name, card.options, advanced)
+    name = f"{model.name}_options"
+    _ask_own_options(inputs, ctx, name, card.name, card.options, advanced)
+
+
+def _ask_format_options(inputs: types.Object, ctx: Any, advanced: bool) -> None:
+    """Adds what only the chosen format can be told."""
+    from fiftyone_regioncap.exporters import FORMATS
+
+    name = ctx.params.get("format") or next(iter(FORMATS))
+    _ask_own_options(inputs, ctx, "options", name, FORMATS[name], advanced)
 
 
 def _ask_own_options(
@@ -361,12 +377,12 @@ def _ask_own_options(
     options: type[Options],
     advanced: bool,
 ) -> None:
-    """Adds what only the chosen backend can be told."""
+    """Adds what only the chosen backend or format can be told."""
     shown = [one for one in fields_of(options) if advanced or not _is_advanced(one)]
     if not shown:
         return
     inner = types.Object()
-    inputs.define_property(f"{name}_options", inner, label=f"Options of {backend}")
-    given = ctx.params.get(f"{name}_options") or {}
+    inputs.define_property(name, inner, label=f"Options of {backend}")
+    given = ctx.params.get(name) or {}
     for field in shown:
         ask_option(inner, ctx, field, given)

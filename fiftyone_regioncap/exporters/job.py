@@ -110,7 +110,7 @@ def run(
         "options": {
             key: value
             for key, value in options.to_mapping().items()
-            if key not in ("path", "overwrite", "workers")
+            if key not in ("format", "options", "path", "overwrite", "workers")
         },
         "view": [] if targets.view is None else _stages(targets),
     }

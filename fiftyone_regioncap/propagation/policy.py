@@ -49,14 +49,14 @@ class Policy(Options):
     min_score: float | None = option(
         None,
         "Stop following an object, until its next prompt, after its score stays below "
-        "this for --patience frames.",
+        "this for as many frames as patience says.",
         minimum=0,
         maximum=1,
         advanced=True,
     )
     patience: int = option(
         5,
-        "Stop following an object after its score stays below --min-score for this "
+        "Stop following an object after its score stays below min_score for this "
         "many frames.",
         unit="frames",
         minimum=1,
