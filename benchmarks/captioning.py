@@ -3,8 +3,8 @@
 One command does it all: on a GPU the published DAM-3B's shapes with random weights in
 bfloat16, 64 clips of 8 frames, 100 new tokens each; elsewhere a tiny model.
 
-    python benchmarks/captioning.py
-    python benchmarks/captioning.py --also patchioner=WEIGHTS --also measured
+    python -m benchmarks.captioning
+    python -m benchmarks.captioning --also patchioner=WEIGHTS --also measured
 
 What is compared: one clip at a time through plain ``transformers.generate`` (what the
 authors' code does) against ours, with the same weights, inputs and number of tokens.

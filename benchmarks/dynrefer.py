@@ -6,8 +6,8 @@ regions, one after the other in turns; the best time of each counts, and the cap
 must be the same. A table a device; CUDA is skipped where there is none. On a CPU it is
 the processor's time, which other programs on the machine don't disturb.
 
-    python benchmarks/dynrefer.py --regions 32
-    python benchmarks/dynrefer.py --regions 32 --published --device cuda
+    python -m benchmarks.dynrefer --regions 32
+    python -m benchmarks.dynrefer --regions 32 --published --device cuda
 """
 
 from __future__ import annotations

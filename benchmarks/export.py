@@ -5,7 +5,7 @@ its own, whose peak memory is its own too. Media are left out: only labels are m
 Needs a database (the one of ``FIFTYONE_DATABASE_URI``, or FiftyOne's own); the datasets
 are deleted afterwards.
 
-    python benchmarks/export.py --videos 10 100 1000
+    python -m benchmarks.export --videos 10 100 1000
 """
 
 from __future__ import annotations

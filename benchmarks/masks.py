@@ -2,7 +2,7 @@
 
 Usage::
 
-    python benchmarks/masks.py [CLIPS] [--propagators mobilesam,flow] [--synthetic]
+    python -m benchmarks.masks [CLIPS] [--propagators mobilesam,flow] [--synthetic]
 
 CLIPS (default: the environment's ``REGIONCAP_CLIPS``) holds one folder a clip:
 ``frames/00000.jpg ...``, ``masks/00000.png ...`` (palette images, 0 is background, n is

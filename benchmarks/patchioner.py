@@ -1,6 +1,6 @@
 """What Patch-ioner costs: regions of a frame, decoding, the memory. Three tables.
 
-    python benchmarks/patchioner.py [--quick] [--regions] [--decoding] [--memory]
+    python -m benchmarks.patchioner [--quick] [--regions] [--decoding] [--memory]
 
 Random weights of the published sizes (``--quick``: small ones). Every row is measured
 beside its counterpart in the same run; the ratios are what counts, since other work on

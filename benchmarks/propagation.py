@@ -5,8 +5,8 @@ prompts, and the median turn counts. Memory: each run has a process of its own. 
 CPU the model is small and random; where there is CUDA, it is a full-size random SAM 2.1
 hiera-tiny at 1024 pixels in bfloat16.
 
-    python benchmarks/propagation.py
-    python benchmarks/propagation.py --frames 300 3000 --objects 1 8 16
+    python -m benchmarks.propagation
+    python -m benchmarks.propagation --frames 300 3000 --objects 1 8 16
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Opens the panel's queue over synthetic captions in a real database, shows a capt
 accepts some, as the panel does it; pictures, which are drawn ahead, are left out. The
 dataset is deleted afterwards.
 
-    python benchmarks/review.py --captions 10000 100000
+    python -m benchmarks.review --captions 10000 100000
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ hold them: vectors of Patch-ioner's width, drawn with a spectrum that falls as t
 image features does. Queries are drawn like them (near), and with as much again in any
 direction (far), since texts don't lie where images do.
 
-    python benchmarks/search.py --sizes 10000 100000
-    taskset -c 0,1 python benchmarks/search.py --sizes 1000000 --folder /tmp/index
+    python -m benchmarks.search --sizes 10000 100000
+    taskset -c 0,1 python -m benchmarks.search --sizes 1000000 --folder /tmp/index
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Together, tiles and the prompt's beginning (system message and image) are read o
 captions are written in one batch; one by one, every region comes with an image of its
 own, so that nothing is shared. The ids must be the same.
 
-    python benchmarks/ureca.py                          # a small model on the CPU
-    python benchmarks/ureca.py --device cuda --size 1b  # the published shapes: 1b to 8b
+    python -m benchmarks.ureca                          # a small model on the CPU
+    python -m benchmarks.ureca --device cuda --size 1b  # the published shapes: 1b to 8b
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Both write the same masks of the same objects into the same kind of dataset, one
 the other in turns, and the best time of each counts. Needs a database (the one of
 ``FIFTYONE_DATABASE_URI``, or FiftyOne's own); the datasets are deleted afterwards.
 
-    python benchmarks/writes.py --frames 1000 --objects 5
+    python -m benchmarks.writes --frames 1000 --objects 5
 """
 
 from __future__ import annotations
