@@ -9,7 +9,8 @@ themselves need no attribute for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b, sha256
 from itertools import islice
 from typing import Any, Literal, TypeAlias
@@ -17,7 +18,6 @@ from typing import Any, Literal, TypeAlias
 import fiftyone as fo
 import numpy as np
 from bson import ObjectId
-from numpy.typing import ArrayLike
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Mask
@@ -38,7 +38,7 @@ def place_prefix(*place: object) -> bytes:
 
 
 def track_label_id(
-    place: bytes, index: int, label: str | None, box: ArrayLike, mask: Mask | None
+    place: bytes, index: int, label: str | None, box: Sequence[float], mask: Mask | None
 ) -> ObjectId:
     """The id of a track's label.
 
@@ -49,12 +49,10 @@ def track_label_id(
         box: The relative box, or the points, as they are stored.
         mask: Cropped mask, bool (h, w).
     """
-    content = blake2b(digest_size=_HALF)
-    content.update(f"{index}\x1f{label}".encode())
-    content.update(np.asarray(box, np.float64).tobytes())
+    numbers = struct.pack(f"{len(box)}d", *box)
+    content = blake2b(f"{index}\x1f{label}".encode() + numbers, digest_size=_HALF)
     if mask is not None:
-        content.update(str(mask.shape).encode())
-        content.update(np.ascontiguousarray(mask).data)
+        content.update(b"%d,%d" % mask.shape + np.packbits(mask).data)
     return ObjectId(place + content.digest())
 
 
@@ -80,7 +78,7 @@ def owner_of_track_label(label: Document, place: bytes) -> Owner:
         mask = stored_mask(label)
     except FieldError:  # a mask on disk that is gone
         mask = None
-    box = label.get("bounding_box") or np.ravel(label.get("points") or [])
+    box = label.get("bounding_box") or np.ravel(label.get("points") or []).tolist()
     same = track_label_id(place, label["index"], label.get("label"), box, mask)
     return "own" if label["_id"] == same else "edited"
 
