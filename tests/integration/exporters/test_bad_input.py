@@ -369,7 +369,7 @@ def test_wrong_arguments_touch_nothing(source, tmp_path, options, error):
 
 
 def test_splits_go_by_video_and_stay_the_same(source, empty, contents_of, tmp_path):
-    options = ExportOptions("out", val=0.5)
+    options = ExportOptions("coco", "out", val=0.5)
     seen = {options.split(f"folder/{n}.mp4") for n in range(50)}
     assert seen == {"train", "val"}
     share = sum(options.split(f"folder/{n}.mp4") == "val" for n in range(2000)) / 2000
@@ -385,7 +385,7 @@ def test_splits_go_by_video_and_stay_the_same(source, empty, contents_of, tmp_pa
             ]:
                 found[video["file_name"]] = split
     assert found == {
-        Path(path).name: ExportOptions("out", val=0.5, seed=3).split(path)
+        Path(path).name: ExportOptions("coco", "out", val=0.5, seed=3).split(path)
         for path in source.values("filepath")
     }
     assert contents_of(empty) == contents_of(source)
