@@ -30,6 +30,12 @@ DECORD = {"b_frames", "b_frames_mkv", "fast_start", "fragmented", "one_frame"}
 DECORD |= {"variable_rate", "late_start", "with_sound"}
 
 
+@pytest.fixture(autouse=True)
+def automatic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers choose their backend."""
+    monkeypatch.setenv(BACKEND_VARIABLE, "auto")
+
+
 @pytest.fixture(scope="module", params=sorted(FILES))
 def video(request: pytest.FixtureRequest, tmp_path_factory: Any) -> tuple[str, Path]:
     name = request.param
