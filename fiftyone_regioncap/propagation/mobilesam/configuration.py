@@ -24,9 +24,9 @@ class MobileSamOptions(Options):
         "balanced",
         "How much time to take for how good masks.",
         choices={
-            "fast": "Encodes at 512 pixels.",
-            "balanced": "Encodes at 768 pixels.",
-            "best": "Encodes at 1024 pixels.",
+            "fast": "Encodes at 448 pixels: 0.4 of the time, J 0.76 on the report set.",
+            "balanced": "Encodes at 768 pixels: J 0.89 on the report set.",
+            "best": "Encodes at 1024 pixels: not measured, takes longest.",
         },
     )
     side: int | None = option(

@@ -84,7 +84,7 @@ class Settings:
 
 
 PRESETS: Final[dict[Preset, Settings]] = {
-    "fast": Settings(side=512),
+    "fast": Settings(side=448),
     "balanced": Settings(),
     "best": Settings(side=1024),
 }
