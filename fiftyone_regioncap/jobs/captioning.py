@@ -177,7 +177,14 @@ class _TrackWork:
                 tracks_field=options.tracks,
             )
         status.write_origins(sample, options.output, self.origins)
-        status.write_status(sample, options.output, "complete")
+        made = read_captions(sample, options.output, own=True)
+        errors = [record.error for record in made if record.error is not None]
+        state: status.State = "complete"
+        if errors:
+            state = "failed" if len(errors) == len(made) else "partial"
+        status.write_status(
+            sample, options.output, state, errors[0] if errors else None
+        )
 
     def _write(self, records: list[CaptionRecord]) -> None:
         if records:
