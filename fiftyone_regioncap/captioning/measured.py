@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.measuring.regions import Measurements, measure
 
@@ -48,7 +49,11 @@ class MeasuredCaptioner:
 
     @classmethod
     def from_pretrained(
-        cls, weights: None = None, *, device: str | None = None
+        cls,
+        weights: None = None,
+        *,
+        device: str | None = None,
+        options: Options | None = None,
     ) -> MeasuredCaptioner:
         """Makes a captioner, which needs neither weights nor a device."""
         return cls()

@@ -88,10 +88,10 @@ def command(
         Checkpoint,
     )
     from fiftyone_regioncap.evaluation.patchioner import Answer, evaluate_task
-    from fiftyone_regioncap.models.registry import best_device
+    from fiftyone_regioncap.models.loading import choose_device
 
     model = Checkpoint.open(weights or DEFAULT_REPOSITORY, {"compat": compat}).load(
-        device or best_device()
+        choose_device(device)
     )
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(unit="caption", disable=not sys.stderr.isatty()))

@@ -39,7 +39,7 @@ def serve(
     import torch
 
     from fiftyone_regioncap.captioning.dam.model import DAM
-    from fiftyone_regioncap.models.registry import best_device
+    from fiftyone_regioncap.models.loading import choose_device
     from fiftyone_regioncap.models.sampling import Sampling
     from fiftyone_regioncap.serving.app import RequestLimits, ServerSettings
     from fiftyone_regioncap.serving.server import serve as run
@@ -47,8 +47,8 @@ def serve(
 
     if accept_license:
         assets.accept_license(weights)
-    device = device or best_device()
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    place = choose_device(device)
+    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     settings = ServerSettings(
         model=Path(weights).name,
         video=video,
@@ -58,7 +58,7 @@ def serve(
         rows=rows,
     )
     run(
-        DAM.from_pretrained(weights, device, dtype),
+        DAM.from_pretrained(weights, place, dtype),
         settings,
         host=host,
         port=port,

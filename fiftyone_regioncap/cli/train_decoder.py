@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from fiftyone_regioncap.captioning.patchioner.configuration import (
+    DecoderTrainingOptions,
+)
+from fiftyone_regioncap.cli.commands import given, parameter
+from fiftyone_regioncap.core.options import fields_of
 
 if TYPE_CHECKING:
     from fiftyone_regioncap.captioning.patchioner.training import Epoch
@@ -20,33 +26,15 @@ if TYPE_CHECKING:
 )
 @click.option("--base", required=True, help="Checkpoint with the text tower.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--epochs", type=int, default=10, show_default=True)
-@click.option("--batch-size", type=int, default=64, show_default=True)
-@click.option("--learning-rate", type=float, default=1e-5, show_default=True)
-@click.option("--warmup", type=int, default=1000, show_default=True, help="Steps.")
-@click.option("--noise", type=float, default=0.0, show_default=True)
-@click.option("--held-out", type=float, default=0.0, show_default=True)
-@click.option("--seed", type=int, default=42, show_default=True)
 @click.option("--device", help="Such as cuda or cpu.")
 def train_decoder(
-    captions: Path,
-    base: str,
-    out: Path,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    warmup: int,
-    noise: float,
-    held_out: float,
-    seed: int,
-    device: str | None,
+    captions: Path, base: str, out: Path, device: str | None, **values: Any
 ) -> None:
-    """Trains a caption decoder on text; killed and run again, it goes on."""
-    from fiftyone_regioncap.captioning.patchioner.configuration import (
-        DecoderTrainingOptions,
-    )
+    """Train a caption decoder on text; killed and run again, it goes on."""
     from fiftyone_regioncap.captioning.patchioner.training import train_decoder as train
-    from fiftyone_regioncap.models.registry import best_device
+    from fiftyone_regioncap.models.loading import choose_device
+
+    options = DecoderTrainingOptions.from_mapping(given(values), "train-decoder")
 
     def tell(epoch: Epoch) -> None:
         held = (
@@ -61,16 +49,11 @@ def train_decoder(
         [line.strip() for line in lines if line.strip()],
         base,
         out,
-        options=DecoderTrainingOptions(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup=warmup,
-            noise=noise,
-            held_out=held_out,
-            seed=seed,
-        ),
-        device=device or best_device(),
+        options=options,
+        device=choose_device(device),
         progress=tell,
     )
     click.echo(f"use it with --captioner patchioner --weights {out}")
+
+
+train_decoder.params += [parameter(one) for one in fields_of(DecoderTrainingOptions)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -228,10 +227,7 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         if card.weights is not None and spec.accept_license:
             assets.accept_license(card.weights)
         model = resolve(card.model)
-        if "options" in inspect.signature(model.from_pretrained).parameters:
-            return model.from_pretrained(weights, device=spec.device, options=options)
-        given = dict(spec.options)  # until every backend takes its options whole
-        return model.from_pretrained(weights, device=spec.device, **given)
+        return model.from_pretrained(weights, device=spec.device, options=options)
 
     def _candidates(self) -> Iterator[tuple[ModelCard, str]]:
         passed_over = ""
@@ -248,13 +244,6 @@ def in_hub_cache(repository: str, file: str = "model.safetensors") -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, file), str)
-
-
-def best_device() -> str:
-    """``"cuda"`` where there is a GPU, else ``"cpu"``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def checked_path(weights: str) -> str:
