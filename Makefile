@@ -12,7 +12,7 @@ DATASET ?= regioncap-demo
 # torch stays as it was installed, whatever the other packages would like.
 PINNED := $(VENV)/torch.txt
 
-.PHONY: help demo app doctor test test-all pictures lint format clean
+.PHONY: help demo app doctor test test-all docs pictures lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make doctor                what was found on this machine, and what to do"
 	@echo "make test                  install the tools too, then run the quick tests"
 	@echo "make test-all              the slow tests as well"
+	@echo "make docs                  build the documentation as a site, in site/"
 	@echo "make pictures              make the documentation's pictures again"
 	@echo "make lint | make format    check or mend style and types"
 	@echo "make clean                 remove the environment (not weights, nor datasets)"
@@ -48,6 +49,9 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
 pictures: $(VENV)/.dev
 	$(BIN)/python scripts/pictures.py
 
@@ -61,7 +65,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.pip:
@@ -82,4 +86,8 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.package
 	$(PIP) install --constraint $(PINNED) --group dev
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	$(PIP) install --constraint $(PINNED) --group docs
 	touch $@

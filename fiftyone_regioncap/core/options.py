@@ -354,9 +354,8 @@ def markdown_table(options: type[Options]) -> str:
     for field in fields_of(options):
         default = "required" if field.required else f"`{field.default}`"
         expects = field.expects.replace("|", "\\|")
-        rows.append(
-            f"| `{field.name}` | {field.declaration.help} | {expects} | {default} |"
-        )
+        text = field.declaration.help.replace("<", "&lt;")  # no HTML
+        rows.append(f"| `{field.name}` | {text} | {expects} | {default} |")
     return "\n".join(rows)
 
 
