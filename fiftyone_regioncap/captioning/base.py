@@ -14,14 +14,14 @@ from fiftyone_regioncap.core.types import Caption, RegionClip
 
 @dataclass(frozen=True)
 class EmbeddingSpace:
-    """Where a captioner places regions; vectors of two spaces can't be compared.
+    """Identifies an embedding space; vectors of two spaces can't be compared.
 
     Attributes:
-        captioner: its name in the registry.
-        model: the folder or hub id that it is loaded from.
-        fingerprint: of all that the vectors of regions depend on, so that other weights
-            under the same name are found out.
-        dimension: of the vectors.
+        captioner: Name of the captioner in the registry.
+        model: Folder or hub id that the captioner is loaded from.
+        fingerprint: Hash of everything that the vectors of regions depend on, so that
+            other weights under the same name are noticed.
+        dimension: Number of components of a vector.
     """
 
     captioner: str
@@ -35,16 +35,17 @@ class CaptionerInfo:
     """Describes a captioner: its weights, license, needs and prompts.
 
     Attributes:
-        name: as users choose it, such as ``"dam-video"``.
-        model: the published name of the weights; the captioner's own name if none.
-        revision: of the weights: a hub commit or a sha256; the package's version if
-            there are none.
+        name: Name that users choose it by, such as ``"dam-video"``.
+        model: Published name of the weights; the captioner's own name if it has none.
+        revision: Revision of the weights: a hub commit or a sha256; the package's
+            version if there are none.
         license: SPDX id of the weights' license, or a short name for others.
-        frames: how many frames of a clip it looks at; 1 for image models.
-        batch_size: how many clips it likes to get at once on this device.
-        prompts: text by name; empty where it takes no prompt.
-        tasks: what it answers, out of caption, tags, attributes and category.
-        space: of the embeddings that come with its captions; None where none do.
+        frames: Number of frames used of each clip; 1 for image models.
+        batch_size: Recommended number of clips per batch on this device.
+        prompts: Prompt texts by name; empty if the captioner takes no prompt.
+        tasks: What it predicts: any of caption, tags, attributes and category.
+        space: Embedding space of the embeddings that come with its captions; None if
+            captions have no embeddings.
     """
 
     name: str
@@ -59,11 +60,11 @@ class CaptionerInfo:
 
 
 class Captioner(Protocol):
-    """Describes regions."""
+    """Generates captions of regions."""
 
     @property
     def info(self) -> CaptionerInfo:
-        """Name, weights, license and needs."""
+        """Returns the captioner's name, weights, license and needs."""
 
     def caption(
         self, clips: Sequence[RegionClip], *, prompt: str | None = None
@@ -75,13 +76,14 @@ class Captioner(Protocol):
         batch.
 
         Args:
-            clips: of any objects, videos, sizes and lengths.
-            prompt: the name of one of the prompts of ``info``, or a text of one's own;
-                None means the default.
+            clips: Clips of any objects, videos, sizes and lengths.
+            prompt: Name of one of the prompts of ``info``, or a custom text; None for
+                the default prompt.
 
         Raises:
-            torch.OutOfMemoryError: when the batch doesn't fit; the caller makes it
-                smaller (see :func:`fiftyone_regioncap.captioning.batching`).
+            torch.OutOfMemoryError: If the batch doesn't fit into memory; the caller
+                then makes it smaller (see
+                :mod:`fiftyone_regioncap.captioning.batching`).
         """
 
 
@@ -91,7 +93,7 @@ class TextEncoder(Protocol):
 
     @property
     def space(self) -> EmbeddingSpace:
-        """The embedding space, which texts and regions share."""
+        """Returns the embedding space, which texts and regions share."""
 
     @property
     def text_fingerprint(self) -> str:
@@ -117,11 +119,11 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class RegionEmbedder(Protocol):
-    """A captioner that can also only embed regions, for maps, search and checks."""
+    """Embeds regions without captioning them, for maps, search and checks."""
 
     @property
     def info(self) -> CaptionerInfo:
-        """Its ``space`` is that of the vectors."""
+        """Returns the captioner's information; ``space`` is that of the vectors."""
 
     def embed(self, clips: Sequence[RegionClip]) -> NDArray[np.float32]:
         """Embeds clips as unit vectors (N, dimension); rows of NaN for bad ones."""

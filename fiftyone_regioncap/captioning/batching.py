@@ -44,12 +44,12 @@ def caption_batch(
     """Describes clips, in smaller batches when memory runs out.
 
     Args:
-        captioner: any.
-        clips: as for :meth:`Captioner.caption`.
-        prompt: likewise.
+        captioner: Captioner to use.
+        clips: Clips, as for :meth:`Captioner.caption`.
+        prompt: Prompt, as for :meth:`Captioner.caption`.
 
     Returns:
-        one caption a clip, in order; a clip that doesn't fit even alone has an error.
+        One caption a clip, in order; a clip that doesn't fit even alone has an error.
     """
     captions: list[Caption] = []
     size = len(clips)

@@ -12,8 +12,8 @@ def check_clip(clip: RegionClip, *, rgb: bool = True) -> None:
     """Raises an error when a clip cannot be described.
 
     Args:
-        clip: See :func:`clip_problem`.
-        rgb: Likewise.
+        clip: Clip to check, see :func:`clip_problem`.
+        rgb: Whether frames must be RGB, see :func:`clip_problem`.
 
     Raises:
         PromptError: Saying what is wrong and what to do.

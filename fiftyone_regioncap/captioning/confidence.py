@@ -36,12 +36,12 @@ def content_minimum(
     """Returns the lowest token probability over content words.
 
     Args:
-        pieces: of the text's tokens as sentencepiece has them, a leading space as
-            ``"▁"``.
-        probabilities: of the tokens, in [0, 1].
+        pieces: Pieces of the text's tokens as sentencepiece writes them, with a leading
+            space as ``"▁"``.
+        probabilities: Probability of each token, in [0, 1].
 
     Returns:
-        in [0, 1]; None when the text has no content word.
+        In [0, 1]; None when the text has no content word.
     """
     lowest: float | None = None
     word, least = "", 1.0
@@ -72,9 +72,10 @@ def caption_from_tokens(
         text: The whole text; an empty one gives a caption with an error.
         pieces: The pieces of its words, as :func:`content_minimum` takes them.
         probabilities: The probability of each piece; empty where they are not known.
-        label: The name of the object; None takes it from the text.
+        label: Short name of the object; None derives it from the text.
         tokens: Number of tokens written.
-        agreement: How far repeated samples agree; None when there was one.
+        agreement: Agreement between repeated samples, in [0, 1]; None when there was
+            only one.
     """
     if not text:
         return Caption(
@@ -101,10 +102,10 @@ def agreement(texts: Sequence[str]) -> tuple[int, float]:
     """Returns which of several samples is most typical, and how far all agree.
 
     Args:
-        texts: two or more.
+        texts: Texts to compare, two or more.
 
     Returns:
-        the number of the most typical text, the first of equals, and the mean
+        The number of the most typical text, the first of equals, and the mean
         similarity of all pairs in [0, 1].
     """
     sums = [0.0] * len(texts)
@@ -133,10 +134,10 @@ def short_label(text: str) -> str | None:
     """Returns a name for the object: the head of the first sentence.
 
     Args:
-        text: such as ``"A white cat with black spots sits on a wall."``.
+        text: A caption such as ``"A white cat with black spots sits on a wall."``.
 
     Returns:
-        such as ``"white cat"``, at most four words; None when the text has no words.
+        Such as ``"white cat"``, at most four words; None when the text has no words.
     """
     words = re.findall(r"[\w'-]+|[,.;:!?]", text)
     head: list[str] = []

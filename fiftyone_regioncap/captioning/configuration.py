@@ -37,7 +37,7 @@ class GenerationOptions(Options):
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are chosen."""
+        """Returns how tokens are sampled."""
         from fiftyone_regioncap.models.sampling import Sampling
 
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)

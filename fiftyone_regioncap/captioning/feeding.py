@@ -28,15 +28,16 @@ class Feeder(Generic[Item, Ready]):
     threads.
 
     Args:
-        items: may be slow, and never end; only ever touched by the fetching thread.
-        prepare: called with each item in a thread of the pool; must not raise.
-        workers: threads that prepare.
-        ahead: how many items may be fetched before they are taken.
+        items: Items to prepare; may be slow or endless, and are only used by the
+            fetching thread.
+        prepare: Called with each item in a thread of the pool; must not raise.
+        workers: Number of preparing threads.
+        ahead: Number of items that may be fetched before they are taken.
 
     Attributes:
-        ended: whether all items have been taken.
-        error: what the stream of items raised at its end; to be raised again when the
-            items before it have been dealt with.
+        ended: Whether all items have been taken.
+        error: Exception that ended the stream of items; the consumer raises it again
+            after the items before it.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Feeder(Generic[Item, Ready]):
         """Returns the next item; None when it is not ready, or when there are no more.
 
         Args:
-            wait: until it is ready.
+            wait: Whether to wait until the next item is ready.
         """
         if self.ended:
             return None

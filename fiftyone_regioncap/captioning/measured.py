@@ -1,4 +1,4 @@
-"""A captioner without an AI model: it says what was measured, and nothing else.
+"""A captioner without a neural network: it states measurements and nothing else.
 
 Its sentences name the colors, the size and place in the frame, the object's own
 motion, how it comes into the frame and goes out of it, and when it is hidden. What the
@@ -60,7 +60,7 @@ class MeasuredCaptioner:
 
     @property
     def info(self) -> CaptionerInfo:
-        """No weights and no prompts; the attributes are colors with their shares."""
+        """Returns information without weights or prompts; attributes are colors."""
         return CaptionerInfo(
             name="measured",
             model="measured",
@@ -77,11 +77,11 @@ class MeasuredCaptioner:
         """Describes each clip, in order.
 
         Args:
-            clips: of any objects, videos, sizes and lengths.
-            prompt: has to be None; there is nothing to ask.
+            clips: Clips of any objects, videos, sizes and lengths.
+            prompt: Must be None; the captioner takes no prompt.
 
         Raises:
-            BackendError: when a prompt is given.
+            BackendError: When a prompt is given.
         """
         if prompt is not None:
             raise BackendError("the captioner measured takes no prompt; leave it out")
@@ -106,9 +106,9 @@ def describe(measured: Measurements, label: str | None, *, moving: bool) -> str:
     """Returns measurements as one or two sentences.
 
     Args:
-        measured: of an object that is visible somewhere.
-        label: what the object is, when known.
-        moving: whether they are of a video.
+        measured: Measurements of an object that is visible on at least one frame.
+        label: Name of the object; None if unknown.
+        moving: Whether the measurements are of a video.
     """
     name = _clean(label)
     noun = name or "object"
@@ -233,7 +233,7 @@ def _clean(label: str | None) -> str:
 
 
 def _head(noun: str) -> str:
-    """The word that the others go with: "man" of "old man with a hat"."""
+    """Returns the head noun of a phrase: "man" of "old man with a hat"."""
     return _AFTER_HEAD.split(noun)[0].split()[-1].lower()
 
 

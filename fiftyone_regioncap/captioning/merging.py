@@ -52,8 +52,8 @@ def sharpness(frame: Frame, mask: Mask) -> float:
     """Returns the variance of the Laplacian over a mask; blur makes it small.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
-        mask: bool (H, W), not empty.
+        frame: RGB frame, uint8 (H, W, 3).
+        mask: Object mask, bool (H, W), not empty.
     """
     box = box_of_mask(mask)
     assert box is not None
@@ -68,7 +68,7 @@ def inside_share(mask: Mask) -> float:
     Where the box touches the frame's border, the object probably goes on beyond it.
 
     Args:
-        mask: bool (H, W), not empty.
+        mask: Object mask, bool (H, W), not empty.
     """
     height, width = mask.shape
     box = box_of_mask(mask)

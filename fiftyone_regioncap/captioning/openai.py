@@ -87,7 +87,7 @@ class OpenAICaptioner:
     Args:
         base_url: Address of the endpoint, such as ``http://localhost:8000/v1``; None
             for the option, then ``$OPENAI_BASE_URL``, then OpenAI's own.
-        options: How it is asked.
+        options: Options of the requests.
 
     Raises:
         BackendError: When the address or the key cannot be used, or OpenAI's own
@@ -125,7 +125,7 @@ class OpenAICaptioner:
 
     @cached_property
     def info(self) -> CaptionerInfo:
-        """Name, model and needs."""
+        """Returns the captioner's name, model and needs."""
         return CaptionerInfo(
             name="openai",
             model=self._model,
@@ -152,9 +152,9 @@ class OpenAICaptioner:
         """Describes each clip of a stream, in order, some of them at once.
 
         Args:
-            clips: may never end.
-            prompt: the name of one of the prompts of :attr:`info`, or a text.
-            on_token: not called, as answers come whole.
+            clips: Clips to describe; the stream may be endless.
+            prompt: Name of one of the prompts of :attr:`info`, or a text.
+            on_token: Never called, as answers come whole.
         """
         source = Feeder(
             clips,
@@ -249,9 +249,9 @@ def pictures(frame: Frame, mask: Mask, region: RegionView) -> Iterator[str]:
     """Yields the region on its frame as data URLs: one, or one per nested view.
 
     Args:
-        frame: uint8 (H, W, 3).
-        mask: bool (H, W), not empty.
-        region: how it is shown.
+        frame: RGB frame, uint8 (H, W, 3).
+        mask: Object mask, bool (H, W), not empty.
+        region: How the region is shown.
     """
     if region != "views":
         yield picture(frame, mask, region)
@@ -264,9 +264,9 @@ def picture(frame: Frame, mask: Mask, region: RegionView) -> str:
     """Returns the region on its frame as a data URL; not for nested views.
 
     Args:
-        frame: uint8 (H, W, 3).
-        mask: bool (H, W), not empty.
-        region: how it is shown.
+        frame: RGB frame, uint8 (H, W, 3).
+        mask: Object mask, bool (H, W), not empty.
+        region: How the region is shown.
     """
     if region == "alpha":
         alpha = mask.astype(np.uint8) * np.uint8(255)

@@ -28,10 +28,10 @@ class StreamingCaptioner(Protocol):
         """Describes each clip, in order, looking only a bounded number ahead.
 
         Args:
-            clips: may never end.
-            prompt: see :meth:`Captioner.caption`.
-            on_token: called with the text so far of the next caption, by captioners
-                that write token by token.
+            clips: Clips to describe; the stream may be endless.
+            prompt: Prompt, see :meth:`Captioner.caption`.
+            on_token: Called with the text so far of the next caption, by captioners
+                that generate token by token.
         """
 
 
@@ -45,11 +45,11 @@ def caption_stream(
     """Describes each clip of a stream, in order; closing it stops the captioner.
 
     Args:
-        captioner: used in batches of the size it likes, or by its own stream if it has
-            one.
-        clips: may come from many videos, and never end.
-        prompt: see :meth:`Captioner.caption`.
-        on_token: see :meth:`StreamingCaptioner.caption_stream`.
+        captioner: Captioner to use, in batches of its recommended size or through its
+            own stream if it has one.
+        clips: Clips of any number of videos; the stream may be endless.
+        prompt: Prompt, see :meth:`Captioner.caption`.
+        on_token: Listener to tokens, see :meth:`StreamingCaptioner.caption_stream`.
     """
     if isinstance(captioner, StreamingCaptioner):
         yield from captioner.caption_stream(clips, prompt=prompt, on_token=on_token)

@@ -23,10 +23,10 @@ def change_summary(captions: Sequence[str]) -> str | None:
     is left out.
 
     Args:
-        captions: of the windows in the order of time; empty ones are passed over.
+        captions: Captions of the windows in temporal order; empty ones are skipped.
 
     Returns:
-        such as ``"A dog runs across the yard, then it lies under a tree."``; None when
+        Such as ``"A dog runs across the yard, then it lies under a tree."``; None when
         the windows tell of no change.
     """
     told: list[str] = []

@@ -46,13 +46,13 @@ hurts every task. The paper gives no numbers for other tasks.
 
 @dataclass(frozen=True)
 class NestedViews:
-    """One region of a frame, cut out with several amounts of context.
+    """Represents one region of a frame, cropped with several amounts of context.
 
     Attributes:
-        contexts: of each view, in [0, 1]; the first is 0.
-        crops: int64 (V, 4) pixel edges of what was cut out of the frame.
-        rois: float32 (V, 4), where the region lies inside each picture: whole pixels
-            as x1, y1, x2, y2.
+        contexts: Amount of context of each view, in [0, 1]; the first is 0.
+        crops: Pixel edges of the crops in the frame, int64 (V, 4).
+        rois: Box of the region inside each crop as x1, y1, x2, y2 in whole pixels,
+            float32 (V, 4).
         pictures: V pictures, each uint8 (h, w, 3) RGB.
     """
 
@@ -71,22 +71,22 @@ def nested_views(
     size: int | None = 224,
     gray: NDArray[np.uint8] | None = None,
 ) -> NestedViews:
-    """Cuts a region out of a frame with rising context.
+    """Crops a region out of a frame with increasing context.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
-        region: a bool (H, W) mask, or a box in pixel edges. Of a mask, only the box
-            counts.
+        frame: RGB frame, uint8 (H, W, 3).
+        region: A mask, bool (H, W), or a box in pixel edges. Of a mask, only the box is
+            used.
         contexts: ``"image"`` to choose by the image, a task of
             :data:`TASK_CONTEXTS` to choose by the task, or the contexts themselves
             (each in [0, 1], the first one 0), which then also give the count.
-        count: the number of views, the region's own included.
-        size: pictures are warped to this square, aspect ratio lost, as DynRefer wants
-            them; None leaves them as they were cut.
+        count: Number of views, the region's own included.
+        size: Side in pixels of the square that crops are resized to, without keeping
+            the aspect ratio, as DynRefer expects; None keeps their size.
         gray: :func:`to_gray` of the frame, where several regions share it.
 
     Raises:
-        PromptError: when the region is empty, lies outside, is of another size than the
+        PromptError: When the region is empty, lies outside, is of another size than the
             frame, or the contexts are no contexts.
     """
     height, width = frame.shape[:2]
@@ -119,12 +119,12 @@ def region_box(region: Mask | Box | RegionBox, width: int, height: int) -> Regio
     the right or bottom edge it is kept, as the authors do.
 
     Args:
-        region: a bool (H, W) mask or a box in pixel edges.
-        width: of the frame in pixels.
-        height: of the frame in pixels.
+        region: A mask, bool (H, W), or a box in pixel edges.
+        width: Width of the frame in pixels.
+        height: Height of the frame in pixels.
 
     Raises:
-        PromptError: when there is nothing to look at.
+        PromptError: When there is nothing to look at.
     """
     box = np.asarray(region)
     if box.ndim == 2:
@@ -154,10 +154,10 @@ def mask_box(mask: Mask) -> NDArray[np.int64]:
     :func:`fiftyone_regioncap.core.types.box_of_mask`, as in the authors' code.
 
     Args:
-        mask: bool (H, W).
+        mask: Object mask, bool (H, W).
 
     Raises:
-        PromptError: when the mask is empty.
+        PromptError: When the mask is empty.
     """
     columns = np.flatnonzero(mask.any(axis=0))
     rows = np.flatnonzero(mask.any(axis=1))
@@ -195,9 +195,9 @@ def roi_in_view(
     """Returns the region's box inside a view, float32 (4,), in whole pixels.
 
     Args:
-        region: the region's own pixel edges, int64 (4,).
-        crop: the view's pixel edges, int64 (4,).
-        size: side of the square picture; None when it has the crop's size.
+        region: Pixel edges of the region's own view, int64 (4,).
+        crop: Pixel edges of the view, int64 (4,).
+        size: Side of the square image in pixels; None if it has the crop's size.
     """
     inside = region - np.tile(crop[:2], 2)
     if size is None:
@@ -219,8 +219,8 @@ def perceptual_hash(
     """Returns a perceptual hash: which low frequencies lie above their mean.
 
     Args:
-        gray: uint8 (H, W).
-        box: of the crop, float32 (4,) in pixels.
+        gray: Gray image, uint8 (H, W).
+        box: Box of the crop in pixels, float32 (4,).
 
     Returns:
         bool (64,), row by row, the constant term first.
@@ -237,8 +237,8 @@ def hash_distances(gray: NDArray[np.uint8], region: RegionBox) -> NDArray[np.int
     """Returns the distances of the region's hash to the candidates', int64 (10,).
 
     Args:
-        gray: uint8 (H, W).
-        region: the region's box.
+        gray: Gray image, uint8 (H, W).
+        region: Box of the region in pixels.
     """
     height, width = gray.shape
     own, *others = (
@@ -256,7 +256,7 @@ def pick_contexts(distances: NDArray[np.int64], count: int) -> tuple[float, ...]
 
     Args:
         distances: (10,) of each candidate's hash from the region's.
-        count: the number of contexts, context 0 included.
+        count: Number of contexts, context 0 included.
     """
     worth = distances / np.array(CANDIDATES)
     chosen = [0.0]
@@ -273,9 +273,9 @@ def image_contexts(
     """Returns the contexts of the image prior, by what they add to the region.
 
     Args:
-        gray: uint8 (H, W), see :func:`to_gray`.
-        region: the region's box.
-        count: the number of contexts, context 0 included.
+        gray: Gray image, uint8 (H, W), see :func:`to_gray`.
+        region: Box of the region in pixels.
+        count: Number of contexts, context 0 included.
     """
     if count == 1:
         return (0.0,)
@@ -286,11 +286,11 @@ def task_contexts(task: str, count: int) -> tuple[float, ...]:
     """Returns the contexts of the task prior, the best of the paper.
 
     Args:
-        task: one of :data:`TASK_CONTEXTS`.
-        count: the number of contexts, context 0 included.
+        task: Name of the task, one of :data:`TASK_CONTEXTS`.
+        count: Number of contexts, context 0 included.
 
     Raises:
-        PromptError: when there is no prior for it.
+        PromptError: When there is no prior for it.
     """
     if task not in TASK_CONTEXTS or count - 1 > len(TASK_CONTEXTS[task]):
         raise PromptError(
@@ -304,7 +304,7 @@ def given_contexts(contexts: Sequence[float]) -> tuple[float, ...]:
     """Returns the caller's contexts, checked.
 
     Raises:
-        PromptError: when they are none.
+        PromptError: When they are none.
     """
     chosen = tuple(float(t) for t in contexts)
     if not chosen or chosen[0] != 0 or not all(0 <= t <= 1 for t in chosen):

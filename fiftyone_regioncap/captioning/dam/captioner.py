@@ -1,4 +1,4 @@
-"""The captioners dam and dam-video."""
+"""Captioners that run DAM on images (dam) and on video (dam-video)."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ FRAMES_KEPT = 32
 
 @dataclass(frozen=True)
 class Prepared:
-    """The model's input for a clip.
+    """Represents the model's input for a clip.
 
     Attributes:
-        views: uint8 (T, 8, S, S).
-        distinct: bool (T,), whether crop and full view differ.
-        query: with a tag for each of the T images.
-        label: of the clip.
+        views: Full and crop views with their masks, uint8 (T, 8, S, S).
+        distinct: Whether crop and full view differ, bool (T,).
+        query: Prompt with an image tag for each of the T images.
+        label: Label of the clip's object; None if unknown.
     """
 
     views: Tensor
@@ -67,12 +67,12 @@ class DamCaptioner:
     """Describes regions with DAM (arXiv 2504.16072).
 
     Args:
-        dam: The model.
-        options: How captions are written.
-        info: What the captioner says of itself; None for a model without a name.
+        dam: Loaded DAM model.
+        options: Options of caption generation.
+        info: Information about the captioner; None for a model without a name.
 
     Attributes:
-        dam: The model.
+        dam: Loaded DAM model.
     """
 
     video = False
@@ -108,8 +108,8 @@ class DamCaptioner:
 
         Args:
             weights: A folder, or the hub id of a published checkpoint.
-            device: Where it runs; None for a GPU where there is one.
-            options: How captions are written.
+            device: Torch device to run on; None for a GPU where there is one.
+            options: Options of caption generation.
 
         Raises:
             LicenseError: When the license of the weights has not been accepted.
@@ -164,10 +164,10 @@ class DamCaptioner:
         clips at work start again, half as many at once.
 
         Args:
-            clips: may never end.
-            prompt: the name of one of the prompts of :attr:`info`, or a text; image
-                tags are put before it when it has none.
-            on_token: called with the text so far of the next caption.
+            clips: Clips to describe; the stream may be endless.
+            prompt: Name of one of the prompts of :attr:`info`, or a text; image tags
+                are put before it when it has none.
+            on_token: Called with the text so far of the next caption.
         """
         source = Feeder(
             clips,
@@ -217,8 +217,8 @@ class DamCaptioner:
         some twice when there are fewer.
 
         Raises:
-            PromptError: when no frame shows the object, a mask has another size than
-                its frame, or frames and masks are not equally many.
+            PromptError: If no frame shows the object, a mask has another size than its
+                frame, or the numbers of frames and masks differ.
         """
         check_clip(clip, rgb=False)  # the processor takes gray and alpha too
         areas = [np.count_nonzero(mask) for mask in clip.masks]

@@ -35,12 +35,12 @@ class EncoderConfig:
     """Sizes shared by the vision tower and its adapters.
 
     Attributes:
-        hidden_size: width of the tokens.
-        intermediate_size: width inside the MLPs.
-        layers: how many there are in the file.
-        heads: of the attention.
-        eps: of the layer norms.
-        activation: of the MLPs, by its name in transformers.
+        hidden_size: Number of channels of the tokens.
+        intermediate_size: Number of hidden units of the MLPs.
+        layers: Number of layers in the checkpoint.
+        heads: Number of attention heads.
+        eps: Epsilon of the layer norms.
+        activation: Activation function of the MLPs, by its name in transformers.
     """
 
     hidden_size: int
@@ -56,10 +56,12 @@ class AdapterConfig:
     """Gated cross-attention from the crop to the full view (arXiv 2504.16072, sec. 3).
 
     Attributes:
-        gated: whether each adapter has learned factors; they are 1 otherwise.
-        always: run the adapters also where crop and full view are the same.
-        masked: only full-view patches that touch the mask are attended to.
-        swapped: the full view asks and the crop answers.
+        gated: Whether each adapter has learned gates; they are 1 otherwise.
+        always: Whether adapters also run where crop and full view are the same.
+        masked: Whether attention is restricted to full-view patches that touch the
+            mask.
+        swapped: Whether the full view gives the queries and the crop the keys and
+            values.
     """
 
     gated: bool = True
@@ -73,12 +75,12 @@ class ImageConfig:
     """Image preprocessing.
 
     Attributes:
-        size: side of both views in pixels.
-        resample: Pillow's number of the filter.
-        scale: multiplied with the 8-bit values.
-        mean: by RGB channel, subtracted after scaling.
-        std: by RGB channel, divided by after that.
-        pad: whether views are padded to squares instead of stretched.
+        size: Side of both views in pixels.
+        resample: Pillow's number of the resampling filter.
+        scale: Factor that 8-bit values are multiplied with.
+        mean: Mean of each RGB channel, subtracted after scaling.
+        std: Standard deviation of each RGB channel, divided by after that.
+        pad: Whether views are padded to squares instead of stretched.
     """
 
     size: int
@@ -94,14 +96,14 @@ class DAMConfig:
     """Everything about a checkpoint except its weights.
 
     Attributes:
-        image: preprocessing.
-        vision: the SigLIP tower.
-        patch_size: side of a patch in pixels.
-        used_layers: how many tower layers (and adapters) run: the selected hidden
-            state is the one after them, and what comes later has no effect.
-        adapters: the cross-attention between the views.
-        llm: the language model.
-        context: tokens that prompt and answer may take together.
+        image: Image preprocessing.
+        vision: Sizes of the SigLIP tower.
+        patch_size: Side of a patch in pixels.
+        used_layers: Number of tower layers (and adapters) that run: the selected hidden
+            state is the one after them, and later layers have no effect.
+        adapters: Cross-attention between the views.
+        llm: Configuration of the language model.
+        context: Maximum number of tokens of prompt and answer together.
     """
 
     image: ImageConfig
@@ -114,12 +116,12 @@ class DAMConfig:
 
     @property
     def grid(self) -> int:
-        """Number of patches along a side of a view."""
+        """Returns the number of patches along a side of a view."""
         return self.image.size // self.patch_size
 
     @property
     def tokens_per_image(self) -> int:
-        """Number of tokens that stand for one image in the prompt."""
+        """Returns the number of tokens that represent one image in the prompt."""
         return ((self.grid + 1) // 2) ** 2
 
     @classmethod
@@ -127,10 +129,10 @@ class DAMConfig:
         """Reads the JSON files of a checkpoint folder.
 
         Args:
-            folder: with ``config.json`` and one sub-folder a part.
+            folder: Checkpoint folder with ``config.json`` and one sub-folder per part.
 
         Raises:
-            WeightsError: when a file is absent or unreadable, or asks for something
+            WeightsError: When a file is absent or unreadable, or asks for something
                 that this implementation does not do.
         """
         with config_errors(f"{folder}/config.json"):

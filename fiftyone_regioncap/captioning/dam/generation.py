@@ -1,4 +1,4 @@
-"""Continuous batching: rows of the cache are filled again as answers end."""
+"""Continuous batching: rows of the cache are reused as answers end."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fiftyone_regioncap.models.sampling import (
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to answer.
+    """Represents a prompt to answer.
 
     Attributes:
-        key: the caller's name for it, unlike those of the others in flight.
-        embeddings: (T, D) of the whole prompt.
-        max_new_tokens: where the answer ends at the latest; 1 or more.
-        sampling: how tokens are chosen.
-        ignore_stop: whether the answer goes on past the end token.
+        key: Caller's identifier, unique among the requests in flight.
+        embeddings: Embeddings of the whole prompt, (T, D).
+        max_new_tokens: Maximum number of tokens of the answer, 1 or more.
+        sampling: Sampling settings.
+        ignore_stop: Whether the answer continues past the end token.
     """
 
     key: Hashable
@@ -46,9 +46,9 @@ class WrittenAnswer:
     """An answer as the model wrote it.
 
     Attributes:
-        ids: of the new tokens, with the end token where there was one.
-        probabilities: the model's own, in [0, 1], of each of them.
-        ended: whether the end token came, rather than the limit.
+        ids: Ids of the new tokens, including the end token if there is one.
+        probabilities: The model's own probability of each new token, in [0, 1].
+        ended: Whether the answer ended with the end token, not at the maximum length.
     """
 
     ids: list[int]
@@ -61,9 +61,9 @@ class Event:
     """A new token of an answer.
 
     Attributes:
-        key: of the request.
-        token: its id.
-        answer: the whole answer, with its last token; None before that.
+        key: Identifier of the request.
+        token: Id of the token.
+        answer: The whole answer, with its last token; None before that.
     """
 
     key: Hashable
@@ -103,12 +103,12 @@ class Engine:
     step late, and that token is thrown away.
 
     Args:
-        llm: with its weights.
-        end_tokens: ids that end an answer.
-        rows: how many answers at once.
-        prefill_tokens: how many prompt tokens are read in one pass; a single prompt
-            may be longer.
-        graphs: whether decode steps are captured as CUDA graphs.
+        llm: Language model with its weights loaded.
+        end_tokens: Ids of the tokens that end an answer.
+        rows: Number of answers generated at once.
+        prefill_tokens: Maximum number of prompt tokens per prefill pass; a single
+            prompt may be longer.
+        graphs: Whether decode steps are captured as CUDA graphs.
     """
 
     def __init__(
@@ -141,28 +141,28 @@ class Engine:
 
     @property
     def capacity(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return len(self._tokens)
 
     @property
     def free(self) -> int:
-        """Number of requests that may be added now."""
+        """Returns the number of requests that may be added now."""
         return self.capacity - sum(row is not None for row in self._rows)
 
     @property
     def busy(self) -> bool:
-        """Whether any answer is unfinished."""
+        """Returns whether any answer is unfinished."""
         return bool(self._pending) or self.free < self.capacity
 
     def add(self, requests: Iterable[Request]) -> None:
         """Reads prompts and chooses their first tokens, which the next steps report.
 
         Args:
-            requests: at most :attr:`free` of them.
+            requests: Requests to start, at most :attr:`free` of them.
 
         Raises:
-            torch.OutOfMemoryError: when the cache for them doesn't fit; the engine is
-                of no use then.
+            torch.OutOfMemoryError: If the cache for them doesn't fit; the engine is
+                unusable then.
         """
         ordered = sorted(requests, key=lambda r: len(r.embeddings))
         if not ordered:
@@ -186,7 +186,7 @@ class Engine:
         """Adds a token to every row.
 
         Returns:
-            the tokens that are known by now, in the order they came.
+            The tokens that are known by now, in the order they came.
         """
         launched = self._launch()
         events: list[Event] = []

@@ -26,14 +26,14 @@ shapes, so that CUDA graphs are reused."""
 
 
 class Cache:
-    """The key-value cache.
+    """Stores keys and values, one row per text.
 
     Args:
-        config: of the language model.
-        rows: how many texts at once.
-        length: tokens of the longest.
-        device: where it lives.
-        dtype: of keys and values.
+        config: Configuration of the language model.
+        rows: Number of texts held at once.
+        length: Maximum number of tokens per text.
+        device: Torch device of the cache.
+        dtype: Numeric type of keys and values.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Cache:
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return self.keys.shape[1]
 
     @property
     def length(self) -> int:
-        """Number of tokens per row."""
+        """Returns the number of tokens per row."""
         return self.keys.shape[3]
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -86,9 +86,9 @@ class Decoder:
     """Prefill and decode steps of one model over one cache.
 
     Args:
-        llm: with its weights.
-        cache: of the same config.
-        graphs: whether decode steps are captured as CUDA graphs.
+        llm: Language model with its weights loaded.
+        cache: Cache made with the same configuration.
+        graphs: Whether decode steps are captured as CUDA graphs.
     """
 
     def __init__(self, llm: LlamaForCausalLM, cache: Cache, graphs: bool) -> None:
@@ -109,11 +109,11 @@ class Decoder:
         and a prompt is computed alike whatever is read with it.
 
         Args:
-            embeddings: (B, T, D).
-            rows: B different rows.
+            embeddings: Prompt embeddings, (B, T, D).
+            rows: Indices of B different rows.
 
         Returns:
-            logits of the first new token, float32 (B, V).
+            Logits of the first new token, float32 (B, V).
         """
         model = self._llm.model
         length = embeddings.shape[1]
@@ -136,12 +136,13 @@ class Decoder:
         """Adds one token to each of the first rows.
 
         Args:
-            tokens: int64 (B,), for the rows 0 to B - 1.
-            positions: int64 (B,), where they go; what is before them is attended to.
-            longest: the greatest of the positions, known without asking the device.
+            tokens: Token ids for rows 0 to B - 1, int64 (B,).
+            positions: Position of each token, int64 (B,); all earlier positions are
+                attended to.
+            longest: Greatest of the positions, known without synchronizing the device.
 
         Returns:
-            logits of the tokens after them, float32 (B, V); overwritten by the next
+            Logits of the tokens after them, float32 (B, V); overwritten by the next
             call where CUDA graphs are used.
         """
         span = min(_rounded(longest + 1), self.cache.length)
@@ -182,7 +183,7 @@ class Decoder:
     def _project(
         self, layer: LlamaDecoderLayer, x: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of (B, T, D), each (B, heads, T, width)."""
+        """Returns query, key and value of (B, T, D), each (B, heads, T, width)."""
         attention = layer.self_attn
         normed = layer.input_layernorm(x)
         query, key, value = (

@@ -44,20 +44,20 @@ class DAM:
     """The Describe Anything model on one device.
 
     Args:
-        config: of the checkpoint.
-        tokenizer: of the checkpoint.
-        encoder: with its weights.
-        projector: with its weights.
-        llm: with its weights.
+        config: Configuration of the checkpoint.
+        tokenizer: Tokenizer of the checkpoint.
+        encoder: Vision encoder with its weights loaded.
+        projector: Projector with its weights loaded.
+        llm: Language model with its weights loaded.
 
     Attributes:
-        config: of the checkpoint.
-        tokenizer: of the checkpoint.
-        processor: from images and masks to views.
-        encoder: both views to tokens.
-        projector: tokens into the prompt's space.
-        llm: the language model.
-        view_batch: images encoded in one pass; made smaller when memory runs out.
+        config: Configuration of the checkpoint.
+        tokenizer: Tokenizer of the checkpoint.
+        processor: Preprocessing of images and masks to views.
+        encoder: Vision encoder of both views.
+        projector: Projection of image tokens into the language model's space.
+        llm: Language model.
+        view_batch: Number of images encoded in one pass; reduced when memory runs out.
     """
 
     def __init__(
@@ -90,16 +90,17 @@ class DAM:
         """Loads a checkpoint.
 
         Args:
-            path: a folder, or the hub id of a published checkpoint.
-            device: where it runs.
-            dtype: float32, float16 or bfloat16.
-            quantization: of the language model's layers, through bitsandbytes.
+            path: A folder, or the hub id of a published checkpoint.
+            device: Torch device to run on.
+            dtype: Numeric type: float32, float16 or bfloat16.
+            quantization: Quantization of the language model's layers, through
+                bitsandbytes.
 
         Raises:
-            LicenseError: when the weights must be downloaded and their license has not
+            LicenseError: When the weights must be downloaded and their license has not
                 been accepted.
-            WeightsError: when the folder is not a whole checkpoint of this kind.
-            BackendError: when the device or bitsandbytes is not there.
+            WeightsError: When the folder is not a whole checkpoint of this kind.
+            BackendError: If the device or bitsandbytes is missing.
         """
         folder = locate(path)
         target = choose_device(device)
@@ -139,12 +140,12 @@ class DAM:
 
     @property
     def device(self) -> torch.device:
-        """The device that the model is on."""
+        """Returns the device that the model is on."""
         return next(self.projector.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The numeric type that the model computes in."""
+        """Returns the numeric type that the model computes in."""
         return next(self.projector.parameters()).dtype
 
     def prepare(
@@ -155,15 +156,15 @@ class DAM:
         """Makes the views of one object on one image.
 
         Args:
-            image: uint8 (H, W, 3) RGB; grey, RGBA and Pillow images too.
-            mask: (H, W); whatever is greater than 0 belongs to the object.
+            image: RGB image, uint8 (H, W, 3); gray, RGBA and Pillow images too.
+            mask: Object mask, (H, W); values above 0 belong to the object.
 
         Returns:
             float32 (8, S, S) on the CPU: full RGB and mask, crop RGB and mask, in -1 to
             1; and the window of the crop in pixels.
 
         Raises:
-            PromptError: when the mask is empty, not 2-D, or of another size.
+            PromptError: When the mask is empty, not 2-D, or of another size.
         """
         views, window = self.processor.views(image, mask)
         return torch.from_numpy(self.processor.normalize(views)), window
@@ -179,12 +180,12 @@ class DAM:
         """Runs the tower with its adapters.
 
         Args:
-            views: (B, 8, S, S) as of :meth:`prepare`; or one, (8, S, S).
-            distinct: bool (B,) on the CPU, whether full view and crop differ, when
+            views: Views of :meth:`prepare`, (B, 8, S, S); or one, (8, S, S).
+            distinct: Whether full view and crop differ, bool (B,) on the CPU, when
                 known.
 
         Returns:
-            what enters the projector, (B, N, C); (N, C) for one.
+            What enters the projector, (B, N, C); (N, C) for one.
         """
         if views.ndim == 3:
             return self.features(views[None], distinct)[0]
@@ -201,9 +202,9 @@ class DAM:
         """Encodes images as tokens (B, M, D), a bounded number of images at a time.
 
         Args:
-            views: float (B, 8, S, S) as of :meth:`prepare`, or uint8 as of
-                :meth:`Processor.views`.
-            distinct: as in :meth:`features`.
+            views: Views of :meth:`prepare`, float (B, 8, S, S), or of
+                :meth:`Processor.views`, uint8 (B, 8, S, S).
+            distinct: Whether full view and crop differ, as in :meth:`features`.
         """
         size = self.view_batch
         parts = []
@@ -224,15 +225,15 @@ class DAM:
         """Returns the language model's input: embeddings of text and images in order.
 
         Args:
-            ids: with -200 for each image.
-            images: (T, M, D).
+            ids: Token ids with -200 for each image.
+            images: Image tokens, (T, M, D).
 
         Returns:
             (length, D).
 
         Raises:
-            PromptError: when images and places for them are not equally many, or the
-                prompt is longer than the context.
+            PromptError: If the numbers of images and image tags differ, or the prompt
+                is longer than the context.
         """
         places = [number for number, token in enumerate(ids) if token == IMAGE_ID]
         if len(places) != len(images):
@@ -270,8 +271,8 @@ class DAM:
         """Returns the number of rows that the free memory allows.
 
         Args:
-            prompt_tokens: prompt and answer together.
-            at_most: even where more would fit.
+            prompt_tokens: Number of tokens of prompt and answer together.
+            at_most: Maximum number of rows, even where more would fit.
         """
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
@@ -292,9 +293,9 @@ def locate(path: str | Path) -> Path:
     """Returns the folder of a checkpoint, downloading a published one.
 
     Raises:
-        LicenseError: when the weights must be downloaded and their license has not
+        LicenseError: When the weights must be downloaded and their license has not
             been accepted.
-        WeightsError: when it is neither a folder nor a published checkpoint.
+        WeightsError: When it is neither a folder nor a published checkpoint.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -308,7 +309,7 @@ def locate(path: str | Path) -> Path:
 
 
 def _unused_layer(config: DAMConfig, stem: str) -> Callable[[str], bool]:
-    """Tells the layers that come after the selected state, by names that begin so."""
+    """Returns whether a tensor is of a layer after the selected hidden state."""
     beyond = range(config.used_layers, config.vision.layers)
     return lambda name: name.startswith(tuple(f"{stem}{n}." for n in beyond))
 

@@ -27,7 +27,7 @@ Views: TypeAlias = NDArray[np.uint8]
 
 
 class Window(NamedTuple):
-    """The part of the image that the crop view shows, end exclusive, in pixels."""
+    """Bounds of the image part that the crop view shows, in pixels, end exclusive."""
 
     x1: int
     y1: int
@@ -39,10 +39,10 @@ def crop_window(mask: Mask) -> Window:
     """Returns the window of the focal crop: three times the object, cut at the image.
 
     Args:
-        mask: bool (H, W).
+        mask: Object mask, bool (H, W).
 
     Raises:
-        PromptError: when the mask is empty.
+        PromptError: When the mask is empty.
     """
     box = box_of_mask(mask)
     if box is None:
@@ -89,7 +89,7 @@ class Processor:
     """Turns images and masks into views.
 
     Args:
-        config: sizes and numbers of the checkpoint.
+        config: Image preprocessing of the checkpoint.
     """
 
     def __init__(self, config: ImageConfig) -> None:
@@ -107,17 +107,18 @@ class Processor:
         """Makes both views of one object.
 
         Args:
-            image: uint8 (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA, or a Pillow image
-                of any mode. Alpha is dropped after resizing, palettes are resized
-                without interpolation: as the authors' code does.
-            mask: (H, W); whatever is greater than 0 belongs to the object.
-            cache: of full views, when several objects are on the same frames.
+            image: RGB image, uint8 (H, W, 3); gray (H, W), RGBA (H, W, 4), or a Pillow
+                image of any mode. Alpha is dropped after resizing and palettes are
+                resized without interpolation, as in the authors' code.
+            mask: Object mask, (H, W); values above 0 belong to the object.
+            cache: Cache of full views, used when several objects are on the same
+                frames.
 
         Returns:
             uint8 (8, S, S) and the window that the crop view shows.
 
         Raises:
-            PromptError: when the mask is empty, not 2-D, or of another size.
+            PromptError: When the mask is empty, not 2-D, or of another size.
         """
         picture = image if isinstance(image, Image.Image) else _picture(image)
         marked = np.asarray(mask)
@@ -191,7 +192,7 @@ def _squared(picture: Image.Image, grey: int | tuple[int, ...]) -> Image.Image:
 
 
 def _table(config: ImageConfig) -> NDArray[np.float32]:
-    """What each 8-bit value becomes, float32 (3, 256) by RGB channel.
+    """Returns the normalized value of each 8-bit value, float32 (3, 256) by channel.
 
     Scaling in float64 and normalizing in float32 gives the authors' numbers to the bit.
     """

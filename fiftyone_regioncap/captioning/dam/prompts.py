@@ -65,9 +65,9 @@ def query(text: str, images: int, joint: bool) -> str:
     """Puts the image tags before a text, as the checkpoint was trained.
 
     Args:
-        text: without tags; with tags it is taken as it is.
-        images: how many images go with it.
-        joint: whether the checkpoint knows images and videos.
+        text: Text of the query; returned as it is when it contains tags.
+        images: Number of images in the prompt.
+        joint: Whether the checkpoint handles both images and videos.
     """
     if IMAGE_TAG in text:
         return text
@@ -81,7 +81,7 @@ def bare_text(text: str) -> str:
     """Takes prefixes and leading tags off a query, as the authors' server does.
 
     Raises:
-        ValueError: when a tag stands elsewhere than at the beginning.
+        ValueError: When a tag stands elsewhere than at the beginning.
     """
     text = text.strip().removeprefix("Image:").removeprefix("Video:").strip()
     text = re.sub(rf"^(?:{IMAGE_TAG})+", "", text)

@@ -28,13 +28,13 @@ def quantize(
     show most.
 
     Args:
-        llm: on the CPU, with its weights.
-        bits: what is kept of each weight.
-        device: where it goes; quantization happens on the way.
-        dtype: what is computed in.
+        llm: Language model on the CPU, with its weights loaded.
+        bits: Precision of the weights: ``"8bit"`` or ``"4bit"``.
+        device: Target device; quantization happens during the transfer.
+        dtype: Numeric type of the computation.
 
     Raises:
-        BackendError: when bitsandbytes is not installed.
+        BackendError: When bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BackendError(

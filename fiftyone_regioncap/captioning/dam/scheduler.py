@@ -1,4 +1,4 @@
-"""Scheduling: encodes clips, fills free rows, backs off when memory runs out."""
+"""Scheduling of DAM: encodes clips, fills free rows, recovers from lack of memory."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ENCODED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class DamJob:
-    """A clip to describe.
+    """Represents a clip to describe.
 
     Attributes:
-        key: the caller's name for it, unlike those of the others at work.
-        views: uint8 (T, 8, S, S).
-        query: with an image tag for each view.
-        distinct: bool (T,), whether crop and full view differ; None when not known.
-        samplings: one for each answer that is wanted.
-        max_new_tokens: where answers end at the latest.
+        key: Caller's identifier, unique among the unfinished jobs.
+        views: Full and crop views with their masks, uint8 (T, 8, S, S).
+        query: Prompt with an image tag for each view.
+        distinct: Whether crop and full view differ, bool (T,); None if not known.
+        samplings: Sampling settings, one for each requested answer.
+        max_new_tokens: Maximum number of tokens of an answer.
     """
 
     key: Hashable
@@ -54,10 +54,10 @@ class Update:
     """Progress of a job: a new token, its answers, or an error.
 
     Attributes:
-        key: of the job.
-        token: a new one of its first answer; None when there is none.
-        answers: all of them, with the last update; None before that.
-        error: why there are none; this is the last update then.
+        key: Identifier of the job.
+        token: New token id of its first answer; None when there is none.
+        answers: All answers, in the last update; None before that.
+        error: Why there are no answers, in the last update; None otherwise.
     """
 
     key: Hashable
@@ -84,8 +84,8 @@ class Scheduler:
     reported twice. A job that doesn't fit even alone is an error of its own.
 
     Args:
-        dam: the model.
-        rows: answers at once, where memory allows.
+        dam: Loaded DAM model.
+        rows: Number of answers generated at once, where memory allows.
     """
 
     def __init__(self, dam: DAM, rows: int) -> None:
@@ -97,12 +97,12 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Number of jobs that have not begun."""
+        """Returns the number of jobs that have not begun."""
         return len(self._waiting)
 
     @property
     def busy(self) -> bool:
-        """Whether any job is unfinished."""
+        """Returns whether any job is unfinished."""
         return bool(self._waiting or self._working)
 
     def submit(self, job: DamJob) -> None:

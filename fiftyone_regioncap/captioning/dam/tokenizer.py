@@ -36,14 +36,15 @@ class DamTokenizer:
     """Llama's sentencepiece tokenizer with DAM's image tags.
 
     Args:
-        folder: with ``tokenizer.model`` and perhaps ``tokenizer_config.json``.
+        folder: Folder with ``tokenizer.model`` and, optionally,
+            ``tokenizer_config.json``.
 
     Attributes:
-        bos: id put before every prompt.
-        eos: id that ends an answer.
+        bos: Id of the token that begins every prompt.
+        eos: Id of the token that ends an answer.
 
     Raises:
-        WeightsError: when the model is missing or cannot be read.
+        WeightsError: When the model is missing or cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:

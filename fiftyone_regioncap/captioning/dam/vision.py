@@ -32,9 +32,10 @@ class Attention(nn.Module):
         """Attends from tokens (B, N, C) to a context (B, M, C).
 
         Args:
-            tokens: that ask.
-            context: that is asked.
-            mask: bool (B, 1, 1, M), False for context that nobody looks at.
+            tokens: Tokens that the queries are computed from, (B, N, C).
+            context: Tokens that keys and values are computed from, (B, M, C).
+            mask: Attention mask, bool (B, 1, 1, M), False for context to ignore; None
+                for no mask.
         """
         attended = scaled_dot_product_attention(
             self._split(self.q_proj(tokens)),
@@ -166,9 +167,9 @@ class FocalEncoder(nn.Module):
         """Encodes views as the tokens that enter the projector.
 
         Args:
-            views: (B, 8, S, S), normalized.
-            distinct: bool (B,) on the CPU, whether the crop differs from the full view;
-                found from the views when not given, at the price of waiting for them.
+            views: Normalized views, (B, 8, S, S).
+            distinct: Whether the crop differs from the full view, bool (B,) on the CPU;
+                None computes it from the views, which synchronizes the device.
 
         Returns:
             (B, N, C).

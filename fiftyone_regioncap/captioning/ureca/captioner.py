@@ -77,9 +77,9 @@ class _Look:
     """The frame that a clip is described from.
 
     Attributes:
-        number: of the clip.
-        frame: uint8 (H, W, 3).
-        mask: bool (H, W).
+        number: Index of the clip in the batch.
+        frame: RGB frame, uint8 (H, W, 3).
+        mask: Object mask, bool (H, W).
     """
 
     number: int
@@ -89,12 +89,12 @@ class _Look:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A frame that was encoded.
+    """Represents an encoded frame.
 
     Attributes:
-        frame: kept so that no other array gets its id.
-        tiles: how many it was cut into.
-        prefix: of the prompts about its regions.
+        frame: The frame's array, kept so that no other array gets its id.
+        tiles: Number of tiles that the frame is cut into.
+        prefix: Prefix of the prompts about the frame's regions.
     """
 
     frame: Frame
@@ -208,13 +208,13 @@ class UrecaCaptioner:
         """Describes each clip, in order.
 
         Args:
-            clips: of any objects, videos, sizes and lengths.
-            prompt: the name of one of the prompts of :attr:`info`, or a text; places
+            clips: Clips of any objects, videos, sizes and lengths.
+            prompt: Name of one of the prompts of :attr:`info`, or a text; placeholders
                 for image and mask are put before it when it has none.
 
         Raises:
-            PromptError: when the prompt has tokens that only URECA may write.
-            torch.OutOfMemoryError: when the batch doesn't fit.
+            PromptError: When the prompt has tokens that only URECA may write.
+            torch.OutOfMemoryError: When the batch doesn't fit.
         """
         asked = _checked(PROMPTS.get(prompt or "detailed", prompt or ""))
         captions: dict[int, Caption] = {}
@@ -262,12 +262,12 @@ class UrecaCaptioner:
         """Returns the ids of a prompt in two parts.
 
         Args:
-            asked: with places for image and mask.
-            image_tiles: tiles of the image.
-            mask_tiles: tiles of the mask.
+            asked: Question with placeholders for image and mask.
+            image_tiles: Number of tiles of the image.
+            mask_tiles: Number of tiles of the mask.
 
         Returns:
-            what all regions of an image share, and the rest: from the first token of
+            What all regions of an image share, and the rest: from the first token of
             the mask on.
         """
         return self._ids(asked, image_tiles, mask_tiles)
@@ -281,12 +281,12 @@ class UrecaCaptioner:
         """Returns the language model's input for a part of a prompt, (length, D).
 
         Args:
-            ids: of that part.
+            ids: Token ids of that part.
             image: (T, M, D) tokens, where the part has places for them.
             mask: (T, N, D) tokens, likewise.
 
         Raises:
-            PromptError: when places and tokens are not equally many.
+            PromptError: When places and tokens are not equally many.
         """
         special = self.tokenizer.special
         places = [
@@ -302,7 +302,8 @@ class UrecaCaptioner:
         """Answers prompts together.
 
         Args:
-            regions: one or more; those of one frame stand together.
+            regions: Prompts of one or more regions, those of one frame next to each
+                other.
             max_new_tokens: None for the option's.
         """
         return write(
@@ -415,7 +416,7 @@ def _checked(text: str) -> str:
     """Returns a question with its places for image and mask.
 
     Raises:
-        PromptError: when it would end its turn or claim places of its own.
+        PromptError: When it would end its turn or claim places of its own.
     """
     taken = [token for token in TOKENS if token != MASK and token in text]
     if taken:

@@ -31,18 +31,18 @@ class UrecaConfig:
 
     Attributes:
         family: ``"internlm2"`` or ``"qwen2"``.
-        vision: the InternViT.
-        llm: the language model; Llama's config for InternLM2, which it equals once its
-            fused projection is split.
-        tile: side of a tile in pixels.
-        downsample: how far pixel shuffle shrinks each side of the patch grid.
-        mask_channels: tokens that stand for the mask of one tile.
-        dynamic_mask: whether masks are cut into tiles as the image is, with values 0 to
-            255; else they are one tile with values 0 and 1. Checkpoints are of use only
-            with the way that they were trained in.
-        thumbnail: whether an image of several tiles gets the whole as one more.
-        lora_scale: what products of LoRA matrices are multiplied with, where the file
-            has any.
+        vision: Configuration of the InternViT.
+        llm: Configuration of the language model; Llama's config for InternLM2, which it
+            equals once its fused projection is split.
+        tile: Side of a tile in pixels.
+        downsample: Factor by which pixel shuffle reduces each side of the patch grid.
+        mask_channels: Number of tokens that represent the mask of one tile.
+        dynamic_mask: Whether masks are cut into tiles as the image is, with values 0 to
+            255; otherwise they are one tile with values 0 and 1. A checkpoint only
+            works in the way that it was trained in.
+        thumbnail: Whether an image of several tiles is followed by a thumbnail of the
+            whole image as one more tile.
+        lora_scale: Factor of the products of LoRA matrices, where the file has any.
     """
 
     family: str
@@ -78,7 +78,7 @@ class UrecaConfig:
         """Reads ``config.json``.
 
         Raises:
-            WeightsError: when it is absent or unreadable, or asks for something that
+            WeightsError: When it is absent or unreadable, or asks for something that
                 this implementation does not do.
         """
         path = folder / "config.json"

@@ -34,7 +34,7 @@ class Prefix:
 
     Attributes:
         keys: (layers, heads, length, width).
-        values: of the same shape.
+        values: Values, of the same shape as the keys.
     """
 
     keys: Tensor
@@ -46,10 +46,10 @@ class Prefix:
 
 @dataclass(frozen=True)
 class RegionPrompt:
-    """A prompt: a prefix that others may share, and the rest.
+    """Represents a prompt: a prefix that others may share, and the rest.
 
     Attributes:
-        prefix: the beginning.
+        prefix: Shared beginning of the prompt.
         embeddings: (S, D) of the rest, one token or more.
     """
 
@@ -61,7 +61,7 @@ def read_prefix(llm: LlamaForCausalLM | Qwen2ForCausalLM, embeddings: Tensor) ->
     """Reads the beginning of a prompt.
 
     Args:
-        llm: with its weights.
+        llm: Language model with its weights loaded.
         embeddings: (P, D).
     """
     length = len(embeddings)
@@ -82,11 +82,12 @@ def write(
     """Answers prompts together, token by token, until all have ended.
 
     Args:
-        llm: with its weights.
-        regions: one or more; those with one prefix stand together.
-        end: id that ends an answer.
-        limit: tokens of an answer at most.
-        sampling: how tokens are chosen.
+        llm: Language model with its weights loaded.
+        regions: Prompts of one or more regions, those with one prefix next to each
+            other.
+        end: Id of the token that ends an answer.
+        limit: Maximum number of tokens of an answer.
+        sampling: Sampling settings.
     """
     decoder = _RegionDecoder(llm, regions, limit)
     logits = decoder.read(regions)
@@ -176,12 +177,12 @@ class _RegionDecoder(Decoder):
 
         Args:
             x: (B, S, D).
-            first: the first of the B rows.
-            offsets: int64 (B, S), where the tokens stand behind the prefix.
-            span: how many own tokens the longest row has with them.
+            first: Index of the first of the B rows.
+            offsets: Positions of the tokens behind the prefix, int64 (B, S).
+            span: Number of its own tokens that the longest row has after this pass.
 
         Returns:
-            logits after the last of them, float32 (B, V).
+            Logits after the last of them, float32 (B, V).
         """
         model, rows = self._llm.model, slice(first, first + len(x))
         prefixes = self._prefixes[rows]
@@ -223,9 +224,9 @@ def attend(
 
     Args:
         query: (B, heads x G, S, W): G heads of queries to one of keys.
-        shared: keys and values, each (heads, P, W); all of them are attended to.
-        own: keys and values, each (B, heads, K, W).
-        visible: bool (B, S, K), which of its own a token attends to.
+        shared: Shared keys and values, each (heads, P, W); all of them are attended to.
+        own: Each row's own keys and values, each (B, heads, K, W).
+        visible: Attention mask over a row's own keys, bool (B, S, K).
 
     Returns:
         (B, S, heads x G x W).

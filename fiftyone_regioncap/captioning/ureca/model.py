@@ -31,14 +31,14 @@ class UrecaModel(nn.Module):
     """The networks of one checkpoint.
 
     Args:
-        config: of the checkpoint; with the number of mask channels.
+        config: Configuration of the checkpoint, with the number of mask channels.
 
     Attributes:
-        config: of the checkpoint.
+        config: Configuration of the checkpoint.
         vision: InternViT.
-        projector: from pixel-shuffled patches to the language model's width.
-        mask_encoder: two convolutions of stride 2 over a mask.
-        mask_linear: from each of their maps to a token.
+        projector: Projection of pixel-shuffled patches to the language model's width.
+        mask_encoder: Two convolutions of stride 2 over a mask.
+        mask_linear: Linear layer from each feature map to a token.
         llm: Qwen2, or InternLM2 as a Llama.
     """
 
@@ -81,13 +81,13 @@ class UrecaModel(nn.Module):
         """Loads the weights of a checkpoint.
 
         Args:
-            folder: with safetensors under the published names.
-            config: read from the same folder.
-            device: where it runs.
-            dtype: what it computes in.
+            folder: Folder with safetensors under the published names.
+            config: Configuration read from the same folder.
+            device: Torch device to run on.
+            dtype: Numeric type of the computation.
 
         Raises:
-            WeightsError: when the weights don't fit.
+            WeightsError: When the weights don't fit.
         """
         with torch.device("meta"):
             model = cls(config)
@@ -113,7 +113,7 @@ class UrecaModel(nn.Module):
         """Encodes tiles of images as tokens.
 
         Args:
-            tiles: uint8 (T, S, S, 3), of :func:`tiling.image_tiles`.
+            tiles: Image tiles of :func:`tiling.image_tiles`, uint8 (T, S, S, 3).
 
         Returns:
             (T, M, D): M tokens a tile, D the language model's width.
@@ -137,8 +137,8 @@ class UrecaModel(nn.Module):
         """Computes the mask encoder's feature maps.
 
         Args:
-            masks: uint8 (T, S, S), of :func:`tiling.mask_tiles` or
-                :func:`tiling.static_mask`.
+            masks: Mask tiles of :func:`tiling.mask_tiles` or
+                :func:`tiling.static_mask`, uint8 (T, S, S).
 
         Returns:
             (T, N, S / 4, S / 4).
@@ -157,14 +157,15 @@ class UrecaModel(nn.Module):
         """Returns the language model's input.
 
         Args:
-            ids: of the prompt or a part of it.
-            places: an id and the tokens (..., D) that take its places, in order.
+            ids: Token ids of the prompt or a part of it.
+            places: Pairs of a placeholder id and the embeddings (..., D) that replace
+                it, in order.
 
         Returns:
             (length, D).
 
         Raises:
-            PromptError: when places and tokens are not equally many.
+            PromptError: When places and tokens are not equally many.
         """
         known = torch.tensor(ids, dtype=torch.int64, device=self.device)
         embeddings = self.llm.model.embed_tokens(known)

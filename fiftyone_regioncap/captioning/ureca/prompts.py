@@ -54,11 +54,12 @@ def conversation(
     """Returns the whole prompt.
 
     Args:
-        asked: with :data:`IMAGE` and :data:`MASK`. An image is put before a first
-            question without one, a mask is not; a second mask stays a word.
-        image_tokens: how many stand for the image.
-        mask_tokens: how many stand for the mask.
-        history: earlier questions and their answers.
+        asked: Question with :data:`IMAGE` and :data:`MASK`. An image placeholder is put
+            before a first question without one, a mask placeholder is not; a second
+            mask placeholder stays plain text.
+        image_tokens: Number of tokens that represent the image.
+        mask_tokens: Number of tokens that represent the mask.
+        history: Earlier questions and their answers.
     """
     if not history and IMAGE not in asked:
         asked = f"{IMAGE}\n{asked}"

@@ -33,16 +33,16 @@ def _candidates(max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 
 def tile_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
-    """Returns the grid that distorts an image least.
+    """Returns the tile grid that distorts an image least.
 
     Args:
-        width: of the image in pixels.
-        height: of the image in pixels.
-        max_tiles: at most so many.
-        tile: side of a tile in pixels.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        max_tiles: Maximum number of tiles.
+        tile: Side of a tile in pixels.
 
     Returns:
-        columns and rows.
+        Columns and rows.
     """
     aspect, area = width / height, width * height
     best, least = (1, 1), float("inf")
@@ -61,10 +61,10 @@ def image_tiles(
     """Cuts an image into tiles, row by row, the whole image last.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
-        max_tiles: at most so many, the thumbnail not counted.
-        tile: side of a tile in pixels.
-        thumbnail: whether several tiles are followed by the whole image as one.
+        frame: RGB frame, uint8 (H, W, 3).
+        max_tiles: Maximum number of tiles, the thumbnail not counted.
+        tile: Side of a tile in pixels.
+        thumbnail: Whether several tiles are followed by a thumbnail of the whole image.
 
     Returns:
         uint8 (T, tile, tile, 3).
@@ -89,9 +89,9 @@ def mask_tiles(
 
     Args:
         mask: (H, W); whatever is not 0 belongs to the region.
-        max_tiles: as for the image.
-        tile: side of a tile in pixels.
-        thumbnail: as for the image.
+        max_tiles: Maximum number of tiles, the same as for the image.
+        tile: Side of a tile in pixels.
+        thumbnail: Whether a thumbnail is added, the same as for the image.
 
     Returns:
         uint8 (T, tile, tile).
@@ -113,7 +113,7 @@ def static_mask(mask: Mask, tile: int) -> NDArray[np.uint8]:
 
     Args:
         mask: (H, W); whatever is not 0 belongs to the region.
-        tile: side of a tile in pixels.
+        tile: Side of a tile in pixels.
 
     Returns:
         uint8 (1, tile, tile).
@@ -126,7 +126,7 @@ def normalize(tiles: Tensor) -> Tensor:
     """Normalizes tiles for the vision tower.
 
     Args:
-        tiles: uint8 (T, tile, tile, 3).
+        tiles: Tiles to normalize, uint8 (T, tile, tile, 3).
 
     Returns:
         float32 (T, 3, tile, tile).

@@ -70,12 +70,12 @@ class UrecaTokenizer:
     """Encodes and decodes text with URECA's special tokens.
 
     Args:
-        vocabulary: of the family.
-        added: ids of the tokens that are never cut.
+        vocabulary: Vocabulary of the tokenizer family.
+        added: Ids of the added tokens by their text; they are never split.
 
     Attributes:
-        special: ids of the tokens that are never cut.
-        bos: id put before every prompt, where there is one.
+        special: Ids of all special tokens by their text; they are never split.
+        bos: Id of the token that begins every prompt; None if there is none.
     """
 
     def __init__(self, vocabulary: Vocabulary, added: Mapping[str, int]) -> None:
@@ -117,12 +117,12 @@ def load_tokenizer(folder: Path, family: str) -> UrecaTokenizer:
     """Reads the tokenizer of a checkpoint.
 
     Args:
-        folder: with the tokenizer's files, or beside a folder ``tokenizer_<family>``
-            that has them.
+        folder: Folder with the tokenizer's files, or next to a folder
+            ``tokenizer_<family>`` that has them.
         family: ``"internlm2"`` or ``"qwen2"``.
 
     Raises:
-        WeightsError: when it is missing, corrupt, of the other family, or lacks one of
+        WeightsError: When it is missing, corrupt, of the other family, or lacks one of
             URECA's tokens.
     """
     where = _locate(folder, family)

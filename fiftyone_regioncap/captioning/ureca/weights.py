@@ -63,7 +63,7 @@ def mask_channels(folder: Path) -> int:
     """Returns how many tokens the mask of a tile gets, as the weights have it.
 
     Raises:
-        WeightsError: when they have no mask encoder, or cannot be read.
+        WeightsError: When they have no mask encoder, or cannot be read.
     """
     for _, kernel in read_tensors(folder, lambda name: name == FIRST_CONVOLUTION):
         return len(kernel)
@@ -77,8 +77,8 @@ def convert(named: NamedTensors, config: UrecaConfig) -> Iterator[tuple[str, Ten
     """Yields published tensors under our names: merged, renamed and split.
 
     Args:
-        named: names and tensors as published.
-        config: of the checkpoint.
+        named: Pairs of published names and tensors.
+        config: Configuration of the checkpoint.
     """
     for published, tensor in merge_lora(named, config.lora_scale):
         if published.endswith("rotary_emb.inv_freq"):
@@ -103,13 +103,13 @@ def split_wqkv(fused: Tensor, config: UrecaConfig) -> tuple[Tensor, Tensor, Tens
 
     Args:
         fused: (rows, H) or, of a bias, (rows,).
-        config: of the checkpoint.
+        config: Configuration of the checkpoint.
 
     Returns:
-        the projections of queries, keys and values.
+        The projections of queries, keys and values.
 
     Raises:
-        WeightsError: when the rows are not those of so many heads.
+        WeightsError: When the rows are not those of so many heads.
     """
     heads = config.llm.num_key_value_heads
     group = config.llm.num_attention_heads // heads
@@ -127,11 +127,11 @@ def merge_lora(named: NamedTensors, scale: float) -> Iterator[tuple[str, Tensor]
     """Yields weights with their LoRA matrices merged.
 
     Args:
-        named: names and tensors; weights with LoRA come in three parts.
-        scale: of the product; alpha over rank.
+        named: Pairs of names and tensors; weights with LoRA come in three parts.
+        scale: Factor of the LoRA product: alpha divided by rank.
 
     Raises:
-        WeightsError: when a part is missing.
+        WeightsError: When a part is missing.
     """
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in named:
@@ -160,7 +160,7 @@ def of_family(
     """Yields tensors unless they are of the other language model.
 
     Raises:
-        WeightsError: when they are.
+        WeightsError: When they are.
     """
     signs = {"qwen2": ".self_attn.q_proj.", "internlm2": ".attention.wqkv."}
     for name, tensor in named:
