@@ -66,6 +66,11 @@ class ExportSummary:
         """Whether every video is done."""
         return not self.failures
 
+    @property
+    def nothing_done(self) -> bool:
+        """Whether every video failed."""
+        return not self.videos
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

@@ -48,6 +48,12 @@ class Report:
         """Whether every sample is done."""
         return not self.failures
 
+    @property
+    def nothing_done(self) -> bool:
+        """Whether every sample failed."""
+        failed = {failure.sample_id for failure in self.failures}
+        return len(failed) >= self.samples > 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -81,6 +87,17 @@ class Summary(Report):
     captions: int = 0
     caption_errors: int = 0
     skipped: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every sample is done and every caption was made."""
+        return not self.failures and not self.caption_errors
+
+    @property
+    def nothing_done(self) -> bool:
+        """Whether every sample, or every caption and nothing else, failed."""
+        silent = self.captions == self.caption_errors > 0 and not self.frames
+        return silent or super().nothing_done
 
     def to_markdown(self) -> str:
         """A few lines for people."""

@@ -64,6 +64,7 @@ def test_failed_captions_are_never_complete(dataset, labels, state) -> None:
     captioner = Failing(frozenset(labels))
     made = api.caption(dataset, captioner=captioner, progress=False)
     assert made.caption_errors == len(labels)
+    assert (made.ok, made.nothing_done) == (state == "complete", state == "failed")
     sample = dataset.first()
     assert sample["captions_status"] == state
     assert sample["captions_error"] == ("401: wrong key" if labels else None)
