@@ -115,7 +115,7 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
 
 
 def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any]:
-    """What a form's parameters tell an operation; empty inputs have the default.
+    """Converts a form's parameters for an operation; empty inputs get the default.
 
     Raises:
         OptionError: When an input that is a text is no value of its option.

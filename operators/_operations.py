@@ -28,7 +28,7 @@ class OperationOperator(foo.Operator):
 
     @property
     def config(self) -> foo.OperatorConfig:
-        """How the operator shows itself and may be run."""
+        """Configuration of the operator in the App."""
         return foo.OperatorConfig(
             name=self.operation.operator,
             label=self.operation.label,
@@ -105,7 +105,7 @@ class OperationOperator(foo.Operator):
         return api.function_of(self.operation)(sample_collection, *args, **params)
 
     def _defaults(self, view: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-        """What the form would send untouched; FiftyOne fills it in only in the App."""
+        """Returns the form's default values; FiftyOne fills them in only in the App."""
         context = ExecutionContext(
             {
                 "dataset_name": view.dataset_name,

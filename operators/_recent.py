@@ -1,4 +1,4 @@
-"""What panels keep between events."""
+"""Keeps values of panels between events."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Recent(Generic[_T]):
         return value
 
     def values(self) -> list[_T]:
-        """All values."""
+        """Returns all values."""
         with self._lock:
             return list(self._values.values())
 

@@ -1,4 +1,4 @@
-"""What the review panel asks a person in a dialog."""
+"""Dialogs in which the review panel asks a person."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ORDER = {"view": "As in the view", "confidence": "Least sure first"}
 
 
 class Prompt(foo.Operator):
-    """Gives back what a person answers.
+    """Returns what a person answers in a dialog.
 
     Attributes:
-        name: of the operator.
-        label: over the dialog.
-        submit: on its button.
-        answers: names of what is asked for.
+        name: Name of the operator.
+        label: Title of the dialog.
+        submit: Label of its button.
+        answers: Names of the parameters that are asked for.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Prompt(foo.Operator):
 
     @property
     def config(self) -> foo.OperatorConfig:
-        """How the operator shows itself: not among those that people run."""
+        """Configuration of the operator, which the App does not list."""
         return foo.OperatorConfig(
             name=self.name, label=self.label, dynamic=True, unlisted=True
         )

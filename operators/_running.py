@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class Outcome(Protocol):
-    """What a job of the library sums up in the end."""
+    """Summary that a job of the library returns."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns the summary as JSON values."""
 
     def to_markdown(self) -> str:
         """A few lines for people."""
@@ -161,7 +161,7 @@ def _latest(events: queue.SimpleQueue[ProgressEvent | None]) -> ProgressEvent | 
 
 
 def outputs() -> types.Object:
-    """What the summary shows."""
+    """Returns the output that the App shows of a summary."""
     shown = types.Object()
     shown.str("summary", label="Summary", view=types.MarkdownView())
     return shown

@@ -70,14 +70,14 @@ UNDO_CAPTIONS = 100_000
 
 @dataclass(frozen=True)
 class _Settings:
-    """What a person chose to see.
+    """Settings of the panel that a person chose.
 
     Attributes:
-        captions: field of the captions.
-        compare: another such field, or ``NO_FIELD``.
-        tracks: field of the tracks, or ``NO_FIELD``.
-        show: a key of ``SHOW``.
-        order: a key of ``ORDER``.
+        captions: Field of the captions.
+        compare: Another such field to compare with, or ``NO_FIELD``.
+        tracks: Field of the tracks, or ``NO_FIELD``.
+        show: Key of ``SHOW``: which captions are shown.
+        order: Key of ``ORDER``: how captions are sorted.
     """
 
     captions: str = NO_FIELD
@@ -113,19 +113,19 @@ class _Settings:
 
 @dataclass
 class _Session:
-    """What one panel shows of one dataset, and what was done in it.
+    """State of one panel over one dataset, with its history.
 
     This is no panel state of FiftyOne's, which belongs to the App's workspace: the App
     drops its filters and lassos whenever that changes, and with them what is reviewed.
 
     Attributes:
-        settings: what a person chose.
-        scope: the view that is shown; see :func:`_scope`.
-        problem: why nothing can be shown.
-        ref: where the caption is; None when nothing is left.
-        seen: its text.
-        pictured: whether there is a picture of its track.
-        history: changes that can be undone.
+        settings: Settings that a person chose.
+        scope: Identity of the view that is shown; see :func:`_scope`.
+        problem: Message that says why nothing can be shown; None when something can.
+        ref: Reference to the current caption; None when nothing is left.
+        seen: Text of that caption, as shown; None when nothing is left.
+        pictured: Whether there is an image of its track.
+        history: Changes that can be undone, oldest first.
     """
 
     settings: _Settings = _Settings()
@@ -149,7 +149,7 @@ class ReviewPanel(foo.Panel):
 
     @property
     def config(self) -> foo.PanelConfig:
-        """How the panel shows itself."""
+        """Configuration of the panel in the App."""
         return foo.PanelConfig(
             name="region_captions",
             label="Region captions",
@@ -222,11 +222,11 @@ class ReviewPanel(foo.Panel):
         self._step(ctx, -1)
 
     def accept(self, ctx: Any) -> None:
-        """Accepts, and goes on."""
+        """Accepts the caption and shows the next one."""
         self._apply(ctx, review.accept)
 
     def reject(self, ctx: Any) -> None:
-        """Rejects, and goes on."""
+        """Rejects the caption and shows the next one."""
         self._apply(ctx, review.reject)
 
     def edit(self, ctx: Any) -> None:
@@ -521,7 +521,7 @@ class ChangeAll(foo.Operator):
 
     @property
     def config(self) -> foo.OperatorConfig:
-        """How the operator shows itself: not among those that people run."""
+        """Configuration of the operator, which the App does not list."""
         return foo.OperatorConfig(
             name=self.name,
             label="Review all captions",
@@ -580,7 +580,7 @@ def _pick(chosen: str, default: str, known: Sequence[str]) -> str:
 
 
 def _session(ctx: Any) -> _Session:
-    """That of the panel; a new one after the App's server was started again."""
+    """Returns the panel's session; a new one after the App's server restarted."""
     key = (ctx.panel.id, str(ctx.dataset._doc.id))
     return _sessions.get(key) or _sessions.put(key, _Session())
 
@@ -615,7 +615,7 @@ def _label(ref: Ref | None) -> str:
 
 
 def _scope(ctx: Any) -> str:
-    """What is being reviewed: the same for the same dataset, view and open sample."""
+    """Identifies what is reviewed, by dataset, view and open sample."""
     request = ctx.request_params
     keys = ("dataset_name", "view", "view_name", "filters", "extended")
     scope = [*(request.get(key) or None for key in keys), ctx.current_sample]

@@ -32,7 +32,7 @@ class SearchPanel(foo.Panel):
 
     @property
     def config(self) -> foo.PanelConfig:
-        """How the panel shows itself."""
+        """Configuration of the panel in the App."""
         return foo.PanelConfig(
             name="caption_search",
             label="Caption search",
@@ -90,7 +90,7 @@ class SearchPanel(foo.Panel):
 
 
 def _key(ctx: Any) -> tuple[str, str]:
-    """What a panel's rows are kept under."""
+    """Returns the key of a panel's rows."""
     return ctx.panel.id, str(ctx.dataset._doc.id)
 
 
@@ -102,7 +102,7 @@ def _code(query: str) -> str:
 def _rows(
     captions: CaptionField, hits: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
-    """What the table shows of captions that were found."""
+    """Returns the table rows of captions that were found."""
     where: dict[str, str] = {}
     query = {"_id": {"$in": [ObjectId(hit["sample_id"]) for hit in hits]}}
     for sample, labels in captions.documents(

@@ -1,4 +1,4 @@
-"""States what tells objects apart that are described alike, from measurements.
+"""States measured differences between objects that are described alike.
 
 Nothing is invented: a difference is stated only where it was measured on both sides,
 and what is not known of an object tells nothing.
@@ -58,8 +58,8 @@ class Subject:
         color: Dominant color.
         area: Area as a share of the frame.
         speed: Speed in frame widths per second.
-        direction: of its motion, as :class:`measuring.Measurements` has it.
-        frames: 0-based, where it is visible, ascending; (0,) for images.
+        direction: Direction of its motion, as in :class:`measuring.Measurements`.
+        frames: 0-based frames where it is visible, ascending; (0,) for images.
         boxes: (V, 4) edges in shares of the frame, on those frames.
         image: Whether this is a region of an image, where frames are not spoken of.
         reviewed: Whether a person has judged the caption, which stays then.
@@ -95,7 +95,7 @@ class Clause(NamedTuple):
 
 @dataclass(frozen=True)
 class Uniqueness:
-    """How far the captions of some objects tell them apart.
+    """Measures how distinctive the captions of some objects are.
 
     Attributes:
         captions: Number of captions.
@@ -151,7 +151,7 @@ def groups(subjects: Sequence[Subject], threshold: float = ALIKE) -> list[list[i
 def tell_apart(
     subjects: Sequence[Subject], threshold: float = ALIKE
 ) -> tuple[list[str], set[int]]:
-    """States in each caption what tells its object from those described alike.
+    """States in each caption what distinguishes its object from similar ones.
 
     As few statements as do are taken, those that exclude most first. The new captions
     of two objects of a group are never the same unless nothing that was measured
@@ -188,7 +188,7 @@ def tell_apart(
 def uniqueness(
     videos: Sequence[Sequence[Subject]], threshold: float = ALIKE
 ) -> Uniqueness:
-    """Measures how far captions tell their objects apart.
+    """Measures how far captions distinguish their objects.
 
     Args:
         videos: The subjects of each video.
@@ -319,7 +319,7 @@ def _extremes(
     factor: float,
     names: tuple[str, str],
 ) -> Iterator[Clause]:
-    """That it has most or least of something, by a factor, of all that are known."""
+    """Lists what an object has most or least of, by a factor, of all known ones."""
     own = getattr(subjects[number], attribute)
     others = [getattr(subjects[rival], attribute) for rival in rivals]
     if own is None or not others or None in others:
@@ -333,7 +333,7 @@ def _extremes(
 def _sightings(
     subjects: Sequence[Subject], number: int, rivals: Sequence[int]
 ) -> Iterator[Clause]:
-    """Where and when it is first and last seen."""
+    """States where and when an object is first and last seen."""
     own = subjects[number]
     seen = [rival for rival in rivals if subjects[rival].frames]
     if not own.frames:

@@ -88,8 +88,9 @@ def containment(
     same, the second becomes a part of the first.
 
     Args:
-        masks: bool (H, W) each, of one size; empty ones are wholes without parts.
-        share: see :data:`CONTAINED`.
+        masks: Masks by key, bool (H, W) each, of one size; empty ones are wholes
+            without parts.
+        share: Share of a part's area within its whole; see :data:`CONTAINED`.
 
     Returns:
         The position of each, in the order of the masks.
@@ -129,12 +130,12 @@ def write_hierarchy(
     is the id of the label that the region is a part of. It is None for wholes.
 
     Args:
-        sample: a video or an image in a dataset.
-        field: of tracks (``frames.<name>``), or of regions with masks.
-        share: see :data:`CONTAINED`.
+        sample: Video or image in a dataset.
+        field: Name of a field of tracks (``frames.<name>``), or of regions with masks.
+        share: Share of a part's area within its whole; see :data:`CONTAINED`.
 
     Returns:
-        how many labels are parts.
+        Number of labels that are parts.
 
     Raises:
         FieldError: when there is no such field, or ``parent`` or ``level`` exist with
@@ -183,7 +184,7 @@ def _write_tracks(sample: fo.Sample | fo.SampleView, field: str, share: float) -
 
 
 def _belongs(name: str, track: Track) -> dict[str, object]:
-    """What finds a track's label among those of a frame."""
+    """Returns the array filter that finds a track's label among those of a frame."""
     if track.instance is None:
         return {f"{name}.index": track.object_id}
     # Tracks of other tools may have an instance in place of an index.

@@ -11,7 +11,7 @@ CAPTIONS = "Field of captions, or of regions with captions."
 
 @dataclass(frozen=True)
 class CheckOptions(Options):
-    """How captions are checked."""
+    """Options of the checks of captions."""
 
     captions: str = option("captions", CAPTIONS, picker="captions")
     similarity: bool = option(
@@ -30,7 +30,7 @@ class CheckOptions(Options):
 
 @dataclass(frozen=True)
 class TriageOptions(Options):
-    """How captions are sorted into those to keep, to review and to drop."""
+    """Options of sorting captions into those to keep, to review and to drop."""
 
     captions: str = option("captions", CAPTIONS, picker="captions")
     score: str = option(
@@ -44,14 +44,14 @@ class TriageOptions(Options):
 
 @dataclass(frozen=True)
 class FacetOptions(Options):
-    """How facets are extracted."""
+    """Options of the extraction of facets."""
 
     captions: str = option("captions", CAPTIONS, picker="captions")
 
 
 @dataclass(frozen=True)
 class UniqueOptions(Options):
-    """How captions are made to tell objects apart."""
+    """Options of making the captions of different objects distinct."""
 
     captions: str = option("captions", CAPTIONS, picker="captions")
     tracks: str | None = option(

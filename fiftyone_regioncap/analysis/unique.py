@@ -1,4 +1,4 @@
-"""Makes the captions of a video's or an image's objects tell them apart."""
+"""Makes the captions of a video's or an image's objects distinguish them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from fiftyone_regioncap.system import database
 from fiftyone_regioncap.video.clips import plan_clip
 
 OTHERS_QUOTED = 5
-"""Greatest number of other captions that a captioner is told of."""
+"""Greatest number of other captions that a captioner's prompt contains."""
 
 LETTERS_QUOTED = 200
 """Greatest length of each of these, in characters."""
@@ -63,11 +63,11 @@ class ClipEmbedder(Protocol):
 
 @dataclass
 class UniqueReport(Report):
-    """What :func:`make_unique` did.
+    """Counts what :func:`make_unique` did.
 
     Attributes:
-        before: How far the captions told their objects apart.
-        after: How far they do now.
+        before: Uniqueness of the captions before the job.
+        after: Uniqueness of the captions after the job.
         rewritten: Number of captions that changed.
         described_again: Number of those that a captioner wrote anew.
         look_alike: Number of captions that no captioner was asked to differentiate,
@@ -130,7 +130,7 @@ def make_unique(
         options: What to compare and how.
         captioner: Captioner that is asked for differences; None, or one that takes no
             prompts, to only state measurements.
-        embedder: Tells which regions really differ, such as a Patch-ioner: of regions
+        embedder: Decides which regions really differ, such as a Patch-ioner: of regions
             that look the same (:data:`LOOK_ALIKE`), a captioner asked for differences
             could only invent some. None takes all for different.
         listener: Called with progress events.

@@ -131,7 +131,7 @@ STOPWORDS = _words(
     "very via was we were what when where which while who whose will with within "
     "without would you your appears appear looks seems visible likely"
 )
-"""Words that don't tell one caption from another."""
+"""Words that don't distinguish one caption from another."""
 
 DETERMINERS = _words(
     "a an the this that another one two three four several some his her its their"

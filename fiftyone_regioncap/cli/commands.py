@@ -118,7 +118,7 @@ def model_parameters(model: ModelChoice) -> list[click.Parameter]:
 
 
 def parameters(operation: Operation) -> list[click.Parameter]:
-    """All click parameters of an operation's options and models."""
+    """Returns all click parameters of an operation's options and models."""
     found = [
         parameter(one, one.name in operation.arguments) for one in operation.fields
     ]

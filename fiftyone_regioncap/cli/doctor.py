@@ -26,14 +26,14 @@ _LITTLE = 10 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked for.
+    """Result of one check of the machine.
 
     Attributes:
-        name: of the thing.
-        found: what is there, in a few words.
+        name: Name of what was checked.
+        found: Short description of what was found.
         level: ``ok``; ``note`` where something useful is missing that the main job does
             without; ``problem`` where the main job fails.
-        advice: what to do; empty where there is nothing to do.
+        advice: What the user should do; empty where there is nothing to do.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at everything that the main job, the App and the big models need.
+    """Checks all that the main job, the App and the large models need.
 
     Returns:
         findings, the foundations first. Never raises: what breaks while it is looked
@@ -61,7 +61,7 @@ def render(findings: Sequence[Finding]) -> str:
     """Findings as text for people: a line each, and its advice below it.
 
     Args:
-        findings: as :func:`examine` returns them.
+        findings: Findings, as :func:`examine` returns them.
 
     Returns:
         lines; the first column is ``ok``, ``note`` or ``problem``.
@@ -232,7 +232,7 @@ def _disk() -> Iterator[Finding]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Free space, in bytes, where a folder is or would be made."""
+    """Returns the free bytes of the disk where a folder is or would be made."""
     candidates = (folder.absolute(), *folder.absolute().parents)
     return shutil.disk_usage(next(path for path in candidates if path.exists())).free
 

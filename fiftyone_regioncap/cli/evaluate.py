@@ -1,4 +1,4 @@
-"""``regioncap evaluate ...``."""
+"""Declares the commands of ``regioncap evaluate``."""
 
 from __future__ import annotations
 

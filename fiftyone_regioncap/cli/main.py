@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
     """Makes commands when they are used, and errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in alphabetical order."""
+        """Returns the names of all commands, in alphabetical order."""
         return sorted({*super().list_commands(ctx), *OTHERS, *COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -123,7 +123,7 @@ FORMATS = click.Option(
 
 
 class NumbersType(click.ParamType):
-    """Comma-separated numbers."""
+    """Parses comma-separated numbers."""
 
     def __init__(self, count: int, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""``regioncap serve``: DAM behind HTTP."""
+"""Declares ``regioncap serve``, which serves DAM over HTTP."""
 
 from __future__ import annotations
 

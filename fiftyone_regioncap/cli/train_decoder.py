@@ -1,4 +1,4 @@
-"""``regioncap train-decoder``: Patch-ioner's decoder, from text alone."""
+"""Declares ``regioncap train-decoder``: Patch-ioner's decoder, from text alone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How good masks and captions are."""
+"""Evaluates masks and captions against references."""

@@ -43,7 +43,7 @@ SAME = 0.5
 
 SMALL, MEDIUM = 32**2 / (640 * 480), 96**2 / (640 * 480)
 """Shares of the frame below which objects are small, and medium: COCO's limits of 32²
-and 96² pixels, on pictures of its usual size."""
+and 96² pixels, on images of its usual size."""
 
 _ATTRIBUTES = ("label", "support", "index", "confidence", "mean_area", "bounding_box")
 _ORDER = ("meteor", "similarity", "cider", "rouge_l", "bleu_4", "bleu_1")
@@ -51,7 +51,7 @@ _ORDER = ("meteor", "similarity", "cider", "rouge_l", "bleu_4", "bleu_1")
 
 @dataclass(frozen=True)
 class CaptionEvaluation:
-    """What an evaluation of captions found.
+    """Results of an evaluation of captions.
 
     Attributes:
         key: Key of the dataset's custom run that records it.
@@ -63,7 +63,7 @@ class CaptionEvaluation:
         by_label: Scores by label, then by metric.
         by_size: Scores by ``small``, ``medium``, ``large`` and ``unknown``, then by
             metric.
-        dense: mAP over places and texts; None without METEOR.
+        dense: Dense captioning mAP, over overlaps and texts; None without METEOR.
         dense_by_threshold: AP by ``"iou 0.5, meteor 0.1"``.
         each: Scores by metric, then by label id.
         notes: What wasn't possible, and how to make it so.
@@ -99,7 +99,7 @@ class CaptionEvaluation:
         return self.captions.view(sorted(scores, key=scores.__getitem__)[:k])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns the results as JSON values."""
         return {
             "key": self.key,
             "dataset": self.captions.dataset.name,
@@ -203,7 +203,7 @@ class _Text:
 
     @classmethod
     def of(cls, label: Document, attribute: str) -> _Text:
-        """What a label says."""
+        """Reads a caption from a label."""
         support, box = label.get("support"), label.get("bounding_box")
         area, confidence = label.get("mean_area"), label.get("confidence")
         return cls(
@@ -229,7 +229,7 @@ class _Text:
 
     @property
     def size(self) -> str:
-        """Small, medium or large, after COCO."""
+        """Size class, as COCO defines it: small, medium or large."""
         if self.area is None:
             return "unknown"
         if self.area < SMALL:
@@ -375,7 +375,7 @@ def _read(
 def _overlaps(
     mine: Sequence[_Text], others: Sequence[_Text], same: bool
 ) -> NDArray[np.float64]:
-    """(mine, others): how far each overlaps; of one field, each overlaps itself."""
+    """Returns overlaps, (mine, others); within one field, each overlaps itself."""
     return np.array(
         [
             [
@@ -391,7 +391,7 @@ def _overlaps(
 def _objects(
     references: Sequence[_Text], same: bool
 ) -> list[tuple[_Text, list[_Text]]]:
-    """Each object that references are of, in their mean place, with the references."""
+    """Returns each referenced object, in its mean place, with its references."""
     found = []
     for group in merged(_overlaps(references, references, same)):
         own = [references[i] for i in group]

@@ -1,4 +1,4 @@
-"""How close captions come to references, by the metrics of the literature.
+"""Compares captions with references, by the metrics of the literature.
 
 BLEU-1 to 4, METEOR, ROUGE-L, CIDEr-D and SPICE are computed by pycocoevalcap, so that
 numbers are those of the papers. Its tokenizer, METEOR and SPICE are Java programs:
@@ -175,7 +175,7 @@ def meteor(
 
 
 def tokenize(texts: Mapping[str, Sequence[str]]) -> Texts:
-    """Lower case words without punctuation: by the Penn Treebank's rules with Java.
+    """Splits into lower-case words, by the Penn Treebank's rules where Java is found.
 
     Args:
         texts: Texts by id; all blanks in them count as one.
@@ -199,7 +199,7 @@ def java() -> str | None:
 
 
 def _plain(texts: Mapping[str, Sequence[str]]) -> Texts:
-    """Each text as one line."""
+    """Joins the lines of each text into one."""
     return {key: [_one_line(text) for text in own] for key, own in texts.items()}
 
 
@@ -246,7 +246,7 @@ _SCORERS = {
 def _count(
     metric: str, references: Texts, candidates: Texts
 ) -> dict[str, tuple[float, list[float]]]:
-    """Overall score and that of each caption, by name, from pycocoevalcap."""
+    """Returns overall scores and those of each caption, by name, of pycocoevalcap."""
     if metric == "bleu":
         from pycocoevalcap.bleu.bleu import Bleu
 

@@ -1,4 +1,4 @@
-"""Dense captioning mAP: is it in the right place, and is the right thing said of it?
+"""Computes dense captioning mAP, which judges both localization and description.
 
 After DenseCap (Johnson, Karpathy and Fei-Fei, CVPR 2016), as later work counts:
 references that overlap much are one object with several texts; each caption, the most
@@ -27,7 +27,7 @@ MERGED_FROM = 0.7
 
 @dataclass(frozen=True)
 class Match:
-    """One caption, and the reference that it overlaps most.
+    """One caption with the reference that it overlaps most.
 
     Attributes:
         caption: Id of the caption.
@@ -125,7 +125,7 @@ def dense_map(
     meteor_thresholds: Sequence[float] = METEOR_THRESHOLDS,
     recalls: Sequence[float] = RECALLS,
 ) -> DenseResult:
-    """Mean average precision over overlaps and METEOR.
+    """Computes mean average precision over overlaps and METEOR.
 
     Args:
         matches: Matches of all videos or images, in any order.

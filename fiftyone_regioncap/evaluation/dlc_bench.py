@@ -1,4 +1,4 @@
-"""DLC-Bench: how well descriptions of regions answer questions about the regions.
+"""Evaluates DLC-Bench: questions about regions, answered from their descriptions.
 
 The protocol of Describe Anything (arXiv 2504.16072, section 4): a language model reads
 each description and answers multiple-choice questions from it; details that are there

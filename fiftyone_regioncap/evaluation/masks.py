@@ -1,4 +1,4 @@
-"""How well masks agree: region similarity J and contour accuracy F.
+"""Compares masks by region similarity J and contour accuracy F.
 
 As defined in F. Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for
 Video Object Segmentation", CVPR 2016: J is the intersection over union; F is the
@@ -25,8 +25,8 @@ def region_similarity(predicted: Mask, truth: Mask) -> float:
     """Computes J of one mask: the intersection over union.
 
     Args:
-        predicted: bool (H, W).
-        truth: bool (H, W).
+        predicted: Predicted mask, bool (H, W).
+        truth: Reference mask, bool (H, W).
 
     Returns:
         J in [0, 1]; 1 when both are empty.
@@ -47,8 +47,8 @@ def contour_accuracy(
     """Computes F of one mask: how much of the boundaries coincides.
 
     Args:
-        predicted: bool (H, W).
-        truth: bool (H, W).
+        predicted: Predicted mask, bool (H, W).
+        truth: Reference mask, bool (H, W).
         tolerance: Distance that boundaries may have: a share of the diagonal when below
             1, else pixels.
 
@@ -80,7 +80,7 @@ def boundary(mask: Mask) -> Mask:
     frame's own border is none.
 
     Args:
-        mask: bool (H, W).
+        mask: Mask, bool (H, W).
 
     Returns:
         bool (H, W).

@@ -11,7 +11,7 @@ METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice", "similarity")
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """How captions are compared with references."""
+    """Options of the comparison of captions with references."""
 
     references: str = option(
         help="Field of the references. With that of the captions, a person's edits "

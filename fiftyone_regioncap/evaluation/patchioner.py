@@ -1,4 +1,4 @@
-"""Patch-ioner's four tasks, from annotation files and images to the paper's metrics.
+"""Evaluates Patch-ioner's four tasks by the paper's metrics.
 
 Traces, dense captions, sets of regions and whole images (arXiv 2510.02898). Annotation
 files are read as published; each gives items of one image, one region and its reference

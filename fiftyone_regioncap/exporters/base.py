@@ -1,4 +1,4 @@
-"""What a format is."""
+"""Defines what a format of exports provides."""
 
 from __future__ import annotations
 

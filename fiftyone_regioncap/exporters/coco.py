@@ -1,4 +1,4 @@
-"""COCO per frame: each frame is an image, with track ids and captions (TAO's layout).
+"""Writes COCO per frame: images with track ids and captions (TAO's layout).
 
 ``annotations.json`` holds ``videos``, ``tracks``, ``images``, ``annotations`` and
 ``categories``. pycocotools and all that builds on it read it, and pass over extra keys.

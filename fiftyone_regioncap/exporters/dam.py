@@ -1,4 +1,4 @@
-"""DAM: WebDataset shards of images with described regions, and DLC-Bench's COCO."""
+"""Writes DAM's WebDataset shards of described regions, and DLC-Bench's COCO."""
 
 from __future__ import annotations
 

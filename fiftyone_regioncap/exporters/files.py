@@ -1,4 +1,4 @@
-"""JSON files larger than memory, written item by item."""
+"""Writes JSON files larger than memory, item by item."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class TrackMasks:
         return [caption_to_json(record) for record in self.captions]
 
     def by_frame(self, frame_count: int) -> list[dict[str, Any] | None]:
-        """COCO run lengths of each frame; None where the object isn't visible."""
+        """Lists COCO run lengths by frame; None where the object isn't visible."""
         masks: list[dict[str, Any] | None] = [None] * frame_count
         for frame, label in self.masks.items():
             masks[frame] = coco_rle(label.rle)
@@ -143,7 +143,7 @@ def on_best_frames(video: VideoRecord) -> list[tuple[int, list[Captioned]]]:
 
 
 def coco_rle(rle: RLE) -> dict[str, Any]:
-    """Run lengths as COCO's JSON has them."""
+    """Converts run lengths to COCO's JSON."""
     return {"size": list(rle.size), "counts": rle.counts.decode("ascii")}
 
 

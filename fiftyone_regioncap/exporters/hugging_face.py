@@ -1,4 +1,4 @@
-"""Hugging Face ``datasets``: parquet with images, masks and captions."""
+"""Writes Hugging Face ``datasets``: parquet with images, masks and captions."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ STAGE: Stage = "export"
 
 @dataclass
 class ExportSummary:
-    """What an export or import did.
+    """Counts what an export or import did.
 
     Attributes:
         verb: What was done: ``"exported"`` or ``"imported"``.
@@ -72,7 +72,7 @@ class ExportSummary:
         return not self.videos
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns the summary as JSON values."""
         return asdict(self)
 
     def to_markdown(self) -> str:

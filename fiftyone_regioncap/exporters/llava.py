@@ -1,4 +1,4 @@
-"""LLaVA and VILA: conversations about videos, clips or images, one a caption."""
+"""Writes LLaVA's and VILA's conversations about videos, clips or images."""
 
 from __future__ import annotations
 

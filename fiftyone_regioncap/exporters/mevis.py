@@ -1,4 +1,4 @@
-"""MeViS and Ref-YouTube-VOS: expressions about objects of videos."""
+"""Writes MeViS and Ref-YouTube-VOS: expressions about objects of videos."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def _write_video(
 
 
 def _palette() -> list[int]:
-    """PASCAL VOC's colors: bits of the number, spread over the three channels."""
+    """Makes PASCAL VOC's colors: bits of the number, spread over three channels."""
     colors = []
     for number in range(256):
         channels = [0, 0, 0]

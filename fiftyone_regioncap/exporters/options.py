@@ -19,7 +19,7 @@ STATES = ("unreviewed", "accepted", "edited", "rejected")
 
 @dataclass(frozen=True)
 class ExportOptions(Options):
-    """What is exported, and where to."""
+    """Options of an export: its labels, media, splits and folder."""
 
     format: Any = option(
         help="Name of the format, or a format of your own.", picker="format"
@@ -123,7 +123,7 @@ class ExportOptions(Options):
 
 @dataclass(frozen=True)
 class ImportOptions(Options):
-    """What is imported, and into which fields."""
+    """Options of an import: its files, and the fields that it writes."""
 
     format: Any = option(
         help="Name of the format, or a format of your own.", picker="format"

@@ -1,4 +1,4 @@
-"""Osprey: images with masked regions, conversations and descriptions (Yuan et al.)."""
+"""Writes Osprey's conversations and descriptions of masked regions (Yuan et al.)."""
 
 from __future__ import annotations
 

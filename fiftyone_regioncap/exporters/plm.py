@@ -1,4 +1,4 @@
-"""PLM: captions of masklets, as PLM-VideoBench has them (Cho et al., 2025)."""
+"""Writes captions of masklets in PLM-VideoBench's format (Cho et al., 2025)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _MAX_PIXELS = 2**28  # far more than any video; keeps a forged size from taking 
 
 @dataclass
 class ImportedVideo:
-    """One video as a format has it, checked in itself. Frames count from 0.
+    """One validated video of an imported file. Frames count from 0.
 
     Attributes:
         name: Name of the video in the export, or of its file, with or without suffix.
@@ -233,7 +233,7 @@ class Entry:
         return found
 
     def size(self, height: str = "height", width: str = "width") -> tuple[int, int]:
-        """(height, width) of a video."""
+        """Reads the (height, width) of a video."""
         return checked_size(self.integer(height), self.integer(width))
 
 

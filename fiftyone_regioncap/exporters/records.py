@@ -1,4 +1,4 @@
-"""What an export is made of: one video at a time, its masks frame by frame."""
+"""Loads what an export is made of: one video at a time, its masks frame by frame."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Job:
     Attributes:
         number: Its place in the export, from 0.
         sample_id: Id of its sample.
-        ranges: [start, stop) of 0-based frames to export; None for all.
+        ranges: Ranges [start, stop) of 0-based frames to export; None for all.
         cut: Whether the one range is a video of its own.
         exact: Whether captions have to be about the whole range, not a part of it.
         name: Name made of the file's; unique in the export, and safe as a file name.
@@ -90,11 +90,11 @@ def _paths(dataset: foco.SampleCollection, ids: Sequence[str]) -> dict[str, str]
 def joined(
     ranges: Iterable[tuple[int, int]], *, overlap: bool = True
 ) -> tuple[tuple[int, int], ...]:
-    """Ranges in order, none twice.
+    """Sorts ranges and removes duplicates.
 
     Args:
-        ranges: [start, stop) frames.
-        overlap: Whether those that overlap become one.
+        ranges: Ranges [start, stop) of frames.
+        overlap: Whether to join those that overlap; on by default.
     """
     found: list[tuple[int, int]] = []
     for start, stop in sorted(set(ranges)):
@@ -198,7 +198,7 @@ class VideoRecord:
 
     @property
     def name(self) -> str:
-        """Unique in the export, and safe as a file name."""
+        """Name that is unique in the export, and safe as a file name."""
         return self.job.name
 
     @property
@@ -282,7 +282,7 @@ class VideoRecord:
         return None if self._options.takes_all_tracks else self.captions.keys()
 
     def _spans(self) -> Sequence[tuple[int, int] | None]:
-        """(first, last) frames of the media that are exported; None for all."""
+        """Returns (first, last) frames of the exported media; None for all."""
         if self.job.ranges is None:
             return [None]
         return [(start, stop - 1) for start, stop in self.job.ranges]

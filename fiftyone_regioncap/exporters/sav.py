@@ -1,4 +1,4 @@
-"""SA-V: masklets frame by frame, one file a video (Ravi et al., 2024)."""
+"""Writes SA-V: masklets frame by frame, one file a video (Ravi et al., 2024)."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _bucket(area: float) -> str:
 
 
 def _changes(track: TrackMasks, frames: range) -> int:
-    """How often the object appears and disappears after its first appearance."""
+    """Counts how often the object appears and disappears after its first frame."""
     visible = [frame in track.masks for frame in frames]
     visible = visible[visible.index(True) :]
     return sum(a != b for a, b in pairwise(visible))

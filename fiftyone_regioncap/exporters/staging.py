@@ -1,4 +1,4 @@
-"""Where an export grows, hidden beside its target, until it is whole.
+"""Stages an export in a hidden folder beside its target until it is complete.
 
 ``.NAME.partial/`` holds ``parts/``, one folder a video with the video's own files and
 its share of those of all videos, and ``tree/``, which is put together from them at the
@@ -89,10 +89,11 @@ class Part:
         return self.sizes[stream] - 1
 
     def close(self, facts: dict[str, Any]) -> None:
-        """Makes the part count.
+        """Completes the part, so that the export includes it.
 
         Args:
-            facts: Values that tell whether a later export can use it.
+            facts: JSON values by which a later export decides whether it can reuse the
+                part.
         """
         self._stack.close()
         summary = {
@@ -105,7 +106,7 @@ class Part:
         replace_file(self._folder / "part.json", dumps(summary))
 
     def abandon(self) -> None:
-        """Lets go of the files; what is in them doesn't count."""
+        """Closes the files without completing the part."""
         self._stack.close()
 
 
@@ -209,7 +210,7 @@ def with_values(body: bytes, **values: int | str) -> bytes:
 
 @lru_cache(maxsize=64)
 def _front(*keys: str) -> bytes:
-    """How an encoded object with these keys begins, their values to be filled in."""
+    """Returns the start of an encoded object as a template for its keys' values."""
     return b"{" + b"".join(b'"%b":%%b,' % key.encode() for key in keys)
 
 
@@ -233,7 +234,7 @@ class Parts:
     root: Path
 
     def folder(self, number: int) -> Path:
-        """Where a part is kept."""
+        """Returns the folder of a part."""
         return self.root / f"{number:06d}"
 
     def has(self, number: int, facts: dict[str, Any]) -> bool:
@@ -289,7 +290,7 @@ class Staging:
 
     @property
     def tree(self) -> Path:
-        """What becomes the target."""
+        """Folder that becomes the target."""
         return self._root / "tree"
 
     @property
@@ -435,7 +436,7 @@ class Staging:
 
     @property
     def _old(self) -> Path:
-        """Where an export that is overwritten waits until the new one is in place."""
+        """Returns where an overwritten export stays until the new one is in place."""
         return self._root / "old"
 
 
@@ -459,7 +460,7 @@ def files_of(folder: Path) -> Iterator[Path]:
 
 
 def manifest_files(folder: Path) -> set[str] | None:
-    """What an export has written into a folder, by its manifest.
+    """Lists the files that an export has written into a folder, by its manifest.
 
     Returns:
         paths within the folder, that of the manifest included; None when there is no

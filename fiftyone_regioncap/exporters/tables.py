@@ -1,4 +1,4 @@
-"""Tables: JSON lines, one track a line with masks, and CSV, one caption a row."""
+"""Writes tables: JSON lines with a track a line, and CSV with a caption a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VideoRefer: conversations about masked regions of videos (Yuan et al., 2024)."""
+"""Writes VideoRefer's conversations about masked regions (Yuan et al., 2024)."""
 
 from __future__ import annotations
 

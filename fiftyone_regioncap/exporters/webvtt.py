@@ -1,4 +1,4 @@
-"""WebVTT: captions as subtitles, one file an object."""
+"""Writes captions as WebVTT subtitles, one file an object."""
 
 from __future__ import annotations
 

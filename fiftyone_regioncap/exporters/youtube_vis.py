@@ -1,4 +1,4 @@
-"""YouTube-VIS: one annotation a track, with a mask or null for every frame."""
+"""Writes YouTube-VIS: one annotation a track, a mask or null for every frame."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Going through captions with a person."""
+"""Reviews captions with a person."""

@@ -1,4 +1,4 @@
-"""Search by the appearance of regions: their embeddings by row, one store per model.
+"""Searches regions by appearance: one store of embeddings per model.
 
 The vectors that labels keep are the only ones that count; the files here are made of
 them, for the sake of speed.

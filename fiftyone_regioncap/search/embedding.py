@@ -23,7 +23,7 @@ _BATCH = 64
 
 @runtime_checkable
 class TextEmbedder(Protocol):
-    """Embeds texts so that dot products tell how similar their meanings are."""
+    """Embeds texts so that dot products measure the similarity of meanings."""
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ from fiftyone_regioncap.search.vectors import VectorStore
 from fiftyone_regioncap.system import assets
 
 Mode: TypeAlias = Literal["hybrid", "text", "semantic", "visual"]
-"""Search by words and meaning, by words, by meaning, or by the looks of regions."""
+"""Modes of search: words and meaning, words, meaning, or the images of regions."""
 
 FUSION = 60
 """Reciprocal rank fusion: a caption at rank r of a list gets 1 / (60 + r) from it
@@ -55,7 +55,7 @@ class Hit:
             was asked for.
         bm25: BM25 score of its words; None when it has none of them.
         similarity: Cosine similarity of the query to the caption's meaning, or to the
-            looks of its region; None when it wasn't among the nearest.
+            image of its region; None when it wasn't among the nearest.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Hit:
 
 
 class CaptionIndex:
-    """Finds captions of one field by words, meaning, and the looks of regions.
+    """Finds captions of one field by words, meaning, and the images of regions.
 
     Args:
         folder: Folder of the index, which is made if it doesn't exist.
@@ -247,7 +247,7 @@ def index_folder(dataset: fo.Dataset, field: str) -> Path:
 
 
 def _fuse(*rankings: dict[int, float]) -> dict[int, float]:
-    """Reciprocal rank fusion of rankings, each with the best first."""
+    """Combines rankings, each with the best first, by reciprocal rank fusion."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, row in enumerate(ranking, start=1):

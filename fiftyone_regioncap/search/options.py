@@ -16,7 +16,7 @@ MODEL = (
 
 @dataclass(frozen=True)
 class SearchOptions(Options):
-    """How captions are searched."""
+    """Options of the search of captions."""
 
     query: str = option(
         help='Words, "phrases in quotes", and -words that must not be there.'
@@ -68,7 +68,7 @@ class SearchOptions(Options):
 
 @dataclass(frozen=True)
 class EmbedCaptionsOptions(Options):
-    """How captions are put on a map."""
+    """Options of the map of captions."""
 
     captions: str = option(
         "captions", "Field of captions, or of regions with captions.", picker="captions"

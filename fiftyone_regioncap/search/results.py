@@ -1,4 +1,4 @@
-"""Search over a dataset or a view, and its results as a view."""
+"""Searches a dataset or a view, and returns the results as a view."""
 
 from __future__ import annotations
 

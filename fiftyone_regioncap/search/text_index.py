@@ -1,4 +1,4 @@
-"""Full-text search: stemmed words ranked by BM25, phrases, exclusion.
+"""Searches full text: stemmed words ranked by BM25, phrases, exclusion.
 
 The engine is Tantivy, which keeps its index on disk and, unlike SQLite's FTS5, doesn't
 score every caption that has a word: with 300,000 captions, of which a fifth have the

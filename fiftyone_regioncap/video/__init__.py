@@ -1,1 +1,1 @@
-"""Videos: exact frames by number, sampling of frames, clips, cuts."""
+"""Reads exact frames of videos by number, samples them, and detects cuts."""

@@ -35,9 +35,9 @@ class ClipPlan:
     """The frames that are chosen for one caption.
 
     Attributes:
-        track: the part of the track within the support.
+        track: The part of the track within the support.
         support: (first, last) 0-based frames, inclusive.
-        frames: the frames that the captioner will see, 0-based, ascending.
+        frames: The frames that the captioner will see, 0-based, ascending.
     """
 
     track: Track
@@ -49,9 +49,9 @@ def plan_clip(track: Track, support: tuple[int, int], count: int) -> ClipPlan:
     """Chooses the frames of a track's window.
 
     Args:
-        track: the whole track.
+        track: The whole track.
         support: (first, last) 0-based frames, inclusive; the track is visible in it.
-        count: number of frames that the captioner takes.
+        count: Number of frames that the captioner takes.
     """
     inside = (track.frames >= support[0]) & (track.frames <= support[1])
     part = replace(
@@ -75,10 +75,10 @@ def assemble(
     frame that several objects need is decoded once, and no video is held whole.
 
     Args:
-        plans: the clips' frames.
-        read_frames: reads frames of the video.
-        read_masks: reads masks of the video's tracks.
-        fps: frames per second of the video.
+        plans: The clips' frames.
+        read_frames: Reads frames of the video.
+        read_masks: Reads masks of the video's tracks.
+        fps: Frames per second of the video.
 
     Yields:
         each plan with its clip, in order of time.

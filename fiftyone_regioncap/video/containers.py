@@ -1,4 +1,4 @@
-"""Stated sizes of media files, to detect files that were cut off.
+"""Reads the stated sizes of media files, to detect files that were cut off.
 
 Demuxers end quietly where the bytes end. The outermost structure of the common
 containers states sizes, though: ISO base media boxes (ISO/IEC 14496-12: MP4, MOV), RIFF
@@ -19,7 +19,7 @@ def missing_bytes(path: str | os.PathLike[str]) -> int:
     """Computes how many bytes are missing at the end of a file by its own header.
 
     Args:
-        path: the file.
+        path: Path of the file.
 
     Returns:
         0 for whole files, and for containers that don't state their size.

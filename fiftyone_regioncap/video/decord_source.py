@@ -29,15 +29,15 @@ _TIME_TOLERANCE = 1e-6  # of the time, which decord states in single precision
 
 
 class DecordUnfit(Exception):
-    """decord is not available, or not right for a file; the message says why."""
+    """Raised when decord is not available or not exact; the message says why."""
 
 
 class DecordSource:
     """The frames of a video file through decord.
 
     Args:
-        path: the file.
-        index: what is known of the file.
+        path: Path of the file.
+        index: Index of the file's packets, and its metadata.
 
     Raises:
         DecordUnfit: if decord is not installed, or cannot be proven right for the file.
@@ -92,7 +92,7 @@ class _DecoderLog:
     """Counts the errors that FFmpeg's libraries inside decord log.
 
     Args:
-        avutil: decord's own libavutil.
+        avutil: Decord's own libavutil.
     """
 
     def __init__(self, avutil: ctypes.CDLL) -> None:

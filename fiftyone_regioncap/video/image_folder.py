@@ -22,8 +22,8 @@ class ImageFolderSource:
     """The images of a folder, in natural order of their names.
 
     Args:
-        path: the folder.
-        fps: frames per second, which images do not state.
+        path: Path of the folder.
+        fps: Frames per second, which images do not state.
 
     Raises:
         VideoError: if the folder holds no images, or the first cannot be read.
@@ -88,7 +88,7 @@ class ImageFolderSource:
 
 
 def _natural(file: Path) -> tuple[list[tuple[int, str]], str]:
-    """Sort key that compares runs of digits as numbers ("9.jpg" before "10.jpg")."""
+    """Returns a sort key that compares digits as numbers ("9.jpg" before "10.jpg")."""
     parts = re.findall(r"\d+|\D+", file.name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], (
         file.name

@@ -33,9 +33,9 @@ class KeyFrame(NamedTuple):
     """A packet at which decoding can start.
 
     Attributes:
-        number: index of the first frame that is shown from there on.
-        pts: presentation time in ticks; the decoding time if the packet has none.
-        dts: decoding time in ticks; None if the packet has none.
+        number: Index of the first frame that is shown from there on.
+        pts: Presentation time in ticks; the decoding time if the packet has none.
+        dts: Decoding time in ticks; None if the packet has none.
     """
 
     number: int
@@ -45,17 +45,17 @@ class KeyFrame(NamedTuple):
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """What the packets of a video stream tell of its frames.
+    """Times and key frames of a video stream, as its packets state them.
 
     Attributes:
         pts: int64 (N,) presentation times of the frames in ticks, ascending; the
             frames' numbers where the packets do not tell the times.
-        keys: the packets at which decoding can start, in order of presentation.
-        timed: whether the packets tell what is shown and when. AVI files, raw streams
+        keys: The packets at which decoding can start, in order of presentation.
+        timed: Whether the packets tell what is shown and when. AVI files, raw streams
             and VP8, whose packets may hold hidden frames, do not.
-        cut_off: whether the end of the file is missing.
-        last_duration: duration of the last frame in ticks; 0 if unknown.
-        closed: whether each key frame comes before all that is shown after it, in the
+        cut_off: Whether the end of the file is missing.
+        last_duration: Duration of the last frame in ticks; 0 if unknown.
+        closed: Whether each key frame comes before all that is shown after it, in the
             file as on the screen, and none refers to what is before it.
         checksums: int per frame of an untimed file, by which a seek is verified.
     """
@@ -71,16 +71,16 @@ class PacketIndex:
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """All that is known of a video file once it was opened.
+    """Index of a video file: its packets, metadata and frame times.
 
     Attributes:
-        packets: the index of its packets.
-        metadata: size, rate, length and encoding.
+        packets: The index of its packets.
+        metadata: Size, rate, length and encoding.
         coded_size: (width, height) of the frames before rotation, in pixels.
-        stream: position of the video stream in the container.
+        stream: Position of the video stream in the container.
         times: float64 (N,) presentation times in seconds from the first frame.
         first_checksum: CRC-32 of the first frame's RGB pixels.
-        decord_obstacle: why decord cannot be proven right for the file; None if it can.
+        decord_obstacle: Why decord cannot be proven right for the file; None if it can.
     """
 
     packets: PacketIndex
@@ -120,9 +120,9 @@ def scan_packets(
     """Reads the time stamps of all packets, and which of them are key frames.
 
     Args:
-        path: path of the file, for messages.
-        container: the open file; it is read to its end.
-        stream: the video stream.
+        path: Path of the file, for messages.
+        container: The open file; it is read to its end.
+        stream: The video stream.
 
     Raises:
         VideoError: if no packet tells of a frame.
@@ -207,11 +207,11 @@ def decord_obstacle(
     of order across a key frame.
 
     Args:
-        container: the open file.
-        stream: the video stream.
-        packets: the index of its packets.
-        first: the first frame, decoded.
-        dropped: number of frames at the start that cannot be decoded.
+        container: The open file.
+        stream: The video stream.
+        packets: The index of its packets.
+        first: The first frame, decoded.
+        dropped: Number of frames at the start that cannot be decoded.
 
     Returns:
         the reason, or None if decord can be used.

@@ -18,9 +18,9 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
     loop, stops the thread and closes the source.
 
     Args:
-        items: the iterator, for example ``reader.read(range(first, last + 1))``; the
+        items: The iterator, for example ``reader.read(range(first, last + 1))``; the
             thread is its only user.
-        depth: the number of items that may wait, which bounds the memory.
+        depth: The number of items that may wait, which bounds the memory.
 
     Yields:
         the items in order. An exception of the source is raised where it came up.

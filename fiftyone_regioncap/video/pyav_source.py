@@ -50,7 +50,7 @@ class PyAVSource:
     """The frames of a video file through PyAV.
 
     Args:
-        path: the file.
+        path: Path of the file.
 
     Raises:
         VideoError: if there is no such file, it is empty or not a regular file, has no
@@ -246,7 +246,7 @@ class PyAVSource:
         """Decodes to the end from a key frame on.
 
         Args:
-            key: position in the list of key frames.
+            key: Position in the list of key frames.
 
         Yields:
             (number, frame) in presentation order, without frames that decode wrongly

@@ -1,4 +1,4 @@
-"""Exact access to the frames of a video by number, and its metadata.
+"""Reads the frames of a video by number, exactly, and its metadata.
 
 A frame's number is its rank in presentation order, from 0: the order in which a player
 shows it, whatever the order and the time stamps in the file. Variable frame rates,
@@ -62,8 +62,8 @@ class VideoReader:
     raises, with the number of the last good frame, so that nothing is silently cut.
 
     Attributes:
-        path: the file or folder.
-        metadata: size, rate, length and encoding.
+        path: Path of the file or folder.
+        metadata: Size, rate, length and encoding.
         times: float64 (N,), presentation times in seconds from the first frame, of the
             frames that can be read.
     """
@@ -79,10 +79,10 @@ class VideoReader:
         """Opens a video.
 
         Args:
-            path: a video file, or a folder whose images, in natural order of their
+            path: A video file, or a folder whose images, in natural order of their
                 names ("9.jpg" before "10.jpg"), are the frames.
-            cache_frames: number of decoded frames to keep, at least 1.
-            fps: frames per second of an image folder, 30 by default; video files
+            cache_frames: Number of decoded frames to keep, at least 1.
+            fps: Frames per second of an image folder, 30 by default; video files
                 state their own.
             backend: ``"pyav"``, ``"decord"``, or ``"auto"`` for decord where it is
                 provably right and the video short; by default what
@@ -125,7 +125,7 @@ class VideoReader:
 
     @property
     def backend(self) -> str:
-        """What decodes the frames: ``"pyav"``, ``"decord"`` or ``"images"``."""
+        """Decoder of the frames: ``"pyav"``, ``"decord"`` or ``"images"``."""
         with self._lock:
             if isinstance(self._opened(), DecordSource):
                 return "decord"
@@ -266,8 +266,8 @@ def read_metadata(
     A file that was opened before in this process and has not changed is not read again.
 
     Args:
-        path: the file or folder.
-        fps: frames per second of an image folder.
+        path: Path of the file or folder.
+        fps: Frames per second of an image folder.
 
     Raises:
         VideoError: as :class:`VideoReader`.

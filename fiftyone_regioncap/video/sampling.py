@@ -1,4 +1,4 @@
-"""Sampling of a track's frames for captioners, and windows of long tracks."""
+"""Samples a track's frames for captioners, and splits long tracks into windows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def sample_frames(visible: ArrayLike, count: int) -> tuple[int, ...]:
     take one. A single one is the middle one.
 
     Args:
-        visible: int (V,) frame indices, ascending, at least one.
-        count: number of frames to choose, at least 1.
+        visible: Frame indices, int (V,), ascending, at least one.
+        count: Number of frames to choose, at least 1.
 
     Returns:
         ``count`` of the indices, ascending; doubles only when V < count.
@@ -51,8 +51,8 @@ def fixed_windows(visible: ArrayLike, length: int) -> Iterator[tuple[int, int]]:
     it is last visible; windows in which it is never visible are left out.
 
     Args:
-        visible: int (V,) frame indices, ascending.
-        length: length of a window in frames, at least 1.
+        visible: Frame indices, int (V,), ascending.
+        length: Length of a window in frames, at least 1.
 
     Yields:
         (first, last) frame of each window, 0-based and inclusive, in order of time.
@@ -76,17 +76,17 @@ class ChangeThresholds:
     """Thresholds of change of an object against the start of its window.
 
     Attributes:
-        aspect: factor by which width/height grows or shrinks.
-        area: factor by which the area grows or shrinks; 2 is twice or half as large.
-        velocity: change of the velocity of the box's center, in object sizes (square
+        aspect: Factor by which width/height grows or shrinks.
+        area: Factor by which the area grows or shrinks; 2 is twice or half as large.
+        velocity: Change of the velocity of the box's center, in object sizes (square
             root of the box's area) per frame.
-        appearance: share of the color histogram that moves to other bins, in [0, 1].
-        hold: number of visible frames for which a change has to last, so that a single
+        appearance: Share of the color histogram that moves to other bins, in [0, 1].
+        hold: Number of visible frames for which a change has to last, so that a single
             bad mask ends no window; also the number of frames that a window's start is
             averaged over.
-        gap: number of frames without the object that always end a window.
-        shortest: minimum number of visible frames of a window that ends by a change.
-        longest: maximum number of visible frames of a window; None for no limit.
+        gap: Number of frames without the object that always end a window.
+        shortest: Minimum number of visible frames of a window that ends by a change.
+        longest: Maximum number of visible frames of a window; None for no limit.
     """
 
     aspect: float = 1.6
@@ -113,11 +113,11 @@ def change_windows(
     motion like any other.
 
     Args:
-        track: the track of one object.
+        track: The track of one object.
         areas: (V,) areas of its masks in pixels; None to use the boxes' areas.
         histograms: (V, B) histograms of its colors, each with the sum 1; None to ignore
             appearance.
-        thresholds: what counts as a change; None for the defaults.
+        thresholds: Thresholds of what counts as a change; None for the defaults.
 
     Yields:
         (first, last) frame of each window, 0-based and inclusive, in order of time,

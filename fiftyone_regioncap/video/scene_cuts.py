@@ -1,4 +1,4 @@
-"""Detection of cuts between shots from colors and layout, at a millisecond a frame.
+"""Detects cuts between shots from colors and layout, at a millisecond a frame.
 
 PySceneDetect 0.7 was compared on the tests' shots and on joined real clips, with a
 minimal scene length of one frame: its content, adaptive and histogram detectors take a
@@ -35,8 +35,8 @@ class FrameSignature:
     """The features by which two frames are compared.
 
     Attributes:
-        colors: float32 (n,), histogram of hue, saturation and value; its sum is 1.
-        layout: float32 (m,), standardized brightness of a thumbnail.
+        colors: Histogram of hue, saturation and value, float32 (n,); its sum is 1.
+        layout: Standardized brightness of a thumbnail, float32 (m,).
     """
 
     colors: NDArray[np.float32]
@@ -69,7 +69,8 @@ class SceneCutDetector:
     """Detects cuts in a stream of frames in forward or backward order.
 
     Args:
-        sensitivity: in (0, 1], default 0.5; higher values find softer cuts, and report
+        sensitivity: Value in (0, 1], default 0.5; higher values find softer cuts, and
+            report
             more false ones.
 
     Raises:
@@ -106,8 +107,8 @@ class SceneCutDetector:
         """Resumes from the state of another detector.
 
         Args:
-            last: the last frame that the other detector was given.
-            differences: its :attr:`state`.
+            last: The last frame that the other detector was given.
+            differences: Value of its :attr:`state`.
         """
         self._last = FrameSignature.of(last)
         self._usual.extend(float(value) for value in differences)

@@ -1,4 +1,4 @@
-"""What every source of frames provides: its metadata and a way to decode frames."""
+"""Defines what every source of frames provides: metadata and decoded frames."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class VideoMetadata:
     """Metadata of a video; the fields of ``fo.VideoMetadata``.
 
     Attributes:
-        size_bytes: size of the file, or of all images of a folder, in bytes.
-        mime_type: such as ``"video/mp4"``; of the first image for a folder.
-        frame_width: width of the frames as shown, that is after rotation, in pixels.
-        frame_height: height of the frames as shown, in pixels.
-        frame_rate: mean number of frames per second.
-        total_frame_count: number of frames that are shown.
-        duration: duration in seconds.
-        encoding_str: the codec's tag in the file, such as ``"avc1"``.
+        size_bytes: Size of the file, or of all images of a folder, in bytes.
+        mime_type: MIME type, such as ``"video/mp4"``; of the first image for a folder.
+        frame_width: Width of the frames as shown, that is after rotation, in pixels.
+        frame_height: Height of the frames as shown, in pixels.
+        frame_rate: Mean number of frames per second.
+        total_frame_count: Number of frames that are shown.
+        duration: Duration in seconds.
+        encoding_str: The codec's tag in the file, such as ``"avc1"``.
     """
 
     size_bytes: int

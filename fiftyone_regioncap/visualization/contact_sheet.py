@@ -1,4 +1,4 @@
-"""Contact sheets of tracks and their captions, to judge both at a glance.
+"""Draws contact sheets of tracks and their captions, to judge both at a glance.
 
 The first row shows whole frames with every mask. Each row after it shows one track: its
 caption on the left, frames cropped around the object on the right. All crops of a track
@@ -151,12 +151,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _evenly(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of ``count`` positions, first and last among them."""
+    """Returns at most ``wanted`` of ``count`` positions, first and last included."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, wanted))})
 
 
 def _cell_size(frame: Frame) -> tuple[int, int]:
-    """(width, height) of all cells: the frame's shape, unless that is extreme."""
+    """Returns (width, height) of cells: the frame's shape, unless it is extreme."""
     height, width = frame.shape[:2]
     aspect = float(np.clip(width / height, 0.5, 2.0))
     return round(_CELL_HEIGHT * aspect), _CELL_HEIGHT
@@ -336,7 +336,7 @@ def _scene_note(scenes: Sequence[Scene]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line of printable characters: line breaks and control characters go."""
+    """Removes line breaks and control characters from a text."""
     words = "".join(c if c.isprintable() else " " for c in text).split()
     return " ".join(words)
 

@@ -251,7 +251,7 @@ def _neighbors(
 def _duplicates(
     near: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], least: float
 ) -> dict[int, int]:
-    """By number, the first caption of the chain of near-duplicates that it ends."""
+    """Returns by number the first caption of each chain of near-duplicates."""
     first: dict[int, int] = {}
     for number, (others, similarities) in enumerate(near):
         before = [

@@ -155,7 +155,7 @@ def _scenes(
     records: Sequence[CaptionRecord],
     reader: VideoReader,
 ) -> Iterator[Scene]:
-    """Whole frames, evenly over what the captions are about."""
+    """Yields whole frames, evenly spaced over what the captions describe."""
     if not records:
         return
     first = min(record.support[0] for record in records)

@@ -120,7 +120,7 @@ def check_captions(
     names of the checks that failed; and ``check_notes``, why. A view of the captions
     that failed is saved for each check.
 
-    With ``similarity``, captions are also compared with the looks of their regions, as
+    With ``similarity``, captions are also compared with the images of their regions, as
     far as regions were embedded: labels get ``image_text_similarity`` too, the cosine,
     which is larger for better captions and of use to :func:`~.triage.triage`.
 

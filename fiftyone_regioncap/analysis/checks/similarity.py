@@ -1,4 +1,4 @@
-"""Compares captions with the looks of their regions, by an image-text model.
+"""Compares captions with the images of their regions, by an image-text model.
 
 The regions' embeddings are those that a captioner left with its captions; the text
 encoder of the same model embeds the captions among them.
@@ -32,7 +32,7 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a caption fits its region.
+    """Scores of how well a caption fits its region.
 
     Attributes:
         id: Id of the label.

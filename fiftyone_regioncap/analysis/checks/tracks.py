@@ -104,7 +104,7 @@ def indistinct(captions: Sequence[Statement]) -> Iterator[tuple[str, float, str]
         captions: The captions of one video or image.
 
     Yields:
-        Label id, share of words in common, and what would tell the objects apart.
+        Label id, share of words in common, and what distinguishes the objects.
     """
     words = {caption.id: caption.words for caption in captions}
     for one, other in combinations(captions, 2):
@@ -119,7 +119,7 @@ def indistinct(captions: Sequence[Statement]) -> Iterator[tuple[str, float, str]
 
 
 def _difference(one: Statement, other: Statement) -> str:
-    """States what tells the one from the other."""
+    """States what distinguishes one object from the other."""
     name = "another object" if other.index is None else f"object {other.index}"
     if one.color and other.color and one.color != other.color:
         apart = f"it is {one.color}, not {other.color}"

@@ -23,7 +23,7 @@ _BAD = ("edited", "rejected")
 
 @dataclass(frozen=True)
 class TriageSummary:
-    """How captions were sorted.
+    """Counts how captions were sorted.
 
     Attributes:
         counts: Number of captions by group: ``keep``, ``review`` and ``drop``.
