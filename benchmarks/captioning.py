@@ -1,4 +1,4 @@
-"""How fast are captions? One table, side by side in one run.
+"""Measures the speed of captioners side by side, in one table.
 
 One command does it all: on a GPU the published DAM-3B's shapes with random weights in
 bfloat16, 64 clips of 8 frames, 100 new tokens each; elsewhere a tiny model.
@@ -51,14 +51,14 @@ class Row:
     """One line of the table.
 
     Attributes:
-        name: what ran.
-        clips: how many.
-        seconds: for all of them.
-        prefill: seconds before the second token; None where it cannot be told apart.
-        tokens: made in all; None for captioners that make none.
-        prefill_limit: fraction of the matrix speed, in [0, 1]; None without a GPU.
-        decode_limit: fraction of the copy speed, in [0, 1]; None without a GPU.
-        equal: whether ids are those of the first row; None where there are none.
+        name: Name of the method.
+        clips: Number of clips.
+        seconds: Seconds for all clips.
+        prefill: Seconds before the second token; None where it isn't measured apart.
+        tokens: Number of tokens in all; None for captioners that make none.
+        prefill_limit: Fraction of the matrix speed, in [0, 1]; None without a GPU.
+        decode_limit: Fraction of the copy speed, in [0, 1]; None without a GPU.
+        equal: Whether ids are those of the first row; None where there are none.
     """
 
     name: str
@@ -73,11 +73,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the device can do at best, as measured.
+    """Measured peak rates of the device.
 
     Attributes:
-        copied: bytes a second, read and written together.
-        multiplied: floating point operations a second in matrix products.
+        copied: Bytes per second, read and written together.
+        multiplied: Floating point operations per second in matrix products.
     """
 
     copied: float
@@ -85,7 +85,7 @@ class Machine:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long something takes, with the device's work done."""
+    """Measures the seconds of a call, the device's work included."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -127,7 +127,7 @@ def make_views(dam: DAM, count: int) -> list[Tensor]:
 
 
 def one_at_a_time(dam: DAM, views: Sequence[Tensor], tokens: int) -> list[list[int]]:
-    """What the authors' code does, on transformers' own loop."""
+    """Generates clip by clip with transformers' own loop, as the authors' code does."""
     answers = []
     for clip in views:
         prompt = dam.embed(dam.prompt_ids(QUESTION), dam.encode(clip))
@@ -147,7 +147,7 @@ def one_at_a_time(dam: DAM, views: Sequence[Tensor], tokens: int) -> list[list[i
 def batched(
     dam: DAM, views: Sequence[Tensor], tokens: int, rows: int
 ) -> list[list[int]]:
-    """Ours: encoded together, decoded together."""
+    """Generates with our engine, which encodes and decodes clips together."""
     requests = []
     for start in range(0, len(views), 8):
         some = views[start : start + 8]
@@ -163,7 +163,7 @@ def batched(
 
 
 def prefill_operations(dam: DAM) -> float:
-    """Floating point operations before the second token of one clip."""
+    """Counts floating point operations before the second token of one clip."""
     vision, config = dam.config.vision, dam.config
     tokens = config.grid**2
     attention = 4 * tokens**2 * vision.hidden_size
@@ -205,7 +205,7 @@ def measure_dam(
     reference: list[list[int]] | None,
     machine: Machine | None,
 ) -> tuple[Row, list[list[int]]]:
-    """One way of answering, with prefill and decode told apart."""
+    """Measures one method of generation, prefill and decode apart."""
     answer(2)  # kernels, graphs and allocations of the first time
     if dam.device.type == "cuda":
         answer(tokens)
@@ -225,7 +225,7 @@ def measure_dam(
 
 
 def measure_captioner(name: str, captioner: Captioner, clips: int) -> Row:
-    """Any captioner, from clips to captions."""
+    """Measures any captioner, from clips to captions."""
     rng = np.random.default_rng(0)
     frames = [
         rng.integers(0, 255, (270, 480, 3), dtype=np.uint8) for _ in range(FRAMES)
@@ -274,7 +274,7 @@ def show(rows: Sequence[Row]) -> str:
 
 
 def flat_memory(dam: DAM, tracks: int) -> str:
-    """Host memory while very many clips wait."""
+    """Measures host memory while very many clips wait."""
     captioner = DamVideoCaptioner(dam, DamOptions(max_new_tokens=1))
     process, levels = psutil.Process(), []
     frames = [np.zeros((120, 160, 3), dtype=np.uint8)] * FRAMES

@@ -1,4 +1,4 @@
-"""DynRefer: all regions of a frame together against one by one.
+"""Compares DynRefer on all regions of a frame together and one by one.
 
 Random weights, of a size that a laptop's CPU manages, or with ``--published`` of the
 published one (4.2 billion parameters: a GPU with 24 GB). Both ways describe the same

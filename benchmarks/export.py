@@ -1,4 +1,4 @@
-"""How fast are masks exported, and does memory grow with the number of videos?
+"""Measures the speed of exports, and their memory over the number of videos.
 
 Writes synthetic videos into datasets of growing size and exports each in a process of
 its own, whose peak memory is its own too. Media are left out: only labels are measured.

@@ -1,4 +1,4 @@
-"""How well propagators follow objects: J, F, time a frame, and what scores mean.
+"""Evaluates propagators: J, F, time per frame, and the calibration of scores.
 
 Usage::
 
@@ -64,10 +64,10 @@ class Clip:
     """A clip in memory; small ones only, so that reading isn't measured.
 
     Attributes:
-        name: of its folder.
-        frames: each uint8 (H, W, 3) RGB.
-        masks: each uint8 (H, W), 0 background, n object n.
-        human: whether people drew the masks.
+        name: Name of its folder.
+        frames: Frames, each uint8 (H, W, 3) RGB.
+        masks: Masks by frame, each uint8 (H, W), 0 for background, n for object n.
+        human: Whether people drew the masks.
         kind: ``"real"`` or how it was made.
     """
 
@@ -95,12 +95,12 @@ class Clip:
 
     @property
     def height(self) -> int:
-        """Of every frame, in pixels."""
+        """Height of every frame, in pixels."""
         return self.frames[0].shape[0]
 
     @property
     def width(self) -> int:
-        """Of every frame, in pixels."""
+        """Width of every frame, in pixels."""
         return self.frames[0].shape[1]
 
     def __len__(self) -> int:
@@ -110,13 +110,13 @@ class Clip:
         return self.frames[index]
 
     def prompts(self, kind: str, start: int = 0) -> list[Prompt]:
-        """One prompt for each object, on the first frame where it is.
+        """Makes one prompt for each object, on the first frame that shows it.
 
         Of a synthetic clip only the first object is prompted: the other is to distract.
 
         Args:
-            kind: ``"mask"`` or ``"box"``.
-            start: first frame to look at.
+            kind: Kind of the prompts, ``"mask"`` or ``"box"``.
+            start: First frame to consider, 0-based; 0 by default.
         """
         first: dict[int, int] = {}
         for index in range(start, len(self)):
@@ -265,14 +265,14 @@ def entry(clip: Clip) -> Clip:
 
 @dataclass(frozen=True)
 class Result:
-    """What one propagator did on one clip; one row of arrays an object and frame.
+    """Results of one propagator on one clip; N counts pairs of object and frame.
 
     Attributes:
-        tracks: int (N,), one number for each object from each start.
-        j: float (N,).
-        f: float (N,).
-        scores: float (N,), the propagator's own.
-        milliseconds: processor time a frame.
+        tracks: Track numbers, int (N,), one for each object from each start.
+        j: Region similarity J, float (N,).
+        f: Contour accuracy F, float (N,).
+        scores: The propagator's own scores, float (N,).
+        milliseconds: Processor time per frame in milliseconds.
     """
 
     tracks: NDArray[np.int64]
@@ -282,7 +282,7 @@ class Result:
     milliseconds: float
 
     def mean(self, values: NDArray[np.float64]) -> float:
-        """Over the frames of each track, then over tracks."""
+        """Averages over the frames of each track, then over tracks."""
         ids = np.unique(self.tracks)
         return float(np.mean([values[self.tracks == k].mean() for k in ids]))
 
@@ -293,10 +293,10 @@ def measure(
     """Runs a propagator over a clip and compares with the masks.
 
     Args:
-        propagator: a :class:`~fiftyone_regioncap.propagation.base.Propagator`.
-        clip: with masks on all frames.
-        kind: of the prompts, ``"mask"`` or ``"box"``.
-        starts: where prompts are, as shares of the clip.
+        propagator: A :class:`~fiftyone_regioncap.propagation.base.Propagator`.
+        clip: Clip with masks on all frames.
+        kind: Kind of the prompts, ``"mask"`` or ``"box"``.
+        starts: Positions of the prompts, as shares of the clip.
     """
     rows = []
     seconds, count = 0.0, 0
@@ -329,7 +329,7 @@ def _masks(folder: Path) -> list[Path]:
 
 
 def _calibration(results: Sequence[Result]) -> str:
-    """How well scores tell wrong masks from right ones, and their means."""
+    """Summarizes how well scores separate wrong masks from right ones."""
     j = np.concatenate([result.j for result in results])
     scores = np.concatenate([result.scores for result in results])
     cells = [
@@ -345,13 +345,13 @@ def _calibration(results: Sequence[Result]) -> str:
 
 
 def cost(propagator: object, clip: Clip, objects: int, frames: int = 12) -> float:
-    """Processor time a frame in milliseconds of following some boxes.
+    """Measures processor time per frame, in milliseconds, of following some boxes.
 
     Args:
-        propagator: a :class:`~fiftyone_regioncap.propagation.base.Propagator`.
-        clip: whose first frames are used.
-        objects: how many boxes, in a grid over the frame.
-        frames: how many frames; the first half warms up.
+        propagator: A :class:`~fiftyone_regioncap.propagation.base.Propagator`.
+        clip: Clip whose first frames are used.
+        objects: Number of boxes, in a grid over the frame.
+        frames: Number of frames, 12 by default; the first half warms up.
     """
     columns = -(-objects // 2)
     width, height = clip.width / columns, clip.height / 2

@@ -1,4 +1,4 @@
-"""What Patch-ioner costs: regions of a frame, decoding, the memory. Three tables.
+"""Measures Patch-ioner's regions, decoding and memory, in three tables.
 
     python -m benchmarks.patchioner [--quick] [--regions] [--decoding] [--memory]
 
@@ -34,7 +34,7 @@ STEPS = 30
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Measures the seconds of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -43,7 +43,7 @@ def seconds(work: Callable[[], object]) -> float:
 def side_by_side(
     first: Callable[[], object], second: Callable[[], object], rounds: int
 ) -> tuple[float, float]:
-    """Median seconds of two calls, in turns, after one round to warm up."""
+    """Measures median seconds of two calls, in turns, after a round to warm up."""
     first(), second()
     times = [(seconds(first), seconds(second)) for _ in range(rounds)]
     return statistics.median(t[0] for t in times), statistics.median(
@@ -69,7 +69,7 @@ def tower(quick: bool) -> DinoTower:
 
 
 def regions(quick: bool) -> None:
-    """100 regions of one frame against one, decoding excluded."""
+    """Compares 100 regions of one frame with one, decoding excluded."""
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
     masks = []

@@ -1,4 +1,4 @@
-"""Streaming propagation beside transformers' own session, in one table.
+"""Compares streaming propagation with transformers' own session, in one table.
 
 Speed: both take turns, ten frames each, over the same video with the same weights and
 prompts, and the median turn counts. Memory: each run has a process of its own. On the
@@ -123,7 +123,7 @@ def build_model(device: str) -> Any:
 
 
 def boxes(count: int) -> list[Prompt]:
-    """One box an object, on the first frame."""
+    """Makes one box an object, on the first frame."""
     return [
         Prompt(i, 0, box=(20.0 + 30 * (i % 16), 40, 120.0 + 30 * (i % 16), 200))
         for i in range(count)
@@ -131,7 +131,7 @@ def boxes(count: int) -> list[Prompt]:
 
 
 def run_ours(model: Any, video: Video, objects: int, device: str) -> Iterator[object]:
-    """Our masks, frame by frame."""
+    """Yields the masks of our propagator, frame by frame."""
     propagator = Sam2Propagator(model, device=device)
     request = PropagationRequest(video, boxes(objects), overlap=True)
     return iter(propagator.propagate(request))
@@ -192,7 +192,7 @@ def speed(model: Any, objects: int, frames: int, device: str) -> dict[str, float
 
 
 def peak(name: str, frames: int, objects: int, device: str) -> float:
-    """Peak memory of a run in MiB: resident on the CPU, allocated on the GPU."""
+    """Returns peak memory in MiB: resident on the CPU, allocated on the GPU."""
     for _ in RUNS[name](build_model(device), Video(frames), objects, device):
         pass
     if device == "cuda":

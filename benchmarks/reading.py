@@ -1,4 +1,4 @@
-"""How fast are frames read? PyAV and decord through our reader, and each alone.
+"""Measures the reading of frames by PyAV and decord, through our reader and alone.
 
 One command, one table: opening a file, reading it in order, and reading frames at
 random, for the real clips of ``$REGIONCAP_CLIPS`` or for the files that are named.
@@ -37,7 +37,7 @@ Open = Callable[[str], Any]
 
 
 def ours(backend: Backend) -> Open:
-    """Our reader with a backend; it starts its decoder when it is opened."""
+    """Opens our reader with a backend; it starts its decoder when it is opened."""
 
     def opened(path: str) -> VideoReader:
         reader = VideoReader(path, backend=backend, cache_frames=1)
@@ -73,9 +73,9 @@ def measure(opened: Open, path: str, clock: Callable[[], float]) -> dict[str, fl
     """Times one method on one file.
 
     Args:
-        opened: the method.
-        path: the file.
-        clock: states the time in seconds.
+        opened: Function that opens a file with the measured method.
+        path: Path of the file.
+        clock: Function that returns the time in seconds.
 
     Returns:
         milliseconds: per opening, per frame in order, and per frame at random.

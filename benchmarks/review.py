@@ -1,7 +1,7 @@
-"""How long a person waits for the review panel on a large dataset.
+"""Measures how long a person waits for the review panel on a large dataset.
 
 Opens the panel's queue over synthetic captions in a real database, shows a caption, and
-accepts some, as the panel does it; pictures, which are drawn ahead, are left out. The
+accepts some, as the panel does it; images, which are drawn ahead, are left out. The
 dataset is deleted afterwards.
 
     python -m benchmarks.review --captions 10000 100000
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def timed(action: Callable[[], T]) -> tuple[T, float]:
-    """What an action gives, and how many milliseconds it takes."""
+    """Returns an action's result and its milliseconds."""
     start = time.perf_counter()
     result = action()
     return result, 1000 * (time.perf_counter() - start)

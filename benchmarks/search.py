@@ -1,4 +1,4 @@
-"""How fast is search, how large is its index, and how often is it right?
+"""Measures the speed of search, the size of its index, and its accuracy.
 
 Captions are put together at random from everyday words, common ones more often. A part
 of them is embedded by the default model; the vectors of all are drawn from what that
@@ -120,7 +120,7 @@ class Synthetic:
         self._count = count
 
     def read(self, since: object = None) -> Iterator[Changes[CaptionText]]:
-        """All captions; they never change."""
+        """Yields all captions; they never change."""
         texts = captions(self._count)
         for number in range(0, self._count, 10):
             yield Changes(
@@ -196,7 +196,7 @@ class Known:
 
 
 def milliseconds(queries: Sequence[str], find: Callable[[str], object]) -> str:
-    """What queries take, the better of two runs: median / 95 %, and of the CPU alone.
+    """Times queries, the better of two runs: median / 95 %, and of the CPU alone.
 
     On a machine that others use too, the CPU's time is nearer to what a quiet one
     takes; on a quiet one with two cores, it is the larger.
@@ -215,25 +215,25 @@ def milliseconds(queries: Sequence[str], find: Callable[[str], object]) -> str:
 
 
 def random_queries(count: int) -> list[str]:
-    """Two to five words that some caption begins with, but for the first ones."""
+    """Makes queries of two to five words from near the start of captions."""
     rng = random.Random(3)
     texts = [text.split() for _, text in captions(count, seed=99)]
     return [" ".join(words[2 : 4 + rng.randrange(4)]) for words in texts]
 
 
 def megabytes(folder: Path, pattern: str) -> float:
-    """What the files of a folder take."""
+    """Returns the size of a folder's files in MB."""
     return sum(f.stat().st_size for f in folder.rglob(pattern) if f.is_file()) / 1e6
 
 
 def resident() -> float:
-    """Memory of this process in MB, pages of mapped files included."""
+    """Returns this process's memory in MB, pages of mapped files included."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1e3
 
 
 def measure(count: int, folder: Path, embedder, queries: dict) -> list[str]:
-    """One row of the table."""
+    """Measures one row of the table of captions."""
     index = CaptionIndex(folder)
     began = time.perf_counter()
     index.update(Synthetic(count))
@@ -268,7 +268,7 @@ def measure(count: int, folder: Path, embedder, queries: dict) -> list[str]:
 
 
 class SyntheticRegions:
-    """Region embeddings as a dataset would give them, ten a sample."""
+    """Source of synthetic region embeddings, ten a sample."""
 
     space = EmbeddingSpace("patchioner", "drawn", "drawn", 768)
 
@@ -283,7 +283,7 @@ class SyntheticRegions:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def embeddings(self, since: object = None) -> Iterator[Changes[tuple]]:
-        """All embeddings; they never change."""
+        """Yields all embeddings; they never change."""
         for number in range(0, self._count, 10):
             vectors = self.vectors(10, number)
             yield Changes(
@@ -300,7 +300,7 @@ class SyntheticRegions:
 
 
 def measure_regions(count: int, folder: Path) -> list[str]:
-    """One row of the table of regions."""
+    """Measures one row of the table of regions."""
     index = CaptionIndex(folder)
     index.update(Synthetic(count))
     source = SyntheticRegions(count)

@@ -1,4 +1,4 @@
-"""URECA: the regions of one image together against one by one, side by side.
+"""Compares URECA on the regions of one image together and one by one.
 
 Random weights: the published ones cannot be had, and time does not depend on them.
 Together, tiles and the prompt's beginning (system message and image) are read once and
@@ -46,7 +46,7 @@ def apart(captioner: UrecaCaptioner, clips: list[RegionClip]) -> list[Caption]:
 
 
 def timed(work: Callable[[], list[Caption]]) -> tuple[float, list[Caption]]:
-    """Seconds, and what came out."""
+    """Returns the seconds of a call, and its result."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()

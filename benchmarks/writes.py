@@ -1,4 +1,4 @@
-"""How fast are tracks written, ours against saving the sample frame by frame?
+"""Compares our writing of tracks with saving the sample frame by frame.
 
 Both write the same masks of the same objects into the same kind of dataset, one after
 the other in turns, and the best time of each counts. Needs a database (the one of
@@ -28,7 +28,7 @@ from fiftyone_regioncap.dataset.tracks import TrackWriter  # noqa: E402
 
 
 def walk(frames: int, objects: int, height: int, width: int) -> Iterator[FrameMasks]:
-    """Discs of a fifth of the frame's height that go round and round.
+    """Yields masks of discs, a fifth of the frame's height, that move in circles.
 
     Rounds share their masks: making masks is not what is measured, and those of all
     frames would not fit into memory.

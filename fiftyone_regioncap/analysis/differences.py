@@ -122,7 +122,7 @@ def groups(subjects: Sequence[Subject], threshold: float = ALIKE) -> list[list[i
 
     Args:
         subjects: The subjects of one video or image.
-        threshold: See :data:`ALIKE`.
+        threshold: Similarity from which captions are alike; see :data:`ALIKE`.
 
     Returns:
         Numbers of the subjects of each group that has two objects or more.
@@ -159,7 +159,7 @@ def tell_apart(
 
     Args:
         subjects: The subjects of one video or image.
-        threshold: See :data:`ALIKE`.
+        threshold: Similarity from which captions are alike; see :data:`ALIKE`.
 
     Returns:
         All captions, and the numbers of those that nothing tells from another.
@@ -192,7 +192,7 @@ def uniqueness(
 
     Args:
         videos: The subjects of each video.
-        threshold: See :data:`ALIKE`.
+        threshold: Similarity from which captions are alike; see :data:`ALIKE`.
     """
     same = alike = total = 0
     shares: list[float] = []

@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: random checkpoints, reference code, fixtures."""
+"""Shared parts of tests and benchmarks: checkpoints, reference code, fixtures."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-CLIPS = Path(os.environ.get("REGIONCAP_CLIPS", "/work/shared/clips"))
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+CLIPS = Path(os.environ.get("REGIONCAP_CLIPS", SHARED / "clips"))
 NAMES = ("car-shadow", "dogs-jump")
 FRAMES = 6
 CHANGING = rb'"(created|seconds|version|run)": *("[^"]*"|[\d.]+)'
@@ -70,7 +71,7 @@ def fields(document: Any) -> dict[str, Any]:
 
 
 def contents(dataset: Any) -> dict[str, Any]:
-    """All that jobs wrote into a dataset."""
+    """Reads all that jobs wrote into a dataset."""
     dataset.reload()
     videos = dataset.media_type == "video"
     return {
@@ -110,7 +111,7 @@ def tree(folder: Path, hide: dict[str, str]) -> dict[str, Any]:
 
 
 def counts(summary: Any) -> dict[str, Any]:
-    """What a summary counts."""
+    """Returns the counts of a summary."""
     values = summary.to_dict() if hasattr(summary, "to_dict") else vars(summary)
     return {
         k: v for k, v in values.items() if isinstance(v, int) and k not in ("seconds",)

@@ -92,14 +92,14 @@ def random_dam(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> DAM:
-    """A model with random weights, made on its device.
+    """Makes a model with random weights on its device.
 
     Args:
-        config: the sizes.
-        tokenizer: of no more tokens than the config's vocabulary.
-        device: where it runs.
-        dtype: what it computes in.
-        seed: of the weights.
+        config: Sizes of the networks.
+        tokenizer: Tokenizer of no more tokens than the config's vocabulary.
+        device: Device that it runs on; the CPU by default.
+        dtype: Type of its weights and activations; float32 by default.
+        seed: Seed of the weights; 0 by default.
     """
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):
@@ -119,10 +119,11 @@ def write_checkpoint(
     """Writes a checkpoint of random weights that :meth:`DAM.from_pretrained` reads.
 
     Args:
-        folder: made when it is not there.
-        config: the sizes; the tokenizer has at most the config's vocabulary.
-        seed: of the weights.
-        llm_shards: files that the language model's weights are spread over.
+        folder: Folder of the checkpoint; created if absent.
+        config: Sizes of the networks; the tokenizer has at most the config's
+            vocabulary.
+        seed: Seed of the weights; 0 by default.
+        llm_shards: Number of files of the language model's weights; 1 by default.
     """
     for part in (LLM, VISION, PROJECTOR, ADAPTERS):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -152,8 +153,8 @@ def train_tokenizer(folder: Path, size: int) -> None:
     """Writes a small sentencepiece model of Llama's kind, ``tokenizer.model``.
 
     Args:
-        folder: where to.
-        size: of its vocabulary, 260 or more: bytes take 256.
+        folder: Folder to write to.
+        size: Size of its vocabulary, 260 or more: bytes take 256.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -240,7 +241,7 @@ def _write_configs(folder: Path, config: DAMConfig) -> None:
 
 
 class Generated(NamedTuple):
-    """Answers, in the order of the prompts.
+    """Generated answers, in the order of the prompts.
 
     Attributes:
         ids: New tokens, with the end token where there was one.
@@ -359,7 +360,7 @@ def step_logits(
 def hidden_states(
     encoder: FocalEncoder, views: torch.Tensor, context: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """Every state on the way through the tower, by name.
+    """Returns every hidden state of the tower, by name.
 
     Args:
         encoder: The tower with its adapters.

@@ -38,7 +38,7 @@ CAPTIONS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How big the parts are.
+    """Sizes of the model's parts.
 
     Attributes:
         backbone: Channels of the image tower; 768 in the published base model.

@@ -36,7 +36,7 @@ BOXES_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked in one call; the names are the reference's.
+    """Arguments of one call; the names are the reference's.
 
     Attributes:
         get_cls_capt: The image token.
@@ -73,7 +73,7 @@ class Request:
 
 @dataclass
 class Answers:
-    """What came out.
+    """Captions that one call returned.
 
     Attributes:
         described: Descriptions by the reference's output names, for one image.

@@ -1,4 +1,4 @@
-"""Real weights, real clips, and small videos in memory."""
+"""Provides real weights, real clips, and small videos in memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def clip_of(clips: Path) -> Callable[[str, int], Clip]:
 
 @pytest.fixture(scope="session")
 def squares() -> Clip:
-    """Two textured squares that move apart, 120 x 90 pixels, 8 frames."""
+    """Makes a video of two textured squares that move apart, 120 x 90, 8 frames."""
     generator = np.random.default_rng(0)
     ground = generator.integers(0, 90, (90, 120, 3), dtype=np.uint8)
     red = generator.integers(0, 60, (24, 24, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Small random models, and transformers' own sessions to compare with."""
+"""Provides small random models, and transformers' own sessions to compare with."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ SESSIONS = {
 
 
 def randomise(model: Any, seed: int = 0) -> Any:
-    """Random weights that matter: a fresh model's zeros would hide mistakes."""
+    """Sets random weights that matter: a fresh model's zeros would hide mistakes."""
     # Gains below 1 keep rounding from growing from frame to frame; mask logits are
     # then some +-15, as trained models have them.
     generator = torch.Generator().manual_seed(seed)
@@ -197,7 +197,7 @@ def make_clip() -> Callable[..., Clip]:
 def _reference(
     model: Any, clip: Clip, prompts: Sequence[Prompt], direction: Direction
 ) -> Logits:
-    """Transformers' own session, a session of its own for every object."""
+    """Runs transformers' own session, one for every object."""
     height, width = clip.height, clip.width
     video = torch.stack(
         [

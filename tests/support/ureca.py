@@ -31,11 +31,11 @@ class Size:
 
     Attributes:
         family: ``"internlm2"`` or ``"qwen2"``.
-        hidden: width.
-        intermediate: width inside the MLPs.
-        layers: how many.
-        heads: of queries.
-        shared_heads: of keys and values.
+        hidden: Width of the hidden states.
+        intermediate: Width inside the MLPs.
+        layers: Number of layers.
+        heads: Number of heads of queries.
+        shared_heads: Number of heads of keys and values.
     """
 
     family: str
@@ -58,7 +58,7 @@ SIZES = {
 
 
 class ByteVocabulary:
-    """Every byte is a token."""
+    """Vocabulary in which every byte is a token."""
 
     bos: int | None = None
     special: Mapping[str, int] = {}
@@ -83,10 +83,11 @@ def config_of(size: Size, *, mask_channels: int = 8, tile: int = 448) -> UrecaCo
     """The configuration of a size.
 
     Args:
-        size: of the language model; the vision tower is InternViT-300M, or one that is
-            as much smaller as the language model is than the smallest published.
-        mask_channels: tokens of a mask, a tile.
-        tile: side of a tile in pixels.
+        size: Size of the language model; the vision tower is InternViT-300M, or one
+            that is as much smaller as the language model is than the smallest
+            published.
+        mask_channels: Number of mask tokens per tile; 8 by default.
+        tile: Side of a tile in pixels; 448 by default.
     """
     published = size.hidden >= SIZES["1b"].hidden
     vision = InternVLVisionConfig(
@@ -133,14 +134,14 @@ def random_captioner(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> UrecaCaptioner:
-    """A captioner with random weights and every byte a token.
+    """Makes a captioner with random weights and every byte a token.
 
     Args:
-        config: of the networks.
-        options: how regions are looked at, and captions written.
-        device: where it runs.
-        dtype: what it computes in.
-        seed: of the weights.
+        config: Configuration of the networks.
+        options: Options of the captioner.
+        device: Device that it runs on; the CPU by default.
+        dtype: Type of its weights and activations; float32 by default.
+        seed: Seed of the weights; 0 by default.
     """
     torch.manual_seed(seed)
     with torch.device(device):

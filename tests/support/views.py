@@ -15,9 +15,9 @@ def polygons_box(
     """The box around all polygons of a region, at least one pixel wide and high.
 
     Args:
-        polygons: each a flat list of x, y, x, y, ... in pixels.
-        width: of the frame in pixels.
-        height: of the frame in pixels.
+        polygons: Polygons, each a flat list of x, y, x, y, ... in pixels.
+        width: Width of the frame in pixels.
+        height: Height of the frame in pixels.
 
     Returns:
         int64 where all numbers are whole ones by type, float64 otherwise.
