@@ -10,7 +10,6 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fiftyone_regioncap.core.errors import OptionError
@@ -221,7 +220,7 @@ def _evaluate_captions(
     }
     result = evaluate_captions(samples, **_without(values, "output"))
     if options.output is not None:
-        result.write(Path(options.output))
+        result.write(options.output)
     return result
 
 

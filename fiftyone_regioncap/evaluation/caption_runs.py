@@ -158,7 +158,7 @@ class CaptionEvaluation:
             {"title": {"text": f"{metric} of {self.count} captions by label"}},
         )
 
-    def write(self, folder: Path) -> list[Path]:
+    def write(self, folder: str | Path) -> list[Path]:
         """Writes ``<key>.json``, ``<key>.md`` and ``<key>.html`` with the plot.
 
         Args:
@@ -167,6 +167,7 @@ class CaptionEvaluation:
         Returns:
             Paths of the files.
         """
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.key}.{suffix}" for suffix in ("json", "md", "html")]
         document = {**self.to_dict(), "each": self.each}
