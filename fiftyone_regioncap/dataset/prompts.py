@@ -45,7 +45,6 @@ def read_prompts(
     height: int,
     width: int,
     frame_count: int | None = None,
-    keyframes_only: bool = False,
 ) -> PromptSet:
     """Reads where objects are from any boxes, masks, points or polylines.
 
@@ -62,8 +61,6 @@ def read_prompts(
         height: of the video's frames in pixels.
         width: of the video's frames in pixels.
         frame_count: of the video; None leaves prompts past its end to the propagator.
-        keyframes_only: whether to take only labels whose ``keyframe`` is true, for
-            fields that hold tracks on every frame.
 
     Returns:
         the prompts, with one for all points of an object on a frame.
@@ -74,11 +71,7 @@ def read_prompts(
     """
     collection = sample._collection
     require_prompts(collection, field)
-    found = [
-        (frame, label)
-        for frame, label in _labels(sample, field)
-        if label.get("keyframe") or not keyframes_only
-    ]
+    found = _drawn(list(_labels(sample, field)))
     ids = ObjectIds.scan(identity(label) for _, label in found)
     prompts: dict[tuple[int, int, int], Prompt] = {}
     labels: dict[int, str | None] = {}
@@ -110,6 +103,23 @@ def read_prompts(
                 f"{prompt.name}: all points are off the object; give one on it"
             )
     return PromptSet(list(prompts.values()), labels, instances)
+
+
+def _drawn(found: list[tuple[int, Document]]) -> list[tuple[int, Document]]:
+    """The labels that a person placed, of those that FiftyOne's App stored.
+
+    Its Annotate tab marks the drawn label by ``keyframe=True`` and holds copies of it
+    on the following frames: where an object has keyframes, its other labels are none.
+    """
+    ids = ObjectIds.scan(identity(label) for _, label in found)
+    keyed = {ids.of(identity(label)) for _, label in found if label.get("keyframe")}
+    return [
+        (frame, label)
+        for frame, label in found
+        if label.get("keyframe")
+        or ids.of(identity(label)) not in keyed
+        or (identity(label) == (None, None) and label.get("keyframe") is None)
+    ]
 
 
 def _labels(

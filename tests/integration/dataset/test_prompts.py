@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import fiftyone as fo
@@ -185,14 +186,26 @@ def test_frame_numbers_count_and_not_their_rank(
     assert all(prompt.object_id == prompt.frame + 1 for prompt in found.prompts)
 
 
-def test_keyframes_only(dataset: fo.Dataset) -> None:
+@pytest.mark.parametrize(
+    "own",
+    [{"index": 1}, {"instance": fo.Instance()}, {}],
+    ids=["by index", "by instance", "by nothing"],
+)
+def test_copies_that_the_app_holds_are_no_prompts(
+    dataset: fo.Dataset, own: dict[str, Any]
+) -> None:
+    """FiftyOne's Annotate tab repeats a drawn box, with keyframe=False."""
     put(
         dataset.first(),
-        {number: [box(index=1, keyframe=number == 3)] for number in range(1, 6)},
+        {n: [box(keyframe=n == 3, **own), box(index=9)] for n in range(1, 6)},
     )
+    found = [p for p in read(dataset.first()).prompts if p.object_id != 9]
+    assert [prompt.frame for prompt in found] == [2]
+
+
+def test_without_keyframes_every_label_is_a_prompt(dataset: fo.Dataset) -> None:
+    put(dataset.first(), {n: [box(index=1, keyframe=False)] for n in range(1, 6)})
     assert len(read(dataset.first()).prompts) == 5
-    (prompt,) = read(dataset.first(), keyframes_only=True).prompts
-    assert prompt.frame == 2
 
 
 def test_a_sample_level_field_is_about_the_first_frame(dataset: fo.Dataset) -> None:
