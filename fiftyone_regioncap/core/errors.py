@@ -11,7 +11,7 @@ class VideoError(RegionCapError):
     """A video cannot be opened or decoded.
 
     Attributes:
-        path: the file or folder.
+        path: The file or folder.
         last_good_frame: 0-based index of the last frame that decoded; None if none
             did. The message counts frames from 1, as FiftyOne does.
     """

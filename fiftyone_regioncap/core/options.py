@@ -102,8 +102,8 @@ def group(options: type[Options], rename: Mapping[str, str] | None = None) -> An
 
     Args:
         options: The class of the options.
-        rename: Names under which some of them appear. Options of one name share their
-            value: what one stage writes, the next one reads.
+        rename: Names under which some of them appear, by field. Options with the same
+            name share one value, so that a stage reads what the one before it writes.
 
     Returns:
         A dataclass field.
@@ -135,27 +135,27 @@ class OptionField:
 
     @property
     def required(self) -> bool:
-        """Whether a value must be given."""
+        """Returns whether a value must be given."""
         return self.default is MISSING
 
     @property
     def label(self) -> str:
-        """The option's name for people."""
+        """Returns the option's name for people."""
         return self.declaration.label or self.name.replace("_", " ").capitalize()
 
     @property
     def flag(self) -> str:
-        """The option's name in the shell, with dashes."""
+        """Returns the option's name in the shell, with dashes."""
         return "--" + (self.declaration.flag or self.name).replace("_", "-")
 
     @property
     def kinds(self) -> tuple[Any, ...]:
-        """The types that a value may have, without ``None``."""
+        """Returns the types that a value may have, without ``None``."""
         return tuple(kind for kind in _members(self.type) if kind is not type(None))
 
     @property
     def optional(self) -> bool:
-        """Whether ``None`` is a value."""
+        """Returns whether ``None`` is a value."""
         return type(None) in _members(self.type)
 
     @property
@@ -169,7 +169,7 @@ class OptionField:
 
     @property
     def expects(self) -> str:
-        """What a value must be, for messages and documentation."""
+        """Returns what a value must be, for messages and documentation."""
         declared, choices = self.declaration, self.choices
         if choices:
             many = any(get_origin(kind) is tuple for kind in self.kinds)
@@ -187,7 +187,7 @@ class OptionField:
 
     @property
     def documentation(self) -> str:
-        """What the option does, what it must be, and its default, as sentences."""
+        """Describes the option in sentences: its effect, its values and its default."""
         default = "" if self.required else f"; default {self.default!r}"
         return f"{self.declaration.help} Give {self.expects}{default}."
 
@@ -231,7 +231,7 @@ class OptionField:
         return self.check(text)
 
     def _allows(self, value: Any) -> bool:
-        """Whether a value of the right type is within the declared bounds."""
+        """Returns whether a value of the right type is within the declared bounds."""
         choices, declared = self.choices, self.declaration
         chosen = value if isinstance(value, tuple) else (value,)
         if choices and not set(chosen) <= choices.keys():
@@ -297,7 +297,7 @@ class Options:
             raise OptionError(f"{where}{error}") from None
 
     def to_mapping(self) -> dict[str, Any]:
-        """The options by name as JSON holds them, secrets left out."""
+        """Returns the options by name as JSON holds them, secrets left out."""
         return {
             field.name: _plain(self._value(field))
             for field in fields_of(type(self))
@@ -313,7 +313,7 @@ class Options:
 
 
 def fields_of(options: type[Options]) -> tuple[OptionField, ...]:
-    """The options of a class, those of its groups included, in their order.
+    """Returns the options of a class, those of its groups included, in their order.
 
     Raises:
         TypeError: When a field was not declared by :func:`option` or :func:`group`.
@@ -325,7 +325,7 @@ def fields_of(options: type[Options]) -> tuple[OptionField, ...]:
 
 
 def _all_fields(options: type[Options]) -> tuple[OptionField, ...]:
-    """The options of a class; of several that share a value, each."""
+    """Returns the options of a class; of several that share a value, each."""
     found: list[OptionField] = []
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         hint = _hints(options)[field.name]
@@ -349,7 +349,7 @@ def _all_fields(options: type[Options]) -> tuple[OptionField, ...]:
 
 
 def markdown_table(options: type[Options]) -> str:
-    """A table of the options of a class for the docs."""
+    """Returns a table of the options of a class for the docs."""
     rows = ["| option | what it does | values | default |", "|---|---|---|---|"]
     for field in fields_of(options):
         default = "required" if field.required else f"`{field.default}`"
@@ -360,7 +360,7 @@ def markdown_table(options: type[Options]) -> str:
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """The message for a name that is no option, with the known ones."""
+    """Returns the message for a name that is no option, with the known ones."""
     names = sorted(known)
     if not names:
         return f"unknown option {name!r}; there are none"
@@ -374,13 +374,13 @@ def _hints(options: type) -> dict[str, Any]:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
+    """Returns the members of a union, or the type alone."""
     union = get_origin(hint) in (Union, types.UnionType)
     return get_args(hint) if union else (hint,)
 
 
 def _name_of(kind: Any) -> str:
-    """A type's name for people."""
+    """Returns a type's name for people."""
     if get_origin(kind) is Literal:
         return " or ".join(str(value) for value in get_args(kind))
     if get_origin(kind) is tuple:
@@ -396,7 +396,7 @@ def _name_of(kind: Any) -> str:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """A value as the type has it; ``MISSING`` when it is none of it."""
+    """Returns a value as the type has it; ``MISSING`` when it is none of it."""
     origin = get_origin(kind)
     if origin is Literal:
         return value if value in get_args(kind) else MISSING

@@ -21,13 +21,13 @@ class ProgressEvent:
     """The progress of a job at one moment.
 
     Attributes:
-        stage: the stage that advanced.
-        message: one line for people, such as ``"propagate 3/10 street.mp4: 40/289"``.
-        fraction: share of the whole job that is done, in [0, 1]; never decreases.
-        frames: number of frames propagated so far.
-        captions: number of captions made so far.
-        eta: estimated seconds left; None before there is an estimate.
-        text: the text so far of the caption being written, in a job with a single
+        stage: The stage that advanced.
+        message: One line for people, such as ``"propagate 3/10 street.mp4: 40/289"``.
+        fraction: Share of the whole job that is done, in [0, 1]; never decreases.
+        frames: Number of frames propagated so far.
+        captions: Number of captions made so far.
+        eta: Estimated seconds left; None before there is an estimate.
+        text: The text so far of the caption being written, in a job with a single
             caption; else None.
     """
 
@@ -48,10 +48,10 @@ class ProgressReporter:
     """Turns the steps of a job into progress events, and stops a cancelled job.
 
     Args:
-        stages: the stages of the job; each has the same weight in ``fraction``.
-        samples: number of samples that pass through each stage.
-        listener: called with each event; None for no reporting.
-        cancel: set by any thread to stop the job.
+        stages: The stages of the job; each has the same weight in ``fraction``.
+        samples: Number of samples that pass through each stage.
+        listener: Called with each event; None for no reporting.
+        cancel: Event that any thread may set to stop the job.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class ProgressReporter:
         """Reports how far a sample is within a stage.
 
         Args:
-            stage: the current stage.
-            name: the sample's name, for people.
-            done: number of the sample's frames or captions that are done.
-            total: number of frames or captions of the sample in this stage.
+            stage: The current stage.
+            name: The sample's name, for people.
+            done: Number of the sample's frames or captions that are done.
+            total: Number of frames or captions of the sample in this stage.
 
         Raises:
             Cancelled: if the job was cancelled.
@@ -101,9 +101,9 @@ class ProgressReporter:
         """Reports the text so far of a job's only caption.
 
         Args:
-            stage: the current stage.
-            name: the sample's name, for people.
-            text: the text so far.
+            stage: The current stage.
+            name: The sample's name, for people.
+            text: The text so far.
 
         Raises:
             Cancelled: if the job was cancelled.

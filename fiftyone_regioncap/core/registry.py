@@ -40,7 +40,7 @@ class LazyRegistry(Mapping[str, T], Generic[T]):
 
     @cached_property
     def _targets(self) -> dict[str, str]:
-        """The targets of all entries, those of other packages included."""
+        """Returns the targets of all entries, those of other packages included."""
         found = dict(self.entries)
         for point in entry_points(group=self.group):
             found.setdefault(point.name, point.value)
@@ -74,7 +74,7 @@ class LazyRegistry(Mapping[str, T], Generic[T]):
         return len(self._targets)
 
     def available(self) -> dict[str, T]:
-        """The entries that can be imported; others are logged and left out."""
+        """Returns the entries that can be imported; others are logged and left out."""
         found = {}
         for name in self:
             try:

@@ -79,7 +79,7 @@ def crop_mask(mask: Mask) -> tuple[Box, Mask] | None:
     """Crops a full-frame mask to its tight box.
 
     Args:
-        mask: bool (H, W).
+        mask: Object mask, bool (H, W).
 
     Returns:
         the box in pixel edges and the cropped mask, bool (y2 - y1, x2 - x1), or None
@@ -99,10 +99,10 @@ def paste_mask(cropped: Mask, box: Box, height: int, width: int) -> Mask:
     nearest neighbor, and what lies outside the frame is cut off.
 
     Args:
-        cropped: the cropped mask, bool (h, w).
-        box: its position in pixel edges, rounded to whole pixels.
-        height: height of the frame in pixels.
-        width: width of the frame in pixels.
+        cropped: Cropped mask, bool (h, w).
+        box: Position of the cropped mask in pixel edges, rounded to whole pixels.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
 
     Returns:
         bool (height, width).
@@ -135,10 +135,10 @@ def polygons_to_mask(
     round trip through polygons.
 
     Args:
-        polygons: each float (N, 2) of x, y in pixels, N >= 3; parts outside the frame
-            are cut off.
-        height: height of the frame in pixels.
-        width: width of the frame in pixels.
+        polygons: Polygons, each float (N, 2) of x, y in pixels, N >= 3; parts outside
+            the frame are cut off.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
 
     Returns:
         bool (height, width).
@@ -168,7 +168,7 @@ def mask_to_polygons(mask: Mask) -> list[NDArray[np.float64]]:
     """Traces a mask along its pixel edges; the inverse of :func:`polygons_to_mask`.
 
     Args:
-        mask: bool (H, W).
+        mask: Object mask, bool (H, W).
 
     Returns:
         closed rings of corners, each float64 (N, 2) of x, y in pixels; holes are rings
@@ -219,14 +219,14 @@ class Prompt:
     the same object, on the same frame or on others.
 
     Attributes:
-        object_id: the caller's number of the object; results carry it.
+        object_id: The caller's number of the object; results carry it.
         frame: 0-based frame index.
-        box: box in pixel edges, or None.
-        points: float (N, 2) of x, y in pixels, or None.
-        point_signs: bool (N,), True for points on the object, False for points off it;
-            None if all are on it.
-        mask: bool (H, W) of the frame's size, or None.
-        label: the object's class or name; None if unknown.
+        box: Box in pixel edges, or None.
+        points: Points as x, y in pixels, float (N, 2), or None.
+        point_signs: Signs of the points, bool (N,), True for points on the object,
+            False for points off it; None if all are on it.
+        mask: Mask of the frame's size, bool (H, W), or None.
+        label: The object's class or name; None if unknown.
     """
 
     object_id: int
@@ -239,19 +239,19 @@ class Prompt:
 
     @property
     def name(self) -> str:
-        """What people call the prompt: its object, and its frame counted from 1."""
+        """Names the prompt for people: its object, and its frame counted from 1."""
         return f"prompt of object {self.object_id} on frame {self.frame + 1}"
 
     @property
     def signs(self) -> NDArray[np.bool_]:
-        """Which points are on the object, bool (N,); (0,) without points."""
+        """Returns which points are on the object, bool (N,); (0,) without points."""
         if self.points is None or self.point_signs is None:
             return np.ones(0 if self.points is None else len(self.points), dtype=bool)
         return np.asarray(self.point_signs, dtype=bool)
 
     @property
     def negative_only(self) -> bool:
-        """Whether it only says where the object is not: a click that corrects."""
+        """Returns whether it only says where the object is not: a correction."""
         alone = self.points is not None and self.box is None and self.mask is None
         return alone and not self.signs.any()
 
@@ -259,9 +259,9 @@ class Prompt:
         """Checks that the prompt fits a video.
 
         Args:
-            height: height of the video's frames in pixels.
-            width: width of the video's frames in pixels.
-            frame_count: number of frames of the video.
+            height: Height of the video's frames in pixels.
+            width: Width of the video's frames in pixels.
+            frame_count: Number of frames of the video.
 
         Raises:
             PromptError: if the frame is past the end; the box has no area or lies
@@ -325,8 +325,9 @@ class ObjectMask:
     """The mask of one object on one frame.
 
     Attributes:
-        mask: bool (H, W) of the video's size; None where the object is not visible.
-        score: the propagator's confidence, in [0, 1]; low where the object is lost.
+        mask: Mask of the video's size, bool (H, W); None where the object is not
+            visible.
+        score: The propagator's confidence, in [0, 1]; low where the object is lost.
     """
 
     mask: Mask | None
@@ -339,8 +340,8 @@ class FrameMasks:
 
     Attributes:
         frame: 0-based frame index.
-        objects: masks by object id; an object that is not visible has None as mask.
-        prompted: ids of the objects that were prompted on this frame.
+        objects: Masks by object id; an object that is not visible has None as mask.
+        prompted: Ids of the objects that were prompted on this frame.
     """
 
     frame: int
@@ -353,12 +354,12 @@ class Track:
     """The boxes of one object over a video, light enough for long videos.
 
     Attributes:
-        object_id: the caller's number of the object.
-        frames: int (V,) 0-based indices of the frames where it is visible, ascending.
-        boxes: float (V, 4) boxes on those frames in pixel edges.
-        scores: float (V,) confidences on those frames, in [0, 1].
-        label: the object's class or name; None if unknown.
-        instance: id of the track's ``fo.Instance``; None if it has none.
+        object_id: The caller's number of the object.
+        frames: Indices of the frames where it is visible, int (V,), 0-based, ascending.
+        boxes: Boxes on those frames in pixel edges, float (V, 4).
+        scores: Confidences on those frames in [0, 1], float (V,).
+        label: The object's class or name; None if unknown.
+        instance: Id of the track's ``fo.Instance``; None if it has none.
     """
 
     object_id: int
@@ -378,12 +379,12 @@ class RegionClip:
             they are never written to.
         masks: T masks, each bool (H, W), none empty unless the input was bad.
         frame_indices: 0-based indices of the T frames, ascending; all 0 for images.
-        label: the object's class or name; None if unknown.
-        fps: frames per second of the video; None for images.
+        label: The object's class or name; None if unknown.
+        fps: Frames per second of the video; None for images.
         support: (first, last) 0-based frames, inclusive, that the caption describes.
-        track: the track inside the support, for measurements that need every frame;
+        track: The track inside the support, for measurements that need every frame;
             None for images.
-        measurements: of the object, where they were made already; else None.
+        measurements: Measurements of the object, if they were made already; else None.
     """
 
     frames: Sequence[Frame]
@@ -405,18 +406,18 @@ class Caption:
     """A captioner's description of one clip.
 
     Attributes:
-        text: the description; empty if there is an error.
-        label: a short name of the object.
-        confidence: mean token probability in [0, 1]; None if the captioner has none.
-        min_confidence: lowest token probability over content words, in [0, 1].
-        agreement: agreement between repeated samples, in [0, 1]; None if not sampled.
-        tags: short labels with scores.
-        attributes: such as ``"color:red"``, with scores.
-        category: the best name out of the user's class list, with its score.
-        tokens: the number of tokens generated.
-        error: why there is no description; None when there is one.
-        embedding: float32 (D,) of length 1, where the captioner places the region among
-            others (see ``CaptionerInfo.space``); None where it doesn't.
+        text: The description; empty if there is an error.
+        label: A short name of the object.
+        confidence: Mean token probability in [0, 1]; None if the captioner has none.
+        min_confidence: Lowest token probability over content words, in [0, 1].
+        agreement: Agreement between repeated samples, in [0, 1]; None if not sampled.
+        tags: Short labels with scores.
+        attributes: Attributes such as ``"color:red"``, with scores.
+        category: Best name in the user's class list, with its score.
+        tokens: The number of tokens generated.
+        error: Why there is no description; None when there is one.
+        embedding: Embedding of the region, float32 (D,) of length 1 (see
+            ``CaptionerInfo.space``); None if there is none.
     """
 
     text: str = ""

@@ -61,7 +61,7 @@ _Features: TypeAlias = tuple[NDArray[np.float32], NDArray[np.uint8] | None]
 
 
 def _features(detector: cv2.ORB, frame: Frame, mask: Mask, scale: float) -> _Features:
-    """Positions (N, 2) at the reduced size and descriptors (N, 32)."""
+    """Returns positions (N, 2) at the reduced size and descriptors (N, 32)."""
     gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     size = (round(gray.shape[1] * scale), round(gray.shape[0] * scale))
     gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)

@@ -58,7 +58,7 @@ def name_pixels(pixels: NDArray[np.uint8]) -> list[str]:
     """Names the color of each pixel.
 
     Args:
-        pixels: uint8 (N, 3), sRGB.
+        pixels: Colors of the pixels, sRGB, uint8 (N, 3).
     """
     if len(pixels) == 0:
         return []

@@ -58,7 +58,7 @@ def measure(clip: RegionClip) -> Measurements:
     there is one, all else on the sampled frames.
 
     Args:
-        clip: the clip of one object; empty masks are skipped.
+        clip: Clip of one object; empty masks are skipped.
 
     Returns:
         the measurements, all None or empty if all masks are empty.
@@ -108,9 +108,9 @@ def place(box: Box, width: int, height: int) -> str:
     """Names the position of a box, by the third of the frame that its center is in.
 
     Args:
-        box: box in pixel edges.
-        width: width of the frame in pixels.
-        height: height of the frame in pixels.
+        box: Box of the object in pixel edges.
+        width: Width of the frame in pixels.
+        height: Height of the frame in pixels.
 
     Returns:
         "middle", "left", "right", "top", "bottom", "upper left", "lower right", ...
@@ -164,9 +164,9 @@ def _crossed_edge(
 
     Args:
         boxes: (N, 4) boxes in pixel edges in order of time.
-        width: width of the frame in pixels.
-        height: height of the frame in pixels.
-        within: number of boxes to look at.
+        width: Width of the frame in pixels.
+        height: Height of the frame in pixels.
+        within: Number of boxes to look at.
     """
     touched = _touched(boxes[0], width, height)
     crossed: dict[Side, float] = {}
@@ -222,7 +222,7 @@ def _motion(
         steps: T - 1 camera steps, see :func:`camera_steps`.
         masks: T masks of the object, none empty.
         boxes: (T, 4) boxes of the object in pixel edges.
-        seconds: time between the first frame and the last.
+        seconds: Time between the first frame and the last in seconds.
     """
     height, width = masks[0].shape
     views = [np.eye(3)]
@@ -287,7 +287,7 @@ def _displacement(
     that are free in both frames are followed instead.
 
     Args:
-        views: two matrices (3, 3) from the frames' pixels to the first view's.
+        views: Two matrices (3, 3) from the frames' pixels to the first view's.
         boxes: (2, 4) pixel edges.
         centers: (2, 2) of x, y in pixels.
         size: (width, height) of the frame in pixels.

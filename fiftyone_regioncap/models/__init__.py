@@ -1,1 +1,1 @@
-"""What all models share: registry, loading, sampling, endpoints."""
+"""Code that all models share: registry, loading, sampling, endpoints."""

@@ -68,7 +68,7 @@ class ClipVocabulary:
             ) from error
 
     def __len__(self) -> int:
-        """The number of ids; 49,408 for the published vocabulary."""
+        """Returns the number of ids; 49,408 for the published vocabulary."""
         return len(self._tokens)
 
     def encode(self, text: str) -> list[int]:
@@ -139,7 +139,7 @@ class ClipVocabulary:
 
 
 def _published_merges(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges out of OpenAI's file, in the order of the ids."""
+    """Returns vocabulary and merges from OpenAI's file, in the order of the ids."""
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     except OSError as error:

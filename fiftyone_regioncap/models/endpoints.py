@@ -57,9 +57,10 @@ class Completion:
     """The answer of a chat model.
 
     Attributes:
-        text: What it says, without its reasoning; may be empty.
-        finish: Why it ended: ``"stop"``, ``"length"`` where it was cut off,
-            ``"content_filter"``, or what else the endpoint says; None when it does not.
+        text: Text of the answer without its reasoning; may be empty.
+        finish: Reason for its end: ``"stop"``, ``"length"`` where it was cut off,
+            ``"content_filter"``, or another one of the endpoint; None when the endpoint
+            gives none.
         tokens: Number of tokens written; 0 when the endpoint does not count.
         logprobs: Each token with its log probability; empty where they were not asked
             for or belong to reasoning too.
@@ -79,8 +80,8 @@ class Endpoint:
         api_key: Key of this endpoint; None for ``$OPENAI_API_KEY``, which is only sent
             to the host of ``$OPENAI_BASE_URL``, else to OpenAI. Never stored or shown.
         timeout: Seconds to wait for a connection, and for the next byte of an answer.
-        retries: How often a request that may pass is sent again, each time after a
-            longer pause.
+        retries: Number of times that a request is sent again after a transient error,
+            each time after a longer pause.
         insecure: Whether the key may go to another machine unencrypted.
 
     Attributes:
@@ -158,7 +159,8 @@ class Endpoint:
         requests.
 
         Args:
-            body: Of the request, with ``max_tokens`` and ``temperature`` as always.
+            body: Body of the request, with ``max_tokens`` and ``temperature`` under
+                these names.
 
         Raises:
             FatalError: When every further request will fail too.
@@ -303,7 +305,7 @@ def _authorization(parts: SplitResult, api_key: str | None) -> dict[str, str]:
 
 
 def _secrets(parts: SplitResult, headers: Mapping[str, str]) -> list[str]:
-    """Returns what must not be shown, as it is sent and as it was given."""
+    """Returns the secrets to hide, as they are sent and as they were given."""
     values = [value.split(" ", 1)[1] for value in headers.values()]
     if parts.password:
         values += [parts.password, unquote(parts.password)]
@@ -316,7 +318,7 @@ def _json(answer: Any) -> Any:
 
 
 def _reason(error: Any) -> str:
-    """Returns what an endpoint says of an error."""
+    """Returns the message of an endpoint's error."""
     body = error.body
     if isinstance(body, Mapping):
         body = body.get("error", body)

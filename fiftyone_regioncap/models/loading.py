@@ -58,8 +58,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """Returns the device that a model runs on.
 
     Args:
-        device: such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; None for a GPU where
-            there is one.
+        device: Device name such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; None for a
+            GPU where there is one.
 
     Raises:
         BackendError: when this machine has no such device.
@@ -88,10 +88,10 @@ def choose_dtype(
     """Returns the numeric type that a model computes in.
 
     Args:
-        dtype: a name in :data:`DTYPES` or PyTorch's own type; None for bfloat16 on a
-            GPU and float32 elsewhere.
-        device: where the model runs.
-        choices: the names that the model allows.
+        dtype: Name in :data:`DTYPES` or a PyTorch dtype; None for bfloat16 on a GPU and
+            float32 elsewhere.
+        device: Device that the model runs on.
+        choices: Names of the dtypes that the model supports.
 
     Raises:
         BackendError: when the model cannot compute in it.
@@ -117,12 +117,13 @@ def fetch_checkpoint(
     """Returns the folder of a checkpoint, downloading it when it is on the hub.
 
     Args:
-        source: a folder, or a hub repository as ``owner/name`` or, pinned to a commit,
+        source: A folder, or a hub repository as ``owner/name`` or, pinned to a commit,
             tag or branch, ``owner/name@revision``.
-        files: patterns of the files to download; never pickles of code.
-        revision: commit, tag or branch of the repository; None for the latest, or what
-            ``source`` names.
-        advice: what to do when there is no such checkpoint, as a sentence.
+        files: Patterns of the files to download; never pickles of code.
+        revision: Commit, tag or branch of the repository; None for the latest, or the
+            one that ``source`` names.
+        advice: Sentence that tells the user what to do when there is no such
+            checkpoint.
 
     Raises:
         WeightsError: when there is no such folder, or the hub does not give the files.
@@ -182,11 +183,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def revision_of(folder: Path, files: Sequence[Path] | None = None) -> str:
-    """Returns what tells a checkpoint from others: a hub commit, or a hash.
+    """Returns the fingerprint of a checkpoint: a hub commit, or a hash.
 
     Args:
-        folder: of the checkpoint.
-        files: with its weights; None for :func:`weight_files`.
+        folder: Folder of the checkpoint.
+        files: Files with its weights; None for :func:`weight_files`.
 
     Returns:
         the commit where the folder is a snapshot in the hub's cache, else the sha256 of
@@ -211,8 +212,9 @@ def read_json(path: Path, advice: str = "fetch the checkpoint again") -> dict[st
     """Reads a JSON object.
 
     Args:
-        path: of the file.
-        advice: what to do when it is missing or damaged.
+        path: Path of the file.
+        advice: Sentence that tells the user what to do when the file is missing or
+            damaged.
 
     Raises:
         WeightsError: when the file is missing, or holds no JSON object.
@@ -237,9 +239,9 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
     most 1000 and everything else at most 2**24; heads must divide the hidden size.
 
     Args:
-        config: with keys such as ``hidden_size`` and ``num_hidden_layers``; absent ones
-            are not checked.
-        where: the file and section, for the message.
+        config: Configuration with keys such as ``hidden_size`` and
+            ``num_hidden_layers``; absent keys are not checked.
+        where: File and section, for the message.
 
     Raises:
         WeightsError: naming the first size that is not possible.
@@ -267,12 +269,12 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
 
 
 def build_config(kind: Callable[..., T], values: Mapping[str, Any], where: str) -> T:
-    """Makes a configuration of transformers' out of values from a file.
+    """Builds one of transformers' configurations from values of a file.
 
     Args:
-        kind: its class.
-        values: from the file, or some of them.
-        where: the file and section, for the message.
+        kind: Class of the configuration.
+        values: Values from the file, or some of them.
+        where: File and section, for the message.
 
     Raises:
         WeightsError: when a size is not possible or the class refuses the values.
@@ -284,10 +286,10 @@ def build_config(kind: Callable[..., T], values: Mapping[str, Any], where: str) 
 
 @contextmanager
 def config_errors(where: str) -> Iterator[None]:
-    """Turns what odd values of a configuration raise into errors that say where.
+    """Turns errors about values of a configuration into errors that say where.
 
     Args:
-        where: the file and section, for the message.
+        where: File and section, for the message.
 
     Raises:
         WeightsError: in place of any other error.
@@ -309,11 +311,11 @@ def read_tensors(
     """Yields the tensors of a checkpoint with their names; executes nothing.
 
     Args:
-        path: a folder with safetensors, whole or in shards, which are read one tensor
+        path: A folder with safetensors, whole or in shards, which are read one tensor
             at a time; or a file that ends in ``.safetensors``, ``.npz``, or ``.pt``,
             ``.pth`` or ``.bin`` with a state dict, alone or as the ``model`` of a
             training checkpoint.
-        wanted: tells the names to read; all of them by default.
+        wanted: Predicate on the names to read; all of them by default.
 
     Raises:
         WeightsError: when a file is missing, damaged, or holds more than plain data.
@@ -349,8 +351,8 @@ def read_torch(path: Path, device: str | torch.device = "cpu") -> Any:
     """Reads what ``torch.save`` wrote: tensors and plain values, never code.
 
     Args:
-        path: of the file.
-        device: where the tensors go.
+        path: Path of the file.
+        device: Device that the tensors are loaded to.
 
     Raises:
         WeightsError: when the file is missing, damaged, or holds more than plain data.
@@ -419,14 +421,15 @@ def load_strict(
     several, the one under the first of their names counts.
 
     Args:
-        module: to be filled.
-        tensors: named as the module names them, behind the prefix.
-        source: where they come from, for the message.
-        device: where they go.
-        dtype: what floating-point tensors are cast to; None leaves them.
-        prefix: what stands before the module's names.
-        unused: tells the names of tensors that the module rightly has no place for.
-        advice: what to do when they do not fit, as a sentence.
+        module: Module to fill.
+        tensors: Pairs of names and tensors, named as in the module, after the prefix.
+        source: Where the tensors come from, for the message.
+        device: Device that the tensors are moved to.
+        dtype: Type that floating-point tensors are cast to; None keeps theirs.
+        prefix: Prefix of the tensors' names before the module's own names.
+        unused: Predicate on the names of tensors that the module rightly has no place
+            for.
+        advice: Sentence that tells the user what to do when the tensors do not fit.
 
     Raises:
         WeightsError: naming the tensors that are missing, unexpected, of another shape
@@ -480,12 +483,12 @@ def check_report(
     """Raises one readable error where weights and modules do not fit together.
 
     Args:
-        source: where the weights come from.
-        missing: names that no tensor has.
-        unexpected: names of tensors that have no place.
-        misshapen: names of tensors of another shape, with both shapes where known.
-        empty: names of tensors that hold NaN only.
-        advice: what to do, as a sentence.
+        source: Where the weights come from, for the message.
+        missing: Names of parameters without a tensor.
+        unexpected: Names of tensors without a place in the module.
+        misshapen: Names of tensors of the wrong shape, with both shapes where known.
+        empty: Names of tensors that hold NaN only.
+        advice: Sentence that tells the user what to do.
 
     Raises:
         WeightsError: when there is anything to report.
@@ -508,7 +511,7 @@ def check_report(
 
 
 def _is_all_nan(tensor: Tensor) -> bool:
-    """Whether no value is a number; looks at one value of a sound tensor."""
+    """Returns whether all values are NaN; looks at one value of a sound tensor."""
     if not tensor.is_floating_point() or not tensor.numel():
         return False
     first = float(tensor.reshape(-1)[0])

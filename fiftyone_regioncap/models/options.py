@@ -1,4 +1,4 @@
-"""The options of how models are loaded, the same for all of an operation's models."""
+"""Options of loading models, the same for all models of an operation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fiftyone_regioncap.core.options import Options, option
 
 @dataclass(frozen=True)
 class LoadOptions(Options):
-    """How models are loaded."""
+    """Options of loading models."""
 
     weights: str | None = option(
         None,

@@ -33,7 +33,7 @@ class NoOptions(Options):
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is to be known of a backend before it is loaded.
+    """Describes a backend before it is loaded.
 
     The only place where these are stated: shell, forms, docs and consent read it.
 
@@ -72,7 +72,7 @@ class ModelCard:
     text_encoder: str | None = None
 
     def missing(self) -> str | None:
-        """What this machine lacks to run the backend with its default weights.
+        """Returns what this machine lacks to run the backend with its default weights.
 
         Returns:
             What to do about it, for people; None when nothing is missing.
@@ -90,14 +90,14 @@ class ModelCard:
         return f"{self.weights} is not downloaded; name it as the weights"
 
     def wants_consent(self) -> bool:
-        """Whether the user has yet to accept the license of the default weights."""
+        """Returns whether the default weights' license is still to be accepted."""
         asked = {item.name for item in assets.ASSETS if item.license.consent}
         return self.weights in asked and not assets.license_accepted(str(self.weights))
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which backend to load and how: plain values that a worker can be sent.
+    """Specifies which backend to load and how, as plain values that can be pickled.
 
     Attributes:
         name: Name of a backend, or ``"auto"``.
@@ -126,7 +126,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
-    """Backends of one kind.
+    """Registry of the backends of one kind.
 
     Attributes:
         preferred: Names that ``"auto"`` tries in turn; the last one always runs.
@@ -135,7 +135,7 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
     preferred: tuple[str, ...] = ()
 
     def choose(self) -> tuple[ModelCard, str]:
-        """The backend that ``"auto"`` stands for here, and the reason for people."""
+        """Returns the backend that ``"auto"`` selects here, and why, for people."""
         return next(self._candidates())
 
     def check(self, spec: ModelSpec) -> None:
@@ -154,8 +154,8 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         """Loads a backend.
 
         Args:
-            spec: Which and how. ``"auto"`` passes over one whose weights turn out not
-                to be had, unless weights were named.
+            spec: Specification of the backend. ``"auto"`` passes over one whose weights
+                turn out not to be had, unless weights were named.
 
         Returns:
             The backend and, for people, why it was chosen.
@@ -184,7 +184,7 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
 
         Args:
             chosen: A specification, or a backend.
-            reasons: Why a backend was chosen is added here, for people.
+            reasons: List that the reason for choosing a backend is added to.
         """
         if not isinstance(chosen, ModelSpec):
             return chosen
@@ -213,7 +213,7 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         return resolve(card.text_encoder).from_pretrained(weights, spec.device)
 
     def _prepare(self, card: ModelCard, spec: ModelSpec) -> tuple[str | None, Options]:
-        """The weights to load, which exist if they are a path, and the options."""
+        """Returns the weights to load, checked to exist if a path, and the options."""
         options = card.options.from_mapping(spec.options, f"{self.kind} {card.name}")
         weights = spec.weights or card.weights
         if weights is None and card.needs is not None:
@@ -240,7 +240,7 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
 
 
 def in_hub_cache(repository: str, file: str = "model.safetensors") -> bool:
-    """Whether a file of a hub repository is in the local cache."""
+    """Returns whether a file of a hub repository is in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repository, file), str)

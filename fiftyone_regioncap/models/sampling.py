@@ -20,13 +20,14 @@ class Sampling:
     """Settings of sampling.
 
     Attributes:
-        temperature: divides the logits; 0, or less than any logits could tell from it
-            (:data:`LEAST_TEMPERATURE`), takes the most likely token.
-        top_k: keep that many of the most likely tokens; 0 keeps all.
-        top_p: then drop a token when its probability and that of all less likely ones
-            is at most ``1 - top_p``; at least one stays. 1 keeps all.
-        seed: of the random numbers; the same seed gives the same text, whatever else is
-            in the batch.
+        temperature: Divisor of the logits; 0, or less than any logits could distinguish
+            from it (:data:`LEAST_TEMPERATURE`), always takes the most likely token.
+        top_k: Number of most likely tokens to keep; 0 keeps all.
+        top_p: Nucleus probability, applied after ``top_k``: a token is dropped when its
+            probability and that of all less likely ones is at most ``1 - top_p``; at
+            least one stays. 1 keeps all.
+        seed: Seed of the random numbers; the same seed gives the same text, whatever
+            else is in the batch.
     """
 
     temperature: float = 0.0
@@ -44,7 +45,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is always taken."""
+        """Returns whether the most likely token is always taken."""
         return self.temperature < LEAST_TEMPERATURE
 
     def uniforms(self, count: int) -> Tensor:
@@ -72,11 +73,12 @@ class SamplingRows:
     """Sampling settings of several rows as tensors.
 
     Attributes:
-        temperature: float32 (B, 1); 1 for greedy rows.
-        top_k: int64 (B, 1); the vocabulary's size where all are kept.
-        top_p: float32 (B, 1).
-        greedy: bool (B,).
-        width: how many of the most likely tokens are looked at; 1 or more.
+        temperature: Temperatures, float32 (B, 1); 1 for greedy rows.
+        top_k: Numbers of tokens kept, int64 (B, 1); the vocabulary's size where all are
+            kept.
+        top_p: Nucleus probabilities, float32 (B, 1).
+        greedy: Whether each row is greedy, bool (B,).
+        width: Number of most likely tokens considered, 1 or more.
     """
 
     temperature: Tensor
@@ -115,8 +117,8 @@ def candidates(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
     """Returns the tokens that may come next, most likely first.
 
     Args:
-        logits: float32 (B, V).
-        rows: the settings.
+        logits: Logits of the next tokens, float32 (B, V).
+        rows: Sampling settings.
 
     Returns:
         ids, int64 (B, width), and their probabilities, float32 (B, width), summing to 1
@@ -136,9 +138,10 @@ def choose(logits: Tensor, rows: SamplingRows | None, uniform: Tensor | None) ->
     """Chooses the next token of each row, int64 (B,).
 
     Args:
-        logits: float32 (B, V).
-        rows: the settings; None when all are greedy.
-        uniform: float32 (B,) in [0, 1), one random number a row; None likewise.
+        logits: Logits of the next tokens, float32 (B, V).
+        rows: Sampling settings; None when all rows are greedy.
+        uniform: One random number per row in [0, 1), float32 (B,); None when all rows
+            are greedy.
     """
     best = logits.argmax(dim=-1)
     if rows is None or uniform is None:

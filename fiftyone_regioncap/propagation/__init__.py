@@ -1,1 +1,1 @@
-"""Carrying prompts through videos."""
+"""Propagators, which carry prompts through videos."""

@@ -24,11 +24,11 @@ class Frames(Protocol):
 
     @property
     def height(self) -> int:
-        """Height of the frames in pixels."""
+        """Returns the height of the frames in pixels."""
 
     @property
     def width(self) -> int:
-        """Width of the frames in pixels."""
+        """Returns the width of the frames in pixels."""
 
     def __len__(self) -> int: ...
 
@@ -42,16 +42,16 @@ class PropagationRequest:
 
     Attributes:
         frames: The video.
-        prompts: Where the objects are, on any frames in [start, stop); several per
+        prompts: Prompts of the objects, on any frames in [start, stop); several per
             object allowed, also on one frame.
         direction: Which way masks are carried from the prompts: ``"forward"``,
             ``"backward"`` or ``"both"``.
         start: First frame of interest, 0-based.
         stop: One past the last frame of interest; None for the end of the video.
-        overlap: Whether objects may share pixels; else each pixel goes to the object
-            that claims it most.
-        checkpoint: The state of an interrupted run with the same arguments, to resume
-            it; None to begin.
+        overlap: Whether objects may share pixels; otherwise each pixel goes to the
+            object with the strongest claim.
+        checkpoint: State of an interrupted run with the same arguments, to resume it;
+            None to start from the beginning.
 
     Raises:
         PromptError: When the video has no frames, the range holds none of them, the
@@ -97,7 +97,7 @@ class PropagationRequest:
 
     @property
     def end(self) -> int:
-        """One past the last frame of interest."""
+        """Returns the index one past the last frame of interest."""
         return len(self.frames) if self.stop is None else self.stop
 
 
@@ -106,10 +106,10 @@ class PropagatorInfo:
     """Describes a propagator and its weights.
 
     Attributes:
-        name: Its name as users choose it, such as ``"sam2"``.
-        model: The published name of the weights (``"facebook/sam2.1-hiera-tiny"``).
+        name: Name that users choose it by, such as ``"sam2"``.
+        model: Published name of the weights (``"facebook/sam2.1-hiera-tiny"``).
         revision: Revision of the weights: a hub commit or a sha256.
-        license: License of the weights' license.
+        license: SPDX id of the weights' license, or a short name for others.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Propagator(Protocol):
 
     @property
     def info(self) -> PropagatorInfo:
-        """Name, weights and license."""
+        """Returns the name, weights and license."""
 
     def propagate(self, request: PropagationRequest) -> Propagation:
         """Starts or resumes a run.

@@ -13,7 +13,8 @@ def compete(claims: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Gives each pixel to the object that claims it most.
 
     Args:
-        claims: (N, H, W), an object wants a pixel where its claim is above 0.
+        claims: Claims of the objects, (N, H, W); an object wants a pixel where its
+            claim is above 0.
 
     Returns:
         bool (N, H, W), no pixel in two masks; ties go to the earlier object.
@@ -29,7 +30,7 @@ def drop_fragments(mask: Mask, share: float) -> Mask:
     """Drops connected parts smaller than a share of the largest.
 
     Args:
-        mask: bool (H, W).
+        mask: Object mask, bool (H, W).
         share: Share of the largest part's area, in [0, 1].
 
     Returns:

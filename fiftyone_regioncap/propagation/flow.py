@@ -170,8 +170,9 @@ def moved(image: NDArray[np.float32], back: NDArray[np.float32]) -> NDArray[np.f
     """Warps an image of the previous frame onto the new one.
 
     Args:
-        image: (H, W); what enters from outside the frame is 0.
-        back: (H, W, 2), for each pixel of the new frame, where it was: x and y offsets.
+        image: Image of the previous frame, (H, W); pixels from outside the frame are 0.
+        back: Backward optical flow, (H, W, 2): x and y offsets from each pixel of the
+            new frame to its position in the previous one.
 
     Returns:
         (H, W).
@@ -191,10 +192,10 @@ def moved(image: NDArray[np.float32], back: NDArray[np.float32]) -> NDArray[np.f
 
 
 def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
-    """The mask that a prompt stands for, as far as colors can tell.
+    """Returns the mask that a prompt stands for, as far as colors can tell.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
+        frame: RGB frame, uint8 (H, W, 3).
         prompt: A mask is taken as it is; a box is cut out by color; points become the
             box around those on the object, at least a tenth of the frame wide. What is
             around points off the object is left out.
@@ -230,7 +231,7 @@ def prompted_mask(frame: Frame, prompt: Prompt) -> Mask:
 
 
 def _sharpened(frame: Frame, mask: Mask) -> Mask:
-    """A carried mask with its outline moved to edges a few pixels away."""
+    """Returns a carried mask with its outline moved to edges a few pixels away."""
     reach = np.ones((9, 9), np.uint8)
     image = mask.astype(np.uint8)
     sure, possible = cv2.erode(image, reach), cv2.dilate(image, reach)
@@ -238,7 +239,7 @@ def _sharpened(frame: Frame, mask: Mask) -> Mask:
 
 
 def _histogram(frame: Frame, mask: Mask) -> NDArray[np.float32]:
-    """Colors under a mask, (8, 8, 8), summing to 1 (0 for an empty mask)."""
+    """Returns the color histogram of a mask, (8, 8, 8), summing to 1 (0 if empty)."""
     counts = cv2.calcHist(
         [frame], [0, 1, 2], mask.astype(np.uint8), _BINS, [0, 256] * 3
     )

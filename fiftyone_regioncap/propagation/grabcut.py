@@ -26,10 +26,10 @@ def grabcut(frame: Frame, likely: Mask, sure: Mask, possible: Mask) -> Mask:
     """Moves a mask's outline to the edges of the image.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
-        likely: bool (H, W), a first guess, inside ``possible``.
-        sure: bool (H, W), what certainly is the object.
-        possible: bool (H, W), what may be the object at all.
+        frame: RGB frame, uint8 (H, W, 3).
+        likely: Initial mask, bool (H, W), inside ``possible``.
+        sure: Sure foreground, bool (H, W).
+        possible: Possible foreground, bool (H, W); all else is sure background.
 
     Returns:
         bool (H, W); ``likely`` where GrabCut finds nothing.
@@ -69,9 +69,9 @@ def remove_around(frame: Frame, mask: Mask, points: NDArray[np.floating]) -> Mas
     """Removes from a mask what is around points that are off the object.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
-        mask: bool (H, W).
-        points: (N, 2) of x, y in pixels.
+        frame: RGB frame, uint8 (H, W, 3).
+        mask: Object mask, bool (H, W).
+        points: Points off the object, (N, 2) of x, y in pixels.
 
     Returns:
         bool (H, W), a part of the mask without the points and without what looks like

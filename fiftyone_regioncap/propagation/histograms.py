@@ -15,8 +15,8 @@ def hsv_histogram(
     """Returns the histogram of hue, saturation and value inside a mask.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
-        mask: bool (H, W), not empty.
+        frame: RGB frame, uint8 (H, W, 3).
+        mask: Object mask, bool (H, W), not empty.
         bins: Number of bins for hue, saturation and value.
 
     Returns:

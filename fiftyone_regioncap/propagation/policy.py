@@ -1,4 +1,4 @@
-"""When to stop following an object, whatever propagator follows it."""
+"""Stops following lost objects, whatever propagator follows them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class PolicyPropagator:
 
 
 def _narrowed(request: PropagationRequest, max_frames: int) -> PropagationRequest:
-    """The request over at most so many frames from the first (last) prompt."""
+    """Returns the request cut to ``max_frames`` from the first (last) prompt."""
     start, stop = request.start, request.end
     frames = [p.frame for p in request.prompts if not p.negative_only]
     if request.direction != "forward":
@@ -138,7 +138,8 @@ class _ObjectStatus:
         weak: Number of frames in a row with a score that is too low.
         lost: Whether it is no longer emitted until it is prompted.
         doubted: Whether it is hidden until it looks like itself again.
-        colors: float32 (n,), histogram where it was last seen well; empty if never.
+        colors: Color histogram where it was last seen well, float32 (n,); empty if
+            never.
     """
 
     weak: int = 0

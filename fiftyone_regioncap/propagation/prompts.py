@@ -151,7 +151,7 @@ def separate_prompts(frame: Frame, prompts: Sequence[Prompt]) -> list[Prompt]:
     hold for all of them, and no mask comes with points.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
+        frame: RGB frame, uint8 (H, W, 3).
         prompts: Prompts of one object on it, one of them more than negative points.
     """
     pairs = [(p.points, p.signs) for p in prompts if p.points is not None]

@@ -38,7 +38,7 @@ class Segmenter(Protocol):
 
         Args:
             encoded: The result of :meth:`encode` for the frame.
-            points: (N, 2) of x, y in pixels of the frame.
+            points: Points as x, y in pixels of the frame, (N, 2).
 
         Returns:
             Logits (N, h, w) over the whole frame at any resolution, above 0 on the
@@ -102,9 +102,9 @@ class Proposal:
     """A mask that may be an object.
 
     Attributes:
-        mask: bool (H, W).
+        mask: Mask of the object, bool (H, W).
         score: Predicted IoU in [0, 1].
-        colors: float32 (n,), color histogram inside the mask, with a sum of 1.
+        colors: Color histogram inside the mask with a sum of 1, float32 (n,).
     """
 
     mask: Mask
@@ -124,8 +124,8 @@ def propose(
 
     Args:
         frames: The video.
-        segmenter: Finds the masks.
-        options: What counts as an object; None for the defaults.
+        segmenter: Segmenter that finds the masks.
+        options: Options that say what counts as an object; None for the defaults.
         start: First frame of interest, 0-based.
         stop: One past the last frame of interest; None for the end of the video.
 
@@ -191,20 +191,20 @@ def _candidates(
 
 
 def grid_points(side: int, height: int, width: int) -> NDArray[np.float64]:
-    """Centers of a grid of side x side cells, (side * side, 2) of x, y in pixels."""
+    """Returns the centers of a grid of side x side cells, (side * side, 2) of x, y."""
     steps = (np.arange(side) + 0.5) / side
     x, y = np.meshgrid(steps * width, steps * height)
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
 def stability(logits: NDArray[np.float32], offset: float = 1.0) -> float:
-    """IoU of the masks at a higher and a lower threshold, in [0, 1]."""
+    """Returns the IoU of the masks at a higher and a lower threshold, in [0, 1]."""
     outer = int((logits > -offset).sum())
     return int((logits > offset).sum()) / outer if outer else 0.0
 
 
 def mask_iou(one: Mask, other: Mask) -> float:
-    """Intersection over union of two masks of one size; 0 when both are empty."""
+    """Returns the intersection over union of two masks; 0 when both are empty."""
     union = int((one | other).sum())
     return int((one & other).sum()) / union if union else 0.0
 
@@ -221,7 +221,7 @@ def _same_object(one: Proposal, other: Proposal, options: ProposalOptions) -> bo
 
 
 def _distance(one: Mask, other: Mask) -> float:
-    """Between the centers of two masks' boxes, in diagonals of the frame."""
+    """Returns the distance of two masks' box centers, in diagonals of the frame."""
     centers = []
     for mask in (one, other):
         box = box_of_mask(mask)

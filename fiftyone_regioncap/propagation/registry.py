@@ -1,4 +1,4 @@
-"""The propagators by name."""
+"""Registry of the propagators."""
 
 from __future__ import annotations
 

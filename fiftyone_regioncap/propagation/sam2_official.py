@@ -84,9 +84,11 @@ class Sam2OfficialPropagator:
         """Loads one of the package's checkpoint files (``sam2.1_hiera_tiny.pt``).
 
         Args:
-            path: The file.
-            device: Where it runs; None for CUDA where there is one, else the CPU.
-            options: Which configuration of the package to use; None for the defaults.
+            path: Path of the checkpoint file.
+            device: Torch device to run on; None for CUDA where there is one, else the
+                CPU.
+            options: Options, such as the package's configuration; None for the
+                defaults.
 
         Raises:
             BackendError: When the package is not installed.
@@ -115,7 +117,7 @@ class Sam2OfficialPropagator:
 
     @property
     def info(self) -> PropagatorInfo:
-        """Name, weights and license."""
+        """Returns the name, weights and license."""
         return self._info
 
     def propagate(self, request: PropagationRequest) -> _OfficialRun:
@@ -165,7 +167,7 @@ class Sam2OfficialPropagator:
                     )
 
     def _state(self, frames: Frames) -> dict[str, Any]:
-        """The predictor's state as ``init_state`` builds it, frames given lazily."""
+        """Returns the predictor's state as ``init_state`` does, with lazy frames."""
         predictor = self._predictor
         empty: tuple[str, ...] = (
             "point_inputs_per_obj",

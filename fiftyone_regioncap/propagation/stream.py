@@ -36,8 +36,8 @@ class Pass:
 
     Attributes:
         frames: The frames in the order of the pass.
-        prompts: By frame, the prompts that take effect on the pass.
-        entries: By object id, the first frame of the pass on which it is emitted.
+        prompts: Prompts that take effect on the pass, by frame.
+        entries: First frame of the pass on which an object is emitted, by object id.
     """
 
     frames: range
@@ -45,7 +45,7 @@ class Pass:
     entries: Mapping[int, int]
 
     def emitted(self, frame: int) -> frozenset[int]:
-        """The ids of the objects that results on this frame carry."""
+        """Returns the ids of the objects that results on this frame carry."""
         step = self.frames.step
         return frozenset(
             object_id
@@ -61,7 +61,7 @@ def plan_passes(request: PropagationRequest) -> list[Pass]:
     their frame, so they start nothing.
 
     Args:
-        request: The run.
+        request: Video, prompts and range of the run.
 
     Returns:
         One pass, or two for ``both``; none of them is empty.
@@ -99,8 +99,9 @@ class PassIterator(ABC, Generic[Result]):
         """Plans the run; nothing is computed before the first frame is asked for.
 
         Args:
-            request: The run.
-            model: Whatever else the results depend on; its ``repr`` says all of it.
+            request: Video, prompts and range of the run.
+            model: Description of the model, by its ``repr``: everything else that the
+                results depend on.
         """
         self.frames = request.frames
         self.passes = plan_passes(request)
@@ -134,7 +135,7 @@ class PassIterator(ABC, Generic[Result]):
         return self
 
     def __next__(self) -> Result:
-        """The result of the next frame that carries an object."""
+        """Returns the result of the next frame that carries an object."""
         while self.pass_index < len(self.passes):
             current = self.passes[self.pass_index]
             if self.done_in_pass == len(current.frames):
@@ -148,7 +149,7 @@ class PassIterator(ABC, Generic[Result]):
         raise StopIteration
 
     def checkpoint(self) -> Checkpoint:
-        """The state after the last frame emitted."""
+        """Returns the state after the last frame emitted."""
         state = {_STATE + name: array for name, array in self._state().items()}
         position = np.array([self.pass_index, self.done_in_pass], dtype=np.int64)
         return {"run": self._fingerprint, "position": position, **state}
@@ -171,7 +172,7 @@ class PassIterator(ABC, Generic[Result]):
 
 
 def _fingerprint(request: PropagationRequest, model: object) -> NDArray[np.uint8]:
-    """A hash of all that a run's results depend on, uint8 (32,)."""
+    """Returns a hash of all that a run's results depend on, uint8 (32,)."""
     frames = request.frames
     shape = (len(frames), frames.height, frames.width)
     span = (request.direction, request.start, request.end, request.overlap)
@@ -197,7 +198,7 @@ class Tracker(Protocol):
 
         Args:
             index: 0-based index of the frame.
-            frame: uint8 (H, W, 3) RGB.
+            frame: RGB frame, uint8 (H, W, 3).
             prompts: The prompts on this frame; new objects enter with their first. An
                 object is the union of what its prompts mean, and each of them says
                 where it is; masks come without points.
@@ -225,9 +226,10 @@ class StreamPropagation(PassIterator[FrameMasks]):
         """Starts or resumes a run.
 
         Args:
-            request: The run.
-            new_tracker: Makes a tracker that has seen nothing, one for each pass.
-            model: Whatever else the results depend on; its ``repr`` says all of it.
+            request: Video, prompts and range of the run.
+            new_tracker: Makes a new tracker without state, one for each pass.
+            model: Description of the model, by its ``repr``: everything else that the
+                results depend on.
         """
         super().__init__(request, model)
         self._new_tracker = new_tracker

@@ -53,14 +53,14 @@ class ServerSettings:
     """Settings of the server.
 
     Attributes:
-        model: the name of what it runs, besides ``describe_anything_model``.
-        video: whether the checkpoint is the one for images and videos.
-        token: that clients must send as ``Authorization: Bearer``; None for none, which
-            is for loopback only.
-        sampling: where a request says nothing; the default is that of the authors'
-            server.
-        limits: on requests.
-        rows: answers at once.
+        model: Name of the model that clients see, besides ``describe_anything_model``.
+        video: Whether the checkpoint handles images and videos.
+        token: Token that clients must send as ``Authorization: Bearer``; None for no
+            authentication, only allowed on loopback.
+        sampling: Default sampling settings of requests; those of the authors' server by
+            default.
+        limits: Limits of requests.
+        rows: Number of answers generated at once.
     """
 
     model: str = "DAM"
@@ -72,11 +72,11 @@ class ServerSettings:
 
 
 def create_app(dam: DAM, settings: ServerSettings) -> Starlette:
-    """Makes the server as an ASGI application.
+    """Creates the server as an ASGI application.
 
     Args:
-        dam: the model; nothing else may use it while the application runs.
-        settings: see there.
+        dam: Loaded DAM model; nothing else may use it while the application runs.
+        settings: Settings of the server.
     """
     server = _Server(dam, settings)
     routes = [
@@ -122,7 +122,7 @@ class _Server:
         return JSONResponse({"object": "list", "data": listed})
 
     async def model(self, request: Request) -> Response:
-        """Describes one of them."""
+        """Describes one of the models that the server answers to."""
         name = request.path_params["name"]
         if not self._allowed(request):
             return _openai_error(RequestError("wrong or no token", 401))
@@ -142,7 +142,7 @@ class _Server:
     # -- the two dialects -------------------------------------------------------------
 
     async def reference_chat(self, request: Request) -> Response:
-        """Errors have status 500 and deltas are lists, as its clients expect."""
+        """Answers as the authors' server: errors have status 500, deltas are lists."""
         if not self._allowed(request):
             return JSONResponse({"error": "wrong or no token"}, 401)
         chat = None
@@ -262,7 +262,7 @@ class _Server:
     # -- what both share --------------------------------------------------------------
 
     def _allowed(self, request: Request) -> bool:
-        """Whether a request carries the token, with or without "Bearer"."""
+        """Returns whether a request carries the token, with or without "Bearer"."""
         if self._settings.token is None:
             return True
         sent = request.headers.get("authorization", "").strip()
@@ -412,10 +412,10 @@ class _Server:
 
 
 class _Budget:
-    """Lets work begin as long as all that is at work fits a total.
+    """Lets work begin as long as all running work fits a total.
 
     Args:
-        total: Of all work at once; work that needs more runs alone.
+        total: Total amount of all running work; work that needs more runs alone.
     """
 
     def __init__(self, total: int) -> None:

@@ -16,8 +16,8 @@ class Batcher:
     """Runs a scheduler in a thread of its own.
 
     Args:
-        dam: the model; nobody else may use it meanwhile.
-        rows: answers at once.
+        dam: Loaded DAM model; nothing else may use it meanwhile.
+        rows: Number of answers generated at once.
     """
 
     def __init__(self, dam: DAM, rows: int) -> None:

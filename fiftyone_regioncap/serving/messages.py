@@ -28,9 +28,9 @@ class RequestError(Exception):
     """A request that cannot be answered.
 
     Attributes:
-        status: the HTTP status that OpenAI's API has for it.
-        param: the field that is wrong.
-        detail: of a role that doesn't exist, as the authors' server words it.
+        status: HTTP status that OpenAI's API has for the error.
+        param: Name of the invalid field.
+        detail: Message for a role that doesn't exist, as the authors' server words it.
     """
 
     def __init__(
@@ -48,17 +48,18 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Limits of a request.
+    """Sets limits of a request.
 
     Attributes:
-        body_bytes: Size of the whole request.
-        body_seconds: Time for the whole request to arrive.
-        block_seconds: Time without a byte of it.
-        image_pixels: Width times height of each image.
-        decoded_pixels: Width times height of the images that are decoded at once, of
-            all requests.
-        max_new_tokens: Of an answer; requests for more get that many.
-        stops: Number of texts at which an answer may have to stop.
+        body_bytes: Maximum size of the whole request in bytes.
+        body_seconds: Maximum time for the whole request to arrive, in seconds.
+        block_seconds: Maximum time without a byte of the request, in seconds.
+        image_pixels: Maximum number of pixels of each image.
+        decoded_pixels: Maximum number of pixels of all images decoded at once, over all
+            requests.
+        max_new_tokens: Maximum number of tokens of an answer; requests for more get
+            that many.
+        stops: Maximum number of stop sequences.
     """
 
     body_bytes: int = 64 << 20
@@ -72,18 +73,19 @@ class RequestLimits:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A question about one object.
+    """Represents a question about one object.
 
     Attributes:
-        model: As requested.
-        images: RGBA, the mask in alpha; not decoded yet, only their headers are read.
-        text: Of all system and user messages, joined.
-        sampling: How to choose tokens.
-        max_new_tokens: Of the answer.
-        stop: Texts before which the answer ends.
-        stream: Whether the answer is wanted piece by piece.
-        usage: Whether a stream ends with counts of tokens.
-        logprobs: Whether the tokens' probabilities are wanted.
+        model: Name of the requested model.
+        images: RGBA images with the mask in the alpha channel; not decoded yet, only
+            their headers are read.
+        text: Text of all system and user messages, joined.
+        sampling: Sampling settings.
+        max_new_tokens: Maximum number of tokens of the answer.
+        stop: Stop sequences, before which the answer ends.
+        stream: Whether the answer is streamed.
+        usage: Whether a stream ends with token counts.
+        logprobs: Whether the tokens' log probabilities are returned.
     """
 
     model: str
@@ -98,11 +100,11 @@ class ChatRequest:
 
     @property
     def pixels(self) -> int:
-        """Width times height of the largest image."""
+        """Returns the number of pixels of the largest image."""
         return max((image.width * image.height for image in self.images), default=0)
 
     def end(self, text: str) -> int | None:
-        """Returns where the first of the texts to stop at begins; None without one."""
+        """Returns where the first stop sequence begins in a text; None without one."""
         found = [place for stop in self.stop if (place := text.find(stop)) >= 0]
         return min(found, default=None)
 
@@ -110,7 +112,7 @@ class ChatRequest:
         """Returns the text with its image tags.
 
         Args:
-            joint: whether the model is the one for images and videos.
+            joint: Whether the model handles both images and videos.
 
         Raises:
             RequestError: when the images are too few or too many for it.
@@ -143,12 +145,12 @@ def parse(
     """Reads a request; images are counted and measured, but not decoded.
 
     Args:
-        body: Of the request.
-        models: Names that this server answers to.
-        defaults: Where the request says nothing.
-        limits: On sizes.
-        system: Whether there may be messages of the system; their text is put before
-            the question.
+        body: JSON body of the request.
+        models: Names of the models that this server answers to.
+        defaults: Default sampling settings, for fields that the request omits.
+        limits: Limits of the request.
+        system: Whether system messages are allowed; their text is put before the
+            question.
 
     Raises:
         RequestError: Saying what is wrong.

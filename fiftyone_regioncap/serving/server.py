@@ -1,4 +1,4 @@
-"""Serving of the application on a socket."""
+"""Serves the application on a socket."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def serve(
     """Serves until the process is told to stop (Ctrl-C, SIGTERM).
 
     Args:
-        dam: the model.
-        settings: how it answers.
-        host: where to listen; beyond loopback only with a token in the settings.
-        port: 0 for any that is free.
-        ready: called with the server's address when it listens.
+        dam: Loaded DAM model.
+        settings: Settings of the server.
+        host: Address to listen on; beyond loopback only with a token in the settings.
+        port: Port to listen on; 0 for any free one.
+        ready: Called with the server's address once it listens.
 
     Raises:
         BackendError: when others could reach the server without a token, or the
@@ -51,10 +51,10 @@ def running(
     """Serves in a thread while the context lasts.
 
     Args:
-        dam: the model.
-        settings: how it answers.
-        host: as of :func:`serve`.
-        port: likewise.
+        dam: Loaded DAM model.
+        settings: Settings of the server.
+        host: Address to listen on, as for :func:`serve`.
+        port: Port to listen on, as for :func:`serve`.
 
     Yields:
         the server's address, such as ``http://127.0.0.1:49152``.

@@ -1,1 +1,1 @@
-"""The machine: weights and clips, pip, the database."""
+"""Access to the machine: weights and clips, pip, the database."""

@@ -1,4 +1,4 @@
-"""Where weights and demo clips come from: source, sha256, license, offline rules.
+"""Sources of weights and demo clips: address, sha256, license, offline rules.
 
 Nothing is fetched by importing or by :func:`find`; only :func:`fetch` uses the network,
 and what it stores is checked by sha256 before it gets its final name, so that a file
@@ -30,13 +30,13 @@ Progress: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True)
 class License:
-    """What the owner of an asset allows.
+    """License of an asset.
 
     Attributes:
         id: SPDX id, or ``LicenseRef-...`` for others.
-        url: where the full text is.
-        notice: what to tell the user: the attribution, or the restriction.
-        consent: whether the user must accept it before the first download.
+        url: Address of the full text.
+        notice: Attribution or restriction to show to the user.
+        consent: Whether the user must accept the license before the first download.
     """
 
     id: str
@@ -50,9 +50,9 @@ class ArchiveMember:
     """One file inside an archive of a package index.
 
     Attributes:
-        archive: the sdist or wheel.
-        path: of the member, without the sdist's top folder.
-        sha256: of the member.
+        archive: The sdist or wheel that holds the file.
+        path: Path of the member, without the sdist's top folder.
+        sha256: SHA-256 digest of the member in hex.
     """
 
     archive: PinnedArchive
@@ -65,8 +65,8 @@ class HubRepo:
     """A model repository on the Hugging Face hub.
 
     Attributes:
-        repo: its id.
-        patterns: of the files needed; never pickles.
+        repo: Id of the repository.
+        patterns: Patterns of the files needed; never pickles.
     """
 
     repo: str
@@ -75,13 +75,13 @@ class HubRepo:
 
 @dataclass(frozen=True)
 class Asset:
-    """Something too big, or not ours, to ship with the package.
+    """Represents a file or repository too big, or not ours, to ship with the package.
 
     Attributes:
-        name: as :func:`find` and :func:`fetch` know it: a file name, or a hub id.
-        source: where it comes from.
-        size: in bytes; approximate for hub repositories.
-        license: of the file itself.
+        name: Name for :func:`find` and :func:`fetch`: a file name, or a hub id.
+        source: Where the asset comes from: an archive member, or a hub repository.
+        size: Size in bytes; approximate for hub repositories.
+        license: License of the file itself.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Asset:
 
     @property
     def readable_size(self) -> str:
-        """Its size for people, such as ``39 MiB``."""
+        """Returns its size for people, such as ``39 MiB``."""
         for bits, unit in ((30, "GiB"), (20, "MiB")):
             if self.size >= 1 << bits:
                 return f"{self.size / (1 << bits):.0f} {unit}"
@@ -243,7 +243,7 @@ _BY_NAME = {asset.name: asset for asset in ASSETS}
 
 
 def get(name: str) -> Asset:
-    """The asset of a name.
+    """Returns the asset with a name.
 
     Raises:
         WeightsError: when there is none.
@@ -261,13 +261,13 @@ def _own_folder(variable: str, fallback: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where downloads live: ``$REGIONCAP_CACHE``, else the user's cache folder."""
+    """Returns the folder of downloads: ``$REGIONCAP_CACHE``, else the user's cache."""
     chosen = os.environ.get("REGIONCAP_CACHE")
     return Path(chosen) if chosen else _own_folder("XDG_CACHE_HOME", ".cache")
 
 
 def data_dir() -> Path:
-    """Where what cannot be fetched again lives (the private database).
+    """Returns the folder of data that cannot be fetched again (the private database).
 
     Also inside ``$REGIONCAP_CACHE`` when that is set, so that one variable moves all;
     else apart from the cache, which people empty without a second thought.
@@ -277,7 +277,7 @@ def data_dir() -> Path:
 
 
 def config_dir() -> Path:
-    """Where accepted licenses are noted: ``$REGIONCAP_CONFIG``, else the user's."""
+    """Returns the folder of accepted licenses, by default in the user's settings."""
     chosen = os.environ.get("REGIONCAP_CONFIG")
     return Path(chosen) if chosen else _own_folder("XDG_CONFIG_HOME", ".config")
 
@@ -289,7 +289,7 @@ def find(name: str) -> Path | None:
     then in the package's cache or the hub's.
 
     Args:
-        name: of the asset.
+        name: Name of the asset.
 
     Returns:
         the file, or the folder of a hub repository; None when it is not here.
@@ -317,8 +317,8 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     fetch one after the other, and the second finds the work done.
 
     Args:
-        name: of the asset.
-        progress: told when a download begins.
+        name: Name of the asset.
+        progress: Called with a message when a download begins.
 
     Returns:
         as :func:`find`.
@@ -347,10 +347,10 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
 
 def license_accepted(name: str) -> bool:
-    """Whether an asset may be fetched: its license asks for no consent, or has it.
+    """Returns whether an asset's license needs no consent, or has it.
 
     Args:
-        name: of the asset.
+        name: Name of the asset.
 
     Raises:
         WeightsError: when the name is unknown.
@@ -363,7 +363,7 @@ def accept_license(name: str) -> None:
     """Notes that the user accepts the license of an asset, for good.
 
     Args:
-        name: of the asset.
+        name: Name of the asset.
 
     Raises:
         WeightsError: when the name is unknown.
@@ -379,10 +379,10 @@ def accept_license(name: str) -> None:
 
 
 def require_license(name: str) -> None:
-    """Stops where a license has not been accepted.
+    """Raises an error if a license has not been accepted.
 
     Args:
-        name: of the asset.
+        name: Name of the asset.
 
     Raises:
         LicenseError: with the license's terms and address, and how to accept it.
@@ -398,7 +398,7 @@ def require_license(name: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hex digest of a file, read in pieces, and once while it doesn't change."""
+    """Returns the hex digest of a file, computed once while it doesn't change."""
     stat = path.stat()
     return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
@@ -420,7 +420,7 @@ def _digest(file: IO[bytes], copy: IO[bytes] | None = None) -> str:
 
 
 def _given(asset: Asset) -> Path | None:
-    """The asset in the user's own folder of weights."""
+    """Returns the asset in the user's own folder of weights."""
     folder = os.environ.get("REGIONCAP_WEIGHTS")
     if not folder:
         return None
@@ -507,7 +507,7 @@ def _by_hand(asset: Asset, source: ArchiveMember, why: str) -> str:
 
 
 def _snapshot(source: HubRepo) -> Path | None:
-    """The repository in the hub's own cache."""
+    """Returns the repository in the hub's own cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

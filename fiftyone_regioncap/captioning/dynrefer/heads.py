@@ -53,11 +53,12 @@ class QueryLayer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, texts: Tensor, region: Tensor) -> Tensor:
-        """One layer.
+        """Applies the layer.
 
         Args:
-            texts: float (S, N, W); (1, N, W) where they are the same for all regions.
-            region: float (S, Q, W).
+            texts: Text features, float (S, N, W); (1, N, W) where they are the same for
+                all regions.
+            region: Region tokens, float (S, Q, W).
 
         Returns:
             Float (S, N, W).
@@ -99,11 +100,11 @@ class QueryHead(nn.Module):
             self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, tokens: Tensor, texts: Tensor) -> Tensor:
-        """Raw logits, float (S, N).
+        """Returns raw logits, float (S, N).
 
         Args:
-            tokens: float (S, Q, region width), what the Q-Former says of each region.
-            texts: float (N, text width), CLIP's embeddings.
+            tokens: Region tokens of the Q-Former, float (S, Q, region width).
+            texts: CLIP embeddings of the texts, float (N, text width).
         """
         region = self.vision_proj(tokens)
         at_once = max(1, ROWS_AT_ONCE // max(1, len(tokens)))
@@ -118,7 +119,7 @@ class QueryHead(nn.Module):
         return torch.cat(pieces, dim=1)
 
     def match_probability(self, logits: Tensor) -> Tensor:
-        """How probably a text matches, as a normalizing head was trained to say.
+        """Returns the match probability of a text, as a normalizing head was trained.
 
         Training put the logits through the learned temperature and bias; the authors'
         inference leaves both out, which keeps the order but squeezes the scores.

@@ -62,7 +62,7 @@ class DynReferConfig:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How captions are generated; the defaults are those of the authors' demo.
+    """Sets how captions are generated; the defaults are those of the authors' demo.
 
     Attributes:
         num_beams: Number of beams; there is no sampling.
@@ -95,11 +95,13 @@ class Generated:
     """Captions as tokens.
 
     Attributes:
-        sequences: int64 (B, L), from the start token, padded with the pad token.
-        scores: float (B,), of the chosen beams as beam search ranks them: penalised
-            log-probabilities. Without beams, the log-probability of the caption.
-        probabilities: float (B, L - 1), what the model gives each generated token
-            without penalties; 1 at padding.
+        sequences: Token ids from the start token on, int64 (B, L), padded with the pad
+            token.
+        scores: Scores of the chosen beams as beam search ranks them, float (B,):
+            penalized log-probabilities. Without beams, the log-probability of the
+            caption.
+        probabilities: Probability of each generated token without penalties, float (B,
+            L - 1); 1 at padding.
     """
 
     sequences: Tensor
@@ -144,40 +146,40 @@ class DynReferModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Returns the device of the weights."""
         return self.query_tokens.device
 
     @property
     def picture_size(self) -> int:
-        """Side of the square pictures in pixels."""
+        """Returns the side of the square images in pixels."""
         size = self.config.vision.image_size
         assert isinstance(size, int)
         return size
 
     def region_tokens(self, pictures: Tensor, rois: Tensor) -> Tensor:
-        """What the Q-Former says of each region: float32 (S, queries, width).
+        """Returns the Q-Former's tokens of each region: float32 (S, queries, width).
 
         Args:
-            pictures: uint8 (S, V, size, size, 3), the views of each region, on any
+            pictures: Views of each region, uint8 (S, V, size, size, 3), on any device.
+            rois: Boxes of the region in each view in pixels, float32 (S, V, 4), on any
                 device.
-            rois: float32 (S, V, 4), where the region lies in each picture, likewise.
         """
         features = self.encode(self.normalize(pictures.flatten(0, 1)))
         features = features.unflatten(0, rois.shape[:2])
         return self.query(self.fuse(features, rois.to(self.device)))
 
     def normalize(self, pictures: Tensor) -> Tensor:
-        """From uint8 (N, size, size, 3) to float32 (N, 3, size, size)."""
+        """Normalizes uint8 (N, size, size, 3) to float32 (N, 3, size, size)."""
         pixels = pictures.permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
         mean = torch.tensor(PIXEL_MEAN, device=self.device).view(3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self.device).view(3, 1, 1)
         return (pixels - mean) / std
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """The ViT's tokens, class token first: float32 (N, 1 + cells, C).
+        """Returns the ViT's tokens, class token first: float32 (N, 1 + cells, C).
 
         Args:
-            pixels: float32 (N, 3, size, size), normalized.
+            pixels: Normalized images, float32 (N, 3, size, size).
         """
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         with self._autocast(half):
@@ -187,14 +189,14 @@ class DynReferModel(nn.Module):
         """Brings the views of each region together: float32 (S, 1 + cells, C).
 
         Args:
-            features: float32 (S, V, 1 + cells, C), from :meth:`encode`.
-            rois: float32 (S, V, 4), in the pictures' pixels.
+            features: Features from :meth:`encode`, float32 (S, V, 1 + cells, C).
+            rois: Boxes of the regions in pixels of the views, float32 (S, V, 4).
         """
         hidden = self.fusion[1](self.fusion[0](self.fusion_input(features, rois)))
         return self.fusion[2](hidden)
 
     def fusion_input(self, features: Tensor, rois: Tensor) -> Tensor:
-        """The aligned views side by side on channels: float32 (S, 1 + cells, V * C)."""
+        """Returns aligned views joined on channels: float32 (S, 1 + cells, V * C)."""
         regions, views = rois.shape[:2]
         own, *wider = (
             self.roi_features(features.flatten(0, 1), rois.flatten(0, 1))
@@ -208,11 +210,11 @@ class DynReferModel(nn.Module):
         return tokens.transpose(1, 2).flatten(2)
 
     def roi_features(self, features: Tensor, rois: Tensor) -> Tensor:
-        """The region out of each map: float32 (N, C, side, side).
+        """Returns the region out of each map: float32 (N, C, side, side).
 
         Args:
-            features: float32 (N, 1 + cells, C).
-            rois: float32 (N, 4), in the pictures' pixels.
+            features: Features of the views, float32 (N, 1 + cells, C).
+            rois: Boxes of the regions in pixels of the views, float32 (N, 4).
         """
         patch = self.config.vision.patch_size
         assert isinstance(patch, int)
@@ -221,31 +223,32 @@ class DynReferModel(nn.Module):
         return roi_align(maps, rois, output=side, scale=1 / patch)
 
     def query(self, fused: Tensor) -> Tensor:
-        """The Q-Former's tokens, float32 (S, queries, width)."""
+        """Returns the Q-Former's tokens, float32 (S, queries, width)."""
         return self.qformer(
             query_embeds=self.query_tokens.expand(len(fused), -1, -1),
             encoder_hidden_states=fused,
         ).last_hidden_state
 
     def tag_logits(self, tokens: Tensor, texts: Tensor) -> Tensor:
-        """Raw logits of tags, float (S, N); ``texts`` are their embeddings."""
+        """Returns raw logits of tags, float (S, N); ``texts`` are their embeddings."""
         with self._autocast(torch.bfloat16):
             return self.tags(tokens, texts)
 
     def match_logits(self, tokens: Tensor, texts: Tensor) -> Tensor:
-        """Raw logits of attribute and class prompts, float (S, N)."""
+        """Returns raw logits of attribute and class prompts, float (S, N)."""
         with self._autocast(torch.bfloat16):
             return self.attributes(tokens, texts)
 
     def prompt(
         self, tokens: Tensor, control_ids: Tensor, control_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the T5 encoder reads: the region's tokens, then the control words.
+        """Returns the T5 encoder's input: the region's tokens, then the control words.
 
         Args:
-            tokens: float32 (B, queries, width).
-            control_ids: int64 (B, K).
-            control_mask: int64 (B, K), 0 at padding.
+            tokens: Region tokens, float32 (B, queries, width).
+            control_ids: Token ids of the control words, int64 (B, K).
+            control_mask: Attention mask of the control words, int64 (B, K), 0 at
+                padding.
 
         Returns:
             Embeddings (B, queries + K, d) and the mask over them.
@@ -265,10 +268,11 @@ class DynReferModel(nn.Module):
         """Writes a caption for each region, by beam search.
 
         Args:
-            tokens: float32 (B, queries, width).
-            control_ids: int64 (B, K).
-            control_mask: int64 (B, K).
-            decoding: How captions are generated.
+            tokens: Region tokens, float32 (B, queries, width).
+            control_ids: Token ids of the control words, int64 (B, K).
+            control_mask: Attention mask of the control words, int64 (B, K), 0 at
+                padding.
+            decoding: Settings of beam search.
         """
         t5 = self.language.config
         with self._autocast(torch.bfloat16):

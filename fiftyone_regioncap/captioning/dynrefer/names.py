@@ -24,13 +24,13 @@ CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def clip_vocabulary(files: Files, given: str | Path | None) -> ClipVocabulary:
-    """CLIP's vocabulary: as given, out of the folder, or out of the assets."""
+    """Returns CLIP's vocabulary: as given, from the folder, or from the assets."""
     found = given or files.find("clip_tokenizer", CLIP_VOCABULARY)
     return ClipVocabulary.load(found or assets.fetch(CLIP_VOCABULARY))
 
 
 def tag_names(files: Files, given: tuple[str, ...] | str | None) -> tuple[str, ...]:
-    """The tag list, as long as the checkpoint's.
+    """Returns the tag list, as long as the checkpoint's.
 
     The checkpoint itself doesn't say how long that is: the folder's own list, its
     ``config.json`` (``num_tags``) or its published name does.
@@ -66,7 +66,7 @@ def tag_names(files: Files, given: tuple[str, ...] | str | None) -> tuple[str, .
 
 
 def attribute_names(files: Files) -> tuple[Attribute, ...]:
-    """The attributes that the folder lists.
+    """Returns the attributes that the folder lists.
 
     Raises:
         WeightsError: If it lists none.

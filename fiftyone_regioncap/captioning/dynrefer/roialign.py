@@ -18,11 +18,11 @@ def roi_align(
     """Resamples one region of each feature map to a fixed size.
 
     Args:
-        features: float (R, C, H, W), one map for each region.
-        rois: float (R, 4), x1, y1, x2, y2 in the picture's pixels.
+        features: Feature maps, float (R, C, H, W), one for each region.
+        rois: Boxes as x1, y1, x2, y2 in pixels of the image, float (R, 4).
         output: Side of the square result in cells.
-        scale: Cells of the map for each pixel of the picture.
-        samples: Points along each side of an output cell, averaged.
+        scale: Number of cells of the map per pixel of the image.
+        samples: Number of points along each side of an output cell, averaged.
 
     Returns:
         Float (R, C, output, output).
@@ -37,7 +37,7 @@ def roi_align(
 def _sampling_matrix(
     first: Tensor, last: Tensor, length: int, output: int, samples: int
 ) -> Tensor:
-    """Weights (R, output, length) of the cells in each average, along one side."""
+    """Returns weights (R, output, length) of the cells in each average, on one axis."""
     # A region narrower than a cell is taken as one cell wide.
     bins = (last - first).clamp(min=1) / output
     steps = torch.arange(output * samples, device=first.device, dtype=first.dtype)

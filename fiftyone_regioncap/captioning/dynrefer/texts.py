@@ -40,7 +40,7 @@ class Attribute:
     owned: bool
 
     def prompts(self) -> list[str]:
-        """Two phrases a synonym. Double blanks stand for a noun that isn't named."""
+        """Returns two phrases per synonym. Double blanks stand for an unnamed noun."""
         kind, _, words = self.name.partition(":")
         thing = kind.replace(" tone", "")
         phrases = []
@@ -53,17 +53,17 @@ class Attribute:
 
 
 def class_prompt(name: str) -> str:
-    """How a category is asked for."""
+    """Returns the prompt for a category."""
     return f"the {name.lower()}"
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """The names in a text file, one a line; blank lines at the end don't count."""
+    """Reads the names in a text file, one a line, without blank lines at the end."""
     return tuple(line.strip() for line in path.read_text("utf-8").strip().splitlines())
 
 
 def read_attributes(path: Path) -> tuple[Attribute, ...]:
-    """Attributes out of OVAD's annotation file or a file with its ``attributes`` only.
+    """Reads attributes from OVAD's annotation file, or one with its ``attributes``.
 
     Raises:
         WeightsError: If it is no such file.
@@ -79,7 +79,7 @@ def read_attributes(path: Path) -> tuple[Attribute, ...]:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names out of a JSON list, of names or of objects with ``name``.
+    """Reads class names from a JSON list, of names or of objects with ``name``.
 
     Raises:
         WeightsError: If it is no such file.
@@ -97,7 +97,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def distinct_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names without blanks around them and without those that ask the same.
+    """Returns class names without surrounding blanks and without duplicates.
 
     Warns of names that were left out: they differ from an earlier one by nothing or
     only by case, so both would get the same score.
@@ -132,7 +132,7 @@ class TextTower:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings that are not normalized, float32 (N, E), on the tower's device.
+        """Returns unnormalized embeddings, float32 (N, E), on the tower's device.
 
         Args:
             texts: Texts of any length; what goes beyond the tower's context is cut.
@@ -149,7 +149,7 @@ class TextTower:
         return embeddings
 
     def token_ids(self, texts: Sequence[str]) -> Any:
-        """CLIP's ids, int64 (N, context), zeros after the end token."""
+        """Returns CLIP's ids, int64 (N, context), zeros after the end token."""
         return self._vocabulary.tokenize(
             [_clean(text) for text in texts],
             self.tower.config.max_position_embeddings,

@@ -131,7 +131,7 @@ class Files:
 
     @property
     def config(self) -> str:
-        """The file that the settings are from, for messages."""
+        """Returns the file that the settings are from, for messages."""
         return str(self.folder / "config.json")
 
 
@@ -442,12 +442,12 @@ def _renamed(tensors: NamedTensors, renaming: Renaming) -> State:
 
 
 def _numbers(state: Iterable[str], pattern: str) -> set[int]:
-    """The layer numbers in the names that match."""
+    """Returns the layer numbers in the names that match."""
     return {int(m[1]) for key in state if (m := re.match(pattern, key))}
 
 
 def _count(state: Iterable[str], pattern: str) -> int:
-    """How many layers there are, by the highest number in their names."""
+    """Returns how many layers there are, by the highest number in their names."""
     return max(_numbers(state, pattern), default=-1) + 1
 
 

@@ -1,4 +1,4 @@
-"""From a region to weights over the patches of a frame.
+"""Conversion of regions to weights over the patches of a frame.
 
 Every region (a patch, a box, several boxes, a trace, a mask, a polygon, keypoints, the
 whole image) becomes one weight per patch, so that the embeddings of all regions of a
@@ -50,7 +50,7 @@ MEAN = Weighting()
 
 @dataclass(frozen=True)
 class Grid:
-    """How the patches of a frame lie on its pixels.
+    """Describes how the patches of a frame lie on its pixels.
 
     Attributes:
         rows: Number of rows of patches.
@@ -74,7 +74,7 @@ class Grid:
 
     @property
     def side(self) -> int:
-        """Side of the network's square input in pixels."""
+        """Returns the side of the network's square input in pixels."""
         return self.input_side or self.rows * self.patch
 
 
@@ -96,7 +96,8 @@ class BoxSet:
     """One box or several, described together.
 
     Attributes:
-        boxes: Pixel edges (x1, y1, x2, y2); each counts alike, whatever its area.
+        boxes: Boxes as pixel edges (x1, y1, x2, y2); each has the same weight, whatever
+            its area.
     """
 
     boxes: Sequence[Box]
@@ -107,7 +108,8 @@ class Points:
     """A trace of the mouse, or keypoints: patches count by how many points they hold.
 
     Attributes:
-        points: float (N, 2) of x, y in pixels; those outside the frame are dropped.
+        points: Points as x, y in pixels, float (N, 2); those outside the frame are
+            dropped.
     """
 
     points: NDArray[np.floating]
@@ -118,7 +120,7 @@ class MaskRegion:
     """A mask.
 
     Attributes:
-        mask: bool (H, W) at the frame's size.
+        mask: Object mask, bool (H, W) at the frame's size.
         rule: ``coverage`` weights a patch by the fraction of it that the mask covers;
             ``index`` gives every patch that the mask touches the same weight, as the
             reference's index sets do.
@@ -155,7 +157,8 @@ class AttentionMap:
     overlap it see other weights. ``fixed`` leaves the map alone.
 
     Attributes:
-        weights: float32 (rows, columns), sum 1 at the start.
+        weights: Attention weights, float32 (rows, columns), with a sum of 1 at the
+            start.
         compat: Whose behavior to follow, see :data:`Compat`.
     """
 
@@ -164,7 +167,7 @@ class AttentionMap:
     _own: bool = field(default=False, init=False, repr=False)
 
     def rescaled(self, rows: slice, columns: slice) -> Weights:
-        """The map's part under a box, scaled to sum 1."""
+        """Returns the map's part under a box, scaled to sum 1."""
         part = self.weights[rows, columns]
         part = part / part.sum()
         if self.compat == "reference":
@@ -175,11 +178,11 @@ class AttentionMap:
 
 
 def gaussian(rows: int, columns: int, variance: float) -> Weights:
-    """A Gaussian bump over a rectangle of patches, sum 1.
+    """Returns a Gaussian over a rectangle of patches, with a sum of 1.
 
     Args:
-        rows: Rows of the rectangle.
-        columns: Columns of the rectangle.
+        rows: Number of rows of the rectangle.
+        columns: Number of columns of the rectangle.
         variance: V in exp(-(x^2 + y^2) / v), x and y from -1 to 1 edge to edge; 0 is
             all weight on the middle patch (the upper left one of the middle ones).
 
@@ -200,7 +203,7 @@ def gaussian(rows: int, columns: int, variance: float) -> Weights:
 def whole_weights(
     grid: Grid, weighting: Weighting, attention: AttentionMap | None = None
 ) -> Weights:
-    """Weights of the whole image, sum 1."""
+    """Returns the weights of the whole image, with a sum of 1."""
     if weighting.kind == "attention":
         return _attention(attention).weights
     if weighting.kind == "mean" or weighting.variance >= UNIFORM_FROM:
@@ -210,10 +213,10 @@ def whole_weights(
 
 
 def to_input(box: Sequence[float], grid: Grid) -> tuple[float, float, float, float]:
-    """Takes a box from the frame to the network's input.
+    """Converts a box from pixels of the frame to pixels of the network's input.
 
     Args:
-        box: (x, y, width, height) in pixels of the frame.
+        box: Box as (x, y, width, height) in pixels of the frame.
         grid: Patch grid of the frame.
 
     Returns:
@@ -236,13 +239,13 @@ def to_input(box: Sequence[float], grid: Grid) -> tuple[float, float, float, flo
 
 
 def box_patches(box: Sequence[float], grid: Grid) -> tuple[slice, slice]:
-    """The patches of a box by the reference's index rule.
+    """Returns the patches of a box by the reference's index rule.
 
     The first patch holds the box's corner, and the last is as many patches on as fit in
     its width and height, inclusive; what goes past the last patch is cut off.
 
     Args:
-        box: (x, y, width, height) in pixels of the network's input.
+        box: Box as (x, y, width, height) in pixels of the network's input.
         grid: Patch grid of the frame.
 
     Returns:
@@ -271,10 +274,10 @@ def box_weights(
     weighting: Weighting = MEAN,
     attention: AttentionMap | None = None,
 ) -> Weights:
-    """Weights of one box, sum 1.
+    """Returns the weights of one box, with a sum of 1.
 
     Args:
-        box: (x, y, width, height) in pixels of the network's input.
+        box: Box as (x, y, width, height) in pixels of the network's input.
         grid: Patch grid of the frame.
         weighting: Weighting of the box's patches.
         attention: Attention of the frame, for attention weighting.
@@ -300,10 +303,10 @@ def box_set_weights(
     weighting: Weighting = MEAN,
     attention: AttentionMap | None = None,
 ) -> Weights:
-    """Weights of several boxes together: the mean of theirs, sum 1.
+    """Returns the weights of several boxes together: the mean of theirs, with sum 1.
 
     Args:
-        boxes: (x, y, width, height) each, in pixels of the network's input; padding
+        boxes: Boxes as (x, y, width, height) in pixels of the network's input; padding
             (-1, -1, -1, -1) is skipped.
         grid: Patch grid of the frame.
         weighting: Weighting of each box's patches.
@@ -320,11 +323,11 @@ def box_set_weights(
 
 
 def point_counts(points: NDArray[np.floating], grid: Grid) -> Weights:
-    """How many points each patch holds.
+    """Counts the points in each patch.
 
     Args:
-        points: float (N, 2) of x, y as fractions of the frame, from the top left; those
-            outside [0, 1] are dropped.
+        points: Points as x, y in fractions of the frame from the top left, float (N,
+            2); those outside [0, 1] are dropped.
         grid: Patch grid of the frame.
 
     Returns:
@@ -342,10 +345,10 @@ def point_counts(points: NDArray[np.floating], grid: Grid) -> Weights:
 
 
 def mask_coverage(mask: Mask, grid: Grid) -> Weights:
-    """The fraction of each patch that a mask covers.
+    """Returns the fraction of each patch that a mask covers.
 
     Args:
-        mask: bool (H, W) at the frame's size.
+        mask: Object mask, bool (H, W) at the frame's size.
         grid: Patch grid of the frame.
 
     Returns:
@@ -372,7 +375,7 @@ def mask_coverage(mask: Mask, grid: Grid) -> Weights:
 def _overlaps(
     grid: Grid, axis: Literal["rows", "columns"], start: int, stop: int
 ) -> Weights:
-    """Along one axis, how much of each patch each pixel covers.
+    """Returns how much of each patch each pixel covers along one axis.
 
     Returns:
         float32 (patches, stop - start); rows sum to 1 over all pixels under the patch.
@@ -404,7 +407,7 @@ def region_weights(
     weighting: Weighting = MEAN,
     attention: AttentionMap | None = None,
 ) -> Weights:
-    """Weights of any region, sum 1.
+    """Returns the weights of any region, with a sum of 1.
 
     Args:
         region: Region in pixels of the frame.
@@ -462,7 +465,7 @@ def _patch_weights(region: Patch, grid: Grid) -> Weights:
 
 
 def _visible_box(box: Box, grid: Grid) -> tuple[float, float, float, float]:
-    """The part of a box inside its frame, as the network's input has it."""
+    """Returns the part of a box inside its frame, as the network's input has it."""
     x1, y1, x2, y2 = box
     if not np.isfinite(box).all() or x2 <= x1 or y2 <= y1:
         raise PromptError(f"the box {box} has no area; give x1 < x2 and y1 < y2")
@@ -477,7 +480,7 @@ def _visible_box(box: Box, grid: Grid) -> tuple[float, float, float, float]:
 
 
 def _seen_points(points: NDArray[np.floating], grid: Grid) -> NDArray[np.floating]:
-    """Fractions of the frame as fractions of what the network sees of it."""
+    """Returns points as fractions of what the network sees instead of the frame."""
     if not grid.crop:
         return points
     size = np.array([grid.width, grid.height]) / min(grid.width, grid.height)
@@ -490,7 +493,7 @@ def _modulated(
     weighting: Weighting,
     attention: AttentionMap | None,
 ) -> Weights:
-    """Weights times the weighting, sum 1."""
+    """Returns weights times the weighting, with a sum of 1."""
     if weighting.kind == "attention":
         weights = weights * _attention(attention).weights
     elif weighting.kind == "gaussian":

@@ -133,7 +133,7 @@ class _ClipEmbeddings:
         self.totals[one.clip] = self.totals.get(one.clip, 0.0) + one.visibility
 
     def unit(self) -> dict[int, NDArray[np.float32]]:
-        """The means scaled to length 1, by clip."""
+        """Returns the means scaled to length 1, by clip."""
         if not self.sums:
             return {}
         rows = torch.nn.functional.normalize(torch.stack([*self.sums.values()]), dim=1)

@@ -149,15 +149,15 @@ class PatchionerConfig:
     """Configuration of a checkpoint, under the names of the published YAML.
 
     Attributes:
-        prefix_size: Channels of the region embeddings.
-        support_memory_size: Rows of the memory, padding included; 0 for none.
+        prefix_size: Number of channels of the region embeddings.
+        support_memory_size: Number of rows of the memory, padding included; 0 for none.
         decap_weights: File of the decoder.
         dino_model: The backbone, by the published name.
         normalize: Whether projected embeddings get length 1.
         resize_dim: Side of the network's square input in pixels.
-        calculate_argmax_text: Answer with the memory's nearest caption.
+        calculate_argmax_text: Whether to answer with the memory's nearest caption.
         talk2dino_weights: File of the projection.
-        viecap: Takes the place of the decoder when given.
+        viecap: Configuration of ViECap, which replaces the decoder when given.
         memory: File of the memory; None looks it up by the published name.
         backbone: Folder or repository of the image tower; None goes by ``dino_model``.
         clip: Folder or repository of the text tower, for text search.
@@ -223,7 +223,7 @@ class PatchionerConfig:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type that a field of a configuration declares."""
+    """Returns whether a value has the type that a field of a configuration declares."""
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, part) for part in get_args(hint))
     if get_origin(hint) is Literal:
@@ -322,7 +322,7 @@ class Checkpoint:
         return replace(checkpoint, revision=revision)
 
     def find(self, name: str) -> Path:
-        """A file of the checkpoint.
+        """Finds a file of the checkpoint.
 
         Published configurations hold the authors' own paths, so that a file is also
         found by its last name. Files outside the folder are read only when the user
@@ -350,7 +350,7 @@ class Checkpoint:
         device: torch.device | str = "cpu",
         vocabulary: ClipVocabulary | None = None,
     ) -> ClipTextEncoder:
-        """The text tower that reaches the backbone's space.
+        """Returns the text tower that reaches the backbone's space.
 
         Raises:
             WeightsError: If the projection or the tower is not there.
@@ -366,7 +366,7 @@ class Checkpoint:
 
     @cached_property
     def space(self) -> EmbeddingSpace:
-        """The embedding space of the backbone's regions.
+        """Returns the embedding space of the backbone's regions.
 
         How patches are weighted, and everything behind them, is left out: regions that
         differ in that alone can be compared.
@@ -432,7 +432,7 @@ class Checkpoint:
         return tower(model, name, side, config.crop)
 
     def _backbone_source(self) -> str:
-        """The folder or repository of the image tower."""
+        """Returns the folder or repository of the image tower."""
         config = self.config
         published = {**_DINO, **_CLIP}.get(config.dino_model)
         source = config.backbone or published
@@ -517,7 +517,7 @@ class Checkpoint:
         return replace(language, names=tuple(names), entities=vectors)
 
     def _part(self, source: str) -> str:
-        """A folder inside the checkpoint, or a folder or repository elsewhere."""
+        """Returns a folder in the checkpoint, or a folder or repository elsewhere."""
         inside = (self.folder / source).resolve()
         if inside.is_relative_to(self.folder.resolve()) and inside.is_dir():
             return str(inside)
@@ -551,7 +551,7 @@ def save_checkpoint(
     :func:`~.memory.memory_file_name`.
 
     Args:
-        folder: Made when absent.
+        folder: Folder to write to; made when absent.
         config: Content of ``config.yaml``, which also names the files.
         decoder: The trained decoder.
         projection: The projection that the decoder was trained behind.

@@ -136,7 +136,7 @@ class PatchionerOptions(Options):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The values that replace those of the checkpoint's ``config.yaml``."""
+        """Returns the values that replace those of the checkpoint's ``config.yaml``."""
         given = {name: getattr(self, name) for name in OVERRIDES}
         return {name: value for name, value in given.items() if value is not None}
 

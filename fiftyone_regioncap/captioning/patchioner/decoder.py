@@ -91,11 +91,11 @@ class PrefixDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Returns the device of the weights."""
         return self.decoder.device
 
     def published_state_dict(self) -> dict[str, Tensor]:
-        """The weights under the published names, the shared output layer included."""
+        """Returns weights under their published names, the shared output layer too."""
         state = dict(self.state_dict())
         state["decoder.lm_head.weight"] = state["decoder.transformer.wte.weight"]
         return state
@@ -131,7 +131,7 @@ class PrefixDecoder(nn.Module):
             end_id: Id of the end token.
             steps: Maximum number of tokens.
             early_stop: See :meth:`~.gpt2.LanguageModel.greedy`.
-            vocabulary: Likewise.
+            vocabulary: See :meth:`~.gpt2.LanguageModel.greedy`.
 
         Raises:
             WeightsError: If the embeddings have another width.

@@ -27,8 +27,8 @@ class DenseRegion:
     """A region of a frame and its caption.
 
     Attributes:
-        mask: bool (H, W) at the frame's size.
-        box: Pixel edges around it.
+        mask: Mask of the region, bool (H, W) at the frame's size.
+        box: Bounding box of the mask in pixel edges.
         patches: Number of patches in it.
         description: The caption.
     """
@@ -46,7 +46,8 @@ def similarity_map(
 
     Args:
         features: Features of the frame.
-        vector: (D,) of :meth:`~.captioner.PatchionerCaptioner.embed_text` or ``embed``.
+        vector: Embedding of :meth:`~.captioner.PatchionerCaptioner.embed_text` or
+            ``embed``, float (D,).
 
     Returns:
         Cosines, float32 (rows, columns) in [-1, 1].
@@ -94,7 +95,7 @@ def clusters(
     Args:
         features: Features of the frame.
         count: Number of clusters, at most as many as there are patches.
-        smallest: Clusters of fewer patches are left out.
+        smallest: Minimum number of patches of a cluster; smaller ones are left out.
 
     Returns:
         int64 (rows, columns): the cluster of each patch from 0, largest first; -1 for
@@ -127,14 +128,14 @@ def caption_everything(
     smallest: int = 3,
     proposals: Sequence[Mask] | None = None,
 ) -> list[DenseRegion]:
-    """Captions all that is on a frame.
+    """Describes every region of a frame.
 
     Args:
         model: Backbone and language part.
-        frame: uint8 (H, W, 3) RGB, or its features.
+        frame: RGB frame, uint8 (H, W, 3), or its features.
         count: Number of patch clusters.
-        smallest: Clusters of fewer patches are left out.
-        proposals: Masks, bool (H, W), to describe instead of clusters.
+        smallest: Minimum number of patches of a cluster; smaller ones are left out.
+        proposals: Masks to describe instead of clusters, each bool (H, W).
 
     Returns:
         Regions, largest first for clusters, in order for proposals.
@@ -168,7 +169,7 @@ def patch_mask(patches: NDArray[np.bool_], grid: Grid) -> Mask:
     """Returns the mask of a frame's pixels whose centers lie under some patches.
 
     Args:
-        patches: bool (rows, columns).
+        patches: Selected patches, bool (rows, columns).
         grid: Patch grid of the frame.
 
     Returns:
@@ -183,7 +184,7 @@ def patch_mask(patches: NDArray[np.bool_], grid: Grid) -> Mask:
 
 
 def _seen(grid: Grid) -> tuple[int, int, int, int]:
-    """The part of the frame under the patches: top, left, height, width in pixels."""
+    """Returns top, left, height and width in pixels of the frame under the patches."""
     height, width = grid.height, grid.width
     if grid.crop:
         height = width = min(height, width)

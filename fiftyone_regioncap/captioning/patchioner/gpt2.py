@@ -58,13 +58,13 @@ class Generated:
     lengths: Tensor
 
     def confidence(self) -> Tensor:
-        """Mean token probability up to the stop token, float32 (R,) in [0, 1]."""
+        """Returns the mean token probability up to the stop token, float32 (R,)."""
         places = torch.arange(self.ids.shape[1], device=self.ids.device)
         inside = places < self.lengths[:, None]
         return (self.log_probabilities.exp() * inside).sum(dim=1) / self.lengths
 
     def reference_score(self) -> Tensor:
-        """Product of all token probabilities, float64 (R,).
+        """Returns the product of all token probabilities, float64 (R,).
 
         It goes on behind the stop token, as the published detection scores do, so that
         it equals the reference's only with ``early_stop`` off.
@@ -102,7 +102,7 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Returns the device of the weights."""
         return self.transformer.wte.weight.device
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class LanguageModel(nn.Module):
             valid: False for padding on the left, bool (R, T); None without padding.
             early_stop: Whether to stop when every row has ended; if false, all steps
                 are taken, as in the reference.
-            vocabulary: Choose only ids below this; None allows all.
+            vocabulary: Number of ids to choose from, the first ones; None allows all.
         """
         cache = self._cache()
         stops = torch.tensor(stop_ids, device=prompts.device)
@@ -232,7 +232,7 @@ class LanguageModel(nn.Module):
 
     @torch.inference_mode()
     def perplexity(self, ids: Sequence[int]) -> float:
-        """Perplexity of a text without a prompt; NaN for a single token."""
+        """Returns the perplexity of a text without a prompt; NaN for a single token."""
         row = torch.tensor([ids], device=self.device)
         logits = self.logits(self(self.embed(row)))[0, :-1]
         return float(nn.functional.cross_entropy(logits.float(), row[0, 1:]).exp())
@@ -243,7 +243,7 @@ class LanguageModel(nn.Module):
         return DynamicCache(config=self.transformer.config)
 
     def _steps(self, prompt: int, steps: int) -> int:
-        """How many tokens fit after a prompt; the last one is never read."""
+        """Returns how many tokens fit after a prompt; the last one is never read."""
         return min(steps, self.config.positions + 1 - prompt)
 
 

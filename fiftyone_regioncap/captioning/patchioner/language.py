@@ -1,4 +1,4 @@
-"""From region embeddings to captions: DeCap with or without memory, ViECap, MeaCap."""
+"""Language models of Patch-ioner: DeCap with or without memory, ViECap, MeaCap."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Language(Protocol):
 
     @property
     def width(self) -> int:
-        """Number of channels of the region embeddings."""
+        """Returns the number of channels of the region embeddings."""
 
     def describe(self, embeddings: Tensor) -> list[Description]:
         """Describes embeddings (R, D), in order."""
@@ -65,14 +65,14 @@ class DecapLanguage:
     """DeCap's decoder, behind a memory or trained with noise.
 
     Attributes:
-        decoder: The decoder, which is greedy.
+        decoder: Decoder, which is greedy.
         vocabulary: CLIP's vocabulary.
         memory: Memory to project embeddings onto; None for noise-trained decoders.
         normalize: Whether projected embeddings get length 1.
         compat: ``reference`` gives noise-trained decoders embeddings of any length,
             takes all 30 steps and chooses among all rows of the output layer.
         nearest_text: Answer with the nearest caption of the memory, without decoding.
-        batch_size: Regions decoded at once.
+        batch_size: Number of regions decoded at once.
     """
 
     decoder: PrefixDecoder
@@ -85,7 +85,7 @@ class DecapLanguage:
 
     @property
     def width(self) -> int:
-        """Number of channels of the region embeddings."""
+        """Returns the number of channels of the region embeddings."""
         return self.decoder.prefix_width
 
     def prefixes(self, embeddings: Tensor) -> Tensor:
@@ -140,15 +140,16 @@ class ViecapLanguage:
     """ViECap's decoder; with a concept reader and a memory of captions, MeaCap's.
 
     Attributes:
-        decoder: Greedy or by beams.
+        decoder: Decoder, greedy or with beam search.
         names: Names of the entities, in the order of their embeddings.
-        entities: (E, D) unit rows; None names "something" in every hard prompt.
+        entities: Unit embeddings of the entities, (E, D); None names "something" in
+            every hard prompt.
         prompting: Prompts of the decoder.
         compat: ``reference`` pads prompts with "!" that the decoder reads, so that a
             caption depends on its batch, and scores by perplexity.
         memory: Memory of captions, for MeaCap.
         concepts: Reads concepts out of a memory's captions, for MeaCap.
-        batch_size: Regions decoded at once.
+        batch_size: Number of regions decoded at once.
     """
 
     decoder: ViecapDecoder
@@ -162,7 +163,7 @@ class ViecapLanguage:
 
     @property
     def width(self) -> int:
-        """Number of channels of the region embeddings."""
+        """Returns the number of channels of the region embeddings."""
         return self.decoder.mapping_network.linear.in_features
 
     def named(self, embeddings: Tensor) -> list[list[str]]:

@@ -64,7 +64,7 @@ def concepts(
         captions: Captions of the memory that are nearest to a region.
         graphs: Scene graph of each caption, as in ``( dog , is , brown ) , ( dog , on ,
             grass )``.
-        encode: Names to unit vectors (n, D).
+        encode: Function from names to unit vectors (n, D).
 
     Returns:
         Four phrases at most, in the order in which captions tend to name them; none
@@ -122,7 +122,7 @@ def _entities(graphs: Iterable[str]) -> dict[str, _Entity]:
 
 
 def _place(name: str, captions: Sequence[str]) -> float:
-    """Mean position of a name in the captions, in [0, 1]; 1 if it is in none."""
+    """Returns the mean position of a name in captions, in [0, 1]; 1 if in none."""
     places = [caption.find(name) / len(caption) for caption in captions if caption]
     inside = [place for place in places if place > 0]
     return sum(inside) / len(inside) if inside else 1.0

@@ -44,7 +44,8 @@ class TextMemory:
     Rows of zeros (the published file is padded with them) never match anything.
 
     Attributes:
-        embeddings: float32 or, on CUDA, half precision (rows, D), not normalized.
+        embeddings: Embeddings, (rows, D), float32 or, on CUDA, half precision; not
+            normalized.
         texts: The captions, row by row; empty when the memory has none.
         raw_values: Whether rows are averaged as they are (Talk2DINO's memories, where
             long rows weigh more) or with length 1 (the CLIP memories).
@@ -174,11 +175,11 @@ class TextMemory:
 
     @property
     def width(self) -> int:
-        """D, the number of channels."""
+        """Returns D, the number of channels."""
         return self.embeddings.shape[1]
 
     def __len__(self) -> int:
-        """The number of rows that are not zero."""
+        """Returns the number of rows that are not zero."""
         return int((self._lengths > 0).sum())
 
     @torch.inference_mode()
@@ -192,8 +193,8 @@ class TextMemory:
         """Replaces features by the memory's mean around them.
 
         Args:
-            features: (N, D); only their direction counts, and a vector of zeros, which
-                has none, gives NaN.
+            features: Features, (N, D); only their direction counts, and a vector of
+                zeros, which has none, gives NaN.
             temperature: Temperature of the softmax over cosines.
             normalize: Whether to scale the results to length 1.
 
@@ -212,7 +213,7 @@ class TextMemory:
         """Finds the nearest rows.
 
         Args:
-            features: (N, D).
+            features: Features, (N, D).
             count: Number of rows per feature, at most as many as there are.
 
         Returns:
@@ -237,9 +238,9 @@ class TextMemory:
         """Returns the caption of the nearest row to each feature.
 
         Args:
-            features: (N, D).
-            skip_zero_rows: Count rows without the zero ones, as the reference does: a
-                zero row in the middle shifts all captions after it.
+            features: Features, (N, D).
+            skip_zero_rows: Whether to count rows without the zero ones, as the
+                reference does: a zero row in the middle shifts all captions after it.
 
         Raises:
             WeightsError: If the memory has no texts.
@@ -371,9 +372,9 @@ def build_faiss_index(
 
     Args:
         memory: Memory to search.
-        lists: Lists of the inverted file; None takes about twice the square root of the
-            rows.
-        probes: Lists looked into per query; more are slower and find more.
+        lists: Number of lists of the inverted file; None takes about twice the square
+            root of the rows.
+        probes: Number of lists searched per query; more are slower and find more.
 
     Raises:
         BackendError: If faiss is not installed.
@@ -478,7 +479,7 @@ def memory_file_name(
     """Returns the file name that the published models look their memory up by.
 
     Args:
-        size: Rows, padding included.
+        size: Number of rows, padding included.
         prefix: Prefix such as ``clip-``, ``invite-`` or ``denseclip-``; none for
             Talk2DINO.
         corpus: Name of the corpus of captions.
@@ -501,11 +502,11 @@ def build_memory(
 
     Args:
         path: Path of the new file; an old one is replaced when the new one is whole.
-        captions: One row each, in order.
-        encode: Texts to vectors (n, D): a CLIP text tower, and for a DINO memory the
-            Talk2DINO projection after it.
+        captions: Captions, one per row, in order.
+        encode: Function from texts to vectors (n, D): a CLIP text tower, and for a DINO
+            memory the Talk2DINO projection after it.
         corpus: Name of the corpus.
-        batch_size: Captions per call of ``encode``.
+        batch_size: Number of captions per call of ``encode``.
 
     Returns:
         The path.

@@ -67,7 +67,7 @@ def embed_regions(
 def _reference_scale(
     region: Region, features: FrameFeatures, weighting: Weighting
 ) -> float:
-    """What the reference's sum of weights is where it is not 1."""
+    """Returns what the reference's sum of weights is where it is not 1."""
     grid = features.grid
     patches = grid.rows * grid.columns
     if isinstance(region, Points):

@@ -61,7 +61,7 @@ class PatchionerTexts:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint of the text tower.
+        """Returns the checkpoint of the text tower.
 
         Raises:
             BackendError: If there is none.
@@ -74,7 +74,7 @@ class PatchionerTexts:
 
     @property
     def space(self) -> EmbeddingSpace:
-        """The embedding space, which texts and regions share."""
+        """Returns the embedding space, which texts and regions share."""
         return self.checkpoint.space
 
     @property

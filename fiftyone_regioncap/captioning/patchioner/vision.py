@@ -52,7 +52,7 @@ class FrameFeatures:
 
     @cached_property
     def attention(self) -> Weights | None:
-        """The CLS token's attention, float32 (rows, columns), sum 1.
+        """Returns the CLS token's attention, float32 (rows, columns), sum 1.
 
         The mean over heads before the softmax over patches; because heads part the
         channels, that is softmax(scale / heads * <q, k>) over whole vectors.
@@ -75,7 +75,7 @@ class Backbone(Protocol):
 
     @property
     def width(self) -> int:
-        """Number of channels of a patch feature."""
+        """Returns the number of channels of a patch feature."""
 
     @property
     def name(self) -> str:
@@ -174,7 +174,7 @@ class _Tower:
         ).to(self.device, self.model.dtype)
 
     def _grid(self, frame: Frame) -> Grid:
-        """How the patches of the square input lie on a frame."""
+        """Returns how the patches of the square input lie on a frame."""
         patch = int(self.model.config.patch_size)
         count = self.side // patch
         height, width = frame.shape[:2]
@@ -196,7 +196,7 @@ class DinoTower(_Tower):
 
     @property
     def width(self) -> int:
-        """Number of channels of a patch feature."""
+        """Returns the number of channels of a patch feature."""
         return int(self.model.config.hidden_size)
 
     def _pass(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
@@ -237,7 +237,7 @@ class ClipTower(_Tower):
 
     @property
     def width(self) -> int:
-        """Number of channels of a patch feature."""
+        """Returns the number of channels of a patch feature."""
         return int(self.model.config.projection_dim)
 
     def _pass(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
@@ -252,7 +252,7 @@ class ClipTower(_Tower):
 
 
 def _query_and_key(attention: Any) -> tuple[Any, Any]:
-    """The two projections, by the names of transformers before and after 5.10."""
+    """Returns both projections, by their names before and after transformers 5.10."""
     if hasattr(attention, "q_proj"):
         return attention.q_proj, attention.k_proj
     return attention.attention.query, attention.attention.key

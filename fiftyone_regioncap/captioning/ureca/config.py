@@ -57,7 +57,7 @@ class UrecaConfig:
 
     @property
     def tokens_per_tile(self) -> int:
-        """Number of tokens that stand for the image of a tile."""
+        """Returns the number of tokens that represent the image of a tile."""
         return int((self.tile // self.vision.patch_size[0]) ** 2 * self.downsample**2)
 
     @property

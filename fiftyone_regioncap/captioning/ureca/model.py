@@ -101,12 +101,12 @@ class UrecaModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device that the model is on."""
+        """Returns the device that the model is on."""
         return self.mask_linear.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The numeric type that the model computes in."""
+        """Returns the numeric type that the model computes in."""
         return self.mask_linear.weight.dtype
 
     def image_tokens(self, tiles: Tensor) -> Tensor:

@@ -54,16 +54,16 @@ class Vocabulary(Protocol):
     special: Mapping[str, int]
 
     def __len__(self) -> int:
-        """The number of ids before the first added token."""
+        """Returns the number of ids before the first added token."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+        """Returns the text of ids."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The pieces of ids, a leading space as ``"▁"``."""
+        """Returns the pieces of ids, a leading space as ``"▁"``."""
 
 
 class UrecaTokenizer:

@@ -18,7 +18,7 @@ WEIGHTS = "mobile_sam.pt"
 
 @dataclass(frozen=True)
 class MobileSamOptions(Options):
-    """Options of the embedded default."""
+    """Options of MobileSAM, the default propagator."""
 
     preset: Preset = option(
         "balanced",
@@ -45,7 +45,7 @@ class MobileSamOptions(Options):
     )
 
     def settings(self) -> Settings:
-        """The settings that the options stand for."""
+        """Returns the settings that the options select."""
         given = {"side": self.side, "reduced_precision": self.reduced_precision}
         changed: dict[str, Any] = {
             name: value for name, value in given.items() if value is not None

@@ -23,14 +23,14 @@ BLOCK: Final = STRIDE // MASK_STRIDE
 
 
 def shrink(mask: Mask, grid: Grid) -> NDArray[np.float32]:
-    """The share of each pixel of a low-resolution mask that is an object's.
+    """Returns the share of each pixel of a low-resolution mask that is an object's.
 
     What is thinner than these pixels would be below one half everywhere; shares are
     raised so that as many pixels are above one half as the object has area.
 
     Args:
-        mask: bool (H, W) at the frame's size.
-        grid: of the frame.
+        mask: Object mask, bool (H, W) at the frame's size.
+        grid: Cell grid of the frame.
 
     Returns:
         float (rows * 4, columns * 4) in [0, 1].
@@ -57,8 +57,8 @@ def enlarge_to_frame(low: NDArray[np.float32], grid: Grid) -> NDArray[np.float32
     """Enlarges one low-resolution mask to the frame in one step.
 
     Args:
-        low: (rows * 4, columns * 4).
-        grid: of the frame.
+        low: Low-resolution mask, (rows * 4, columns * 4).
+        grid: Cell grid of the frame.
 
     Returns:
         (H, W) at the frame's size.
@@ -75,7 +75,7 @@ def enlarge_to_frame(low: NDArray[np.float32], grid: Grid) -> NDArray[np.float32
 
 
 def to_blocks(low: NDArray[np.float32]) -> Tensor:
-    """Shares (rows * 4, columns * 4) as uint8 (cells, 16), 255 for 1."""
+    """Converts shares (rows * 4, columns * 4) to uint8 (cells, 16), 255 for 1."""
     rows, columns = low.shape[0] // BLOCK, low.shape[1] // BLOCK
     blocks = low.reshape(rows, BLOCK, columns, BLOCK).transpose(0, 2, 1, 3)
     return torch.from_numpy(np.rint(blocks * 255).astype(np.uint8)).reshape(
@@ -84,7 +84,7 @@ def to_blocks(low: NDArray[np.float32]) -> Tensor:
 
 
 def from_blocks(blocks: Tensor, grid: Grid) -> Tensor:
-    """Blocks (cells, 16) as (rows * 4, columns * 4)."""
+    """Converts blocks (cells, 16) to shares (rows * 4, columns * 4)."""
     rows, columns = grid.cells
     split = blocks.view(rows, columns, BLOCK, BLOCK).transpose(1, 2)
     return split.reshape(rows * BLOCK, columns * BLOCK)

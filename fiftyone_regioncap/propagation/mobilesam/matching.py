@@ -29,17 +29,18 @@ class Describer:
         """Starts with no frame seen.
 
         Args:
-            dimensions: components kept of a cell's features.
+            dimensions: Number of principal components kept of a cell's features.
         """
         self._dimensions = dimensions
         self._mean: Tensor | None = None
         self._components: Tensor | None = None
 
     def describe(self, encoding: Encoding) -> Tensor:
-        """Features of a frame's cells.
+        """Computes the features of a frame's cells.
 
         Args:
-            encoding: of the frame; the first one decides what is kept.
+            encoding: Encoding of the frame; the first one determines the components
+                that are kept.
 
         Returns:
             float (cells, dimensions) of unit length in each cell.
@@ -61,7 +62,7 @@ class Describer:
         return F.normalize(features @ self._components, dim=1)
 
     def state(self) -> dict[str, Tensor]:
-        """What the first frame decided, by name; empty before it."""
+        """Returns what the first frame determined, by name; empty before it."""
         if self._mean is None or self._components is None:
             return {}
         return {"mean": self._mean, "components": self._components}
@@ -74,13 +75,13 @@ class Describer:
 def offsets_squared(
     cells: Tensor, columns: int, rows: int, shift: tuple[float, float]
 ) -> Tensor:
-    """How far some cells are from all cells of another frame.
+    """Returns the squared distances of some cells to all cells of another frame.
 
     Args:
-        cells: int (n,), indices of cells.
-        columns: of the grid.
-        rows: of the grid.
-        shift: (y, x) in cells by which the object moved since the other frame.
+        cells: Indices of cells, int (n,).
+        columns: Number of columns of the grid.
+        rows: Number of rows of the grid.
+        shift: Motion of the object since the other frame, (y, x) in cells.
 
     Returns:
         float (n, rows * columns), squared distances in cells.
@@ -98,13 +99,14 @@ def carry(
     neighbors: int,
     temperature: float,
 ) -> Tensor:
-    """Labels of cells from those of the remembered cells that they match best.
+    """Returns labels of cells from the remembered cells that they match best.
 
     Args:
-        similarities: of each remembered frame, float (n, cells), new by remembered.
-        labels: of each remembered frame, float (cells, values).
-        neighbors: matches counted for each cell.
-        temperature: of the softmax over them.
+        similarities: Similarities of new to remembered cells for each remembered frame,
+            float (n, cells).
+        labels: Labels of each remembered frame, float (cells, values).
+        neighbors: Number of best matches used for each cell.
+        temperature: Temperature of the softmax over the matches.
 
     Returns:
         float (n, values).

@@ -1,4 +1,4 @@
-"""What is remembered of earlier frames, and what a correction makes forgotten."""
+"""Memory of earlier frames, and what a correction makes it forget."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Role: TypeAlias = Literal["prompted", "kept", "recent"]
 
 @dataclass
 class Memory:
-    """A remembered frame.
+    """Represents a remembered frame.
 
     Attributes:
-        features: (cells, dimensions), of unit length in each cell.
-        labels: by object id, uint8 (cells, 16): the sub-cell shares of the object, 255
-            for all of it. An object that was lost on the frame has none, so that the
-            frame doesn't say that it is nowhere.
+        features: Unit feature vector of each cell, (cells, dimensions).
+        labels: Sub-cell shares of each object by object id, uint8 (cells, 16), 255 for
+            all of a sub-cell. An object that was lost on the frame has none, so that
+            the frame doesn't say that it is nowhere.
     """
 
     features: Tensor
@@ -43,7 +43,8 @@ class MemoryBank:
         """Starts with nothing remembered.
 
         Args:
-            settings: how many frames of each role are kept, and when.
+            settings: Settings, which say how many frames of each role are kept, and
+                when.
         """
         self._settings = settings
         self._prompted: dict[int, list[int]] = {}
@@ -52,11 +53,11 @@ class MemoryBank:
         self.frames: dict[int, Memory] = {}
 
     def prompted(self, object_id: int) -> list[int]:
-        """The prompted frames of an object that are remembered."""
+        """Returns the prompted frames of an object that are remembered."""
         return self._prompted.get(object_id, [])
 
     def known(self, object_id: int) -> dict[int, Role]:
-        """The frames that tell of an object, by index, with their role for it."""
+        """Returns frames that show an object, by index, with their role for it."""
         roles: dict[int, Role] = dict.fromkeys(self._kept, "kept")
         roles |= dict.fromkeys(self._recent, "recent")
         roles |= dict.fromkeys(self.prompted(object_id), "prompted")
@@ -70,8 +71,9 @@ class MemoryBank:
         """Forgets what a new prompt of an object shows to be wrong or unsure.
 
         Args:
-            object_id: of the object.
-            contradicted: its older prompted frames that the new prompt contradicts.
+            object_id: Id of the object.
+            contradicted: Older prompted frames of the object that the new prompt
+                contradicts.
         """
         left = [k for k in self.prompted(object_id) if k not in contradicted]
         if object_id in self._prompted:
@@ -91,11 +93,11 @@ class MemoryBank:
         """Remembers a frame where it helps, and forgets those that no longer do.
 
         Args:
-            index: of the frame.
-            memory: what is known of it.
-            agreements: by object id, of the decoder's and the carried mask.
-            scores: by object id, how sure it is that the mask is the object's.
-            prompted: ids of the objects that were prompted on it.
+            index: 0-based index of the frame.
+            memory: Features and labels of the frame.
+            agreements: IoU of the decoder's mask and the carried mask by object id.
+            scores: Confidence of the object's mask by object id, in [0, 1].
+            prompted: Ids of the objects that were prompted on it.
         """
         settings = self._settings
         self.frames[index] = memory

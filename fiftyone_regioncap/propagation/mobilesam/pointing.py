@@ -11,27 +11,27 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
 
 
 class PointSegmenter:
-    """See :class:`fiftyone_regioncap.propagation.proposals.Segmenter`."""
+    """Segments points with MobileSAM; see ``proposals.Segmenter``."""
 
     def __init__(self, model: MobileSam, side: int) -> None:
         """Takes a model.
 
         Args:
-            model: of MobileSAM.
-            side: longest side of the encoder's input in pixels.
+            model: MobileSAM model.
+            side: Longest side of the encoder's input in pixels.
         """
         self._model = model
         self._side = side
 
     def encode(self, frame: Frame) -> tuple[Tensor, Grid]:
-        """Embedding of a frame, and how the frame lies in it."""
+        """Returns the embedding of a frame, and its grid."""
         grid = Grid(frame.shape[0], frame.shape[1], self._side)
         return self._model.encode(frame, side=self._side), grid
 
     def decode(
         self, encoded: tuple[Tensor, Grid], points: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits (N, H, W) and predicted IoU (N,) of what is under N points."""
+        """Returns logits (N, H, W) and predicted IoU (N,) of what is under N points."""
         embedding, grid = encoded
         decoded = self._model.decode(
             embedding,

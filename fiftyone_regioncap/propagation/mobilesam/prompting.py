@@ -1,4 +1,4 @@
-"""From a user's prompts on a frame to a first mask."""
+"""Conversion of a user's prompts on a frame to a first mask."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import (
 def prompted_logits(
     model: MobileSam, embedding: Tensor, grid: Grid, prompts: Sequence[Prompt]
 ) -> Tensor:
-    """What an object's prompts on a frame mean.
+    """Returns the mask logits of an object's prompts on a frame.
 
     Masks are taken as they are; boxes and points go through the mask decoder. Several
     prompts mean the union of what each means.
 
     Args:
-        model: the segmenter.
-        embedding: of the frame.
-        grid: of the frame.
-        prompts: of one object on this frame, at least one.
+        model: MobileSAM model.
+        embedding: Image embedding of the frame.
+        grid: Cell grid of the frame.
+        prompts: Prompts of one object on this frame, at least one.
 
     Returns:
         float (H, W), above 0 on the object.

@@ -1,4 +1,4 @@
-"""The embedded default: MobileSAM's weights carried through a video."""
+"""MobileSAM as a propagator, the default one."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class MobileSamPropagator:
         """Takes a loaded model.
 
         Args:
-            model: the segmenter.
-            settings: how objects are followed; the defaults when None.
+            model: MobileSAM model.
+            settings: Settings of tracking; None for the defaults.
         """
         self._model = model
         self._settings = settings or Settings()
@@ -52,9 +52,10 @@ class MobileSamPropagator:
         """Loads the published weights.
 
         Args:
-            path: of the file; the asset is fetched when only its name is given.
-            device: where the model shall run; None for a GPU where there is one.
-            options: how much time to take; the defaults when None.
+            path: Path of the weights file; the asset is fetched when only its name is
+                given.
+            device: Torch device to run on; None for a GPU where there is one.
+            options: Options, such as the quality preset; None for the defaults.
 
         Returns:
             the propagator.
@@ -68,7 +69,7 @@ class MobileSamPropagator:
         return cls(model, (options or MobileSamOptions()).settings())
 
     def segmenter(self) -> PointSegmenter:
-        """The model on single frames, for proposals."""
+        """Returns the model on single frames, for proposals."""
         return PointSegmenter(self._model, self._settings.side)
 
     def propagate(self, request: PropagationRequest) -> StreamPropagation:

@@ -1,4 +1,4 @@
-"""From a carried soft mask to one with the outline of the image."""
+"""Refinement of a carried soft mask to the outlines in the image."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LEAST_CELLS = 12
 
 @dataclass(frozen=True)
 class Refined:
-    """A mask after refinement.
+    """Represents a mask after refinement.
 
     Attributes:
-        logits: float (rows * 4, columns * 4), above 0 is the object.
-        mask: bool, the carried mask that it was made of, without fragments.
+        logits: Mask logits, float (rows * 4, columns * 4), above 0 on the object.
+        mask: The carried mask without fragments, bool (rows * 4, columns * 4).
         agreement: IoU of the decoder's mask and the carried one, in [0, 1].
     """
 
@@ -51,11 +51,12 @@ def refine(
     what the carried mask is unsure of counts little.
 
     Args:
-        model: the segmenter.
-        encoding: of the frame.
-        grid: of the frame.
-        soft: float (rows * 4, columns * 4) in [0, 1], as carried from other frames.
-        settings: how objects are followed.
+        model: MobileSAM model.
+        encoding: Image encoding of the frame.
+        grid: Cell grid of the frame.
+        soft: Soft mask carried from other frames, float (rows * 4, columns * 4) in [0,
+            1].
+        settings: Settings of tracking.
 
     Returns:
         the mask, or None when nothing was carried.
@@ -96,7 +97,7 @@ def refine(
 
 
 def _seen(box: Box, grid: Grid, margin: float) -> tuple[range, range]:
-    """The rows and columns of cells around a box in low-resolution pixels."""
+    """Returns the rows and columns of cells around a box in low-resolution pixels."""
     x1, y1, x2, y2 = (edge * MASK_STRIDE / STRIDE for edge in box)
     around = max(margin * max(x2 - x1, y2 - y1), 3)
     seen = []

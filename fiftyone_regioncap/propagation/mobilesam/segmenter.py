@@ -67,15 +67,15 @@ _RENAMINGS: Final = (
 
 @dataclass(frozen=True)
 class Grid:
-    """How a frame lies in the encoder's input.
+    """Describes how a frame lies in the encoder's input.
 
     The frame is scaled so that its longest side is ``side`` pixels and lies in the
     upper left corner; what is left of the last cells is padding.
 
     Attributes:
-        height: of the frame in pixels.
-        width: of the frame in pixels.
-        side: longest side of the encoder's input in pixels, a multiple of 16.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
+        side: Longest side of the encoder's input in pixels, a multiple of 16.
     """
 
     height: int
@@ -84,12 +84,12 @@ class Grid:
 
     @property
     def scale(self) -> float:
-        """Input pixels per frame pixel."""
+        """Returns the number of input pixels per frame pixel."""
         return self.side / max(self.height, self.width)
 
     @property
     def content(self) -> tuple[int, int]:
-        """(height, width) of the scaled frame in input pixels."""
+        """Returns (height, width) of the scaled frame in input pixels."""
         return (
             max(1, math.floor(self.height * self.scale + 0.5)),
             max(1, math.floor(self.width * self.scale + 0.5)),
@@ -97,19 +97,19 @@ class Grid:
 
     @property
     def cells(self) -> tuple[int, int]:
-        """(rows, columns) of the embedding's cells that hold any of the frame."""
+        """Returns (rows, columns) of the embedding's cells that show the frame."""
         height, width = self.content
         return math.ceil(height / STRIDE), math.ceil(width / STRIDE)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the image encoder says of a frame.
+    """Holds the image encoder's output for a frame.
 
     Attributes:
-        embedding: float (256, rows, columns), what the mask decoder takes.
-        stage: float (160, rows, columns), the third stage's output, which tells objects
-            apart that the embedding takes for one.
+        embedding: Input of the mask decoder, float (256, rows, columns).
+        stage: Output of the third stage, float (160, rows, columns), which separates
+            objects that the embedding confuses.
     """
 
     embedding: Tensor
@@ -118,12 +118,13 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the mask decoder says of N objects.
+    """Holds the mask decoder's output for N objects.
 
     Attributes:
-        logits: float (N, H, W) at the frame's size; above 0 is the object.
-        low: float (N, rows, columns), the same before enlarging, 4 input pixels each.
-        iou: float (N,), the decoder's own guess of each mask's IoU.
+        logits: Mask logits, float (N, H, W) at the frame's size; above 0 on the object.
+        low: Mask logits before enlarging, float (N, rows, columns), with a stride of 4
+            input pixels.
+        iou: Predicted IoU of each mask, float (N,).
     """
 
     logits: Tensor
@@ -160,8 +161,8 @@ class MobileSam(nn.Module):
         """Loads the published weights.
 
         Args:
-            path: of ``mobile_sam.pt``.
-            device: where the model shall run; None for a GPU where there is one.
+            path: Path of ``mobile_sam.pt``.
+            device: Torch device to run on; None for a GPU where there is one.
 
         Returns:
             the model, ready for inference.
@@ -199,7 +200,7 @@ class MobileSam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Returns the device that the model runs on."""
         return self.prompt_encoder.no_mask_embed.weight.device
 
     def encode(
@@ -213,10 +214,10 @@ class MobileSam(nn.Module):
         """Embeds a frame.
 
         Args:
-            frame: uint8 (H, W, 3) RGB.
-            side: longest side of the encoder's input, a multiple of 16.
-            padded: whether to pad the input to a square as SAM does.
-            half: whether to compute in bfloat16.
+            frame: RGB frame, uint8 (H, W, 3).
+            side: Longest side of the encoder's input in pixels, a multiple of 16.
+            padded: Whether to pad the input to a square as SAM does.
+            half: Whether to compute in bfloat16.
 
         Returns:
             float (256, side / 16, side / 16) when padded, else (256, rows, columns) of
@@ -268,14 +269,15 @@ class MobileSam(nn.Module):
         At least one of ``boxes`` and ``points`` is given.
 
         Args:
-            embedding: float (256, rows, columns) from :meth:`encode`.
-            grid: of the frame that was encoded.
-            boxes: (N, 4) pixel edges in the frame.
-            points: (N, P, 2) of x, y in pixels of the frame.
-            point_signs: (N, P): 1 on the object, 0 off it, -1 no point.
-            mask_logits: float (N, rows * 4, columns * 4), an earlier guess.
-            best_of_three: let the decoder propose three masks (part, object, group)
-                and take the one it believes in most; for a single point.
+            embedding: Embedding from :meth:`encode`, float (256, rows, columns).
+            grid: Cell grid of the encoded frame.
+            boxes: Boxes as pixel edges in the frame, (N, 4).
+            points: Points as x, y in pixels of the frame, (N, P, 2).
+            point_signs: Signs of the points, (N, P): 1 on the object, 0 off it, -1 for
+                no point.
+            mask_logits: Logits of an earlier mask, float (N, rows * 4, columns * 4).
+            best_of_three: Whether to decode three masks (part, object, group) and take
+                the one with the highest predicted IoU; for a single point.
 
         Returns:
             masks and their scores.
@@ -320,18 +322,20 @@ class MobileSam(nn.Module):
         rows: range,
         columns: range,
     ) -> Tensor:
-        """All four masks that the decoder has for one object, at low resolution.
+        """Returns all four masks of the decoder for one object, at low resolution.
 
         The decoder sees only some of the cells, which takes as much less time as they
         are fewer.
 
         Args:
-            embedding: float (256, all rows, all columns) from :meth:`encode`.
-            grid: of the frame that was encoded.
-            box: (4,) pixel edges in the frame.
-            mask_logits: float (all rows * 4, all columns * 4), an earlier guess.
-            rows: of cells that the decoder sees.
-            columns: of cells that the decoder sees.
+            embedding: Embedding from :meth:`encode`, float (256, all rows, all
+                columns).
+            grid: Cell grid of the encoded frame.
+            box: Box as pixel edges in the frame, (4,).
+            mask_logits: Logits of an earlier mask, float (all rows * 4, all columns *
+                4).
+            rows: Range of the rows of cells that the decoder sees.
+            columns: Range of the columns of cells that the decoder sees.
 
         Returns:
             logits, float (4, rows * 4, columns * 4) of the cells that it saw.
@@ -368,7 +372,7 @@ class MobileSam(nn.Module):
         grid: Grid,
         alone: bool,
     ) -> Tensor:
-        """Tokens (N, 1, P, 256); SAM appends an empty point when there is no box."""
+        """Embeds points as (N, 1, P, 256); SAM appends an empty one without a box."""
         at = torch.as_tensor(points, dtype=torch.float32, device=self.device)
         at = (at[:, None] * grid.scale + 0.5) / grid.side
         kinds = torch.as_tensor(signs, dtype=torch.int64, device=self.device)[:, None]
@@ -384,14 +388,14 @@ class MobileSam(nn.Module):
         )
 
     def _embed_boxes(self, boxes: NDArray[np.floating], grid: Grid) -> Tensor:
-        """Tokens (N, 1, 2, 256)."""
+        """Embeds boxes as tokens (N, 1, 2, 256)."""
         corners = torch.as_tensor(boxes, dtype=torch.float32, device=self.device)
         corners = (corners.view(-1, 1, 2, 2) * grid.scale + 0.5) / grid.side
         kinds = [self.prompt_encoder.point_embed[k].weight for k in (2, 3)]
         return self.prompt_encoder.shared_embedding(corners) + torch.cat(kinds)
 
     def _positions(self, rows: range, columns: range, grid: Grid) -> Tensor:
-        """Positional encoding (1, 256, rows, columns) of some of the cells."""
+        """Returns the position encoding (1, 256, rows, columns) of some cells."""
         y, x = (
             (torch.arange(part.start, part.stop, device=self.device) + 0.5)
             * (STRIDE / grid.side)
@@ -405,9 +409,10 @@ def enlarge(low: Tensor, grid: Grid, stride: int) -> Tensor:
     """Enlarges low-resolution masks to the frame.
 
     Args:
-        low: float (N, h, w), starting at the frame's upper left corner.
-        grid: of the frame.
-        stride: pixels of the encoder's input per pixel of ``low``.
+        low: Low-resolution masks, float (N, h, w), starting at the frame's upper left
+            corner.
+        grid: Cell grid of the frame.
+        stride: Number of pixels of the encoder's input per pixel of ``low``.
 
     Returns:
         float (N, H, W) at the frame's size.
@@ -422,7 +427,7 @@ def enlarge(low: Tensor, grid: Grid, stride: int) -> Tensor:
 
 
 def half_is_fast(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 faster than in float32."""
+    """Returns whether a device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -432,7 +437,7 @@ def half_is_fast(device: torch.device) -> bool:
 
 
 def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published tensors under the names of this module's parts."""
+    """Returns the published tensors under the names of this module's parts."""
     renamed = {}
     for name, tensor in published.items():
         if _UNUSED.match(name):

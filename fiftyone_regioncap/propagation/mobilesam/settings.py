@@ -1,4 +1,4 @@
-"""How objects are followed: the settings, and the presets that users choose from."""
+"""Settings of tracking, and the presets that users choose from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Preset: TypeAlias = Literal["fast", "balanced", "best"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How objects are followed.
+    """Sets how objects are tracked.
 
     What is measured in J below is the mean over the tuning clips and over look-alikes
     made of them, first 20 frames, apart from what else is said; docs/performance.md
@@ -23,12 +23,13 @@ class Settings:
             processor has instructions for it, which halves the time.
         dimensions: Principal components kept of a cell's features. 128 of 416: no
             difference in J, a third of the time to match.
-        recent: Latest frames remembered. 3 instead of 4: no difference, less time.
-        kept: Older frames remembered, on which an object was surely seen; the latest
-            that many. 0 to 4 make no difference within 20 frames; one is kept for
+        recent: Number of latest frames remembered. 3 instead of 4: no difference, less
+            time.
+        kept: Number of older frames remembered, the latest on which an object was
+            surely seen. 0 to 4 make no difference within 20 frames; one is kept for
             objects that come back after longer.
-        kept_every: Frames between those.
-        kept_score: Least score of an object on them.
+        kept_every: Number of frames between those.
+        kept_score: Minimum score of an object on them, in [0, 1].
         remembered: A frame is remembered when the decoder's and the carried mask of an
             object have at least this IoU. A higher bar loses small and fast objects.
         reach: How far from its last mask an object is looked for; a lost object is
@@ -38,9 +39,9 @@ class Settings:
         distance: How much less alike cells count at ``radius`` or more from where they
             were, relative to the object's center; less by the square of the distance.
             Without: look-alikes .676; for recent frames alone .696; for all .75.
-        radius: See ``distance``.
-        neighbors: Matches counted for each cell.
-        temperature: Of the softmax over them.
+        radius: Distance from which ``distance`` applies in full.
+        neighbors: Number of best matches used for each cell.
+        temperature: Temperature of the softmax over the matches.
         anchor: How much what is carried from prompted frames alone counts, where it is
             more than what is carried from all; .1 of J. It keeps masks from shrinking.
         anchor_reach: Cells around the carried mask where it counts.
@@ -55,7 +56,7 @@ class Settings:
         familiar: Mean similarities of a mask's cells to the object's on prompted and
             kept frames at which the score becomes 0, and stays the agreement of the two
             masks. After cuts it was .42 to .68, on the object's own frames .7 to .97.
-        visible: Least score of a mask that is given out.
+        visible: Minimum score of a mask that is emitted, in [0, 1].
     """
 
     side: int = 768

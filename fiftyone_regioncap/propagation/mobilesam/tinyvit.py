@@ -260,7 +260,7 @@ class TinyViT(nn.Module):
         """Encodes normalized images.
 
         Args:
-            pixels: float (B, 3, H, W), H and W divisible by 16.
+            pixels: Normalized images, float (B, 3, H, W), H and W divisible by 16.
 
         Returns:
             float (B, 256, H / 16, W / 16), and the third stage's output, float

@@ -1,4 +1,4 @@
-"""Follows objects from frame to frame over MobileSAM's features."""
+"""MobileSAM's tracker: follows objects from frame to frame by their features."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class MobileSamTracker:
         """Starts with nothing seen.
 
         Args:
-            model: the segmenter.
-            grid: of the video's frames at the settings' side.
-            settings: how objects are followed.
-            overlap: whether objects may share pixels.
+            model: MobileSAM model.
+            grid: Cell grid of the video's frames.
+            settings: Settings of tracking.
+            overlap: Whether objects may share pixels.
         """
         self._model = model
         self._grid = grid
@@ -128,7 +128,7 @@ class MobileSamTracker:
         similarities: Mapping[int, Tensor],
         encoding: Encoding,
     ) -> dict[int, tuple[NDArray[np.float32], float, float]]:
-        """Logits (H, W), agreement and familiarity of objects that were seen before."""
+        """Returns logits (H, W), agreement and familiarity of objects seen before."""
         if not object_ids:
             return {}
         carried, familiar = zip(
@@ -153,7 +153,7 @@ class MobileSamTracker:
     def _carry(
         self, object_id: int, similarities: Mapping[int, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """An object's soft mask (rows * 4, columns * 4), and how like it cells are."""
+        """Returns an object's soft mask (rows * 4, columns * 4), and similarities."""
         settings = self._settings
         rows, columns = self._grid.cells
         last = self._last[object_id]
@@ -199,7 +199,7 @@ class MobileSamTracker:
         return from_blocks(blocks, self._grid), best
 
     def _around(self, label: Tensor | None, reach: int) -> Tensor:
-        """Indices of the cells within reach of a label's; of all cells without one."""
+        """Returns indices of cells within reach of a label; of all without a label."""
         rows, columns = self._grid.cells
         if label is None:
             return torch.arange(rows * columns, device=self._model.device)
@@ -210,7 +210,7 @@ class MobileSamTracker:
         return near.flatten().nonzero()[:, 0]
 
     def _center(self, label: Tensor) -> tuple[float, float]:
-        """Center (y, x) of a label in cells."""
+        """Returns the center (y, x) of a label in cells."""
         rows, columns = self._grid.cells
         weights = label.float().sum(dim=1).view(rows, columns)
         total = weights.sum().clamp(min=1e-6)
@@ -220,7 +220,7 @@ class MobileSamTracker:
         return float(y), float(x)
 
     def _familiarity(self, mask: Mask, best: Tensor) -> float:
-        """How much a mask's cells look like the object, in [0, 1]."""
+        """Returns how much a mask's cells look like the object, in [0, 1]."""
         low, high = self._settings.familiar
         rows, columns = self._grid.cells
         covered = mask.reshape(rows, BLOCK, columns, BLOCK).any(axis=(1, 3))

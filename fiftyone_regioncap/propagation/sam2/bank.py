@@ -1,4 +1,4 @@
-"""The memory of one object: as much as the model can attend to, and no more."""
+"""Memory of one object: as much as the model can attend to, and no more."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Outcome:
     """The model's answer for one object on one frame.
 
     Attributes:
-        logits: float32 (h, w), low-resolution mask logits.
-        presence: float32 scalar, logit of the occlusion head.
-        iou: float32 scalar, predicted IoU in [0, 1].
+        logits: Low-resolution mask logits, float32 (h, w).
+        presence: Logit of the occlusion head, float32 scalar.
+        iou: Predicted IoU in [0, 1], float32 scalar.
     """
 
     logits: Tensor
@@ -38,11 +38,11 @@ class Limits:
     """Reach of the model's memory.
 
     Attributes:
-        memories: Frames that the memory attention looks at, conditioning frames counted
-            as one.
-        pointers: Frames whose object pointers it looks at.
-        conditioning: Conditioning frames at most whose memories it looks at.
-        kept_pointers: Conditioning frames at most whose pointers it looks at.
+        memories: Number of frames that the memory attention looks at, conditioning
+            frames counted as one.
+        pointers: Number of frames whose object pointers it looks at.
+        conditioning: Maximum number of conditioning frames whose memories it looks at.
+        kept_pointers: Maximum number of conditioning frames whose pointers it looks at.
     """
 
     memories: int
@@ -52,16 +52,16 @@ class Limits:
 
 
 def nearest(frames: Sequence[int], frame: int, count: int) -> list[int]:
-    """The conditioning frames that a frame looks at.
+    """Returns the conditioning frames that a frame looks at.
 
     The closest before, the closest at or after, then the closest of the rest. As a pass
     moves on, a frame that was left behind is never chosen again, so that it can be
     dropped.
 
     Args:
-        frames: Ascending.
-        frame: The current one.
-        count: Greatest number of frames; two are always taken where there are two.
+        frames: Indices of the conditioning frames, ascending.
+        frame: Index of the current frame.
+        count: Maximum number of frames; two are always taken where there are two.
 
     Returns:
         The chosen ones, ascending.
@@ -80,14 +80,14 @@ class Bank:
     """The memory of one object.
 
     Attributes:
-        object_id: The caller's number.
-        prompts: By frame, ascending, the prompts that say where the object is.
-        corrections: By frame, the prompts that only say where it is not.
+        object_id: Id of the object.
+        prompts: Prompts that say where the object is, by frame, ascending.
+        corrections: Prompts that only say where it is not, by frame.
         conditioning: Memory tokens (n, c) of conditioning frames.
         outcomes: Answers for conditioning frames that are still to be emitted.
         memories: Memory tokens (n, c) of tracked frames.
-        prompt_pointers: (C,) of conditioning frames.
-        pointers: (C,) of tracked frames.
+        prompt_pointers: Object pointers (C,) of conditioning frames.
+        pointers: Object pointers (C,) of tracked frames.
     """
 
     object_id: int
@@ -104,16 +104,16 @@ class Bank:
 
     @property
     def first(self) -> int:
-        """The first prompted frame."""
+        """Returns the first prompted frame."""
         return self.prompted[0]
 
     @property
     def last(self) -> int:
-        """The last prompted frame."""
+        """Returns the last prompted frame."""
         return self.prompted[-1]
 
     def attended(self, frame: int, limits: Limits) -> list[int]:
-        """The conditioning frames whose memories ``frame`` looks at, ascending."""
+        """Returns the conditioning frames whose memories ``frame`` uses, ascending."""
         return nearest(self.prompted, frame, limits.conditioning)
 
     def missing(self, frame: int, limits: Limits) -> list[int]:
@@ -127,7 +127,7 @@ class Bank:
     def recall(
         self, frame: int, step: Step, limits: Limits
     ) -> tuple[tuple[int, ...], list[Tensor]]:
-        """The memories that a frame looks at.
+        """Returns the memories that a frame looks at.
 
         Returns:
             Their distances in frames (0 for conditioning frames) and tokens (n, c).
@@ -148,7 +148,7 @@ class Bank:
     def recall_pointers(
         self, frame: int, step: Step, limits: Limits
     ) -> tuple[list[int], list[Tensor]]:
-        """The object pointers that a frame looks at: distances in frames, and (C,)."""
+        """Returns the object pointers for a frame: distances in frames, and (C,)."""
         # In order of time, so that a bank read from a file adds up to the same bits.
         behind = [t for t in sorted(self.prompt_pointers) if (frame - t) * step >= 0]
         offsets = [(frame - t) * step for t in behind]

@@ -48,7 +48,7 @@ class FrameFeed:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="regioncap-frames")
 
     def get(self, index: int) -> Tensor:
-        """The frame, uint8 (3, S, S).
+        """Returns the frame, uint8 (3, S, S).
 
         Frames of the order come from the thread; any other is read here.
         """
@@ -90,7 +90,7 @@ def shrink(frame: Frame, image_size: int) -> Tensor:
     The antialiased filter runs on integers; in floats the result would differ.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
+        frame: RGB frame, uint8 (H, W, 3).
         image_size: Side of the square in pixels.
 
     Returns:

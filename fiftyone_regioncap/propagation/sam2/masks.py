@@ -21,12 +21,12 @@ def masks_of(
     """Makes masks of logits.
 
     Args:
-        logits: float32 (B, h, w); above 0 is object.
+        logits: Low-resolution mask logits, float32 (B, h, w); above 0 is object.
         height: Height of the masks in pixels.
         width: Width of the masks in pixels.
         overlap: Whether objects may share pixels; else each pixel goes to the object
             with the highest logit.
-        fill_hole_area: Holes of up to that many low-resolution pixels are filled.
+        fill_hole_area: Area of the largest hole to fill, in low-resolution pixels.
 
     Returns:
         B masks, bool (height, width), None where an object has no pixel.
@@ -48,7 +48,7 @@ def masks_of(
 def _batches(
     logits: Tensor, alive: list[int], height: int, width: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Resized logits in batches: rank of the first among the alive, and (b, H, W)."""
+    """Yields resized logits (b, H, W) in batches, after the rank of the first one."""
     size = max(BATCH_PIXELS // (height * width), 1)
     for first in range(0, len(alive), size):
         resized = F.interpolate(
@@ -108,7 +108,7 @@ def fill_holes(logits: Tensor, max_area: int) -> Tensor:
     highest pixel number, which runs on any device.
 
     Args:
-        logits: float32 (B, h, w).
+        logits: Low-resolution mask logits, float32 (B, h, w).
         max_area: Area of the largest hole to fill, in pixels.
 
     Returns:

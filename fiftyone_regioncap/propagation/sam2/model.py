@@ -29,8 +29,8 @@ class Features:
 
     Attributes:
         fine: The two high-resolution levels for the mask decoder, each (1, c, h, w).
-        tokens: (h * w, 1, C), the coarsest level.
-        positions: (h * w, 1, C), its position encoding.
+        tokens: Tokens of the coarsest level, (h * w, 1, C).
+        positions: Position encoding of the coarsest level, (h * w, 1, C).
     """
 
     fine: tuple[Tensor, ...]
@@ -43,11 +43,12 @@ class Decoded:
     """The mask decoder's answer for B objects.
 
     Attributes:
-        logits: float32 (B, h, w), low-resolution mask logits.
-        large: (B, 1, S, S), the same at the model's image size, for the memory encoder.
-        pointer: (B, C), the object pointer.
-        presence: float32 (B,), the occlusion head's logit: above 0 means visible.
-        iou: float32 (B,), the predicted IoU of the mask, in [0, 1].
+        logits: Low-resolution mask logits, float32 (B, h, w).
+        large: Mask logits at the model's image size, (B, 1, S, S), for the memory
+            encoder.
+        pointer: Object pointers, (B, C).
+        presence: Logits of the occlusion head, float32 (B,); above 0 means visible.
+        iou: Predicted IoU of the masks in [0, 1], float32 (B,).
     """
 
     logits: Tensor
@@ -89,7 +90,7 @@ class TrackerModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Returns the device of the weights."""
         return self.model.no_memory_embedding.device
 
     @contextlib.contextmanager
@@ -105,14 +106,14 @@ class TrackerModel:
             yield
 
     def _levels(self, output: Any) -> tuple[list[Tensor], Tensor]:
-        """The encoder's levels, fine to coarse, and the last one's positions."""
+        """Returns the encoder's levels, fine to coarse, and the last's positions."""
         return list(output.fpn_hidden_states), output.fpn_position_encoding[-1]
 
     def encode_image(self, pixels: Tensor) -> Features:
         """Runs the image encoder once for all objects.
 
         Args:
-            pixels: Normalized float (1, 3, S, S).
+            pixels: Normalized image, float (1, 3, S, S).
         """
         levels, positions = self._levels(self._encoder(pixels, return_dict=True))
         decoder = self.model.mask_decoder
@@ -123,20 +124,20 @@ class TrackerModel:
         )
 
     def raw(self, features: Features) -> Tensor:
-        """The coarsest level as a map, (1, C, h, w)."""
+        """Returns the coarsest level as a map, (1, C, h, w)."""
         return features.tokens.permute(1, 2, 0).unflatten(2, self.grid)
 
     def without_memory(self, features: Features) -> Tensor:
-        """The coarsest level for a frame that starts a track, (1, C, h, w)."""
+        """Returns the coarsest level for a frame that starts a track, (1, C, h, w)."""
         tokens = features.tokens + self.model.no_memory_embedding
         return tokens.permute(1, 2, 0).unflatten(2, self.grid)
 
     def time_positions(self, offsets: Sequence[int], space: Tensor) -> Tensor:
-        """Positions of the memories of frames that lie ``offsets`` frames away.
+        """Returns positions of the memories of frames ``offsets`` frames away.
 
         Args:
-            offsets: 0 for conditioning frames, else the distance in frames.
-            space: (n, C) positions of the tokens of one memory.
+            offsets: Distances in frames; 0 for conditioning frames.
+            space: Position encoding of the tokens of one memory, (n, C).
 
         Returns:
             (len(offsets) * n, C).
@@ -147,12 +148,12 @@ class TrackerModel:
     def pointer_tokens(
         self, pointers: Tensor, offsets: Tensor, horizon: int
     ) -> tuple[Tensor, Tensor]:
-        """Object pointers as memory tokens.
+        """Returns object pointers as memory tokens.
 
         Args:
-            pointers: (B, P, C).
-            offsets: float32 (B, P), their distance in frames along the pass.
-            horizon: The number of frames whose pointers may be used.
+            pointers: Object pointers, (B, P, C).
+            offsets: Distances in frames along the pass, float32 (B, P).
+            horizon: Number of frames whose pointers may be used.
 
         Returns:
             Tokens and positions, each (B, P * splits, memory channels).
@@ -183,8 +184,8 @@ class TrackerModel:
 
         Args:
             features: Features of the frame.
-            memory: (B, n, c) memory tokens, pointers last.
-            positions: (B or 1, n, c).
+            memory: Memory tokens, (B, n, c), pointers last.
+            positions: Position encoding of the memory tokens, (B or 1, n, c).
             pointer_tokens: Number of pointer tokens among the n.
             memory_frames: Number of frames that the others come from.
 
@@ -209,7 +210,8 @@ class TrackerModel:
         """Returns whether the decoder should offer several masks.
 
         Args:
-            point_count: Points of the prompt, a box counted as two; 0 while tracking.
+            point_count: Number of points of the prompt, a box counted as two; 0 while
+                tracking.
             starting: Whether the frame starts or restarts the track.
         """
         config = self.config
@@ -233,10 +235,10 @@ class TrackerModel:
 
         Args:
             features: Features of the frame.
-            conditioned: (B, C, h, w).
-            points: float (B, N, 2) in model pixels and int (B, N) labels: 1 on, 0 off,
-                2 and 3 the corners of a box. None while tracking.
-            dense: (B, 1, h, w) mask logits to refine, or None.
+            conditioned: Features conditioned on memory, (B, C, h, w).
+            points: Points, float (B, N, 2) in model pixels, and labels, int (B, N): 1
+                on, 0 off, 2 and 3 the corners of a box. None while tracking.
+            dense: Mask logits to refine, (B, 1, h, w), or None.
             multimask: Whether to choose the best of several masks by predicted IoU.
         """
         model = self.model
@@ -296,7 +298,7 @@ class TrackerModel:
 
         Args:
             features: Features of the frame.
-            masks: float (B, 1, S, S), 0 or 1.
+            masks: Masks of 0 or 1, float (B, 1, S, S).
         """
         raw = self.raw(features)
         masks = masks.to(raw.dtype)
@@ -320,10 +322,10 @@ class TrackerModel:
         )
 
     def mask_logits(self, masks: Tensor) -> Tensor:
-        """Low-resolution logits of given masks, to be refined by points.
+        """Returns low-resolution logits of given masks, to be refined by points.
 
         Args:
-            masks: float (B, 1, S, S), 0 or 1.
+            masks: Masks of 0 or 1, float (B, 1, S, S).
 
         Returns:
             (B, 1, h, w).
@@ -468,7 +470,7 @@ def _shrink(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _sine_positions(values: Tensor, width: int) -> Tensor:
-    """Sine encoding of scalars (...) to (..., width) (Vaswani et al., 2017)."""
+    """Encodes scalars (...) by sines to (..., width) (Vaswani et al., 2017)."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=values.device)
     angles = values.unsqueeze(-1) / 10000 ** (2 * (steps // 2) / half)

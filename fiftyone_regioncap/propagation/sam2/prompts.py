@@ -17,7 +17,7 @@ _CORNERS = (2, 3)
 
 
 def prompt_kind(prompt: Prompt) -> tuple[int, bool]:
-    """The number of points, a box counted as two, and whether there is a mask.
+    """Returns the number of points, a box counted as two, and whether there is a mask.
 
     Prompts of one kind go through the model in one batch.
     """
@@ -27,7 +27,7 @@ def prompt_kind(prompt: Prompt) -> tuple[int, bool]:
 def model_points(
     prompts: Sequence[Prompt], height: int, width: int, image_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Points of several objects in model pixels, a box as its two corners, first.
+    """Returns points of several objects in model pixels, a box's two corners first.
 
     Args:
         prompts: One prompt of each object, all with the same number of points.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class MaskStream:
-    """A run over a video; see :class:`Propagation`."""
+    """Iterates over the masks of a run; see :class:`Propagation`."""
 
     def __init__(
         self, stream: LogitsStream, request: PropagationRequest, fill_hole_area: int
@@ -97,8 +97,9 @@ class SamVideoPropagator:
             model: A ``Sam2VideoModel`` (``EdgeTamVideoModel``,
                 ``Sam3TrackerVideoModel``) in float32; moved to ``device``. Its weights
                 stay float32, whatever the arithmetic is.
-            options: How the model is run; None for the defaults.
-            device: Where it runs; None for CUDA where there is one, else the CPU.
+            options: Options of the model's computation; None for the defaults.
+            device: Torch device to run on; None for CUDA where there is one, else the
+                CPU.
             model_name: Published name of the weights.
             revision: Revision of the weights.
         """
@@ -130,8 +131,9 @@ class SamVideoPropagator:
         Args:
             path_or_repo: A folder written by ``save_pretrained``, or a repository of
                 the Hugging Face hub, taken from the cache when it is there.
-            device: Where it runs; None for CUDA where there is one, else the CPU.
-            options: How the model is loaded and run; None for the defaults.
+            device: Torch device to run on; None for CUDA where there is one, else the
+                CPU.
+            options: Options of loading and computation; None for the defaults.
 
         Raises:
             WeightsError: When the weights are absent, corrupt, or of another
@@ -154,7 +156,7 @@ class SamVideoPropagator:
 
     @property
     def info(self) -> PropagatorInfo:
-        """Name, weights and license."""
+        """Returns the name, weights and license."""
         return self._info
 
     def propagate(self, request: PropagationRequest) -> MaskStream:
@@ -170,7 +172,7 @@ class SamVideoPropagator:
         return LogitsStream(self._model, request, self._compute, self._info)
 
     def segmenter(self) -> FrameSegmenter:
-        """The image part of the model, for :func:`propagation.proposals.propose`."""
+        """Returns the model's image part, for :func:`propagation.proposals.propose`."""
         return FrameSegmenter(self._model, self._compute.dtype)
 
 

@@ -12,14 +12,14 @@ from fiftyone_regioncap.propagation.sam2.model import Features, TrackerModel
 
 
 class FrameSegmenter:
-    """See :class:`fiftyone_regioncap.propagation.proposals.Segmenter`."""
+    """Segments points with a tracker; see ``proposals.Segmenter``."""
 
     def __init__(self, model: TrackerModel, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
 
     def encode(self, frame: Frame) -> tuple[Features, tuple[int, int]]:
-        """Features of a frame, uint8 (H, W, 3) RGB, and its height and width."""
+        """Returns a frame's features and size; the frame is uint8 (H, W, 3) RGB."""
         small = shrink(frame, self._model.image_size)
         with self._model.arithmetic(self._dtype):
             features = self._model.encode_image(normalize(small, self._model.device))
@@ -30,7 +30,7 @@ class FrameSegmenter:
         encoded: tuple[Features, tuple[int, int]],
         points: NDArray[np.float64],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits (N, h, w) and predicted IoU (N,) of what is under N points."""
+        """Returns logits (N, h, w) and predicted IoU (N,) of what is under N points."""
         features, (height, width) = encoded
         model = self._model
         scale = np.array([model.image_size / width, model.image_size / height])

@@ -43,9 +43,9 @@ class FrameLogits:
     Attributes:
         frame: 0-based frame index.
         object_ids: Ids of the B objects on it.
-        logits: float32 (B, h, w), low-resolution mask logits; above 0 is object.
-        presence: float32 (B,), logit of the occlusion head; above 0 is visible.
-        iou: float32 (B,), predicted IoU in [0, 1].
+        logits: Low-resolution mask logits, float32 (B, h, w); above 0 is object.
+        presence: Logits of the occlusion head, float32 (B,); above 0 is visible.
+        iou: Predicted IoU in [0, 1], float32 (B,).
         prompted: Ids of the objects that were prompted on this frame.
     """
 
@@ -63,8 +63,8 @@ class Compute:
 
     Attributes:
         dtype: Numeric type of the arithmetic: float32, or a smaller one by autocast.
-        object_chunk: Greatest number of objects in a batch.
-        max_conditioning_frames: Greatest number of prompted frames of an object to
+        object_chunk: Maximum number of objects in a batch.
+        max_conditioning_frames: Maximum number of prompted frames of an object to
             attend to, where the model itself sets no lower limit.
     """
 
@@ -110,10 +110,10 @@ class LogitsStream(PassIterator[FrameLogits]):
         """Starts or resumes a run.
 
         Args:
-            model: The network.
-            request: The run.
+            model: Model that computes the logits.
+            request: Video, prompts and range of the run.
             compute: Settings of the computation.
-            identity: What tells the model from others; its ``repr`` says all of it.
+            identity: Value that distinguishes the model from others, by its ``repr``.
         """
         cap = compute.max_conditioning_frames
         super().__init__(request, (identity, model.image_size, str(compute.dtype), cap))
@@ -346,7 +346,7 @@ class LogitsStream(PassIterator[FrameLogits]):
         return self._encode(features, decoded, prompted=bool(corrections))
 
     def _points(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Points and labels of prompts of one kind, on the model's device."""
+        """Returns points and labels of prompts of one kind, on the model's device."""
         model, frames = self._model, self.frames
         points, labels = model_points(
             prompts, frames.height, frames.width, model.image_size
@@ -400,7 +400,7 @@ def _too_big(what: str) -> BackendError:
 
 
 def _to_array(tensor: Tensor) -> NDArray[np.generic]:
-    """A tensor in host memory; NumPy has no bfloat16, whose bits go as int16."""
+    """Returns a tensor as an array; NumPy has no bfloat16, whose bits go as int16."""
     host = tensor.detach().contiguous().cpu()
     if host.dtype == torch.bfloat16:
         host = host.view(torch.int16)

@@ -25,7 +25,7 @@ class Architecture:
     """The kind of model that a checkpoint must hold.
 
     Attributes:
-        label: Its name for people.
+        label: Name of the architecture for people.
         model_types: Values of ``model_type`` in ``config.json`` that stand for it. SAM
             2's repositories may carry the configuration of the image model, whose
             weights' names are a part of the video model's.
@@ -82,7 +82,7 @@ def load_weights(
 
     Args:
         path_or_repo: A folder with ``config.json`` and safetensors, or a repository.
-        architecture: What it must hold.
+        architecture: Architecture that the checkpoint must hold.
         image_size: Side of the square that frames are resized to; None for the
             checkpoint's own.
         revision: Commit, tag or branch of the repository.
