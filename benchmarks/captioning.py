@@ -242,7 +242,7 @@ def measure_captioner(name: str, captioner: Captioner, clips: int) -> Row:
 
 
 def show(rows: Sequence[Row]) -> str:
-    """The table, against its first row."""
+    """Returns the table, against its first row."""
 
     def cell(value: float | None, form: str = "{:.2f}") -> str:
         return "-" if value is None else form.format(value)

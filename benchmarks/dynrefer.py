@@ -47,7 +47,7 @@ WORDS = 1000
 
 
 def published() -> DynReferConfig:
-    """The sizes of the authors' checkpoints."""
+    """Returns the sizes of the authors' checkpoints."""
     return DynReferConfig(
         vision=Blip2VisionConfig(),
         qformer=Blip2QFormerConfig(),
@@ -66,7 +66,7 @@ def published() -> DynReferConfig:
 
 
 def small() -> DynReferConfig:
-    """An eighth of the width and a quarter of the depth, with the same head lists."""
+    """Returns an eighth of the width, a quarter of the depth, and the same heads."""
     return DynReferConfig(
         vision=Blip2VisionConfig(
             hidden_size=176,
@@ -97,7 +97,7 @@ def small() -> DynReferConfig:
 
 
 def build(config: DynReferConfig, device: str) -> DynReferCaptioner:
-    """A captioner with random weights and as many names as the published one."""
+    """Returns a random captioner with as many names as the published one."""
     torch.manual_seed(0)
     with torch.device(device):
         model = DynReferModel(config).eval().requires_grad_(False)
@@ -144,7 +144,7 @@ def regions(count: int, height: int, width: int) -> list[RegionClip]:
 def best(
     work: Sequence[Callable[[], T]], repeats: int, device: str
 ) -> tuple[list[float], list[T]]:
-    """The best time of each piece of work in seconds, done in turns, and results."""
+    """Returns the best seconds of each piece of work, done in turns, and results."""
 
     def now() -> float:
         if device == "cpu":

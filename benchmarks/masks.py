@@ -152,7 +152,7 @@ class StillTracker:
         return {k: ObjectMask(mask, 1.0) for k, mask in self._masks.items()}
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """The masks."""
+        """Returns the masks."""
         return {str(k): mask for k, mask in self._masks.items()}
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:

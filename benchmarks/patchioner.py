@@ -52,7 +52,7 @@ def side_by_side(
 
 
 def tower(quick: bool) -> DinoTower:
-    """A tower of the base model's size."""
+    """Returns a tower of the base model's size."""
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def memory(quick: bool) -> None:
 
 
 def peak_gigabytes() -> float:
-    """The most RAM that this process has had, mapped files included."""
+    """Returns the most RAM that this process has had, mapped files included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -75,7 +75,7 @@ class Prepared:
 
 
 def small_model() -> Any:
-    """A random model of 1.3 million parameters at 128 pixels."""
+    """Returns a random model of 1.3 million parameters at 128 pixels."""
     hidden, size = 128, 128
     grid = size // 16
     config = Sam2VideoConfig(
@@ -115,7 +115,7 @@ def small_model() -> Any:
 
 
 def build_model(device: str) -> Any:
-    """The model of the table for a device; every object counts as visible."""
+    """Returns the model of the table for a device; every object counts as visible."""
     torch.manual_seed(0)
     model = Sam2VideoModel(Sam2VideoConfig()) if device == "cuda" else small_model()
     torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 5.0)
@@ -140,7 +140,7 @@ def run_ours(model: Any, video: Video, objects: int, device: str) -> Iterator[ob
 def run_session(
     model: Any, video: Video, objects: int, device: str
 ) -> Iterator[object]:
-    """The session's masks, resized to the video as its processor does."""
+    """Yields the session's masks, resized to the video as its processor does."""
     size = model.image_size
     session = Sam2VideoInferenceSession(
         video_height=video.height,
@@ -209,7 +209,7 @@ def peak_elsewhere(name: str, frames: int, objects: int, device: str) -> float:
 
 
 def outside_the_model(model: Any, frames: int, device: str) -> float:
-    """The part of the time a frame that is not the model, for one object."""
+    """Returns the part of the time a frame that is not the model, for one object."""
     propagator = Sam2Propagator(model, device=device)
     side = model.image_size
     easy = Video(frames, side, side)  # nothing to resize, and no masks made

@@ -48,7 +48,7 @@ def ours(backend: Backend) -> Open:
 
 
 def methods() -> dict[str, Open]:
-    """The methods that can be imported here."""
+    """Returns the methods that can be imported here."""
     found: dict[str, Open] = {name: ours(name) for name in ("pyav", "decord", "auto")}
     try:
         import decord
@@ -78,7 +78,7 @@ def measure(opened: Open, path: str, clock: Callable[[], float]) -> dict[str, fl
         clock: Function that returns the time in seconds.
 
     Returns:
-        milliseconds: per opening, per frame in order, and per frame at random.
+        Milliseconds: per opening, per frame in order, and per frame at random.
     """
     times = {}
     reader = None
@@ -104,7 +104,7 @@ def measure(opened: Open, path: str, clock: Callable[[], float]) -> dict[str, fl
 
 
 def differences(path: str) -> int:
-    """The number of frames on which our backends differ."""
+    """Returns the number of frames on which our backends differ."""
     with VideoReader(path) as auto, VideoReader(path, backend="pyav") as pyav:
         return sum(not np.array_equal(a, b) for a, b in zip(auto, pyav, strict=True))
 

@@ -191,7 +191,7 @@ class Known:
         self._vectors = {Query.parse(t).meaning: v for t, v in queries.items()}
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of known texts."""
+        """Returns the vectors of known texts."""
         return np.array([self._vectors[text] for text in texts])
 
 
@@ -338,7 +338,7 @@ def measure_regions(count: int, folder: Path) -> list[str]:
 
 
 def _only_folder(folder: Path) -> str:
-    """The folder of the vectors, named after their model."""
+    """Returns the folder of the vectors, named after their model."""
     return next(f.name for f in folder.iterdir() if f.is_dir() and f.name != "words")
 
 

@@ -51,7 +51,7 @@ def pick(
         name: Name of the parameter.
         options: The text to show by value.
         label: Title of the input.
-        description: What it is for.
+        description: Description of its purpose.
         default: The value at first; None for the first one.
 
     Returns:
@@ -77,7 +77,7 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
     Args:
         inputs: The form.
         ctx: The execution context.
-        operation: What is asked for.
+        operation: Operation whose options are asked for.
     """
     for field in operation.fields:
         kind = str(field.declaration.picker)
@@ -183,7 +183,7 @@ def _value(field: OptionField, value: Any) -> Any:
 
 
 def _input(inputs: types.Object, ctx: Any, field: OptionField, value: Any) -> Any:
-    """The input of an option, by its type and by what helps to choose a value."""
+    """Makes the input of an option, by its type and by what helps to choose."""
     declared = field.declaration
     about = {"label": field.label, "description": declared.help}
     default = None if field.required else field.default
@@ -268,7 +268,7 @@ def _pick_field(
 
 
 def _fields(ctx: Any, kind: str) -> list[str]:
-    """The fields of the dataset that are of a kind, the likeliest first."""
+    """Returns the fields of the dataset that are of a kind, the likeliest first."""
     dataset = ctx.dataset
     if kind == "prompts":
         return list(fields.prompt_fields(dataset))

@@ -21,7 +21,7 @@ class OperationOperator(foo.Operator):
     """An operator that runs one operation over a target view.
 
     Attributes:
-        operation: What it does.
+        operation: Operation that it runs.
     """
 
     operation: Operation
@@ -40,7 +40,7 @@ class OperationOperator(foo.Operator):
         )
 
     def resolve_placement(self, ctx: Any) -> types.Placement | None:
-        """A button above the grid for what is wanted often."""
+        """Returns a button above the grid for what is wanted often."""
         if self.operation.name != "search_captions":
             return None
         button = types.Button(
@@ -49,7 +49,7 @@ class OperationOperator(foo.Operator):
         return types.Placement(types.Places.SAMPLES_GRID_ACTIONS, button)
 
     def resolve_input(self, ctx: Any) -> types.Property:
-        """The form."""
+        """Returns the form."""
         inputs = types.Object()
         media = None if ctx.dataset is None else ctx.dataset.media_type
         if media in self.operation.media:
@@ -71,7 +71,7 @@ class OperationOperator(foo.Operator):
         return run(ctx, job, AFTERWARDS.get(self.operation.name))
 
     def resolve_output(self, ctx: Any) -> types.Property:
-        """The summary."""
+        """Returns the summary."""
         view = types.View(label=self.operation.label)
         return types.Property(_running.outputs(), view=view)
 
@@ -157,7 +157,7 @@ AFTERWARDS: Mapping[str, _running.Afterwards] = {
 
 
 def operator_of(operation: Operation) -> type[OperationOperator]:
-    """The class of the operator for an operation."""
+    """Returns the class of the operator for an operation."""
     name = "".join(part.capitalize() for part in operation.operator.split("_"))
     return type(
         name,

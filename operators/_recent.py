@@ -25,7 +25,7 @@ class Recent(Generic[_T]):
         self._lock = Lock()
 
     def get(self, key: Hashable) -> _T | None:
-        """The value of a key, which now is the one used last."""
+        """Returns the value of a key, which now is the one used last."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

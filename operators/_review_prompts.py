@@ -44,14 +44,14 @@ class Prompt(foo.Operator):
         raise NotImplementedError
 
     def resolve_input(self, ctx: Any) -> types.Property:
-        """The dialog."""
+        """Returns the dialog."""
         inputs = types.Object()
         self.ask(inputs, ctx)
         view = types.PromptView(label=self.label, submit_button_label=self.submit)
         return types.Property(inputs, view=view)
 
     def execute(self, ctx: Any) -> dict[str, Any]:
-        """The answers; the panel takes them from here."""
+        """Returns the answers; the panel takes them from here."""
         return {name: ctx.params[name] for name in self.answers}
 
 

@@ -25,7 +25,7 @@ class Outcome(Protocol):
         """Returns the summary as JSON values."""
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people."""
 
 
 Job = Callable[[ProgressListener, threading.Event], Outcome]
@@ -149,7 +149,7 @@ def _shown_error(ctx: Any, error: BaseException) -> Iterator[Any]:
 
 
 def _latest(events: queue.SimpleQueue[ProgressEvent | None]) -> ProgressEvent | None:
-    """The newest event after a short rest; None once the job has ended."""
+    """Returns the newest event after a short rest; None once the job has ended."""
     event = events.get()
     deadline = time.monotonic() + SECONDS_BETWEEN_EVENTS
     while event is not None:
@@ -168,5 +168,5 @@ def outputs() -> types.Object:
 
 
 def results(summary: Outcome) -> dict[str, Any]:
-    """The summary as plain values for the App and for delegated results."""
+    """Returns the summary as plain values for the App and for delegated results."""
     return {**summary.to_dict(), "summary": summary.to_markdown()}

@@ -92,10 +92,10 @@ class _Settings:
         return SHOW[self.show][1]
 
     def fitting(self, dataset: fo.Dataset | None) -> _Settings:
-        """The same as far as the dataset has such fields; else its first ones.
+        """Returns the same as far as the dataset has such fields; else its first ones.
 
         Raises:
-            FieldError: when it has no captions.
+            FieldError: When it has no captions.
         """
         known = [] if dataset is None else fields.caption_fields(dataset)
         if not known:
@@ -389,7 +389,7 @@ class ReviewPanel(foo.Panel):
             return None
 
     def _strip(self, ctx: Any, card: Card) -> tuple[str | None, str | None]:
-        """The picture of the track, or why there is none."""
+        """Returns the picture of the track, or why there is none."""
         if _session(ctx).settings.tracks == NO_FIELD:
             return None, "*This dataset has no field of tracks to show.*"
         try:
@@ -530,7 +530,7 @@ class ChangeAll(foo.Operator):
         )
 
     def resolve_input(self, ctx: Any) -> types.Property:
-        """The question whether it is meant."""
+        """Returns the question whether it is meant."""
         inputs = types.Object()
         inputs.md(ctx.params.get("question", ""), name="asked")
         view = types.PromptView(label="All of this view", submit_button_label="Yes")
@@ -572,7 +572,7 @@ class ChangeAll(foo.Operator):
 
 
 def _pick(chosen: str, default: str, known: Sequence[str]) -> str:
-    """The field that was chosen, the one jobs write by default, or any."""
+    """Returns the field that was chosen, the one jobs write by default, or any."""
     for path in (chosen, default, *known):
         if path in known:
             return path
@@ -586,7 +586,7 @@ def _session(ctx: Any) -> _Session:
 
 
 def _queue(ctx: Any) -> ReviewQueue:
-    """The captions of the view, or of the sample that is open."""
+    """Returns the captions of the view, or of the sample that is open."""
     settings = _session(ctx).settings
     key = (_scope(ctx), settings.captions, settings.order)
     queue = _queues.get(key)

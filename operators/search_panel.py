@@ -95,7 +95,7 @@ def _key(ctx: Any) -> tuple[str, str]:
 
 
 def _code(query: str) -> str:
-    """A query as a span of Markdown's code, which nothing in it can end."""
+    """Returns a query as a span of Markdown's code, which nothing in it can end."""
     return query.replace("`", "'")
 
 

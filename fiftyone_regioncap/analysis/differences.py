@@ -85,7 +85,7 @@ class Clause(NamedTuple):
     """A statement about one subject.
 
     Attributes:
-        text: What follows "this one".
+        text: Predicate that follows "this one".
         unlike: The rivals that it does not hold of.
     """
 
@@ -224,7 +224,7 @@ def _plain(text: str) -> str:
 def _cover(
     clauses: Sequence[Clause], rivals: Collection[int]
 ) -> tuple[list[str], set[int]]:
-    """The fewest clauses that exclude the rivals, found greedily, and who is left."""
+    """Returns the fewest clauses that exclude rivals, greedily, and who is left."""
     left, stated = set(rivals), []
     while left:
         best = max(clauses, key=lambda clause: len(clause.unlike & left), default=None)

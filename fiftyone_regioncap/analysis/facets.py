@@ -110,7 +110,7 @@ def singular(word: str) -> str:
 
 
 def _noun_at(words: list[str], place: int) -> str | None:
-    """The noun that ends at a word, if one does."""
+    """Returns the noun that ends at a word, if one does."""
     word = words[place]
     if place and (pair := f"{words[place - 1]} {singular(word)}") in NOUNS:
         return pair
@@ -135,7 +135,7 @@ def _noun_at(words: list[str], place: int) -> str | None:
 
 
 def _names_fruit(words: list[str], place: int) -> bool:
-    """Whether "orange" is a thing here: after a determiner, before no noun."""
+    """Returns whether "orange" is a thing here: after a determiner, before no noun."""
     if words[place] != "orange" or not place or words[place - 1] not in DETERMINERS:
         return False
     after = words[place + 1] if place + 1 < len(words) else "."
@@ -255,7 +255,7 @@ def save_views(captions: CaptionField) -> Iterator[str]:
 
 
 def _summarize(captions: CaptionField, name: str, attribute: str) -> str:
-    """A list of the values that a sample's labels have, for the sidebar."""
+    """Returns a list of the values that a sample's labels have, for the sidebar."""
     dataset = captions.dataset
     if dataset.has_field(name):
         dataset.update_summary_field(name)

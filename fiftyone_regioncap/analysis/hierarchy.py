@@ -64,7 +64,7 @@ class _Node(Generic[Key]):
     parts: list[_Node[Key]] = field(default_factory=list)
 
     def holds(self, other: _Node[Key], share: float) -> bool:
-        """Whether at least a share of another mask lies inside this one."""
+        """Returns whether at least a share of another mask lies inside this one."""
         left, top = max(self.box[0], other.box[0]), max(self.box[1], other.box[1])
         right, bottom = min(self.box[2], other.box[2]), min(self.box[3], other.box[3])
         if left >= right or top >= bottom:
@@ -138,7 +138,7 @@ def write_hierarchy(
         Number of labels that are parts.
 
     Raises:
-        FieldError: when there is no such field, or ``parent`` or ``level`` exist with
+        FieldError: When there is no such field, or ``parent`` or ``level`` exist with
             another type.
     """
     if sample.media_type == "video":

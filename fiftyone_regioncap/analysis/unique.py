@@ -127,7 +127,7 @@ def make_unique(
 
     Args:
         samples: Videos or images: a dataset or a view.
-        options: What to compare and how.
+        options: Options of the comparison.
         captioner: Captioner that is asked for differences; None, or one that takes no
             prompts, to only state measurements.
         embedder: Decides which regions really differ, such as a Patch-ioner: of regions
@@ -337,7 +337,7 @@ class _Video:
             self.subjects.append(subject)
 
     def clip(self, number: int, frames: int) -> RegionClip | None:
-        """The window of a caption; None without a track."""
+        """Returns the window of a caption; None without a track."""
         record = self._records[number]
         track = self._tracks.get(record.index)
         if track is None or self._field is None:
@@ -391,7 +391,7 @@ class _Image:
             )
 
     def clip(self, number: int, frames: int) -> RegionClip | None:
-        """The image with the region; None for points."""
+        """Returns the image with the region; None for points."""
         region = self._regions[number]
         if region.shape.mask is None and region.shape.box is None:
             return None

@@ -61,7 +61,7 @@ SETTING = SettingType()
 
 
 def parameter(field: OptionField, argument: bool = False) -> click.Parameter:
-    """The click parameter of an option; its value is None when it isn't given."""
+    """Returns the click parameter of an option, whose value is None if not given."""
     if argument:
         return click.Argument([field.name], type=FieldType(field))
     declared = [field.flag, field.name]
@@ -95,7 +95,7 @@ def parameter(field: OptionField, argument: bool = False) -> click.Parameter:
 
 
 def model_parameters(model: ModelChoice) -> list[click.Parameter]:
-    """The click parameters by which a model is chosen."""
+    """Returns the click parameters by which a model is chosen."""
     flag = f"--{model.name}"
     default = model.default or "none"
     return [
@@ -130,7 +130,7 @@ def parameters(operation: Operation) -> list[click.Parameter]:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that were given in the shell, settings as mappings."""
+    """Returns the values that were given in the shell, settings as mappings."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if value is None or value == ():
@@ -156,7 +156,7 @@ CAPTIONS = {
 
 
 def command_of(operation: Operation) -> click.Command:
-    """The shell's command for an operation."""
+    """Returns the shell's command for an operation."""
 
     def run(dataset: str, view: str | None, as_json: bool, **values: Any) -> None:
         ensure_database()
@@ -221,8 +221,8 @@ def show_tracks(
     """Prints tracks and captions with the summary, and leaves with the exit code.
 
     Args:
-        samples: What the job ran on.
-        summary: What it did.
+        samples: Samples that the job ran on.
+        summary: Summary of the job.
         captions: Field of the captions; None where none were written.
         as_json: Whether to print JSON.
         sheet: A contact sheet that was made.

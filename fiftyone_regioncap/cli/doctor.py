@@ -51,7 +51,7 @@ def examine() -> list[Finding]:
     """Checks all that the main job, the App and the large models need.
 
     Returns:
-        findings, the foundations first. Never raises: what breaks while it is looked
+        Findings, the foundations first. Never raises: what breaks while it is looked
         at is a finding too.
     """
     return [finding for check in _CHECKS for finding in _guarded(check)]
@@ -64,7 +64,7 @@ def render(findings: Sequence[Finding]) -> str:
         findings: Findings, as :func:`examine` returns them.
 
     Returns:
-        lines; the first column is ``ok``, ``note`` or ``problem``.
+        Lines; the first column is ``ok``, ``note`` or ``problem``.
     """
     names = max((len(finding.name) for finding in findings), default=0)
     levels = len("problem")

@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
         return sorted({*super().list_commands(ctx), *OTHERS, *COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name."""
+        """Returns the command of a name."""
         if cmd_name in COMMANDS:
             command = command_of(COMMANDS[cmd_name])
             if cmd_name in ("export", "import"):
@@ -160,7 +160,7 @@ MAIN_JOB = OPERATIONS["propagate_and_caption"]
 
 
 def _main_job_parameters() -> list[click.Parameter]:
-    """The options of the main job; its prompts are made from other options."""
+    """Returns the options of the main job; its prompts are made from other options."""
     return [one for one in parameters(MAIN_JOB) if one.name != "prompts"] + [JSON]
 
 
@@ -246,7 +246,7 @@ def _prompts(
     names: Sequence[str],
     frames: Sequence[int],
 ) -> list[Prompt]:
-    """The prompts that the options describe."""
+    """Returns the prompts that the options describe."""
     if bool(boxes) == bool(points):
         raise click.UsageError(
             "mark the objects with --box, or one with --point, or take --propose"

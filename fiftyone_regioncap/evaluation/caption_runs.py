@@ -66,7 +66,7 @@ class CaptionEvaluation:
         dense: Dense captioning mAP, over overlaps and texts; None without METEOR.
         dense_by_threshold: AP by ``"iou 0.5, meteor 0.1"``.
         each: Scores by metric, then by label id.
-        notes: What wasn't possible, and how to make it so.
+        notes: Notes on what wasn't possible, and how to make it so.
     """
 
     key: str
@@ -83,7 +83,7 @@ class CaptionEvaluation:
     notes: tuple[str, ...]
 
     def worst(self, k: int = 25, metric: str | None = None) -> fov.DatasetView:
-        """The captions with the lowest scores as clips or patches, the lowest first.
+        """Returns captions with the lowest scores as clips or patches, lowest first.
 
         Args:
             k: Maximum number of captions.
@@ -132,7 +132,7 @@ class CaptionEvaluation:
         return "\n\n".join(lines) + "\n"
 
     def plot(self, metric: str | None = None) -> Any:
-        """The distribution of a metric over captions, by label, as a plotly figure.
+        """Plots the distribution of a metric over captions, by label, with plotly.
 
         Args:
             metric: Metric to show; None for the best one there is.
@@ -219,7 +219,7 @@ class _Text:
         )
 
     def overlap(self, other: _Text) -> float:
-        """The IoU in time, or in the image; 0 when objects differ."""
+        """Returns the IoU in time, or in the image; 0 when objects differ."""
         if None not in (self.index, other.index) and self.index != other.index:
             return 0.0
         if self.support and other.support:
@@ -412,7 +412,7 @@ def _mean(places: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
 def _embedder(
     metrics: Sequence[str], model: str | TextEmbedder, device: str | None
 ) -> tuple[TextEmbedder | None, list[str]]:
-    """The model for similarity, or why there is none."""
+    """Returns the model for similarity, or why there is none."""
     if "similarity" not in metrics:
         return None, []
     if not isinstance(model, str):
@@ -497,7 +497,7 @@ def _store(
 
 
 def _table(head: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table, one row a group."""
+    """Returns a Markdown table, one row a group."""
     names = list(dict.fromkeys(name for values in rows.values() for name in values))
     lines = [f"| {head} | {' | '.join(names)} |", "| --- |" + " ---: |" * len(names)]
     for group, values in rows.items():
@@ -510,6 +510,6 @@ def _table(head: str, rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text as text in Markdown tables and in plotly, which reads HTML."""
+    """Returns the text as text in Markdown tables and in plotly, which reads HTML."""
     safe = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
     return " ".join(safe.split())

@@ -43,7 +43,7 @@ class CaptionScores:
     Attributes:
         overall: Score over all captions, by metric.
         each: Score by metric, then by caption id.
-        notes: What wasn't possible or is not as in the papers, and how to make it so.
+        notes: Notes on what wasn't possible or differs from the papers.
     """
 
     overall: dict[str, float]
@@ -126,7 +126,7 @@ def similarities(
     references: Mapping[str, Sequence[str]],
     embedder: TextEmbedder,
 ) -> dict[str, float]:
-    """The similarity of each caption to the nearest of its references, by id.
+    """Returns the similarity of each caption to the nearest of its references, by id.
 
     Args:
         candidates: A caption by id.
@@ -194,7 +194,7 @@ def tokenize(texts: Mapping[str, Sequence[str]]) -> Texts:
 
 
 def java() -> str | None:
-    """The Java program; None when there is none."""
+    """Returns the Java program; None when there is none."""
     return shutil.which("java")
 
 
@@ -204,7 +204,7 @@ def _plain(texts: Mapping[str, Sequence[str]]) -> Texts:
 
 
 def _one_line(text: str) -> str:
-    """The text as the Java programs can take it: one line, without their separator.
+    """Returns the text as the Java programs take it: one line, without separators.
 
     The tokenizer drops lines that have nothing but blanks, and all after them would
     move up; a full stop is a line, and no word.

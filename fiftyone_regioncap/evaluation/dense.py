@@ -171,7 +171,7 @@ def _average_precision(
 
 
 def support_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """The IoU of two spans of frames, first and last frame included."""
+    """Returns the IoU of two spans of frames, first and last frame included."""
     shared = min(one[1], other[1]) - max(one[0], other[0]) + 1
     if shared <= 0:
         return 0.0
@@ -180,7 +180,7 @@ def support_iou(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """The IoU of two boxes, each as [left, top, width, height]."""
+    """Returns the IoU of two boxes, each as [left, top, width, height]."""
     width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
     if width <= 0 or height <= 0:

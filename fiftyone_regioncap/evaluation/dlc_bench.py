@@ -68,7 +68,7 @@ class Question:
     kind: Literal["positive", "negative", "recognition"]
 
     def prompt(self, caption: str) -> str:
-        """The prompt that asks the question about a caption."""
+        """Returns the prompt that asks the question about a caption."""
         lines = [self.text]
         lines += [
             f"{chr(ord('A') + number)}. {choice}"
@@ -183,7 +183,7 @@ Judge: TypeAlias = Callable[["Region", str], str]
 
 
 def endpoint_judge(url: str, model: str | None = None) -> Judge:
-    """A language model behind an OpenAI-compatible endpoint.
+    """Returns a language model behind an OpenAI-compatible endpoint.
 
     The published numbers are by Llama-3.1-8B-Instruct.
 
@@ -244,7 +244,7 @@ class CachedJudge:
         partial.replace(path)
 
     def __call__(self, region: Region, prompt: str) -> str:
-        """The stored answer to this very prompt."""
+        """Returns the stored answer to this very prompt."""
         answer = next(_answers(self._stored.get(region.key), prompt), None)
         if answer is None:
             if self._fallback is None:
@@ -279,7 +279,7 @@ def _answers(stored: Any, prompt: str) -> Iterator[str]:
 
 
 def recognition_question(class_name: str) -> Question:
-    """The question whether the description is of such an object at all."""
+    """Returns the question whether the description is of such an object at all."""
     if _is_plural(class_name):
         what, kind = f"objects in the description are {class_name}", "objects"
     else:

@@ -366,7 +366,7 @@ class TaskScores:
         dense: Mean average precision in [0, 1], for the dense task; None elsewhere, or
             without Java, which METEOR needs.
         detection: Mean average precision of the boxes alone, for the dense task.
-        notes: What wasn't possible or is not as in the paper.
+        notes: Notes on what wasn't possible or differs from the paper.
     """
 
     task: Task

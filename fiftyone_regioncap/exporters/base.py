@@ -34,7 +34,7 @@ class Format(Options):
 
         Args:
             video: The video with its tracks and captions.
-            part: Where its files and items go.
+            part: Part of the export that takes its files and items.
             media: Writes videos, clips and frames, if the user wants them.
         """
 

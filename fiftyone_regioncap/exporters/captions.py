@@ -21,7 +21,7 @@ _ATTRIBUTES = {
 
 
 def caption_to_json(record: CaptionRecord) -> dict[str, Any]:
-    """The known attributes of a caption as JSON values.
+    """Returns the known attributes of a caption as JSON values.
 
     ``first_frame`` and ``last_frame`` count from 0 and are inclusive.
     """
@@ -45,7 +45,7 @@ def caption_from_json(value: Any, **known: Any) -> CaptionRecord:
     """Reads a caption; keys of other tools are passed over.
 
     Args:
-        value: What :func:`caption_to_json` has given.
+        value: Result of :func:`caption_to_json`.
         **known: Attributes that the JSON doesn't hold, such as ``index``.
 
     Raises:

@@ -46,7 +46,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def turns(question: str, answer: str) -> list[dict[str, str]]:
-    """A conversation of one question, as LLaVA and all after it have it."""
+    """Returns a conversation of one question, as LLaVA and all after it have it."""
     return [
         {"from": "human", "value": question},
         {"from": "gpt", "value": answer},
@@ -54,7 +54,7 @@ def turns(question: str, answer: str) -> list[dict[str, str]]:
 
 
 def annotation(item: Captioned) -> dict[str, Any]:
-    """The keys that say where the object is, and whose caption it is."""
+    """Returns the keys that say where the object is, and whose caption it is."""
     masks = {
         str(frame): {"segmentation": coco_rle(label.rle)}
         for frame, label in item.masks.items()

@@ -12,7 +12,7 @@ import orjson
 
 
 def dumps(value: Any) -> bytes:
-    """A value as one line of JSON in UTF-8."""
+    """Returns a value as one line of JSON in UTF-8."""
     return orjson.dumps(value)
 
 
@@ -88,7 +88,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file's content, in hexadecimal digits."""
+    """Returns the hash of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

@@ -54,7 +54,7 @@ class TrackMasks:
 def by_track(
     video: VideoRecord, frames: Collection[int] | None = None
 ) -> list[TrackMasks]:
-    """A video's masks track by track.
+    """Returns a video's masks track by track.
 
     Formats that go by track need all masks of one video at once; encoded, a mask is a
     few hundred bytes.
@@ -133,7 +133,7 @@ def captioned(video: VideoRecord, count: int | None) -> Iterator[Captioned]:
 
 
 def on_best_frames(video: VideoRecord) -> list[tuple[int, list[Captioned]]]:
-    """A video's captions by the frame where their objects are largest, in order."""
+    """Groups a video's captions by the frame where their objects are largest."""
     frames: dict[int, list[Captioned]] = {}
     for item in captioned(video, None):
         frame, label = item.best
@@ -148,13 +148,13 @@ def coco_rle(rle: RLE) -> dict[str, Any]:
 
 
 def coco_box(label: EncodedLabel) -> list[float]:
-    """A box as COCO has it: left, top, width and height in pixels."""
+    """Returns a box as COCO has it: left, top, width and height in pixels."""
     x1, y1, x2, y2 = label.box
     return [x1, y1, x2 - x1, y2 - y1]
 
 
 def coco_region(label: EncodedLabel) -> dict[str, Any]:
-    """The keys of a COCO annotation that say where an object is."""
+    """Returns the keys of a COCO annotation that say where an object is."""
     return {
         "bbox": coco_box(label),
         "area": label.area,
@@ -171,7 +171,7 @@ def write_coco(
     Args:
         merge: The videos of the export.
         file: Name of the file.
-        description: What it holds.
+        description: Description of its content.
         **lists: Encoded items by key.
     """
     categories = (

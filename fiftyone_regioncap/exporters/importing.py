@@ -115,7 +115,7 @@ class _Finder:
         return cls(targets, {name: frozenset(own) for name, own in ids.items()})
 
     def find(self, name: str) -> Sample:
-        """The sample of a video.
+        """Returns the sample of a video.
 
         Raises:
             ExportError: When there is none, or more than one.

@@ -43,7 +43,7 @@ class ExportSummary:
     """Counts what an export or import did.
 
     Attributes:
-        verb: What was done: ``"exported"`` or ``"imported"``.
+        verb: Verb of the job: ``"exported"`` or ``"imported"``.
         path: Path of the export.
         videos: Number of videos in it.
         resumed: Number of these that an earlier, interrupted run had done.
@@ -76,7 +76,7 @@ class ExportSummary:
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people."""
         counts = ", ".join(f"{n} {what}" for what, n in sorted(self.counts.items()))
         lines = [
             f"**{self.videos}** videos {self.verb} in {self.seconds:.1f} s: "
@@ -162,7 +162,7 @@ def run(
 
 
 def _made_of(samples: foco.SampleCollection, captions: str | None) -> bool:
-    """Whether the samples are the clips of the captions."""
+    """Returns whether the samples are the clips of the captions."""
     return (
         captions is not None
         and isinstance(samples, foc.ClipsView)

@@ -85,7 +85,7 @@ class ExportOptions(Options):
     workers: int = option(1, "Number of processes to use.", minimum=1, advanced=True)
 
     def takes(self, record: CaptionRecord) -> bool:
-        """Whether a caption is exported; those with an error never are."""
+        """Returns whether a caption is exported; those with an error never are."""
         words = len(record.caption.split())
         return (
             record.error is None
@@ -107,7 +107,7 @@ class ExportOptions(Options):
         return self.uncaptioned or self.captions is None
 
     def split(self, path: str) -> str | None:
-        """The split of a video: ``"train"`` or ``"val"``; None when there is one.
+        """Returns a video's split, ``"train"`` or ``"val"``; None when there is one.
 
         It depends on the names of the file and its folder only, so that it is the same
         in every export, and clips of one video stay together.

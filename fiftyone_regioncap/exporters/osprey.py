@@ -89,7 +89,7 @@ class Osprey(Format):
 
 
 def _line(item: Captioned) -> str:
-    """The caption on one line."""
+    """Returns the caption on one line."""
     return " ".join(item.record.caption.split())
 
 

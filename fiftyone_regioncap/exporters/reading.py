@@ -37,7 +37,7 @@ class ImportedVideo:
         labels: Names of the objects by object id, where they are known.
         captions: Captions of the objects, by object and window.
         scores: Scores in [0, 1] by frame and object id, where the format has them.
-        skipped: What was passed over because it is no track or caption, and why.
+        skipped: Entries passed over because they are no track or caption, and why.
     """
 
     name: str
@@ -122,7 +122,7 @@ class BrokenVideo:
 
     Attributes:
         name: Name of the video, as far as it is known.
-        error: What is wrong.
+        error: Message that says what is wrong.
     """
 
     name: str
@@ -135,7 +135,7 @@ def read_videos(
     """Reads videos one by one, so that a damaged one costs only itself.
 
     Args:
-        videos: What the file holds of each video, after the video's name.
+        videos: Pairs of a video's name and what the file holds of it.
         read: The function that reads one.
     """
     for name, value in videos:
@@ -160,7 +160,7 @@ class Entry:
 
         Args:
             value: The value.
-            what: What it is, for messages, such as ``"annotation 5"``.
+            what: Name of the object in messages, such as ``"annotation 5"``.
 
         Raises:
             ExportError: When it is none.
@@ -171,17 +171,17 @@ class Entry:
         self.what = what
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value as it is; the default when it is absent or null."""
+        """Returns a value as it is; the default when it is absent or null."""
         found = self.value.get(key)
         return default if found is None else found
 
     def key(self, key: str) -> Any:
-        """A value that entries are found by, such as an id."""
+        """Returns a value that entries are found by, such as an id."""
         found = self.value.get(key)
         return found if isinstance(found, int | float | str | None) else repr(found)
 
     def require(self, key: str) -> Any:
-        """A value as it is.
+        """Returns a value as it is.
 
         Raises:
             ExportError: When it is absent or null.
@@ -191,35 +191,35 @@ class Entry:
         return found
 
     def integer(self, key: str) -> int:
-        """A whole number."""
+        """Returns a whole number."""
         return integer(self.require(key), f"{key!r} of {self.what}")
 
     def optional(self, key: str, read: Callable[[Any, str], T]) -> T | None:
-        """A value read by a function such as :func:`number`; None when it is absent."""
+        """Reads a value by a function such as :func:`number`; None when absent."""
         found = self.get(key)
         return None if found is None else read(found, f"{key!r} of {self.what}")
 
     def text(self, key: str) -> str:
-        """A text."""
+        """Returns a text."""
         return text(self.require(key), f"{key!r} of {self.what}")
 
     def items(self, key: str) -> list[Any]:
-        """A list; empty when it is absent."""
+        """Returns a list; empty when it is absent."""
         found = self.get(key, [])
         if not isinstance(found, list):
             raise ExportError(f"{key!r} of {self.what} is no list: {_shown(found)}")
         return found
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """An object; empty when it is absent."""
+        """Returns an object; empty when it is absent."""
         return Entry(self.get(key, {}), f"{key!r} of {self.what}").value
 
     def entries(self, key: str, name: str, *, required: bool = True) -> list[Entry]:
-        """A list of objects.
+        """Returns a list of objects.
 
         Args:
             key: Key of the list.
-            name: What each of them is, for messages.
+            name: Name of each in messages.
             required: Whether it must be there.
         """
         if required:
@@ -238,7 +238,7 @@ class Entry:
 
 
 def category_names(document: Entry) -> dict[Any, Any]:
-    """The names of a COCO file's categories by id; they are checked when used."""
+    """Returns a COCO file's category names by id; they are checked when used."""
     entries = document.entries("categories", "category", required=False)
     return {entry.key("id"): entry.get("name") for entry in entries}
 
@@ -268,11 +268,11 @@ def grouped(
 
 
 def integer(value: Any, what: str) -> int:
-    """A whole number, given as one or as its digits.
+    """Returns a whole number, given as one or as its digits.
 
     Args:
         value: The value, as the file has it.
-        what: What it is, for messages.
+        what: Name of the object in messages.
 
     Raises:
         ExportError: When it is none.
@@ -286,7 +286,7 @@ def integer(value: Any, what: str) -> int:
 
 
 def number(value: Any, what: str) -> float:
-    """A finite number; see :func:`integer`."""
+    """Returns a finite number; see :func:`integer`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ExportError(f"{what} is no number: {_shown(value)}")
     if not math.isfinite(value):
@@ -295,7 +295,7 @@ def number(value: Any, what: str) -> float:
 
 
 def text(value: Any, what: str) -> str:
-    """A text; see :func:`integer`."""
+    """Returns a text; see :func:`integer`."""
     if not isinstance(value, str):
         raise ExportError(f"{what} is no text: {_shown(value)}")
     return value
@@ -306,7 +306,7 @@ def _shown(value: Any) -> str:
 
 
 def find_file(path: Path, *names: str) -> Path:
-    """The file of a format in an exported folder, or the one that was named.
+    """Returns the file of a format in an exported folder, or the one that was named.
 
     Raises:
         ExportError: When there is none.
@@ -323,7 +323,7 @@ def find_file(path: Path, *names: str) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Returns the value of a JSON file.
 
     Raises:
         ExportError: When the file can't be read.
@@ -335,7 +335,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_document(path: Path) -> Entry:
-    """The object that a JSON file holds."""
+    """Returns the object that a JSON file holds."""
     return Entry(read_json(path), str(path))
 
 
@@ -356,7 +356,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def checked_size(height: int, width: int) -> tuple[int, int]:
-    """A frame's size, unless it is no size of a frame.
+    """Returns a frame's size, unless it is no size of a frame.
 
     Raises:
         ExportError: When there is no pixel, or there are too many.
@@ -367,7 +367,7 @@ def checked_size(height: int, width: int) -> tuple[int, int]:
 
 
 def read_mask(value: Any, size: tuple[int, int] | None = None) -> RLE:
-    """A mask out of a file: COCO run lengths, compressed or not, or polygons.
+    """Returns a mask out of a file: COCO run lengths, compressed or not, or polygons.
 
     Args:
         value: The mask as JSON values.

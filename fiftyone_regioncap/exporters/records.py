@@ -48,11 +48,11 @@ class Job:
 
 
 def plan(targets: Targets, options: ExportOptions, *, exact: bool = False) -> list[Job]:
-    """The videos of an export, in the order of the collection.
+    """Returns the videos of an export, in the order of the collection.
 
     Args:
         targets: The samples of the collection.
-        options: What is exported.
+        options: Options of the export.
         exact: Whether clips that are cut were made of captions, and take only those.
     """
     ids = [target.sample_id for target in targets]
@@ -106,7 +106,7 @@ def joined(
 
 
 def safe_name(text: str) -> str:
-    """A file name out of any text: letters, digits, ``-``, ``_`` and inner dots.
+    """Makes a file name of any text: letters, digits, ``-``, ``_`` and inner dots.
 
     Nothing in it leads out of a folder, hides a file or means something to a shell.
     """
@@ -235,7 +235,7 @@ class VideoRecord:
         frames: Collection[int] | None = None,
         objects: Collection[int] | None = None,
     ) -> Iterator[tuple[int, dict[int, EncodedLabel]]]:
-        """The masks of the selected tracks, read as they are asked for.
+        """Yields the masks of the selected tracks, read as they are asked for.
 
         Args:
             frames: 0-based frames to read; None means all.
@@ -262,7 +262,7 @@ class VideoRecord:
                 yield frame - start, labels
 
     def caption_at(self, object_id: int, frame: int) -> CaptionRecord | None:
-        """The caption whose window covers a frame; of several, the last to begin."""
+        """Returns the caption whose window covers a frame, the last one to begin."""
         covering = [
             record
             for record in self.captions.get(object_id, ())
@@ -271,7 +271,7 @@ class VideoRecord:
         return covering[-1] if covering else None
 
     def label(self, object_id: int) -> str | None:
-        """The short name that an object's captions give it, when they do."""
+        """Returns the short name that an object's captions give it, when they do."""
         named = (record.label for record in self.captions.get(object_id, ()))
         return next(filter(None, named), None)
 
@@ -289,7 +289,7 @@ class VideoRecord:
 
 
 def _visible(sample: Sample, field: str | None) -> Iterator[CaptionRecord]:
-    """The captions of a sample that its view shows."""
+    """Yields the captions of a sample that its view shows."""
     if field is None:
         return
     records = read_captions(sample, field)
@@ -308,7 +308,7 @@ def _visible(sample: Sample, field: str | None) -> Iterator[CaptionRecord]:
 
 
 def _inside(record: CaptionRecord, job: Job) -> bool:
-    """Whether a caption is about a range of the job; without ranges all are."""
+    """Returns whether a caption is about a range of the job; without ranges all are."""
     if job.ranges is None:
         return True
     first, last = record.support
@@ -318,7 +318,7 @@ def _inside(record: CaptionRecord, job: Job) -> bool:
 
 
 def shifted(record: CaptionRecord, by: int) -> CaptionRecord:
-    """A caption whose frames count from elsewhere."""
+    """Returns a caption whose frames count from elsewhere."""
     if not by:
         return record
     first, last = record.support

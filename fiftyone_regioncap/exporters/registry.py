@@ -36,7 +36,7 @@ FORMATS: LazyRegistry[type[Format]] = LazyRegistry(
 
 
 def importable_formats() -> dict[str, type[ImportableFormat]]:
-    """The formats that can be read back, by name."""
+    """Returns the formats that can be read back, by name."""
     return {
         name: found
         for name, found in FORMATS.available().items()
@@ -55,7 +55,7 @@ def make_format(name: str, options: Mapping[str, Any] | None = None) -> Format:
 
 
 def find_importable(name: str) -> type[ImportableFormat]:
-    """The format of a name, to be read.
+    """Returns the format of a name, to be read.
 
     Raises:
         BackendError: When there is none of that name.

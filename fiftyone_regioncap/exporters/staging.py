@@ -41,7 +41,7 @@ class ExportError(RegionCapError):
 
 
 def is_target_error(error: BaseException) -> bool:
-    """Whether the target can't be written any more, whichever video comes next."""
+    """Returns whether the target can't be written any more, for any video."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
@@ -167,11 +167,11 @@ class Merge:
                     yield Item(number, tuple(map(_value, found)), body)
 
     def offsets(self, stream: str) -> list[int]:
-        """The number of items of a stream in all videos before each one."""
+        """Returns the number of items of a stream in all videos before each one."""
         return [0, *accumulate(sizes.get(stream, 0) for sizes in self._sizes)]
 
     def scratch(self, part: int) -> Path:
-        """The folder of a video's files to pack; they may not be changed."""
+        """Returns the folder of a video's files to pack; they may not be changed."""
         return self._folders[part] / "scratch"
 
     def bodies(self, stream: str) -> Iterator[bytes]:
@@ -204,7 +204,7 @@ class Merge:
 
 
 def with_values(body: bytes, **values: int | str) -> bytes:
-    """An encoded object, which isn't empty, with more values in front."""
+    """Returns an encoded object, which isn't empty, with more values in front."""
     return _front(*values) % tuple(map(_json, values.values())) + body[1:]
 
 
@@ -238,7 +238,7 @@ class Parts:
         return self.root / f"{number:06d}"
 
     def has(self, number: int, facts: dict[str, Any]) -> bool:
-        """Whether a video is finished, and still what it was."""
+        """Returns whether a video is finished, and still what it was."""
         path = self.folder(number) / "part.json"
         if not path.exists():
             return False
@@ -451,7 +451,7 @@ def _move(path: Path, to: Path) -> None:
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """The files and links below a folder, in the order of their names."""
+    """Yields the files and links below a folder, in the order of their names."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
@@ -463,7 +463,7 @@ def manifest_files(folder: Path) -> set[str] | None:
     """Lists the files that an export has written into a folder, by its manifest.
 
     Returns:
-        paths within the folder, that of the manifest included; None when there is no
+        Paths within the folder, that of the manifest included; None when there is no
         manifest of an export.
     """
     try:

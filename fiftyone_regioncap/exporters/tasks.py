@@ -29,7 +29,7 @@ class VideoFailure:
 
     Attributes:
         name: Name of the video's file.
-        error: What is wrong and what to do.
+        error: Message that says what is wrong and what to do.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Task:
 
     Attributes:
         format: Format that is written.
-        options: What is exported.
-        parts: Where the videos go.
+        options: Options of the export.
+        parts: Folder that takes the videos' parts.
     """
 
     format: Format
@@ -113,7 +113,7 @@ def in_processes(
     Args:
         targets: Samples, whose dataset and view the processes open for themselves.
         jobs: The videos.
-        task: What is done to each.
+        task: Task that exports each.
         workers: Number of processes.
     """
     stages = None if targets.view is None else targets.view._serialize()

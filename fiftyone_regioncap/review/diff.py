@@ -56,5 +56,5 @@ def differences(one: str, other: str) -> tuple[list[Piece], list[Piece]]:
 
 
 def _plain(word: str) -> str:
-    """The word without case and punctuation; punctuation alone stays itself."""
+    """Returns the word without case and punctuation; punctuation alone stays itself."""
     return re.sub(r"^\W+|\W+$", "", word).casefold() or word

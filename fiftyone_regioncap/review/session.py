@@ -415,7 +415,7 @@ _Row: TypeAlias = tuple[Ref, str | None, float | None]
 
 
 def _code(review: str | None) -> int:
-    """A review as a number; one that other tools made up counts as none."""
+    """Returns a review as a number; one that other tools made up counts as none."""
     return REVIEWS.index(review) if review in REVIEWS else 0
 
 

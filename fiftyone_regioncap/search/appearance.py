@@ -285,7 +285,7 @@ def select_encoder(
 
 
 def _at_hand(model: str) -> bool:
-    """Whether a folder or a hub's repository is on this machine."""
+    """Returns whether a folder or a hub's repository is on this machine."""
     if Path(model).is_dir():
         return True
     return bool(_REPOSITORY.fullmatch(model)) and in_hub_cache(model, "config.yaml")

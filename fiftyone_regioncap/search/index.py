@@ -167,9 +167,9 @@ class CaptionIndex:
         """Finds the best captions, best first.
 
         Args:
-            text: What to search for; see :meth:`Query.parse`.
+            text: Query text; see :meth:`Query.parse`.
             k: Greatest number of captions.
-            mode: What captions are compared by.
+            mode: Mode of search; see :data:`Mode`.
             embedder: Model that embeds the query, except in the mode ``"text"``; in the
                 mode ``"visual"``, the text side of the model that embedded the regions.
             ids: Ids of the labels to search among; None for all.
@@ -220,7 +220,7 @@ class CaptionIndex:
         store: VectorStore,
         rows: Collection[int] | None,
     ) -> dict[int, float]:
-        """The nearest captions that have the query's phrases and nothing excluded."""
+        """Finds the nearest captions with the query's phrases and nothing excluded."""
         allowed: NDArray[np.bool_] | None = None
         if rows is not None:
             allowed = np.zeros(len(store), bool)

@@ -39,10 +39,10 @@ class SearchResults:
 
     Attributes:
         query: The query.
-        mode: What captions were compared by.
+        mode: Mode of the search.
         captions: The field that they are in.
         hits: The captions.
-        note: What wasn't possible, and how to make it so; None when all was.
+        note: Note on what wasn't possible, and how to make it so; None when all was.
     """
 
     query: str
@@ -106,7 +106,7 @@ def search(
 
     Args:
         samples: A dataset or a view; only what is in it is found.
-        options: What to search for and how.
+        options: Options of the search.
         model: Loaded model to use in place of the one that ``options`` name: of
             sentences, or for ``"visual"`` the text encoder of a captioner.
         progress: Whether to draw a progress bar while captions are embedded.

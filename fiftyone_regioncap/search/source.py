@@ -161,5 +161,5 @@ class FieldSource:
 
 
 def _encodable(text: object) -> str:
-    """The text without lone surrogates, which no index can hold."""
+    """Returns the text without lone surrogates, which no index can hold."""
     return "" if text is None else str(text).encode("utf-8", "replace").decode()

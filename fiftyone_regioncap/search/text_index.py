@@ -121,7 +121,7 @@ class TextIndex:
         Captions with all words come before those with some of them.
 
         Args:
-            query: What to search for.
+            query: Query to search for.
             k: Greatest number of rows.
             allowed: The only rows to return; None for all.
         """
@@ -150,7 +150,7 @@ class TextIndex:
     def _ranked(
         self, query: tantivy.Query, k: int, allowed: Collection[int] | None
     ) -> dict[int, float]:
-        """The first k rows with their scores, best first."""
+        """Returns the first k rows with their scores, best first."""
         searcher = self._index.searcher()
         limit = max(k, 1)
         while True:
@@ -166,7 +166,7 @@ class TextIndex:
             limit = min(limit * 8, _MOST)
 
     def _demands(self, query: Query) -> list[tuple[Occur, tantivy.Query]]:
-        """The query's phrases, and what it excludes."""
+        """Returns the query's phrases, and what it excludes."""
         return [
             *self._parts(Occur.Must, query.phrases),
             *self._parts(Occur.MustNot, query.excluded),

@@ -167,7 +167,7 @@ class VectorStore:
     def _rough(
         self, query: NDArray[np.float32], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """The similarities of rows to a query along the main axes."""
+        """Returns the similarities of rows to a query along the main axes."""
         if len(rows) < len(self) / _GATHER:
             return self._sketch()[rows] @ query
         rough = self._sketch() @ query

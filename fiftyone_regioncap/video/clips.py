@@ -81,7 +81,7 @@ def assemble(
         fps: Frames per second of the video.
 
     Yields:
-        each plan with its clip, in order of time.
+        Each plan with its clip, in order of time.
     """
     for group in _groups(sorted(plans, key=lambda plan: plan.support)):
         wanted: dict[int, set[int]] = {}

@@ -40,7 +40,7 @@ class DecordSource:
         index: Index of the file's packets, and its metadata.
 
     Raises:
-        DecordUnfit: if decord is not installed, or cannot be proven right for the file.
+        DecordUnfit: If decord is not installed, or cannot be proven right for the file.
     """
 
     def __init__(self, path: str, index: VideoIndex) -> None:
@@ -116,10 +116,10 @@ def _decord() -> tuple[Any, _DecoderLog]:
     """Imports decord and listens to the log of the FFmpeg libraries inside it.
 
     Returns:
-        the module, and the errors of all its decoders.
+        The module, and the errors of all its decoders.
 
     Raises:
-        DecordUnfit: if it is not installed, or its log cannot be read.
+        DecordUnfit: If it is not installed, or its log cannot be read.
     """
     try:
         import decord

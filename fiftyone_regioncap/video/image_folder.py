@@ -26,8 +26,8 @@ class ImageFolderSource:
         fps: Frames per second, which images do not state.
 
     Raises:
-        VideoError: if the folder holds no images, or the first cannot be read.
-        ValueError: if ``fps`` is not positive.
+        VideoError: If the folder holds no images, or the first cannot be read.
+        ValueError: If ``fps`` is not positive.
     """
 
     def __init__(self, path: str, fps: float) -> None:

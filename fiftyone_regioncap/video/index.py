@@ -125,7 +125,7 @@ def scan_packets(
         stream: The video stream.
 
     Raises:
-        VideoError: if no packet tells of a frame.
+        VideoError: If no packet tells of a frame.
     """
     codec = stream.codec_context.codec
     # AVI stores no presentation times, and VP8's packets may hold hidden frames.
@@ -214,7 +214,7 @@ def decord_obstacle(
         dropped: Number of frames at the start that cannot be decoded.
 
     Returns:
-        the reason, or None if decord can be used.
+        The reason, or None if decord can be used.
     """
     formats = set(container.format.name.split(","))
     obstacles = {
@@ -232,7 +232,7 @@ def decord_obstacle(
 
 
 def _is_idr(packet: av.Packet, stream: av.VideoStream) -> bool:
-    """Whether an H.264 key packet of MP4 or Matroska is an IDR picture.
+    """Returns whether an H.264 key packet of MP4 or Matroska is an IDR picture.
 
     Containers also mark pictures where a gradual refresh begins, or which those after
     them may look past. Packets of other codecs count as what their flag says.
@@ -253,7 +253,7 @@ def _is_idr(packet: av.Packet, stream: av.VideoStream) -> bool:
 
 
 def _nal_types(data: bytes, length_size: int) -> Iterator[int]:
-    """The types of an H.264 packet's NAL units, each behind its big-endian length."""
+    """Yields the types of an H.264 packet's NAL units, which follow their lengths."""
     place = 0
     while place + length_size < len(data):
         yield data[place + length_size] & 31

@@ -23,7 +23,7 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T, None, None]:
         depth: The number of items that may wait, which bounds the memory.
 
     Yields:
-        the items in order. An exception of the source is raised where it came up.
+        The items in order. An exception of the source is raised where it came up.
     """
     waiting: queue.Queue[tuple[bool, T | None, BaseException | None]]
     waiting = queue.Queue(maxsize=depth)

@@ -53,7 +53,7 @@ class PyAVSource:
         path: Path of the file.
 
     Raises:
-        VideoError: if there is no such file, it is empty or not a regular file, has no
+        VideoError: If there is no such file, it is empty or not a regular file, has no
             video stream, or no frame of it can be decoded.
     """
 
@@ -293,7 +293,7 @@ class PyAVSource:
                 yield number, frame
 
     def _verify(self, number: int, frame: av.VideoFrame) -> bool:
-        """Whether a frame behind a seek in an untimed file is the one of its number."""
+        """Verifies the number of a frame after a seek in an untimed file."""
         checksums = self._packets.checksums
         if number >= len(checksums):
             return False
@@ -304,7 +304,7 @@ class PyAVSource:
         """Packets from a key frame on, or from one before it if the seek is coarse.
 
         Yields:
-            the packet, None to flush the decoder, and the number of the first frame
+            The packet, None to flush the decoder, and the number of the first frame
             that is good when decoding starts here.
         """
         timed = self._packets.timed
@@ -388,7 +388,7 @@ def check_file(path: str) -> None:
 
 
 def _checksum(frame: av.VideoFrame) -> int:
-    """A checksum of every fourth row of a frame's first plane."""
+    """Returns a checksum of every fourth row of a frame's first plane."""
     plane = frame.planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
     return zlib.crc32(rows[: plane.height : 4, : plane.width].tobytes())

@@ -90,10 +90,10 @@ class VideoReader:
                 here, and conceals damage that PyAV reports.
 
         Raises:
-            VideoError: if there is no such file, it is empty or not a regular file, has
+            VideoError: If there is no such file, it is empty or not a regular file, has
                 no picture, no frame of it can be decoded, or the backend ``"decord"``
                 is wanted and not provably right.
-            ValueError: if ``fps``, ``cache_frames`` or ``backend`` is not valid.
+            ValueError: If ``fps``, ``cache_frames`` or ``backend`` is not valid.
         """
         if cache_frames < 1:
             raise ValueError(f"cache_frames is {cache_frames}; give at least 1")
@@ -156,8 +156,8 @@ class VideoReader:
             index: 0-based, in presentation order; negative ones count from the end.
 
         Raises:
-            IndexError: if there is no such frame.
-            VideoError: if the frame cannot be decoded, or the reader is closed.
+            IndexError: If there is no such frame.
+            VideoError: If the frame cannot be decoded, or the reader is closed.
         """
         count = len(self)
         if not -count <= index < count:
@@ -228,8 +228,8 @@ class VideoReader:
             (index, frame) in ascending order of index.
 
         Raises:
-            IndexError: if there is no such frame.
-            VideoError: if a frame cannot be decoded.
+            IndexError: If there is no such frame.
+            VideoError: If a frame cannot be decoded.
         """
         count = len(self)
         for index in sorted(
@@ -270,7 +270,7 @@ def read_metadata(
         fps: Frames per second of an image folder.
 
     Raises:
-        VideoError: as :class:`VideoReader`.
+        VideoError: As :class:`VideoReader`.
     """
     with VideoReader(path, fps=fps, cache_frames=1) as reader:
         return reader.metadata

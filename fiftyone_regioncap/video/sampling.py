@@ -27,7 +27,7 @@ def sample_frames(visible: ArrayLike, count: int) -> tuple[int, ...]:
         ``count`` of the indices, ascending; doubles only when V < count.
 
     Raises:
-        ValueError: if there is no visible frame, or ``count`` is less than 1.
+        ValueError: If there is no visible frame, or ``count`` is less than 1.
     """
     frames = np.asarray(visible, dtype=np.int64)
     if frames.ndim != 1 or frames.size == 0:
@@ -58,7 +58,7 @@ def fixed_windows(visible: ArrayLike, length: int) -> Iterator[tuple[int, int]]:
         (first, last) frame of each window, 0-based and inclusive, in order of time.
 
     Raises:
-        ValueError: if the length is less than 1.
+        ValueError: If the length is less than 1.
     """
     if length < 1:
         raise ValueError(f"a window of {length} frames is none; give at least 1")

@@ -74,7 +74,7 @@ class SceneCutDetector:
             more false ones.
 
     Raises:
-        ValueError: if the sensitivity is out of range.
+        ValueError: If the sensitivity is out of range.
     """
 
     def __init__(self, sensitivity: float = 0.5) -> None:

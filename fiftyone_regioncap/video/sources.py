@@ -41,7 +41,7 @@ class FrameSource(Protocol):
         """Decodes the frames ``first`` to ``last``, inclusive, in order.
 
         Raises:
-            VideoError: if one of them cannot be decoded.
+            VideoError: If one of them cannot be decoded.
         """
 
     def close(self) -> None:

@@ -260,7 +260,7 @@ def _cut(
 def _detections(
     masks: NDArray[np.bool_], colors: Sequence[int]
 ) -> tuple[sv.Detections, list[int]]:
-    """The masks that are not empty, for supervision, and their positions."""
+    """Returns the masks that are not empty, for supervision, and their positions."""
     kept = [i for i, mask in enumerate(masks) if mask.any()]
     if not kept:
         return sv.Detections.empty(), []
@@ -363,7 +363,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _text(title: str, note: str, body: str, color: str | None) -> Image.Image:
-    """The left side of a band."""
+    """Returns the left side of a band."""
     indent = 0 if color is None else _TITLE_SIZE + 8
     title_font = _font(_TITLE_SIZE)
     text_font = _font(_TEXT_SIZE)

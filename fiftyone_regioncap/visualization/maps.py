@@ -69,14 +69,14 @@ class MapSummary:
 
     Attributes:
         captions: Number of captions on the map.
-        layout: How they were laid out.
-        space: What makes captions alike.
+        layout: Method of the layout.
+        space: Space in which captions are compared.
         key: Key of the brain runs: ``<key>`` for the map and ``<key>_similarity``.
         clusters: Number of captions by the name of their group, the largest first.
         duplicates: Number of captions that say (or regions that look) nearly the same
             as one before them.
         view: Name of the saved view that the map is of.
-        notes: What was done in another way than asked for, and why.
+        notes: Notes on what was done in another way than asked for, and why.
     """
 
     captions: int
@@ -123,7 +123,7 @@ def embed_captions(
 
     Args:
         samples: A dataset or a view.
-        options: What to put on the map and how.
+        options: Options of the map.
         model: Loaded model to use in place of the one that ``options`` name; see
             :func:`fiftyone_regioncap.search.search`. In the visual space it only lets
             the similarity run take texts, and the map is made without it too.
@@ -213,7 +213,7 @@ def _region_space(
     device: str | None,
     notes: list[str],
 ) -> tuple[EmbeddingSpace, RegionTextEmbedder | None]:
-    """The space of a map of regions, and what embeds texts in it, if that is here."""
+    """Returns the space of a map of regions, and its text encoder if available."""
     known = known_spaces(captions, index)
     chosen = region_model(model)
     embedder = None
@@ -233,7 +233,7 @@ def _region_space(
 def _neighbors(
     vectors: NDArray[np.float32], k: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The nearest others of each vector, the nearest first, and their similarities."""
+    """Yields each vector's nearest others, nearest first, with similarities."""
     for start in range(0, len(vectors), _CHUNK):
         similarity = vectors[start : start + _CHUNK] @ vectors.T
         rows = np.arange(len(similarity))
@@ -269,7 +269,7 @@ def _cluster_count(captions: int) -> int:
 
 
 def _clusters(vectors: NDArray[np.float32], count: int) -> list[int]:
-    """The group of each vector: spherical k-means, the same for the same vectors."""
+    """Groups vectors by spherical k-means, the same for the same vectors."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     method = KMeans if len(vectors) <= 10_000 else MiniBatchKMeans
@@ -278,7 +278,7 @@ def _clusters(vectors: NDArray[np.float32], count: int) -> list[int]:
 
 
 def _names(groups: Sequence[int], texts: Sequence[str]) -> dict[int, str]:
-    """A name for each group: what its captions speak of more than the others do."""
+    """Names each group by what its captions mention more than the others do."""
     spoken: dict[int, Counter[str]] = {group: Counter() for group in set(groups)}
     total: Counter[str] = Counter()
     for group, text in zip(groups, texts, strict=True):

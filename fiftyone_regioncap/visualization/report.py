@@ -52,7 +52,7 @@ class TrackRow:
 
 
 def track_rows(samples: foco.SampleCollection, captions: str) -> list[TrackRow]:
-    """The captions of a few videos, by video, track and time.
+    """Returns the captions of a few videos, by video, track and time.
 
     Args:
         samples: Videos.
@@ -133,7 +133,7 @@ def write_sheet(
 def _sheet_rows(
     sample: Sample, tracks: str, records: Sequence[CaptionRecord]
 ) -> Iterator[SheetRow]:
-    """A row for each caption: some of its frames, and what it says."""
+    """Yields a row for each caption: some of its frames, and what it says."""
     by_id = {track.object_id: track for track in read_tracks(sample, tracks)}
     by_key = {record.key: record for record in records if record.index in by_id}
     plans = [

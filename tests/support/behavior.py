@@ -35,12 +35,12 @@ LEFT_OUT = {"id", "_id", "_dataset_id", "_sample_id", "created_at", "last_modifi
 
 
 def digest(data: bytes) -> str:
-    """A short hash of bytes."""
+    """Returns a short hash of bytes."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def plain(value: Any) -> Any:
-    """A label or document as JSON values, without what differs between runs."""
+    """Returns a label or document as JSON values, without what differs between runs."""
     if hasattr(value, "to_dict") and not isinstance(value, dict):
         value = value.to_dict()
     if isinstance(value, dict):
@@ -57,7 +57,7 @@ def plain(value: Any) -> Any:
 
 
 def fields(document: Any) -> dict[str, Any]:
-    """The fields of a sample or frame that are not FiftyOne's own."""
+    """Returns the fields of a sample or frame that are not FiftyOne's own."""
     names = [n for n in document.field_names if n not in LEFT_OUT]
     own = [n for n in names if n not in ("filepath", "metadata", "frames", "tags")]
     found = {}
@@ -94,7 +94,7 @@ def contents(dataset: Any) -> dict[str, Any]:
 
 
 def tree(folder: Path, hide: dict[str, str]) -> dict[str, Any]:
-    """A digest of each file of a folder; JSON is compared without ids and paths."""
+    """Hashes each file of a folder; JSON is compared without ids and paths."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -238,7 +238,7 @@ def main() -> None:
 
 
 def differ(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """The places where two records differ."""
+    """Yields the places where two records differ."""
     new = json.loads(json.dumps(new)) if path == "" else new
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):

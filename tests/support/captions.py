@@ -20,7 +20,7 @@ from fiftyone_regioncap.visualization import maps
 
 
 def _split(model: Any) -> tuple[str | None, Any]:
-    """The name of a model, or a model that is loaded."""
+    """Returns the name of a model, or a model that is loaded."""
     return (model, None) if isinstance(model, str | None) else (None, model)
 
 

@@ -284,10 +284,10 @@ def generate(
     Args:
         dam: The model.
         batch_of_views: For each prompt (T, 8, S, S), or (8, S, S) for one image.
-        queries: One for each.
-        max_new_tokens: Where answers end at the latest.
+        queries: Queries, one for each.
+        max_new_tokens: Greatest number of tokens of an answer.
         ignore_stop: Whether they go on past the end token.
-        sampling: Of each, or of all.
+        sampling: Sampling of each, or of all; greedy by default.
 
     Raises:
         PromptError: When a query doesn't fit its images or the context.
@@ -322,7 +322,7 @@ def stream(
 
 
 def embeddings(dam: DAM, views: torch.Tensor, query: str) -> torch.Tensor:
-    """The language model's input for the views of one object.
+    """Returns the language model's input for the views of one object.
 
     Args:
         dam: The model.

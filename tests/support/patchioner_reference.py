@@ -101,7 +101,7 @@ def forward(features: FrameFeatures, language: Language, request: Request) -> An
         request: The request.
 
     Raises:
-        PromptError: where the reference would go on with numbers that are none: a box
+        PromptError: Where the reference would go on with numbers that are none: a box
             outside, a set without boxes.
     """
     grid = features.grid
@@ -163,7 +163,7 @@ def _box_weighting(request: Request) -> Weighting:
 
 
 def _normalizes_in_place(language: Language) -> bool:
-    """Whether captioning the patches leaves them with length 1 for what follows."""
+    """Returns whether captioning leaves the patches with length 1 afterwards."""
     if isinstance(language, DecapLanguage):
         return language.memory is not None
     return isinstance(language, ViecapLanguage)

@@ -67,20 +67,20 @@ class ByteVocabulary:
         return BYTES
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of a text."""
+        """Returns the bytes of a text."""
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """A letter a byte."""
+        """Returns a letter a byte."""
         return bytes(ids).decode("latin-1")  # so that no two ids look the same
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """A letter a byte."""
+        """Returns a letter a byte."""
         return [chr(value) for value in ids]
 
 
 def config_of(size: Size, *, mask_channels: int = 8, tile: int = 448) -> UrecaConfig:
-    """The configuration of a size.
+    """Returns the configuration of a size.
 
     Args:
         size: Size of the language model; the vision tower is InternViT-300M, or one

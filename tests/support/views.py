@@ -12,7 +12,7 @@ from fiftyone_regioncap.captioning.views import RegionBox
 def polygons_box(
     polygons: Sequence[Sequence[float]], width: int, height: int
 ) -> RegionBox:
-    """The box around all polygons of a region, at least one pixel wide and high.
+    """Computes the box around all polygons of a region, at least one pixel each way.
 
     Args:
         polygons: Polygons, each a flat list of x, y, x, y, ... in pixels.

@@ -126,7 +126,7 @@ def check_captions(
 
     Args:
         samples: A dataset or a view; captions are compared with those that are in it.
-        options: What to check.
+        options: Options of the checks.
         model: Text encoder to use in place of the one that ``options`` name.
 
     Raises:

@@ -21,7 +21,7 @@ def repetition(caption: str) -> float:
         caption: The text.
 
     Returns:
-        the share of its runs of three words that it had before, or of its words that
+        The share of its runs of three words that it had before, or of its words that
         only repeat the one before them where that is more; in [0, 1].
     """
     words = [word.lower() for word in _WORD.findall(caption)]
