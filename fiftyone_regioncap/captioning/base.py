@@ -43,7 +43,7 @@ class CaptionerInfo:
         frames: Number of frames used of each clip; 1 for image models.
         batch_size: Recommended number of clips per batch on this device.
         prompts: Prompt texts by name; empty if the captioner takes no prompt.
-        tasks: What it predicts: any of caption, tags, attributes and category.
+        tasks: Predictions it makes: any of caption, tags, attributes and category.
         space: Embedding space of the embeddings that come with its captions; None if
             captions have no embeddings.
     """

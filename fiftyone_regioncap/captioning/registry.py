@@ -1,4 +1,4 @@
-"""The captioners by name."""
+"""Registry of the captioners."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ def pick_contexts(distances: NDArray[np.int64], count: int) -> tuple[float, ...]
     worth nothing from then on, so it comes twice only where all are worth nothing.
 
     Args:
-        distances: (10,) of each candidate's hash from the region's.
+        distances: Distances of the candidates' hashes to the region's, (10,).
         count: Number of contexts, context 0 included.
     """
     worth = distances / np.array(CANDIDATES)

@@ -1,1 +1,1 @@
-"""What every room speaks of: regions, errors, progress and options."""
+"""Core types of all rooms: regions, errors, progress and options."""

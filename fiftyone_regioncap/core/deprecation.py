@@ -16,7 +16,7 @@ def deprecated(*, removal: str, replacement: str | None = None) -> Callable[[F],
 
     Args:
         removal: The version that removes it, such as ``"0.3.0"``.
-        replacement: What to use instead, as it is written in code; None for nothing.
+        replacement: Code to use instead, as it is written; None for nothing.
 
     Returns:
         A decorator.

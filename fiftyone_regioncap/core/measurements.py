@@ -20,11 +20,11 @@ class Measurements:
         first_frame: 0-based index of the first frame on which it is visible.
         last_frame: 0-based index of the last frame on which it is visible.
         visible_fraction: Share of the support's frames on which it is visible.
-        visible_spans: (first, last) of each run of frames on which it is visible,
+        visible_spans: Runs of frames on which it is visible, each (first, last),
             inclusive. Without a track, it is taken as visible from its first sampled
             frame to its last.
         mean_area: Share of the frame that its mask covers, over the sampled frames.
-        colors: (name, share of its pixels), the largest share first.
+        colors: Color names with their shares of its pixels, the largest share first.
         first_place: Position in the frame at first, such as ``"upper left"``.
         last_place: Position in the frame at last.
         speed: Speed along the object's own path, camera motion removed, in frame widths

@@ -54,18 +54,18 @@ _KEY = "fiftyone_regioncap"
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is declared of an option beside its name, type and default.
+    """Declaration of an option beside its name, type and default.
 
     Attributes:
-        help: What the option does, as a full sentence.
-        label: Its name in forms; None derives one from the field's name.
+        help: Full sentence on what the option does.
+        label: Name in forms; None derives one from the field's name.
         unit: The unit of its value, such as ``"pixels"``.
         choices: Allowed values with a description each; None when the type says all.
         minimum: Smallest value allowed.
         maximum: Largest value allowed.
-        picker: What helps to choose a value in the App.
+        picker: Kind of App control that helps to choose a value.
         advanced: Whether forms show it only under "Advanced".
-        flag: Its name in the shell without dashes; None derives one from the name.
+        flag: Name in the shell without dashes; None derives one from the name.
         secret: Whether the value must never be shown or stored.
     """
 
@@ -86,7 +86,7 @@ def option(default: Any = MISSING, help: str = "", **declared: Any) -> Any:
 
     Args:
         default: The default value; without one, the option is required.
-        help: What the option does, as a full sentence.
+        help: Full sentence on what the option does.
         **declared: Other attributes of :class:`Declaration`.
 
     Returns:
@@ -121,9 +121,9 @@ class OptionField:
         name: Name of the option, the same at every door.
         type: Resolved type annotation.
         default: Default value; ``dataclasses.MISSING`` for a required option.
-        declaration: What else is declared.
+        declaration: Declared help, bounds, choices and names.
         group: Name of the field of nested options that it belongs to, if any.
-        inner: Its name there.
+        inner: Name of the option in its group.
     """
 
     name: str

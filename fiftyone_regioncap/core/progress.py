@@ -87,7 +87,7 @@ class ProgressReporter:
             total: Number of frames or captions of the sample in this stage.
 
         Raises:
-            Cancelled: if the job was cancelled.
+            Cancelled: If the job was cancelled.
         """
         self.check_cancelled()
         with self._lock:
@@ -106,7 +106,7 @@ class ProgressReporter:
             text: The text so far.
 
         Raises:
-            Cancelled: if the job was cancelled.
+            Cancelled: If the job was cancelled.
         """
         self.check_cancelled()
         with self._lock:
@@ -189,7 +189,7 @@ def progress_listener(
         progress: True for a bar on stderr, False for none, or a listener.
 
     Yields:
-        the listener; None for no reporting.
+        The listener; None for no reporting.
     """
     if callable(progress):
         yield progress

@@ -28,7 +28,7 @@ class LazyRegistry(Mapping[str, T], Generic[T]):
     """Entries by name, each imported when it is first used.
 
     Attributes:
-        kind: What an entry is, for messages, such as ``"captioner"``.
+        kind: Kind of entries, for messages, such as ``"captioner"``.
         entries: ``"module:attribute"`` by name, in the order that people see.
         group: Entry-point group through which other packages add entries. A name of
             this package is never replaced.

@@ -36,7 +36,7 @@ class RLE:
     """A run-length encoded mask in COCO's compressed form.
 
     Attributes:
-        size: (height, width) in pixels.
+        size: Size in pixels, (height, width).
         counts: COCO's compressed column-major run lengths.
     """
 
@@ -82,7 +82,7 @@ def crop_mask(mask: Mask) -> tuple[Box, Mask] | None:
         mask: Object mask, bool (H, W).
 
     Returns:
-        the box in pixel edges and the cropped mask, bool (y2 - y1, x2 - x1), or None
+        The box in pixel edges and the cropped mask, bool (y2 - y1, x2 - x1), or None
         if the mask is empty.
     """
     box = box_of_mask(mask)
@@ -171,7 +171,7 @@ def mask_to_polygons(mask: Mask) -> list[NDArray[np.float64]]:
         mask: Object mask, bool (H, W).
 
     Returns:
-        closed rings of corners, each float64 (N, 2) of x, y in pixels; holes are rings
+        Closed rings of corners, each float64 (N, 2) of x, y in pixels; holes are rings
         of their own (even-odd rule).
     """
     padded = np.pad(mask, 1).astype(np.int8)
@@ -264,7 +264,7 @@ class Prompt:
             frame_count: Number of frames of the video.
 
         Raises:
-            PromptError: if the frame is past the end; the box has no area or lies
+            PromptError: If the frame is past the end; the box has no area or lies
                 outside the frame; a point lies outside it; the mask is empty or of
                 another size; or nothing is given at all.
         """
@@ -381,7 +381,7 @@ class RegionClip:
         frame_indices: 0-based indices of the T frames, ascending; all 0 for images.
         label: The object's class or name; None if unknown.
         fps: Frames per second of the video; None for images.
-        support: (first, last) 0-based frames, inclusive, that the caption describes.
+        support: First and last frame that the caption describes, 0-based, inclusive.
         track: The track inside the support, for measurements that need every frame;
             None for images.
         measurements: Measurements of the object, if they were made already; else None.

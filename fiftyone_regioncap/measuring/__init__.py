@@ -1,1 +1,1 @@
-"""What can be measured of a region without a model."""
+"""Measurements of a region that need no model."""

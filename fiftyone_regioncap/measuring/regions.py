@@ -61,10 +61,10 @@ def measure(clip: RegionClip) -> Measurements:
         clip: Clip of one object; empty masks are skipped.
 
     Returns:
-        the measurements, all None or empty if all masks are empty.
+        The measurements, all None or empty if all masks are empty.
 
     Raises:
-        ValueError: if frames, masks and indices differ in number.
+        ValueError: If frames, masks and indices differ in number.
     """
     sampled = {
         index: (frame, mask)
@@ -163,7 +163,7 @@ def _crossed_edge(
     Given in reverse, the boxes tell where it goes out.
 
     Args:
-        boxes: (N, 4) boxes in pixel edges in order of time.
+        boxes: Boxes in pixel edges in temporal order, (N, 4).
         width: Width of the frame in pixels.
         height: Height of the frame in pixels.
         within: Number of boxes to look at.
@@ -221,7 +221,7 @@ def _motion(
     Args:
         steps: T - 1 camera steps, see :func:`camera_steps`.
         masks: T masks of the object, none empty.
-        boxes: (T, 4) boxes of the object in pixel edges.
+        boxes: Boxes of the object in pixel edges, (T, 4).
         seconds: Time between the first frame and the last in seconds.
     """
     height, width = masks[0].shape
@@ -288,9 +288,9 @@ def _displacement(
 
     Args:
         views: Two matrices (3, 3) from the frames' pixels to the first view's.
-        boxes: (2, 4) pixel edges.
-        centers: (2, 2) of x, y in pixels.
-        size: (width, height) of the frame in pixels.
+        boxes: Boxes on the two frames in pixel edges, (2, 4).
+        centers: Centers of the boxes as x, y in pixels, (2, 2).
+        size: Size of the frame in pixels, (width, height).
 
     Returns:
         (2,) of x, y; an axis with no free side counts as no motion along it. None when
@@ -355,9 +355,9 @@ def _depth(
     hides it, or its own posture, changes them by jumps or to and fro.
 
     Args:
-        sizes: (N, 2) widths and heights, zoom taken out, where the frame's edge doesn't
-            cut the object.
-        areas: (N,) of its mask, zoom taken out.
+        sizes: Widths and heights without camera zoom, (N, 2), where the frame's edge
+            doesn't cut the object.
+        areas: Areas of its mask without camera zoom, (N,).
     """
     if len(areas) < 4:
         return None

@@ -62,7 +62,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
             GPU where there is one.
 
     Raises:
-        BackendError: when this machine has no such device.
+        BackendError: When this machine has no such device.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,7 +94,7 @@ def choose_dtype(
         choices: Names of the dtypes that the model supports.
 
     Raises:
-        BackendError: when the model cannot compute in it.
+        BackendError: When the model cannot compute in it.
     """
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -126,7 +126,7 @@ def fetch_checkpoint(
             checkpoint.
 
     Raises:
-        WeightsError: when there is no such folder, or the hub does not give the files.
+        WeightsError: When there is no such folder, or the hub does not give the files.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -162,7 +162,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Returns the safetensors files of a folder: one, or the shards of its index.
 
     Raises:
-        WeightsError: when there are none, or one that the index names is missing.
+        WeightsError: When there are none, or one that the index names is missing.
     """
     index = folder / INDEX
     if index.is_file():
@@ -190,11 +190,11 @@ def revision_of(folder: Path, files: Sequence[Path] | None = None) -> str:
         files: Files with its weights; None for :func:`weight_files`.
 
     Returns:
-        the commit where the folder is a snapshot in the hub's cache, else the sha256 of
+        The commit where the folder is a snapshot in the hub's cache, else the sha256 of
         the file, or of the hashes of all files when there are several.
 
     Raises:
-        WeightsError: when there are no weights.
+        WeightsError: When there are no weights.
     """
     resolved = folder.resolve()
     if resolved.parent.name == "snapshots":
@@ -217,7 +217,7 @@ def read_json(path: Path, advice: str = "fetch the checkpoint again") -> dict[st
             damaged.
 
     Raises:
-        WeightsError: when the file is missing, or holds no JSON object.
+        WeightsError: When the file is missing, or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -244,7 +244,7 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
         where: File and section, for the message.
 
     Raises:
-        WeightsError: naming the first size that is not possible.
+        WeightsError: Naming the first size that is not possible.
     """
     sizes = re.compile(r"(hidden|intermediate|vocab|image|patch)_size|num_\w+|head_dim")
     for key, value in config.items():
@@ -277,7 +277,7 @@ def build_config(kind: Callable[..., T], values: Mapping[str, Any], where: str) 
         where: File and section, for the message.
 
     Raises:
-        WeightsError: when a size is not possible or the class refuses the values.
+        WeightsError: When a size is not possible or the class refuses the values.
     """
     check_sizes(values, where)
     with config_errors(where):
@@ -292,7 +292,7 @@ def config_errors(where: str) -> Iterator[None]:
         where: File and section, for the message.
 
     Raises:
-        WeightsError: in place of any other error.
+        WeightsError: In place of any other error.
     """
     try:
         yield
@@ -318,7 +318,7 @@ def read_tensors(
         wanted: Predicate on the names to read; all of them by default.
 
     Raises:
-        WeightsError: when a file is missing, damaged, or holds more than plain data.
+        WeightsError: When a file is missing, damaged, or holds more than plain data.
     """
     if path.is_dir():
         for file in weight_files(path):
@@ -355,7 +355,7 @@ def read_torch(path: Path, device: str | torch.device = "cpu") -> Any:
         device: Device that the tensors are loaded to.
 
     Raises:
-        WeightsError: when the file is missing, damaged, or holds more than plain data.
+        WeightsError: When the file is missing, damaged, or holds more than plain data.
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
@@ -432,7 +432,7 @@ def load_strict(
         advice: Sentence that tells the user what to do when the tensors do not fit.
 
     Raises:
-        WeightsError: naming the tensors that are missing, unexpected, of another shape
+        WeightsError: Naming the tensors that are missing, unexpected, of another shape
             or without a number in them.
     """
     owners: dict[int, str] = {}
@@ -491,7 +491,7 @@ def check_report(
         advice: Sentence that tells the user what to do.
 
     Raises:
-        WeightsError: when there is anything to report.
+        WeightsError: When there is anything to report.
     """
     problems = [
         f"{title}: {_some(names)}"

@@ -39,7 +39,7 @@ class ModelCard:
 
     Attributes:
         name: Name of the backend.
-        summary: One line on what it is.
+        summary: Description of the backend in one line.
         model: ``"module:Class"``; the class has ``from_pretrained(weights, device=,
             options=)``.
         license: License of the default weights.
@@ -48,7 +48,7 @@ class ModelCard:
             the backend has none.
         hub_file: A file of the repository that tells that it was downloaded; None for
             weights that are fetched when absent.
-        needs: What the user must name as weights, such as ``"a folder"``; None when
+        needs: Weights that the user must name, such as ``"a folder"``; None when
             nothing has to be named.
         modules: Modules that must be installed, with the pip requirement of each.
         variables: Environment variables of which one must be set where no weights are

@@ -121,7 +121,7 @@ def candidates(logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
         rows: Sampling settings.
 
     Returns:
-        ids, int64 (B, width), and their probabilities, float32 (B, width), summing to 1
+        Ids, int64 (B, width), and their probabilities, float32 (B, width), summing to 1
         with zeros for what was dropped.
     """
     scores, ids = (logits / rows.temperature).topk(rows.width, dim=-1)

@@ -41,10 +41,10 @@ class PropagationRequest:
     """A run of a propagator over a video; constructing it validates it.
 
     Attributes:
-        frames: The video.
+        frames: Frames of the video.
         prompts: Prompts of the objects, on any frames in [start, stop); several per
             object allowed, also on one frame.
-        direction: Which way masks are carried from the prompts: ``"forward"``,
+        direction: Direction of propagation from the prompts: ``"forward"``,
             ``"backward"`` or ``"both"``.
         start: First frame of interest, 0-based.
         stop: One past the last frame of interest; None for the end of the video.

@@ -90,7 +90,7 @@ class PolicyPropagator:
 
     @property
     def info(self) -> PropagatorInfo:
-        """Name, weights and license of the propagator underneath."""
+        """Returns name, weights and license of the propagator underneath."""
         return self._propagator.info
 
     def propagate(self, request: PropagationRequest) -> Propagation:

@@ -22,8 +22,8 @@ class PromptProblem:
     """A prompt that cannot be used.
 
     Attributes:
-        prompt: The prompt.
-        reason: What is wrong with it and what to do, for people; it names the object
+        prompt: Prompt that is refused.
+        reason: Message for people on what is wrong and what to do; it names the object
             and the frame, counted from 1.
     """
 

@@ -123,7 +123,7 @@ def propose(
     """Finds the objects of a video.
 
     Args:
-        frames: The video.
+        frames: Frames of the video.
         segmenter: Segmenter that finds the masks.
         options: Options that say what counts as an object; None for the defaults.
         start: First frame of interest, 0-based.

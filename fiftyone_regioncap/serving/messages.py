@@ -115,7 +115,7 @@ class ChatRequest:
             joint: Whether the model handles both images and videos.
 
         Raises:
-            RequestError: when the images are too few or too many for it.
+            RequestError: When the images are too few or too many for it.
         """
         count = len(self.images)
         if not count:

@@ -35,7 +35,7 @@ def serve(
         ready: Called with the server's address once it listens.
 
     Raises:
-        BackendError: when others could reach the server without a token, or the
+        BackendError: When others could reach the server without a token, or the
             address cannot be used.
     """
     url, config = _listen(settings, host, port)
@@ -57,7 +57,7 @@ def running(
         port: Port to listen on, as for :func:`serve`.
 
     Yields:
-        the server's address, such as ``http://127.0.0.1:49152``.
+        The server's address, such as ``http://127.0.0.1:49152``.
     """
     stop = threading.Event()
 

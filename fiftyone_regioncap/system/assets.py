@@ -79,7 +79,7 @@ class Asset:
 
     Attributes:
         name: Name for :func:`find` and :func:`fetch`: a file name, or a hub id.
-        source: Where the asset comes from: an archive member, or a hub repository.
+        source: Source of the asset: an archive member, or a hub repository.
         size: Size in bytes; approximate for hub repositories.
         license: License of the file itself.
     """
@@ -246,7 +246,7 @@ def get(name: str) -> Asset:
     """Returns the asset with a name.
 
     Raises:
-        WeightsError: when there is none.
+        WeightsError: When there is none.
     """
     try:
         return _BY_NAME[name]
@@ -292,10 +292,10 @@ def find(name: str) -> Path | None:
         name: Name of the asset.
 
     Returns:
-        the file, or the folder of a hub repository; None when it is not here.
+        The file, or the folder of a hub repository; None when it is not here.
 
     Raises:
-        WeightsError: when the name is unknown, or the file in ``$REGIONCAP_WEIGHTS`` is
+        WeightsError: When the name is unknown, or the file in ``$REGIONCAP_WEIGHTS`` is
             not the asset.
     """
     asset = get(name)
@@ -321,11 +321,11 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
         progress: Called with a message when a download begins.
 
     Returns:
-        as :func:`find`.
+        As :func:`find`.
 
     Raises:
-        LicenseError: when its license must be accepted first.
-        WeightsError: when it cannot be had, with what to do by hand.
+        LicenseError: When its license must be accepted first.
+        WeightsError: When it cannot be had, with what to do by hand.
     """
     asset = get(name)
     found = find(name)
@@ -353,7 +353,7 @@ def license_accepted(name: str) -> bool:
         name: Name of the asset.
 
     Raises:
-        WeightsError: when the name is unknown.
+        WeightsError: When the name is unknown.
     """
     wanted = get(name).license
     return not wanted.consent or _accepted().get(name) == wanted.id
@@ -366,7 +366,7 @@ def accept_license(name: str) -> None:
         name: Name of the asset.
 
     Raises:
-        WeightsError: when the name is unknown.
+        WeightsError: When the name is unknown.
     """
     wanted = get(name).license
     noted = _consents()
@@ -385,8 +385,8 @@ def require_license(name: str) -> None:
         name: Name of the asset.
 
     Raises:
-        LicenseError: with the license's terms and address, and how to accept it.
-        WeightsError: when the name is unknown.
+        LicenseError: With the license's terms and address, and how to accept it.
+        WeightsError: When the name is unknown.
     """
     if not license_accepted(name):
         wanted = get(name).license

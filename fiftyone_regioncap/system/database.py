@@ -97,10 +97,10 @@ def ensure(progress: assets.Progress | None = None) -> str | None:
         progress: Called with a message when a download begins.
 
     Returns:
-        the database's address, or None when FiftyOne runs its own.
+        The database's address, or None when FiftyOne runs its own.
 
     Raises:
-        DatabaseError: when there is none and none can be started, with what to do.
+        DatabaseError: When there is none and none can be started, with what to do.
     """
     server = which()
     if server.kind != "private":
@@ -125,11 +125,11 @@ def start(progress: assets.Progress | None = None) -> str:
         progress: Called with a message when a download begins.
 
     Returns:
-        its address, on the loopback interface; the same one as last time where the port
+        Its address, on the loopback interface; the same one as last time where the port
         is still free.
 
     Raises:
-        DatabaseError: when it cannot be installed or started.
+        DatabaseError: When it cannot be installed or started.
     """
     folder = _folder()
     try:
@@ -158,7 +158,7 @@ def stop() -> bool:
     """Stops the private server; its data stays.
 
     Returns:
-        whether it was running.
+        Whether it was running.
     """
     uri = _recorded()
     if uri is None or not _is_ours(uri):
@@ -398,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Prints ``export`` lines on standard output, and nothing but them.
 
     Returns:
-        the exit code: 0, or 1 when there is no database.
+        The exit code: 0, or 1 when there is no database.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fiftyone_regioncap.system.database",

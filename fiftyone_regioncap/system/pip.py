@@ -55,10 +55,10 @@ def download(archive: PinnedArchive, folder: Path) -> Path:
         folder: Existing folder to put the archive in.
 
     Returns:
-        the file.
+        The file.
 
     Raises:
-        PipError: when the index cannot be reached, lacks the file, or serves another.
+        PipError: When the index cannot be reached, lacks the file, or serves another.
     """
     _run("download", archive, "--dest", str(folder))
     return folder / archive.filename
@@ -72,7 +72,7 @@ def install(archive: PinnedArchive, target: Path) -> None:
         target: Folder to unpack into; made when absent.
 
     Raises:
-        PipError: as :func:`download`.
+        PipError: As :func:`download`.
     """
     _run("install", archive, "--target", str(target), "--no-compile")
 

@@ -108,22 +108,22 @@ class DynReferCaptioner:
     tags as control words.
 
     Args:
-        model: The networks.
+        model: DynRefer's networks.
         text_tower: Embeds texts, usually a :class:`TextTower`.
         controls: The T5's tokenizer.
         tags: Tags in the checkpoint's order.
         attributes: Attributes to choose from, in the order of their file.
         class_names: Class names to choose from.
         options: Options of prediction.
-        decoding: How captions are generated; options that are given replace its values.
+        decoding: Settings of beam search; options that are given replace its values.
         info: Information about the captioner; None for a model without a name.
 
     Attributes:
-        model: The networks.
+        model: DynRefer's networks.
         tags: Tags in the checkpoint's order.
         attributes: Attributes to choose from.
-        options: What is predicted, and how, with all values that depend on the
-            checkpoint and the device.
+        options: Options of prediction, with all values that depend on the checkpoint
+            and the device.
         info: Name, weights, license and needs.
     """
 

@@ -26,9 +26,10 @@ def deformable_sample(value: Tensor, offset_mask: Tensor, groups: int) -> Tensor
 
     Args:
         value: Feature maps, float (N, H, W, C).
-        offset_mask: float (N, H, W, at least 27 * groups): for each group nine (dx, dy)
-            pairs and then nine weights; what follows the groups is padding. The nine
-            points go down the columns: the second one lies below the first.
+        offset_mask: Offsets and weights, float (N, H, W, at least 27 * groups): for
+            each group nine (dx, dy) pairs and then nine weights; what follows the
+            groups is padding. The nine points go down the columns: the second one lies
+            below the first.
         groups: Number of groups that the channels are split into.
 
     Returns:

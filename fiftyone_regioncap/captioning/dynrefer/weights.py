@@ -109,7 +109,7 @@ _TEXT: Renaming = (
 
 @dataclass(frozen=True)
 class Files:
-    """Where the parts of a model are.
+    """Locates the parts of a model.
 
     Attributes:
         folder: Folder that the user named.

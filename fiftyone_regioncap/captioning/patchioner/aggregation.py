@@ -35,8 +35,9 @@ class Weighting:
     """Weights the patches of a region against each other.
 
     Attributes:
-        kind: All alike (``mean``), more towards the middle of the region
-            (``gaussian``), or by the attention of the backbone's CLS token.
+        kind: ``mean`` for equal weights, ``gaussian`` for more weight towards the
+            middle of the region, or ``attention`` for the attention of the backbone's
+            CLS token.
         variance: Variance of the Gaussian, where -1 and 1 are the region's edges; 0
             takes the middle patch alone.
     """

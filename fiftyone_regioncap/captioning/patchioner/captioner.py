@@ -103,7 +103,7 @@ class _FrameRegion:
 
     Attributes:
         clip: Number of the clip in the batch.
-        region: The mask.
+        region: Mask of the region.
         visibility: Weight of the frame in the clip's mean.
     """
 
@@ -119,7 +119,7 @@ class _ClipEmbeddings:
     Attributes:
         sums: Weighted sum of each clip's embeddings, by its number.
         totals: Sum of the weights.
-        errors: What is wrong with clips that have no embedding.
+        errors: Error messages of clips that have no embedding, by number.
     """
 
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -145,14 +145,14 @@ class PatchionerCaptioner(PatchionerTexts):
 
     Args:
         model: Backbone and language part; see :meth:`from_pretrained`.
-        options: How regions are weighted, and what is kept.
+        options: Options of weighting and captioning.
         name: Name of the weights.
         checkpoint: Checkpoint with the text tower; None if texts cannot be embedded and
             captions come without the embeddings of their regions.
 
     Attributes:
         model: Backbone and language part.
-        options: How regions are weighted, and what is kept.
+        options: Options of weighting and captioning.
         info: Name, weights, license and needs.
     """
 
@@ -194,8 +194,8 @@ class PatchionerCaptioner(PatchionerTexts):
             weights: A folder with ``config.yaml`` and the files it names, or a hub
                 repository.
             device: Device to run on; None for a GPU where there is one.
-            options: How regions are weighted, what is kept, and values that replace
-                those of ``config.yaml``.
+            options: Options of weighting and captioning, and values that replace those
+                of ``config.yaml``.
 
         Raises:
             WeightsError: If a file is missing, corrupt or of another model.
@@ -239,7 +239,7 @@ class PatchionerCaptioner(PatchionerTexts):
         """Embeds clips into the backbone's space.
 
         Args:
-            clips: As for :meth:`caption`.
+            clips: Clips, as for :meth:`caption`.
 
         Returns:
             Unit vectors, float32 (N, D); NaN for clips that have no caption either.

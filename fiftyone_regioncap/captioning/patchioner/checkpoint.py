@@ -164,7 +164,7 @@ class PatchionerConfig:
         vocabulary: Folder, repository or file of CLIP's vocabulary; None fetches it.
         gpt2_vocabulary: Folder or repository of GPT-2's, for ViECap; None fetches it.
         heads: Attention heads per block of the decoder.
-        crop: See :func:`~.vision.preprocess`.
+        crop: Whether frames are cropped to a square, see :func:`~.vision.preprocess`.
         compat: Whose numbers to compute; see :data:`~.aggregation.Compat`.
         index: Whether to search the memory by faiss.
     """

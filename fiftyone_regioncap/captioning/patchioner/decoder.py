@@ -66,7 +66,7 @@ class PrefixDecoder(nn.Module):
             state: ``decoder.transformer.*``, ``clip_project.model.0.*`` and, where
                 stored, ``decoder.lm_head.weight``, which must be the token embeddings.
             heads: Attention heads per block; the one size that no weight tells.
-            source: Where the state dict is from, for messages.
+            source: Source of the state dict, for messages.
 
         Raises:
             WeightsError: If a name is missing, unknown or of another shape.
@@ -130,8 +130,10 @@ class PrefixDecoder(nn.Module):
             prefix: Region embeddings, (R, prefix_width).
             end_id: Id of the end token.
             steps: Maximum number of tokens.
-            early_stop: See :meth:`~.gpt2.LanguageModel.greedy`.
-            vocabulary: See :meth:`~.gpt2.LanguageModel.greedy`.
+            early_stop: Whether to stop when every row has ended, see
+                :meth:`~.gpt2.LanguageModel.greedy`.
+            vocabulary: Number of ids to choose from, see
+                :meth:`~.gpt2.LanguageModel.greedy`.
 
         Raises:
             WeightsError: If the embeddings have another width.

@@ -30,7 +30,7 @@ class DenseRegion:
         mask: Mask of the region, bool (H, W) at the frame's size.
         box: Bounding box of the mask in pixel edges.
         patches: Number of patches in it.
-        description: The caption.
+        description: Caption of the region with its confidence.
     """
 
     mask: Mask

@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
     """A GPT-2 whose output layer shares the token embeddings.
 
     Attributes:
-        config: Sizes.
+        config: Sizes of the GPT-2.
         transformer: A ``transformers.GPT2Model``.
     """
 
@@ -256,7 +256,7 @@ def read_gpt2(
         state: Weights by their published names.
         prefix: Prefix of the names of the GPT-2.
         heads: Attention heads per block, the one size that no weight tells.
-        source: Where the state dict is from, for messages.
+        source: Source of the state dict, for messages.
 
     Returns:
         The sizes, and the weights without the shared output layer and constants.

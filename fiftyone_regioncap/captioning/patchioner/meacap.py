@@ -140,9 +140,9 @@ class ConceptReader:
 
     Attributes:
         parser: A ``T5ForConditionalGeneration``.
-        parser_tokenizer: Its tokenizer.
+        parser_tokenizer: Tokenizer of the parser.
         encoder: A sentence encoder, averaged over tokens.
-        encoder_tokenizer: Its tokenizer.
+        encoder_tokenizer: Tokenizer of the encoder.
     """
 
     parser: Any

@@ -65,8 +65,9 @@ class TextMemory:
         Args:
             embeddings: Stay where they are (and on disk, when memory-mapped) as float32
                 on CPU; other devices and dtypes get a copy.
-            texts: One text per row, or none.
-            raw_values: See the attribute.
+            texts: Captions, one per row, or none.
+            raw_values: Whether rows are averaged as they are, see the class's
+                attribute.
             device: Device to search on.
             dtype: Number format of the search; half precision is meant for CUDA.
 
@@ -113,7 +114,8 @@ class TextMemory:
         Args:
             path: Path of the ``.h5`` file with ``<name>-embeddings`` float32 (rows, D)
                 and ``<name>-text``.
-            raw_values: See the class.
+            raw_values: Whether rows are averaged as they are, see the class's
+                attribute.
             device: Device to search on.
             dtype: Number format of the search.
             width: D that the decoder and the backbone need; None takes any.

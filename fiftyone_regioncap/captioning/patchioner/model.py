@@ -110,7 +110,7 @@ class Patchioner:
         """Describes regions of one image.
 
         Args:
-            frame: uint8 (H, W, 3) RGB.
+            frame: RGB frame, uint8 (H, W, 3).
             regions: Regions in its pixels.
             weighting: Weighting of the patches of each region.
 

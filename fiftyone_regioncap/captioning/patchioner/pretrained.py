@@ -16,7 +16,7 @@ def load_pretrained(kind: Any, source: str | Path, what: str) -> Any:
     Args:
         kind: A class of transformers with ``from_pretrained``.
         source: A folder or a hub repository.
-        what: What the model is, for messages.
+        what: Description of the model, for messages.
 
     Returns:
         The model in eval mode.

@@ -76,7 +76,7 @@ class TextProjection(nn.Module):
             state: ``linear_layer.*`` and ``hidden_layers.{i}.*``; ``linear_layer2.*``
                 is an older name of ``hidden_layers.0.*``.
             activation: Activation before each hidden layer.
-            source: Where the state dict is from, for messages.
+            source: Source of the state dict, for messages.
 
         Raises:
             WeightsError: If the names are others.
@@ -136,7 +136,7 @@ class TextProjection(nn.Module):
         return cls.from_state_dict(state, activation, str(path))
 
     def forward(self, text: Tensor) -> Tensor:
-        """Text features (N, text_width) of any float dtype to (N, patch_width)."""
+        """Projects text features (N, text_width) to float (N, patch_width)."""
         vectors = self.linear_layer(text.to(self.linear_layer.weight.dtype))
         for layer in self.hidden_layers:
             if self.activation is not None:

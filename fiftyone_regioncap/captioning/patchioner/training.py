@@ -76,7 +76,7 @@ def train_decoder(
         base: Checkpoint (folder or hub repository) with the projection and text tower
             of the backbone; its decoder is not read.
         out: Folder of the new checkpoint; made when absent.
-        options: How to train; None is the paper's way.
+        options: Options of training; None for the paper's.
         sizes: Sizes of the decoder; None is the published one.
         device: Device to train on.
         progress: Called after each epoch.
@@ -283,7 +283,7 @@ class _Trainer:
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:
-    """Factor of the learning rate: rises over the warm-up, then falls to 0."""
+    """Returns the factor of the learning rate: warm-up, then a fall to 0."""
     if step < warmup:
         return step / max(1, warmup)
     return max(0.0, (steps - step) / max(1, steps - warmup))

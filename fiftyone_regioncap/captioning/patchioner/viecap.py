@@ -67,7 +67,7 @@ class Prompting:
     Attributes:
         soft: Whether to give the soft prompt.
         hard: Whether to give the hard prompt.
-        soft_first: Which of the two comes first.
+        soft_first: Whether the soft prompt comes before the hard one.
         top_k: Maximum number of entities.
         threshold: Probability below which no more entities are taken.
         beams: Number of beams; 1 is greedy search.
@@ -103,8 +103,8 @@ def entity_probabilities(features: Tensor, entities: Tensor) -> Tensor:
     """Computes how likely each entity is in each region.
 
     Args:
-        features: (R, D).
-        entities: (E, D), unit rows.
+        features: Region embeddings, (R, D).
+        entities: Unit embeddings of the entities, (E, D).
 
     Returns:
         (R, E), rows sum to 1.
@@ -119,7 +119,7 @@ def choose_entities(
     """Chooses the most likely entities of each region, most likely first.
 
     Args:
-        probabilities: (R, E).
+        probabilities: Probabilities of the entities, (R, E).
         names: Names of the E entities.
         top_k: Maximum number of entities.
         threshold: The first probability below it ends the list.
@@ -204,7 +204,7 @@ class MappingNetwork(nn.Module):
         self.transformer = nn.Sequential(OrderedDict(layers=blocks))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Unit features (R, D) to soft prompts (R, learned, width)."""
+        """Converts unit features (R, D) to soft prompts (R, learned, width)."""
         learned, width = self.prefix_const.shape
         tokens = self.linear(features).unflatten(1, (-1, width))
         constant = self.prefix_const.expand(len(features), -1, -1)
@@ -216,9 +216,9 @@ class ViecapOutput:
     """Captions of several regions.
 
     Attributes:
-        texts: One caption per region.
+        texts: Captions, one per region.
         ids: Token ids of each caption, the stop token included.
-        generated: All tokens with their probabilities; None for beam search.
+        generated: Tokens with their probabilities; None for beam search.
     """
 
     texts: list[str]
@@ -259,7 +259,7 @@ class ViecapDecoder(nn.Module):
             tokenizer: A ``transformers.GPT2Tokenizer``.
             heads: Attention heads per block of the GPT-2.
             mapper_heads: Attention heads per layer of the mapping network.
-            source: Where the state dict is from, for messages.
+            source: Source of the state dict, for messages.
 
         Raises:
             WeightsError: If a name is missing, unknown or of another shape.
@@ -360,7 +360,7 @@ class ViecapDecoder(nn.Module):
         return prompts
 
     def perplexity(self, text: str) -> float:
-        """Perplexity of a caption to the GPT-2 alone; NaN for a single token.
+        """Returns the perplexity of a caption to the GPT-2 alone; NaN for one token.
 
         The reference returns it as a score, though lower is better.
         """

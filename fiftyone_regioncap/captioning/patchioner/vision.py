@@ -36,12 +36,13 @@ class FrameFeatures:
     """One frame after the backbone.
 
     Attributes:
-        grid: How the patches lie on the frame.
-        patches: (rows * columns, D) after the final norm, row-major, not normalized.
-        cls: (D,) the image token, or None where the backbone has none.
-        registers: (G, D) register tokens; G may be 0.
-        head_logits: (heads, rows * columns) attention logits of the CLS token over the
-            patches per pseudo head, before the softmax; None where there are none.
+        grid: Patch grid of the frame.
+        patches: Patch features after the final norm, (rows * columns, D), row-major,
+            not normalized.
+        cls: Image token, (D,); None where the backbone has none.
+        registers: Register tokens, (G, D); G may be 0.
+        head_logits: Attention logits of the CLS token over the patches per pseudo head,
+            (heads, rows * columns), before the softmax; None where there are none.
     """
 
     grid: Grid
@@ -64,7 +65,7 @@ class FrameFeatures:
 
     @property
     def head_attention(self) -> Tensor | None:
-        """Each pseudo head's own attention, (heads, rows * columns), rows sum to 1."""
+        """Returns attention per pseudo head, (heads, rows * columns), rows sum to 1."""
         if self.head_logits is None:
             return None
         return torch.softmax(self.head_logits, dim=1)
@@ -79,11 +80,11 @@ class Backbone(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the weights, such as ``facebook/dinov2-with-registers-base``."""
+        """Returns the name, such as ``facebook/dinov2-with-registers-base``."""
 
     @property
     def device(self) -> torch.device:
-        """Device of the model and its features."""
+        """Returns the device of the model and its features."""
 
     def encode(self, frames: Sequence[Frame]) -> list[FrameFeatures]:
         """Encodes frames, uint8 (H, W, 3) RGB of any sizes, in one pass each."""
@@ -100,7 +101,7 @@ def preprocess(
     """Resizes and normalizes a frame as the published evaluations do.
 
     Args:
-        frame: uint8 (H, W, 3) RGB.
+        frame: RGB frame, uint8 (H, W, 3).
         side: Side of the square input in pixels.
         crop: Keep the aspect ratio and cut the central square out, instead of squashing
             the whole frame into it.
@@ -134,7 +135,7 @@ class _Tower:
         model: The model in eval mode.
         name: Name of the weights.
         side: Side of the square input in pixels.
-        crop: See :func:`preprocess`.
+        crop: Whether frames are cropped to a square, see :func:`preprocess`.
         batch_size: Frames per pass.
     """
 
@@ -146,7 +147,7 @@ class _Tower:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model and its features."""
+        """Returns the device of the model and its features."""
         return self.model.device
 
     @torch.inference_mode()

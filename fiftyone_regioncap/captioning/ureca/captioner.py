@@ -1,4 +1,4 @@
-"""The captioner ureca."""
+"""The captioner of URECA."""
 
 from __future__ import annotations
 
@@ -111,15 +111,16 @@ class UrecaCaptioner:
     is the same array.
 
     Args:
-        model: The networks.
-        tokenizer: Of the checkpoint.
-        options: How regions are looked at, and captions written.
-        info: What the captioner says of itself; None for a model without a name.
+        model: URECA's networks.
+        tokenizer: Tokenizer of the checkpoint.
+        options: Options of tiling and generation.
+        info: Information about the captioner; None for a model without a name.
 
     Attributes:
-        model: The networks.
-        tokenizer: Of the checkpoint.
-        options: With what suits the checkpoint and the device where they were empty.
+        model: URECA's networks.
+        tokenizer: Tokenizer of the checkpoint.
+        options: Options of tiling and generation, with the defaults of the checkpoint
+            and the device filled in.
         info: Name, weights, license and needs.
     """
 
@@ -168,8 +169,8 @@ class UrecaCaptioner:
 
         Args:
             weights: A folder with the files that docs/ureca.md lists, or a hub id.
-            device: Where it runs; None for a GPU where there is one.
-            options: How regions are looked at, and captions written.
+            device: Torch device to run on; None for a GPU where there is one.
+            options: Options of tiling and generation.
 
         Raises:
             WeightsError: When something is missing, corrupt, or of another model.
@@ -282,8 +283,8 @@ class UrecaCaptioner:
 
         Args:
             ids: Token ids of that part.
-            image: (T, M, D) tokens, where the part has places for them.
-            mask: (T, N, D) tokens, likewise.
+            image: Image tokens, (T, M, D), if the part has placeholders for them.
+            mask: Mask tokens, (T, N, D), if the part has placeholders for them.
 
         Raises:
             PromptError: When places and tokens are not equally many.

@@ -33,7 +33,7 @@ class Prefix:
     """Keys and values of the beginning of a prompt.
 
     Attributes:
-        keys: (layers, heads, length, width).
+        keys: Keys, (layers, heads, length, width).
         values: Values, of the same shape as the keys.
     """
 
@@ -50,7 +50,7 @@ class RegionPrompt:
 
     Attributes:
         prefix: Shared beginning of the prompt.
-        embeddings: (S, D) of the rest, one token or more.
+        embeddings: Embeddings of the rest, (S, D), one token or more.
     """
 
     prefix: Prefix
@@ -62,7 +62,7 @@ def read_prefix(llm: LlamaForCausalLM | Qwen2ForCausalLM, embeddings: Tensor) ->
 
     Args:
         llm: Language model with its weights loaded.
-        embeddings: (P, D).
+        embeddings: Embeddings of the prefix, (P, D).
     """
     length = len(embeddings)
     cache = Cache(llm.config, 1, length, embeddings.device, embeddings.dtype)
@@ -176,7 +176,7 @@ class _RegionDecoder(Decoder):
         """Runs all layers over new tokens of some rows.
 
         Args:
-            x: (B, S, D).
+            x: Embeddings of the new tokens, (B, S, D).
             first: Index of the first of the B rows.
             offsets: Positions of the tokens behind the prefix, int64 (B, S).
             span: Number of its own tokens that the longest row has after this pass.
@@ -223,7 +223,7 @@ def attend(
     """Computes attention over shared keys and each row's own.
 
     Args:
-        query: (B, heads x G, S, W): G heads of queries to one of keys.
+        query: Queries, (B, heads x G, S, W): G heads of queries to one of keys.
         shared: Shared keys and values, each (heads, P, W); all of them are attended to.
         own: Each row's own keys and values, each (B, heads, K, W).
         visible: Attention mask over a row's own keys, bool (B, S, K).

@@ -35,7 +35,7 @@ class UrecaModel(nn.Module):
 
     Attributes:
         config: Configuration of the checkpoint.
-        vision: InternViT.
+        vision: Vision tower, an InternViT.
         projector: Projection of pixel-shuffled patches to the language model's width.
         mask_encoder: Two convolutions of stride 2 over a mask.
         mask_linear: Linear layer from each feature map to a token.

@@ -88,7 +88,7 @@ def mask_tiles(
     255 wraps around, as it does in the authors' code on x86.
 
     Args:
-        mask: (H, W); whatever is not 0 belongs to the region.
+        mask: Object mask, (H, W); values other than 0 belong to the region.
         max_tiles: Maximum number of tiles, the same as for the image.
         tile: Side of a tile in pixels.
         thumbnail: Whether a thumbnail is added, the same as for the image.
@@ -112,7 +112,7 @@ def static_mask(mask: Mask, tile: int) -> NDArray[np.uint8]:
     """Resizes a mask to one tile with values 0 and 1.
 
     Args:
-        mask: (H, W); whatever is not 0 belongs to the region.
+        mask: Object mask, (H, W); values other than 0 belong to the region.
         tile: Side of a tile in pixels.
 
     Returns:

@@ -102,7 +102,7 @@ def split_wqkv(fused: Tensor, config: UrecaConfig) -> tuple[Tensor, Tensor, Tens
     head, then the values'.
 
     Args:
-        fused: (rows, H) or, of a bias, (rows,).
+        fused: Fused projection, (rows, H) or, of a bias, (rows,).
         config: Configuration of the checkpoint.
 
     Returns:

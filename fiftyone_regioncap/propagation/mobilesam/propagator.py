@@ -58,10 +58,10 @@ class MobileSamPropagator:
             options: Options, such as the quality preset; None for the defaults.
 
         Returns:
-            the propagator.
+            The propagator.
 
         Raises:
-            WeightsError: when the weights are absent or of another model.
+            WeightsError: When the weights are absent or of another model.
         """
         if path == WEIGHTS:
             path = assets.fetch(WEIGHTS)

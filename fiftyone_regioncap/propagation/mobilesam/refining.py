@@ -59,7 +59,7 @@ def refine(
         settings: Settings of tracking.
 
     Returns:
-        the mask, or None when nothing was carried.
+        The mask, or None when nothing was carried.
     """
     mask = drop_fragments((soft > 0.5).cpu().numpy(), settings.fragment)
     box = box_of_mask(mask)

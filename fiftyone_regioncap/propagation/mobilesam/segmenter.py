@@ -165,10 +165,10 @@ class MobileSam(nn.Module):
             device: Torch device to run on; None for a GPU where there is one.
 
         Returns:
-            the model, ready for inference.
+            The model, ready for inference.
 
         Raises:
-            WeightsError: when the file is absent, unreadable, or of another model.
+            WeightsError: When the file is absent, unreadable, or of another model.
         """
         try:
             published = torch.load(path, map_location="cpu", weights_only=True)
@@ -280,7 +280,7 @@ class MobileSam(nn.Module):
                 the one with the highest predicted IoU; for a single point.
 
         Returns:
-            masks and their scores.
+            Masks and their scores.
         """
         rows, columns = embedding.shape[1:]
         sparse = []
@@ -338,7 +338,7 @@ class MobileSam(nn.Module):
             columns: Range of the columns of cells that the decoder sees.
 
         Returns:
-            logits, float (4, rows * 4, columns * 4) of the cells that it saw.
+            Logits, float (4, rows * 4, columns * 4) of the cells that it saw.
         """
         part = mask_logits[
             rows.start * 4 : rows.stop * 4, columns.start * 4 : columns.stop * 4

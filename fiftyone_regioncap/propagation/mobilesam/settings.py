@@ -32,10 +32,11 @@ class Settings:
         kept_score: Minimum score of an object on them, in [0, 1].
         remembered: A frame is remembered when the decoder's and the carried mask of an
             object have at least this IoU. A higher bar loses small and fast objects.
-        reach: How far from its last mask an object is looked for; a lost object is
-            looked for everywhere. 8/64 instead of 12/64: no difference, less time.
-        recency: How much more alike cells of recent frames count, and those of the
-            latest of several prompts: objects change, and corrections outvote.
+        reach: Distance from its last mask within which an object is searched; a lost
+            object is searched everywhere. 8/64 instead of 12/64: no difference, less
+            time.
+        recency: Bonus on the similarity of cells of recent frames, and of the latest of
+            several prompts: objects change, and corrections outvote.
         distance: How much less alike cells count at ``radius`` or more from where they
             were, relative to the object's center; less by the square of the distance.
             Without: look-alikes .676; for recent frames alone .696; for all .75.
@@ -47,8 +48,8 @@ class Settings:
         anchor_reach: Cells around the carried mask where it counts.
         margin: Cells that the decoder sees around the carried box, as a share of its
             longer side. All: +.002, three times the time with eight objects.
-        blend: How much of the carried mask is mixed into the decoder's logits, which
-            lose what is thin. 0: -.007, .5: -.008.
+        blend: Share of the carried mask mixed into the decoder's logits, which lose
+            what is thin. 0: -.007, .5: -.008.
         fragment: Parts smaller than this share of the largest are dropped.
         agreement: Least IoU of the decoder's mask with the carried one to be trusted.
         contradiction: A new prompt drops an object's older one when what that one says

@@ -1,1 +1,1 @@
-"""SAM 2 and its kin through video of any length, many objects in one batch."""
+"""SAM 2 and related models through video of any length, many objects in one batch."""

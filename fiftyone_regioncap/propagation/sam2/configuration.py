@@ -1,4 +1,4 @@
-"""Options and cards of SAM 2 and its kin."""
+"""Options and cards of SAM 2 and related models."""
 
 from __future__ import annotations
 

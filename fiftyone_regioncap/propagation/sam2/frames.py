@@ -34,7 +34,7 @@ class FrameFeed:
         """Starts reading.
 
         Args:
-            frames: The video.
+            frames: Frames of the video.
             order: The frames that will be asked for, in that order, or a part of them.
             image_size: Side of the square that frames are resized to, in pixels.
             pin: Whether to put them into page-locked memory, for upload to CUDA.
