@@ -16,7 +16,7 @@ def check_clip(clip: RegionClip, *, rgb: bool = True) -> None:
         rgb: Whether frames must be RGB, see :func:`clip_problem`.
 
     Raises:
-        PromptError: Saying what is wrong and what to do.
+        PromptError: If it cannot; the message says why and what to do.
     """
     problem = clip_problem(clip, rgb=rgb)
     if problem is not None:

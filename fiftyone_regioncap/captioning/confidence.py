@@ -10,7 +10,7 @@ from itertools import combinations
 from fiftyone_regioncap.core.types import Caption
 
 SPACE = "▁"
-"""What stands for the space before a word in a token, as sentencepiece writes it."""
+"""Marker of the space before a word in a token, as sentencepiece writes it."""
 
 
 def _words(text: str) -> frozenset[str]:

@@ -22,7 +22,7 @@ CONTEXT = 77
 """The most tokens that CLIP's text tower reads, both special tokens included."""
 
 _SPACE = "▁"
-"""What stands for the space before a word in a token, as sentencepiece writes it."""
+"""Marker of the space before a word in a token, as sentencepiece writes it."""
 
 
 class ClipVocabulary:

@@ -38,7 +38,7 @@ _REFUSABLE = (
 """Parameters that some models refuse and that are then left out."""
 
 _RENAMED = {"max_tokens": "max_completion_tokens"}
-"""What takes the place of a refused parameter."""
+"""Replacements of refused parameters."""
 
 _REFUSAL = re.compile(
     r"unsupported|not support|unrecognized|unknown (param|arg)|unexpected (param|key)|"

@@ -244,7 +244,7 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
         where: File and section, for the message.
 
     Raises:
-        WeightsError: Naming the first size that is not possible.
+        WeightsError: When a size is not possible; the message names the first one.
     """
     sizes = re.compile(r"(hidden|intermediate|vocab|image|patch)_size|num_\w+|head_dim")
     for key, value in config.items():
@@ -432,7 +432,7 @@ def load_strict(
         advice: Sentence that tells the user what to do when the tensors do not fit.
 
     Raises:
-        WeightsError: Naming the tensors that are missing, unexpected, of another shape
+        WeightsError: When tensors are missing, unexpected, of another shape
             or without a number in them.
     """
     owners: dict[int, str] = {}

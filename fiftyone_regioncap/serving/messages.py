@@ -153,7 +153,7 @@ def parse(
             question.
 
     Raises:
-        RequestError: Saying what is wrong.
+        RequestError: When the request is invalid; the message says why.
     """
     messages = body.get("messages")
     if not isinstance(messages, list):

@@ -321,7 +321,7 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
         progress: Called with a message when a download begins.
 
     Returns:
-        As :func:`find`.
+        The same as :func:`find`.
 
     Raises:
         LicenseError: When its license must be accepted first.
@@ -385,7 +385,7 @@ def require_license(name: str) -> None:
         name: Name of the asset.
 
     Raises:
-        LicenseError: With the license's terms and address, and how to accept it.
+        LicenseError: When it was not; the message has its terms and address.
         WeightsError: When the name is unknown.
     """
     if not license_accepted(name):

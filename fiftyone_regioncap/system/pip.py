@@ -72,7 +72,7 @@ def install(archive: PinnedArchive, target: Path) -> None:
         target: Folder to unpack into; made when absent.
 
     Raises:
-        PipError: As :func:`download`.
+        PipError: When the archive cannot be had, as for :func:`download`.
     """
     _run("install", archive, "--target", str(target), "--no-compile")
 

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from fiftyone_regioncap.core.errors import BackendError
 
 Quantization: TypeAlias = Literal["8bit", "4bit"]
-"""How many bits a weight keeps."""
+"""Precision of quantized weights."""
 
 
 def quantize(

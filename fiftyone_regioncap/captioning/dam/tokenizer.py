@@ -20,7 +20,7 @@ IMAGE_ID = -200
 """Holds the place of one image among the ids of a prompt."""
 
 SPACE = "▁"
-"""How sentencepiece writes a space."""
+"""Character that sentencepiece writes for a space."""
 
 _CHINESE = re.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf"

@@ -63,10 +63,10 @@ DEFAULT_REPOSITORY = str(PATCHIONER.weights)
 """The model of the paper's main rows: Talk2DINO with a memory."""
 
 HUB_FILES = ("*.yaml", "*.json", "*.pt", "*.pth", "*.h5", "*.safetensors", "*.txt")
-"""What is downloaded of a repository; never code, never pickles of objects."""
+"""Patterns of the files to download; never code, never pickles of objects."""
 
 TEXT_FILES = ("*.yaml", "*.json", "*.pth", "*.txt")
-"""What is downloaded of a repository for its text side: neither memory nor decoder."""
+"""Patterns of the files to download for the text side: no memory, no decoder."""
 
 _DINO = {
     "dinov2_vits14_reg": "facebook/dinov2-with-registers-small",

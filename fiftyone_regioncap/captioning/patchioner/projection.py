@@ -15,14 +15,14 @@ from fiftyone_regioncap.models.loading import load_strict, read_tensors
 from fiftyone_regioncap.system import assets
 
 PUBLISHED_SHA256 = "5db3e85d"
-"""How the projection that the published memories and decoders belong to begins.
+"""Start of the SHA-256 of the projection of the published memories and decoders.
 
 Its authors replaced the file under the same name on 2025-07-22; the vectors of the two
 files differ too much (cosine of the weights 0.63 to 0.87) to be mixed.
 """
 
 REPLACED_SHA256 = "5f6efcc5"
-"""How the file begins that took the place of the published one."""
+"""Start of the SHA-256 of the file that replaced the published one."""
 
 Activation: TypeAlias = Literal["tanh", "relu", "sigmoid"]
 

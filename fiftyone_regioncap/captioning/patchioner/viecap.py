@@ -55,7 +55,7 @@ COCO_CATEGORIES = (
     "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )
 # fmt: on
-"""What the published ViECap models may name; see :func:`embed_entities`."""
+"""Entities that the published ViECap models may name; see :func:`embed_entities`."""
 
 _EXCLAMATION = 0
 

@@ -28,7 +28,7 @@ published memory and decoders were chosen with it, so it stays.
 """
 
 LOGIT_SCALE = 0.125
-"""What pseudo heads scale the query by, whatever their width."""
+"""Factor of the query in pseudo heads, whatever their width."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ from fiftyone_regioncap.models.loading import (
 )
 
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt")
-"""What is downloaded of a hub repository."""
+"""Patterns of the files to download of a hub repository."""
 
 REGIONS_AT_ONCE = {"cuda": 32, "cpu": 16}
 """Captions that are written together."""

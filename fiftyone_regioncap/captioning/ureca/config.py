@@ -22,7 +22,7 @@ UNREACHABLE = (
     "since September 2025, so a folder with a checkpoint is the normal way; "
     "docs/ureca.md lists its files"
 )
-"""What to know when there are no weights."""
+"""Advice for users without weights."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ TOKENS = (
     MASK,
     "</mask>",
 )
-"""What the tokenizer must know as one token each."""
+"""Texts that the tokenizer must encode as one token each."""
 
 SYSTEM = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、"

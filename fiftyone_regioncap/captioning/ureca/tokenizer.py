@@ -27,7 +27,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "internlm2": ("tokenizer.model",),
     "qwen2": ("vocab.json", "merges.txt"),
 }
-"""What a tokenizer is read from, by family."""
+"""Files that a tokenizer is read from, by family."""
 
 ORDER = "added_tokens_order.json"
 """A list of the tokens that were added after the vocabulary, in order."""
@@ -44,7 +44,7 @@ _TIDY = (
     (" ' ", "'"),
     *((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")),
 )
-"""What transformers calls clean-up of spaces, in its order."""
+"""Replacements of transformers' clean-up of spaces, in its order."""
 
 
 class Vocabulary(Protocol):

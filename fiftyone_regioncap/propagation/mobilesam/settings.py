@@ -37,8 +37,8 @@ class Settings:
             time.
         recency: Bonus on the similarity of cells of recent frames, and of the latest of
             several prompts: objects change, and corrections outvote.
-        distance: How much less alike cells count at ``radius`` or more from where they
-            were, relative to the object's center; less by the square of the distance.
+        distance: Penalty on the similarity of cells at ``radius`` or more from their
+            place, relative to the object's center; less by the square of the distance.
             Without: look-alikes .676; for recent frames alone .696; for all .75.
         radius: Distance from which ``distance`` applies in full.
         neighbors: Number of best matches used for each cell.
