@@ -18,7 +18,7 @@ Stage: TypeAlias = Literal["propose", "propagate", "caption", "embed", "export"]
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """The progress of a job at one moment.
+    """Represents the progress of a job at one moment.
 
     Attributes:
         stage: The stage that advanced.

@@ -40,7 +40,7 @@ _NAMES = tuple(name for name, codes in EXAMPLES.items() for _ in codes)
 
 
 def _lab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """From sRGB (N, 3) to CIELAB with lightness weighted, float32 (N, 3)."""
+    """Converts sRGB (N, 3) to CIELAB with lightness weighted, float32 (N, 3)."""
     image = pixels.reshape(-1, 1, 3).astype(np.float32) / 255
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).reshape(-1, 3)
     return lab * np.array([_LIGHTNESS_WEIGHT, 1, 1], np.float32)

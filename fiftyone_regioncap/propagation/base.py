@@ -1,4 +1,4 @@
-"""The protocol of propagators: prompts in, masks through the video out."""
+"""Protocol of propagators: prompts in, masks through the video out."""
 
 from __future__ import annotations
 

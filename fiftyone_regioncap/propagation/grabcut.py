@@ -1,4 +1,4 @@
-"""Outlines moved to the edges of the image by GrabCut.
+"""Refinement of outlines to the edges of the image by GrabCut.
 
 C. Rother et al., "GrabCut: Interactive Foreground Extraction Using Iterated Graph
 Cuts", SIGGRAPH 2004.

@@ -1,4 +1,4 @@
-"""Prompts for videos that have none: all objects that a segmenter finds on key frames.
+"""Proposal of prompts: all objects that a segmenter finds on key frames.
 
 A grid of points on each key frame, masks kept when the model is sure of them and they
 are stable under its threshold (automatic mask generation, Kirillov et al., "Segment

@@ -62,7 +62,7 @@ class _Images:
 
 
 class Sam2OfficialPropagator:
-    """The package's video predictor; see :class:`Propagator`.
+    """Carries prompts with the package's video predictor; see :class:`Propagator`.
 
     Scores are the sigmoid of its occlusion head. A checkpoint holds the position only:
     going on from one runs the frames before it again, without giving them out.

@@ -1,4 +1,4 @@
-"""The HTTP side of the server: two dialects over one model.
+"""HTTP application of the server: two dialects over one model.
 
 ``/chat/completions`` answers in the shapes of the authors' server, so that its clients
 go on working; ``/v1/chat/completions`` is OpenAI's API, so that theirs do.

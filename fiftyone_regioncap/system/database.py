@@ -1,4 +1,4 @@
-"""A database for FiftyOne where it has none of its own.
+"""A private database for FiftyOne where it has none of its own.
 
 FiftyOne's installer takes ``mongod`` from MongoDB's site. Where that is out of reach,
 the first dataset fails; then this module runs the ``mongod`` of the

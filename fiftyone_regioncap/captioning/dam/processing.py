@@ -95,7 +95,7 @@ class Processor:
     def __init__(self, config: ImageConfig) -> None:
         self._config = config
         self.table = _table(config)
-        # Masks are padded with the images' grey too: the authors' code pads them last.
+        # Masks are padded with the images' gray too: the authors' code pads them last.
         self._grey = tuple(int(mean * 255) for mean in config.mean)
 
     def views(

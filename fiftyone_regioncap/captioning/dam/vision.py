@@ -120,7 +120,7 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers of the tower that are used."""
+    """Stacks the layers of the tower that are used."""
 
     def __init__(self, config: DAMConfig) -> None:
         super().__init__()

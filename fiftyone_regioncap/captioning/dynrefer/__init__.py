@@ -1,1 +1,1 @@
-"""DynRefer (arXiv 2405.16071): regions through nested views; captions, tags, ...."""
+"""DynRefer (arXiv 2405.16071): captions, tags and more from nested views of regions."""

@@ -1,4 +1,4 @@
-"""DynRefer's query decoder: texts ask the region's tokens, each text by itself."""
+"""DynRefer's query decoder: each text attends to the region's tokens by itself."""
 
 from __future__ import annotations
 

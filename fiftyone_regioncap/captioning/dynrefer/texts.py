@@ -1,4 +1,4 @@
-"""The texts that DynRefer's heads are asked with, and the tower that reads them."""
+"""Texts that DynRefer's heads score, and the tower that encodes them."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class _Look:
-    """The frame that a clip is described from.
+    """Holds the frame that a clip is described from.
 
     Attributes:
         number: Index of the clip in the batch.

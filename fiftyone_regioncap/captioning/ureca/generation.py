@@ -1,4 +1,4 @@
-"""Generation with shared prefixes: the image's part of prompts is read once.
+"""Generation with shared prefixes: the image part of prompts is encoded once.
 
 In URECA's prompt the mask comes after the image, so that all regions of an image begin
 with the same thousands of tokens. Their keys and values are computed once; every region

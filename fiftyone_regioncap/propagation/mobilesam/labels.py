@@ -1,4 +1,4 @@
-"""Labels finer than cells: each cell holds 4 x 4 shares of an object.
+"""Sub-cell labels: each cell holds 4 x 4 shares of an object.
 
 One share per cell, 17.8 pixels of a frame 854 wide, loses what is thinner than that on
 the first frame.

@@ -33,7 +33,7 @@ class Memory:
 
 
 class MemoryBank:
-    """The remembered frames in their roles; their number is bounded.
+    """Holds remembered frames in their roles; their number is bounded.
 
     A frame may have several roles: each object's first and last prompted frame, the
     latest frames, and a few older ones on which an object was surely seen.

@@ -1,4 +1,4 @@
-"""From low-resolution logits to masks at the video's size, on the device."""
+"""Conversion of low-resolution logits to masks of the video's size, on the device."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class TrackerModel:
 
     @contextlib.contextmanager
     def arithmetic(self, dtype: torch.dtype) -> Iterator[None]:
-        """Inference in a dtype: float32, or a smaller one through autocast."""
+        """Runs inference in a dtype: float32, or a smaller one through autocast."""
         small = dtype != torch.float32
         with (
             torch.inference_mode(),
@@ -400,7 +400,7 @@ class EdgeTamModel(TrackerModel):
         return torch.cat(tokens, dim=1).to(dtype), torch.cat(spaces).to(dtype)
 
     def _squeeze_windows(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """One latent a window; transformers' own way takes a single object only.
+        """Returns one latent per window; transformers does so for a single object only.
 
         Returns:
             Tokens (B, n, c) and their positions (n, c).
@@ -429,7 +429,7 @@ class Sam3TrackerModel(TrackerModel):
 
 
 class _Positions(nn.Module):
-    """Position encodings of the one level that is read; zeros stand for the others.
+    """Computes position encodings of the one level that is read; others are zeros.
 
     Those of the finest level would cost more than the mask decoder on a CPU.
     """

@@ -1,4 +1,4 @@
-"""Prompts as the model wants them: tensors in model pixels, for batches of objects."""
+"""Conversion of prompts to tensors in model pixels, for batches of objects."""
 
 from __future__ import annotations
 
