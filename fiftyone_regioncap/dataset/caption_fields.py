@@ -30,9 +30,9 @@ class CaptionField:
     """A field whose labels have a ``caption`` each.
 
     Attributes:
-        dataset: that has it.
-        name: of the field: TemporalDetections on videos, regions on images.
-        labels: path of the labels in the sample's document.
+        dataset: Dataset that has the field.
+        name: Name of the field: TemporalDetections on videos, regions on images.
+        labels: Path of the labels in the sample's document.
     """
 
     dataset: fo.Dataset
@@ -44,11 +44,11 @@ class CaptionField:
         """Finds out what kind of field it is.
 
         Args:
-            samples: the dataset, or a view of it.
-            name: of the field.
+            samples: The dataset, or a view of it.
+            name: Name of the field.
 
         Raises:
-            FieldError: when there is no such field, or it can't have captions.
+            FieldError: When there is no such field, or it can't have captions.
         """
         dataset = samples._root_dataset
         image = dataset.media_type == fom.IMAGE
@@ -69,15 +69,15 @@ class CaptionField:
         query: Mapping[str, Any] | None = None,
         paths: Sequence[str] = (),
     ) -> Iterator[tuple[Document, list[Document]]]:
-        """Labels as they lie in the database, sample by sample.
+        """Reads labels as they are stored in the database, sample by sample.
 
         Args:
-            attributes: of the labels to load, besides their id.
-            query: what samples to read; None for all.
-            paths: of the sample's document to load too.
+            attributes: Attributes of the labels to load, besides their id.
+            query: MongoDB query for the samples to read; None for all.
+            paths: Paths of the sample's document to load too; none by default.
 
         Yields:
-            the sample's document and its labels.
+            The sample's document and its labels.
         """
         loaded = [*paths, *(f"{self.labels}.{name}" for name in ("_id", *attributes))]
         found = self.dataset._sample_collection.find(
@@ -89,7 +89,7 @@ class CaptionField:
     def in_view(
         self, samples: foco.SampleCollection, attributes: Sequence[str]
     ) -> Iterator[tuple[Document, list[Document]]]:
-        """The labels that a view shows; see :meth:`documents`.
+        """Yields the labels that a view shows; see :meth:`documents`.
 
         Samples without labels are left out.
         """
@@ -124,7 +124,7 @@ class CaptionField:
         return self.each(found).select(list(ids), ordered=True)
 
     def each(self, samples: foco.SampleCollection) -> fov.DatasetView:
-        """All labels of a view as clips of their videos or patches of their images."""
+        """Makes a view of labels as clips of videos or patches of images."""
         if self.dataset.media_type == fom.IMAGE:
             return samples.to_patches(self.name)
         return samples.to_clips(self.name)
@@ -151,13 +151,13 @@ class CaptionField:
         """Writes an attribute of labels, and declares it.
 
         Args:
-            attribute: its name.
-            values: by label id; other labels are left as they are.
-            kind: type of the attribute's field.
-            subfield: type of what is in a list.
+            attribute: Name of the attribute.
+            values: Values by label id; other labels are left as they are.
+            kind: Type of the attribute's field.
+            subfield: Type of a list's elements; None for others than lists.
 
         Raises:
-            FieldError: when the name is none, or taken by another type.
+            FieldError: When the name is none, or taken by another type.
         """
         path = f"{self.labels}.{fields.require_output(attribute)}"
         options = {} if subfield is None else {"subfield": subfield}
@@ -171,16 +171,16 @@ class CaptionField:
             self.dataset.set_label_values(path, dict(values))
 
     def changed_since(self, time: datetime | None) -> dict[str, Any]:
-        """What finds samples that changed at a time or later; all for None."""
+        """Returns a query for samples that changed at a time or later; all for None."""
         return {} if time is None else {"last_modified_at": {"$gte": time}}
 
     def sample_ids(self) -> Iterator[ObjectId]:
-        """Of all samples."""
+        """Yields the ids of all samples."""
         for document in self.dataset._sample_collection.find({}, {"_id": 1}):
             yield document["_id"]
 
     def count_samples(self) -> int:
-        """How many samples there are."""
+        """Counts the samples."""
         return self.dataset._sample_collection.count_documents({})
 
 

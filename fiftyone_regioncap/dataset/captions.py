@@ -37,7 +37,7 @@ Review: TypeAlias = Literal["unreviewed", "accepted", "edited", "rejected"]
 """What a person said of a caption."""
 
 Key: TypeAlias = tuple[int, tuple[int, int]]
-"""What makes two captions the same: object id and support."""
+"""Identity of a caption: object id and support."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +45,30 @@ class CaptionRecord:
     """A caption of one track over one window, with all that is kept of it.
 
     Attributes:
-        index: the object id.
+        index: Object id.
         support: (first, last) 0-based frames, inclusive.
-        label: a short name.
-        caption: the full text; empty when there is an error.
-        confidence: mean token probability in [0, 1].
-        min_confidence: the lowest token probability over content words in [0, 1].
-        agreement: in [0, 1], how far repeated samples agree.
-        instance: id of the track's ``fo.Instance``.
-        tags: short labels with scores.
-        attributes: such as ``"color:red"``, with scores.
-        category: the best name out of the user's list, with its score.
-        model: published name of the weights.
-        revision: of the weights.
-        prompt: what the model was asked.
+        label: Short name of the object; None when there is none.
+        caption: Full text; empty when there is an error.
+        confidence: Mean token probability in [0, 1].
+        min_confidence: Lowest token probability over content words in [0, 1].
+        agreement: Agreement of repeated samples in [0, 1].
+        instance: Id of the track's ``fo.Instance``.
+        tags: Short labels with scores.
+        attributes: Attributes such as ``"color:red"``, with scores.
+        category: Best name out of the user's list, with its score.
+        model: Published name of the weights.
+        revision: Revision of the weights.
+        prompt: Prompt of the model; None for models without one.
         frames_used: 0-based frames that the model saw.
-        visible_fraction: share of the window's frames where the object is visible.
-        mean_area: in shares of the frame.
-        speed: in frame widths a second.
-        direction: in words.
-        dominant_color: in words.
-        review: what a person said of it.
-        source_caption: the model's text, once a person has edited ``caption``.
-        error: why there is no caption; None when there is one.
-        embedding: where the region lies among others; None where nobody said.
+        visible_fraction: Share of the window's frames where the object is visible.
+        mean_area: Mean area as a share of the frame.
+        speed: Speed in frame widths per second.
+        direction: Direction of motion in words.
+        dominant_color: Dominant color in words.
+        review: A person's verdict; ``"unreviewed"`` by default.
+        source_caption: The model's text, once a person has edited ``caption``.
+        error: Reason why there is no caption; None when there is one.
+        embedding: Embedding of the region; None when the captioner made none.
     """
 
     index: int
@@ -106,14 +106,14 @@ class CaptionRecord:
         label: str | None = None,
         **facts: Any,
     ) -> CaptionRecord:
-        """What a captioner said, as a record.
+        """Makes a record of a captioner's result.
 
         Args:
-            caption: of the window.
-            index: the object id.
+            caption: Caption of the window.
+            index: Object id.
             support: (first, last) 0-based frames, inclusive.
-            label: what the object is, where the captioner gave no label.
-            **facts: the record's other attributes.
+            label: Label to use where the captioner gave none.
+            **facts: The record's other attributes.
         """
         return cls(
             index=index,
@@ -132,7 +132,7 @@ class CaptionRecord:
 
     @property
     def key(self) -> Key:
-        """What makes two captions the same."""
+        """Identity of the caption: object id and support."""
         return self.index, self.support
 
 
@@ -152,18 +152,18 @@ def write_captions(
     writes a sample at a time.
 
     Args:
-        sample: in a dataset of videos; a clip's captions go to its video.
-        field: for the captions; it is declared.
-        records: of this sample.
-        tracks_field: whose labels get the caption too, on the frames it is about, so
-            that the App shows it with the object (see :func:`mirror_captions`).
-        overwrite: whether to replace reviewed captions too.
+        sample: Sample of a dataset of videos; a clip's captions go to its video.
+        field: Field for the captions; it is declared.
+        records: Captions of this sample.
+        tracks_field: Field of tracks whose labels get the caption too, on its frames,
+            so that the App shows it with the object (see :func:`mirror_captions`).
+        overwrite: Whether to replace reviewed captions too.
 
     Returns:
-        how many records were written; the others met a reviewed caption.
+        Number of records written; the others met a reviewed caption.
 
     Raises:
-        FieldError: when a field has another type, or the captions of the video don't
+        FieldError: When a field has another type, or the captions of the video don't
             fit into one document of the database.
     """
     store = Store.of(sample)
@@ -193,7 +193,7 @@ def write_captions(
 
 
 def caption_is_foreign(sample_id: ObjectId, field: str, label: Document) -> bool:
-    """Whether a caption was made by somebody else, whose it stays."""
+    """Returns whether a caption was made by somebody else, whose it stays."""
     (first, last), index = label["support"], label.get("index")
     return label["_id"] != stable_id(sample_id, field, index, first - 1, last - 1)
 
@@ -204,12 +204,12 @@ def read_captions(
     """Reads the captions of a sample, by object and support.
 
     Args:
-        sample: in a dataset of videos.
-        field: of the captions.
-        own: whether to leave out labels that others made.
+        sample: Sample of a dataset of videos.
+        field: Field of the captions.
+        own: Whether to leave out labels that others made.
 
     Raises:
-        FieldError: when there is no such field.
+        FieldError: When there is no such field.
     """
     store = Store.of(sample)
     require_captions(store.dataset, field)
@@ -233,17 +233,17 @@ def clear_captions(
     Those that others made stay.
 
     Args:
-        sample: in a dataset of videos.
-        field: of the captions.
-        keep: captions to leave.
-        tracks_field: whose labels lose the caption too.
-        overwrite: whether to remove reviewed captions too.
+        sample: Sample of a dataset of videos.
+        field: Field of the captions.
+        keep: Identities of the captions to keep.
+        tracks_field: Field of tracks whose labels lose the caption too.
+        overwrite: Whether to remove reviewed captions too.
 
     Returns:
-        how many were removed.
+        Number of captions removed.
 
     Raises:
-        FieldError: when there is no such field.
+        FieldError: When there is no such field.
     """
     store = Store.of(sample)
     require_captions(store.dataset, field)
@@ -277,13 +277,13 @@ def mirror_captions(
     labels afterwards depends on the captions alone, so it is safe to repeat.
 
     Args:
-        sample: in a dataset of videos.
-        field: of the captions.
-        tracks_field: of the tracks, with or without ``frames.`` in front.
-        objects: ids of the objects to look at; None means all that have captions.
+        sample: Sample of a dataset of videos.
+        field: Field of the captions.
+        tracks_field: Field of the tracks, with or without ``frames.`` in front.
+        objects: Ids of the objects to update; None means all that have captions.
 
     Raises:
-        FieldError: when a field doesn't exist.
+        FieldError: When a field doesn't exist.
     """
     store = Store.of(sample)
     require_captions(store.dataset, field)
@@ -302,9 +302,9 @@ def mirror_captions(
 def _mirror_updates(
     store: Store, name: str, by_object: dict[int, list[CaptionRecord]]
 ) -> list[UpdateMany]:
-    """One update for each stretch of frames over which no caption changes.
+    """Makes one update per range of frames over which no caption changes.
 
-    Stretches are disjoint, so that each frame is written once, however many objects
+    Ranges are disjoint, so that each frame is written once, however many objects
     and windows there are.
     """
     shown = {

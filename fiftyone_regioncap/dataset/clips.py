@@ -29,7 +29,7 @@ class ImageFrames:
     """An image as a video of one frame, so that propagators can segment it.
 
     Attributes:
-        image: uint8 (H, W, 3) RGB.
+        image: RGB image, uint8 (H, W, 3).
     """
 
     image: Frame
@@ -122,20 +122,20 @@ def iter_image_clips(
 def region_masks(
     image: Frame, regions: Sequence[ImageRegion], segmenter: Propagator | None
 ) -> list[Mask]:
-    """The mask of each region: its own, else what the segmenter makes of it.
+    """Returns the mask of each region: its own, else what the segmenter makes of it.
 
     Args:
-        image: uint8 (H, W, 3) RGB.
-        regions: of that image.
-        segmenter: turns boxes and points into masks; without one a box is its own
-            mask, and points are an error.
+        image: RGB image, uint8 (H, W, 3).
+        regions: Regions of that image.
+        segmenter: Propagator that turns boxes and points into masks; without one a box
+            is its own mask, and points are an error.
 
     Returns:
         bool (H, W) each.
 
     Raises:
-        RegionCapError: when points come without a segmenter.
-        PromptError: when a box or point doesn't lie on the image.
+        RegionCapError: When points come without a segmenter.
+        PromptError: When a box or point doesn't lie on the image.
     """
     height, width = image.shape[:2]
     prompts = [

@@ -1,4 +1,4 @@
-"""Parts of whole pictures with captions, and maps of where a text is on them.
+"""Writes captioned parts of whole images, and similarity maps of texts.
 
 Images hold them in a field of the sample, videos in a field of some frames.
 """
@@ -30,11 +30,11 @@ Support: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class CaptionedPart:
-    """A part of a picture.
+    """A captioned part of an image or frame.
 
     Attributes:
-        mask: bool (H, W).
-        caption: what is said of it.
+        mask: Mask of the part, bool (H, W).
+        caption: Caption of the part.
     """
 
     mask: Mask
@@ -44,10 +44,10 @@ class CaptionedPart:
 def part_is_foreign(
     name: str, frames: bool
 ) -> Callable[[Document, ObjectId, int], bool]:
-    """Tells parts and maps of others; see :func:`.ownership.refuse_foreign_labels`.
+    """Detects parts and maps of others; see :func:`.ownership.refuse_foreign_labels`.
 
     Args:
-        name: Of the field, without ``frames.``.
+        name: Name of the field, without ``frames.``.
         frames: Whether it is a field of frames.
     """
 
@@ -75,12 +75,12 @@ class DenseWriter:
         """Declares the fields; writes nothing yet.
 
         Args:
-            sample: an image or a video in a dataset.
-            field: for the parts, with or without ``frames.`` in front.
-            heatmap: for the maps, likewise; None for none.
+            sample: Image or video in a dataset.
+            field: Field for the parts, with or without ``frames.`` in front.
+            heatmap: Field for the maps, likewise; None for none.
 
         Raises:
-            FieldError: when a name is none, both are one, or a field exists with
+            FieldError: When a name is none, both are one, or a field exists with
                 another type.
         """
         self._store = Store.of(sample)
@@ -106,7 +106,7 @@ class DenseWriter:
             self._store.reload_frames()
 
     def captioned(self) -> set[int]:
-        """0-based frames that have parts; 0 stands for an image."""
+        """Returns 0-based frames that have parts; 0 stands for an image."""
         return {
             frame
             for frame, document in self._documents(f"{self._field}._cls")
@@ -114,7 +114,7 @@ class DenseWriter:
         }
 
     def mapped(self, query: str) -> set[int]:
-        """0-based frames that have the map of a query; 0 stands for an image."""
+        """Returns 0-based frames with the map of a query; 0 stands for an image."""
         name = self._heatmap
         assert name is not None, "the writer was made without a heat map"
         return {
@@ -127,7 +127,7 @@ class DenseWriter:
         """Removes parts and maps.
 
         Args:
-            supports: of a video; None means all of it.
+            supports: Ranges of a video; None means all of it.
         """
         for support in [None] if supports is None else supports:
             self._unset([self._field, self._heatmap], support, {})
@@ -144,12 +144,12 @@ class DenseWriter:
     def write_parts(
         self, frame: int, parts: Sequence[CaptionedPart], *, model: str
     ) -> None:
-        """Writes what is on a picture, in place of what was written before.
+        """Writes the parts of an image or frame, and replaces earlier ones.
 
         Args:
-            frame: 0-based; 0 for an image.
-            parts: in the order in which they are to be drawn; empty ones are left out.
-            model: published name of the weights.
+            frame: Frame number, 0-based; 0 for an image.
+            parts: Parts in the order of drawing; empty ones are left out.
+            model: Published name of the weights.
         """
         labels = [
             label
@@ -159,14 +159,14 @@ class DenseWriter:
         self._write(frame, self._field, {"_cls": "Detections", "detections": labels})
 
     def write_map(self, frame: int, values: NDArray[np.float32], query: str) -> None:
-        """Writes where a text is on a picture, in place of what was written before.
+        """Writes the map of a text on an image or frame, and replaces an earlier one.
 
         Args:
-            frame: 0-based; 0 for an image.
-            values: (h, w) of any resolution over the whole picture, cosines in
-                [-1, 1]; NaN, where nothing is known, is kept as 0, which the App
+            frame: Frame number, 0-based; 0 for an image.
+            values: Cosines in [-1, 1], (h, w) of any resolution over the whole image;
+                NaN, where nothing is known, is kept as 0, which the App
                 doesn't draw.
-            query: the text.
+            query: Text that the map is of.
         """
         assert self._heatmap is not None, "the writer was made without a heat map"
         label = fo.Heatmap(

@@ -1,4 +1,4 @@
-"""Region embeddings as labels keep them.
+"""Stores region embeddings on labels.
 
 They are a ``VectorField`` of the label: they go where the label goes (clones, merges,
 exports, clips), and the App's server leaves vector fields out of what it sends. Half
@@ -40,12 +40,12 @@ ATTRIBUTES: dict[str, type] = {
 
 @dataclass(frozen=True)
 class RegionEmbedding:
-    """Where a region lies among others, as it is stored.
+    """Embedding of a region, as it is stored.
 
     Attributes:
-        data: the vector as FiftyOne stores it.
-        model: captioner and where it is loaded from.
-        revision: fingerprint of what made the vector.
+        data: Vector as FiftyOne stores it.
+        model: Captioner and the source of its weights, joined by a colon.
+        revision: Fingerprint of the model that made the vector.
     """
 
     data: bytes
@@ -56,11 +56,11 @@ class RegionEmbedding:
     def of(
         cls, vector: NDArray[np.float32] | None, space: EmbeddingSpace | None
     ) -> RegionEmbedding | None:
-        """Packs a vector; None where there is none, or nothing says whose it is.
+        """Packs a vector; None where there is none, or its space is unknown.
 
         Args:
-            vector: (D,) of length 1.
-            space: that it lies in.
+            vector: Unit vector, (D,); None for none.
+            space: Embedding space of the vector; None when unknown.
         """
         if vector is None or space is None or not np.isfinite(vector).all():
             return None
@@ -69,18 +69,18 @@ class RegionEmbedding:
 
     @classmethod
     def read(cls, label: Document) -> RegionEmbedding | None:
-        """What a label holds; None where it holds none, or doesn't say by whom."""
+        """Reads a label's embedding; None where it has none, or of an unknown model."""
         data, model, revision = (label.get(name) for name in ATTRIBUTES)
         if data is None or not model or not revision:
             return None
         return cls(data, model, revision)
 
     def to_document(self) -> Document:
-        """The label's attributes."""
+        """Returns the label's attributes."""
         return {VECTOR: self.data, MODEL: self.model, REVISION: self.revision}
 
     def vector(self) -> NDArray[np.float32]:
-        """float32 (D,)."""
+        """Returns the vector, float32 (D,)."""
         return np.asarray(fou.deserialize_numpy_array(self.data), np.float32)
 
 
@@ -94,13 +94,13 @@ def write_embeddings(
     The attributes have to be declared before.
 
     Args:
-        sample: in a dataset.
-        labels: path of the labels in its document, such as ``"captions.detections"``
+        sample: Sample of a dataset.
+        labels: Path of the labels in its document, such as ``"captions.detections"``
             for a list, or ``"region"`` for a single label.
-        embeddings: by label id.
+        embeddings: Embeddings by label id.
 
     Raises:
-        FieldError: when they don't fit into one document of the database.
+        FieldError: When they don't fit into one document of the database.
     """
     if not embeddings:
         return
@@ -124,12 +124,12 @@ def write_embeddings(
 
 
 def space_of(model: str, revision: str, dimension: int) -> EmbeddingSpace:
-    """The space that a label's attributes name."""
+    """Returns the space that a label's attributes name."""
     captioner, _, source = model.partition(":")
     return EmbeddingSpace(captioner, source, revision, dimension)
 
 
 def vectors_of(embeddings: Sequence[RegionEmbedding]) -> NDArray[np.float32]:
-    """Unit vectors, float32 (N, D)."""
+    """Returns unit vectors, float32 (N, D)."""
     vectors = np.stack([embedding.vector() for embedding in embeddings])
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)

@@ -42,14 +42,14 @@ _KEYS = (
 
 @dataclass(frozen=True)
 class EncodedLabel:
-    """One object on one frame.
+    """Label of one object on one frame, its mask run-length encoded.
 
     Attributes:
-        rle: its mask at the frame's size; the filled box where it has no mask.
-        area: of the mask in pixels.
-        box: pixel edges, as stored.
-        score: in [0, 1]; None where there is none.
-        label: what it is, when known.
+        rle: Mask at the frame's size; the filled box where it has no mask.
+        area: Area of the mask in pixels.
+        box: Edges in pixels, as stored.
+        score: Score in [0, 1]; None where there is none.
+        label: Label of the object; None when unknown.
     """
 
     rle: RLE
@@ -70,9 +70,9 @@ def read_encoded(
     """Reads the masks of a video frame by frame, encoded.
 
     Args:
-        sample: in a dataset of videos; filters of its view hold.
-        field: of the tracks, with or without ``frames.`` in front.
-        objects: ids of the objects to read; None means all.
+        sample: Sample of a dataset of videos; filters of its view hold.
+        field: Field of the tracks, with or without ``frames.`` in front.
+        objects: Ids of the objects to read; None means all.
         frames: 0-based frames to read; None means all.
         support: (first, last) 0-based frames, inclusive; None means all.
 
@@ -81,7 +81,7 @@ def read_encoded(
         any are left out.
 
     Raises:
-        FieldError: when there is no such field, or a mask can't be read.
+        FieldError: When there is no such field, or a mask can't be read.
     """
     require_tracks(sample._collection, field)
     name = frame_path(field)
@@ -132,7 +132,7 @@ def _encoded(
 
 
 def _crop(label: Document) -> Mask | None:
-    """A label's cropped mask, bool (h, w); None where it has none.
+    """Returns a label's cropped mask, bool (h, w); None where it has none.
 
     The arrays' headers are few, and parsing them takes longer than all the rest.
     """
@@ -164,14 +164,14 @@ def encode_crop(
     """Encodes a mask that is given by its crop; the same bytes as the full frame's.
 
     Args:
-        crop: bool (h, w).
-        left: column of the crop's first column in the frame; may lie outside.
-        top: row of the crop's first row in the frame; may lie outside.
-        height: of the frame in pixels.
-        width: of the frame in pixels.
+        crop: Mask within the crop, bool (h, w).
+        left: Column of the crop's first column in the frame; may lie outside.
+        top: Row of the crop's first row in the frame; may lie outside.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
 
     Returns:
-        the run lengths of the full frame, and the mask's area in pixels.
+        The run lengths of the full frame, and the mask's area in pixels.
     """
     crop = crop[max(-top, 0) : max(height - top, 0), max(-left, 0) :]
     crop = crop[:, : max(width - max(left, 0), 0)]

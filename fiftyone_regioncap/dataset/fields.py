@@ -1,4 +1,4 @@
-"""Which fields of a dataset are of the right kind, and what to say when none is."""
+"""Finds the fields of a dataset that are of the right kind, or explains errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def require_prompts(collection: Collection, field: str) -> str:
     """Gives the field back when it can hold prompts.
 
     Raises:
-        FieldError: when it doesn't exist or is of another kind; names those that fit.
+        FieldError: When it doesn't exist or is of another kind; names those that fit.
     """
     return _require(field, prompt_fields(collection), "boxes, points or polylines")
 
@@ -76,7 +76,7 @@ def require_tracks(collection: Collection, field: str) -> str:
     """Gives the field back, with ``frames.`` in front, when it can hold tracks.
 
     Raises:
-        FieldError: when it doesn't exist or is of another kind; names those that fit.
+        FieldError: When it doesn't exist or is of another kind; names those that fit.
     """
     return _require(frames_field(field), track_fields(collection), "tracks")
 
@@ -85,7 +85,7 @@ def require_captions(collection: Collection, field: str) -> str:
     """Gives the field back when it holds captions of tracks.
 
     Raises:
-        FieldError: when it doesn't exist or is of another kind; names those that fit.
+        FieldError: When it doesn't exist or is of another kind; names those that fit.
     """
     return _require(field, caption_fields(collection), "captions")
 
@@ -94,7 +94,7 @@ def require_regions(collection: Collection, field: str) -> str:
     """Gives the field back when it holds regions of images.
 
     Raises:
-        FieldError: when it doesn't exist or is of another kind; names those that fit.
+        FieldError: When it doesn't exist or is of another kind; names those that fit.
     """
     return _require(field, region_fields(collection), "regions")
 
@@ -103,7 +103,7 @@ def require_output(output: str, *inputs: str) -> str:
     """Gives the name back when it can be written without destroying an input.
 
     Raises:
-        FieldError: when the name is that of an input, with or without ``frames.``, or
+        FieldError: When the name is that of an input, with or without ``frames.``, or
             no name for a field.
     """
     name = frame_path(output)
@@ -144,7 +144,7 @@ def require_writable(dataset: fo.Dataset, field: str) -> str:
 
 
 def frames_field(field: str) -> str:
-    """The field with ``frames.`` in front, whether or not it was there."""
+    """Returns the field with ``frames.`` in front, whether or not it was there."""
     return FRAMES_PREFIX + frame_path(field)
 
 

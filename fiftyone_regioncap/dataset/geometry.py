@@ -1,4 +1,4 @@
-"""Between FiftyOne's relative shapes and pixels; between masks and their storage."""
+"""Converts between FiftyOne's relative shapes and pixels, and stores masks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _ZLIB_LEVEL = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """Where a label is, in pixels.
+    """Geometry of a label in pixels.
 
     Attributes:
-        box: edges; None for points.
-        mask: bool (H, W); None where the label has none.
-        points: float (N, 2) of x, y; None for others than points.
-        point_signs: bool (N,), whether each point is on the object.
+        box: Edges of the box; None for points.
+        mask: Mask, bool (H, W); None where the label has none.
+        points: Points as x, y, float (N, 2); None for others than points.
+        point_signs: Whether each point is on the object, bool (N,).
     """
 
     box: Box | None = None
@@ -50,7 +50,7 @@ class Shape:
 
 
 def labels_of(value: Document | None) -> list[Document]:
-    """The labels in a field's value, which is a list of labels or a single one."""
+    """Returns the labels of a field's value, a list of labels or a single one."""
     if not value:
         return []
     for name in _LISTS:
@@ -60,13 +60,13 @@ def labels_of(value: Document | None) -> list[Document]:
 
 
 def relative_box(box: Box, height: int, width: int) -> list[float]:
-    """Pixel edges as FiftyOne's [x, y, width, height] in shares of the frame."""
+    """Converts pixel edges to FiftyOne's relative [x, y, width, height]."""
     x1, y1, x2, y2 = box
     return [x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height]
 
 
 def pixel_box(relative: list[float], height: int, width: int) -> Box:
-    """The inverse of :func:`relative_box`; whole pixels come back as such."""
+    """Returns the inverse of :func:`relative_box`; whole pixels come back as such."""
     x, y, w, h = relative
     return (
         _snapped(x * width),
@@ -84,22 +84,22 @@ def _snapped(edge: float) -> float:
 
 
 def shape_of(label: Document, height: int, width: int) -> Shape | None:
-    """Where a label is.
+    """Reads the geometry of a label.
 
     A Detection is its mask where it has one that isn't empty, else its box. A Polyline
     that is filled or closed is what it encloses; an open one is a scribble, whose
     vertices are points on the object. A Keypoint's NaN points are left out.
 
     Args:
-        label: a Detection, Polyline or Keypoint as stored.
-        height: of the image in pixels.
-        width: of the image in pixels.
+        label: Detection, Polyline or Keypoint as stored.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Returns:
         None when there is nothing: no box, no vertex, or only NaN points.
 
     Raises:
-        FieldError: when a mask on disk can't be read, or there isn't one sign a point.
+        FieldError: When a mask on disk can't be read, or there isn't one sign a point.
     """
     kind = label["_cls"]
     if kind == "Detection":
@@ -154,20 +154,20 @@ def _keypoint_shape(label: Document, height: int, width: int) -> Shape | None:
 
 
 def inline_mask(mask: Mask) -> bytes:
-    """A cropped mask as FiftyOne keeps it in the database: ``numpy.save``, zlib."""
+    """Encodes a cropped mask as FiftyOne's database does: ``numpy.save``, zlib."""
     with io.BytesIO() as buffer:
         np.save(buffer, mask, allow_pickle=False)
         return zlib.compress(buffer.getvalue(), _ZLIB_LEVEL)
 
 
 def stored_mask(label: Document) -> Mask | None:
-    """A Detection's cropped mask, bool (h, w), from the database or from disk.
+    """Returns a Detection's cropped mask, bool (h, w), from the database or from disk.
 
     Returns:
         None when it has none.
 
     Raises:
-        FieldError: when the file isn't there or is no image.
+        FieldError: When the file isn't there or is no image.
     """
     inline = label.get("mask")
     mask: NDArray[Any] | None
@@ -189,7 +189,7 @@ def save_mask(mask: Mask, path: Path) -> None:
     """Writes a cropped mask as a PNG of 0 and 255; a reader never sees half a file.
 
     Raises:
-        OSError: when the disk is full or the folder can't be written.
+        OSError: When the disk is full or the folder can't be written.
     """
     _, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
     path.parent.mkdir(parents=True, exist_ok=True)

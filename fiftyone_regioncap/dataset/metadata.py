@@ -21,7 +21,7 @@ def video_metadata(sample: fo.Sample | fo.SampleView) -> fo.VideoMetadata:
     """Measures a sample's video.
 
     Raises:
-        VideoError: when it can't be opened or decoded.
+        VideoError: When it can't be opened or decoded.
     """
     return fo.VideoMetadata(**asdict(read_metadata(sample.filepath)))
 
@@ -32,7 +32,7 @@ def correct_metadata(sample: fo.Sample | fo.SampleView) -> None:
     Without it, every look at the tracks would open the video.
 
     Raises:
-        VideoError: when the video can't be opened or decoded.
+        VideoError: When the video can't be opened or decoded.
     """
     measured, stored = video_metadata(sample), sample.metadata
     names = ("frame_width", "frame_height", "total_frame_count", "frame_rate")
@@ -47,10 +47,10 @@ def correct_metadata(sample: fo.Sample | fo.SampleView) -> None:
 
 
 def file_digest(path: str) -> str:
-    """A hash of a file's length, beginning and end, to find out that it was replaced.
+    """Hashes a file's length, beginning and end, to detect that it was replaced.
 
     Raises:
-        VideoError: when it can't be read.
+        VideoError: When it can't be read.
     """
     digest = blake2b(digest_size=16)
     try:
@@ -66,10 +66,10 @@ def file_digest(path: str) -> str:
 
 
 def frame_size(sample: fo.Sample | fo.SampleView) -> tuple[int, int]:
-    """Height and width of a video's frames, from its metadata where it has some.
+    """Returns height and width of a video's frames, from its metadata if present.
 
     Raises:
-        VideoError: when it has none and can't be decoded.
+        VideoError: When it has none and can't be decoded.
     """
     metadata = sample.metadata
     if metadata is None or metadata.frame_height is None:

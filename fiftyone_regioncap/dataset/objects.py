@@ -1,4 +1,4 @@
-"""Which labels are of the same object: by index, else by instance."""
+"""Assigns object ids to labels, by index, else by instance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Identity: TypeAlias = tuple[int | None, str | None]
 
 
 def identity(label: Document) -> Identity:
-    """What a label says about whose it is."""
+    """Returns a label's index and instance."""
     instance = label.get("instance")
     index = label.get("index")
     return (
@@ -31,8 +31,8 @@ class ObjectIds:
     from 1 that no label uses.
 
     Attributes:
-        taken: ids in use.
-        by_instance: ids by instance id.
+        taken: Ids in use.
+        by_instance: Ids by instance id.
     """
 
     taken: set[int] = field(default_factory=set)
@@ -41,7 +41,7 @@ class ObjectIds:
 
     @classmethod
     def scan(cls, identities: Iterable[Identity]) -> ObjectIds:
-        """Looks at all labels of a field, in the order of frames."""
+        """Registers all labels of a field, in the order of frames."""
         taken: set[int] = set()
         instances: dict[str, int | None] = {}
         for index, instance in identities:
@@ -55,7 +55,7 @@ class ObjectIds:
         return ids
 
     def of(self, identity: Identity) -> int | None:
-        """The object id of a label; None when it has neither index nor instance."""
+        """Returns a label's object id; None when it has no index and no instance."""
         index, instance = identity
         if index is not None or instance is None:
             return index
@@ -70,11 +70,11 @@ class ObjectIds:
 
 
 def object_ids(store: Store, name: str) -> ObjectIds:
-    """How to number the labels of a sample; looks at them only if some have no index.
+    """Makes the object ids of a sample; reads labels only if some have no index.
 
     Args:
-        store: of the sample.
-        name: of the frame-level Detections, without ``frames.``.
+        store: Store of the sample.
+        name: Name of the frame-level Detections, without ``frames.``.
     """
     labels = f"{name}.detections"
     query = store.frame_query()

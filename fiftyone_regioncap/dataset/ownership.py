@@ -1,6 +1,6 @@
-"""Which labels this package wrote, and whether a person has edited them since.
+"""Detects which labels this package wrote, and whether a person has edited them.
 
-A label's id tells: its first half is made of the sample, field and frame, its second
+A label's id shows: its first half is made of the sample, field and frame, its second
 half of the label's content. A label whose id has another first half was made by
 somebody else and is never cleared or replaced; one whose second half doesn't fit its
 content was edited by somebody, and stays unless the user asks otherwise. The labels
@@ -33,19 +33,19 @@ _SAMPLES_AT_ONCE = 500
 
 
 def place_prefix(*place: object) -> bytes:
-    """The first half of the ids of labels at a place: sample, field and frame."""
+    """Returns the first half of label ids at a place: sample, field and frame."""
     return sha256("\x1f".join(map(str, place)).encode()).digest()[:_HALF]
 
 
 def track_label_id(
     place: bytes, index: int, label: str | None, box: Sequence[float], mask: Mask | None
 ) -> ObjectId:
-    """The id of a track's label.
+    """Returns the id of a track's label.
 
     Args:
         place: The :func:`place_prefix` of its sample, field and frame.
         index: The object's id.
-        label: What the object is.
+        label: Label of the object.
         box: The relative box, or the points, as they are stored.
         mask: Cropped mask, bool (h, w).
     """
@@ -57,7 +57,7 @@ def track_label_id(
 
 
 def prompt_label_id(place: bytes, label: fo.Detection | fo.Keypoint) -> ObjectId:
-    """The id of a prompt's label: of its place and content, as that of a track's."""
+    """Returns the id of a prompt's label, made of its place and content."""
     if isinstance(label, fo.Detection):
         box, mask = label.bounding_box, label.mask
         return track_label_id(place, label.index, label.label, box, mask)
@@ -66,7 +66,7 @@ def prompt_label_id(place: bytes, label: fo.Detection | fo.Keypoint) -> ObjectId
 
 
 def owner_of_track_label(label: Document, place: bytes) -> Owner:
-    """Whose a track's label is; reads its mask.
+    """Determines the owner of a track's label; reads its mask.
 
     Args:
         label: As it lies in the database.
@@ -127,7 +127,7 @@ def refuse_foreign_labels(
 
 
 def free_field(dataset: fo.Dataset, field: str) -> str:
-    """A name for a field like this one that the dataset doesn't have yet."""
+    """Returns a name for a field like this one that the dataset doesn't have yet."""
     number = 2
     while dataset.has_field(f"{field}_{number}"):
         number += 1
@@ -145,7 +145,7 @@ def _heavy(dataset: fo.Dataset, field: str) -> list[str]:
 def track_label_is_foreign(
     name: str,
 ) -> Callable[[Document, ObjectId, int], bool]:
-    """Tells foreign labels in a field of tracks; see :func:`refuse_foreign_labels`."""
+    """Detects foreign labels in tracks; see :func:`refuse_foreign_labels`."""
     name = frame_path(frames_field(name))
 
     def is_foreign(label: Document, sample_id: ObjectId, number: int) -> bool:
@@ -156,5 +156,5 @@ def track_label_is_foreign(
 
 
 def numbered_id(number: int, *place: object) -> ObjectId:
-    """The id of the label with a number at a place."""
+    """Returns the id of the label with a number at a place."""
     return ObjectId(place_prefix(*place) + number.to_bytes(_HALF, "big"))

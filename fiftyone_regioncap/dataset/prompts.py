@@ -28,9 +28,9 @@ class PromptSet:
     """The prompts of one sample.
 
     Attributes:
-        prompts: in the order of frames.
-        labels: what each object is, by object id; None where no prompt says so.
-        instances: ids of the objects' ``fo.Instance``, for those that have one.
+        prompts: Prompts in the order of frames.
+        labels: Labels of the objects, by object id; None where no prompt has one.
+        instances: Ids of the objects' ``fo.Instance``, for those that have one.
     """
 
     prompts: list[Prompt]
@@ -56,18 +56,19 @@ def read_prompts(
     sample comes from hold.
 
     Args:
-        sample: a video; of a clips view, prompts outside the clip are left out.
+        sample: Video; of a clips view, prompts outside the clip are left out.
         field: ``frames.<name>``, or a sample-level field, which is about frame 1.
-        height: of the video's frames in pixels.
-        width: of the video's frames in pixels.
-        frame_count: of the video; None leaves prompts past its end to the propagator.
+        height: Height of the video's frames in pixels.
+        width: Width of the video's frames in pixels.
+        frame_count: Number of frames; None leaves prompts past the end to the
+            propagator.
 
     Returns:
-        the prompts, with one for all points of an object on a frame.
+        The prompts, with one for all points of an object on a frame.
 
     Raises:
-        FieldError: when there is no such field, or it holds something else.
-        PromptError: when a prompt doesn't fit its frame.
+        FieldError: When there is no such field, or it holds something else.
+        PromptError: When a prompt doesn't fit its frame.
     """
     collection = sample._collection
     require_prompts(collection, field)
@@ -106,7 +107,7 @@ def read_prompts(
 
 
 def _drawn(found: list[tuple[int, Document]]) -> list[tuple[int, Document]]:
-    """The labels that a person placed, of those that FiftyOne's App stored.
+    """Returns the labels that a person placed, of those that FiftyOne's App stored.
 
     Its Annotate tab marks the drawn label by ``keyframe=True`` and holds copies of it
     on the following frames: where an object has keyframes, its other labels are none.
@@ -151,7 +152,7 @@ def _prompt(object_id: int, frame: int, shape: Shape, label: str | None) -> Prom
 
 
 def _joined(one: Prompt, other: Prompt) -> Prompt:
-    """Two prompts of points on the same object and frame as one."""
+    """Joins two prompts of points on the same object and frame."""
     if one.label and other.label and one.label != other.label:
         raise PromptError(
             f"object {one.object_id} is {one.label!r} and {other.label!r} on frame "
@@ -173,14 +174,14 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
     Only frames with prompts are loaded, as the others may be many and full of masks.
 
     Args:
-        sample: a video with metadata, in a dataset; save it afterwards.
-        field: name on the frames.
-        prompts: all with points (written as Keypoints), or all with boxes or masks
-            (written as Detections).
+        sample: Video with metadata, in a dataset; save it afterwards.
+        field: Name of the field on the frames.
+        prompts: Prompts, all with points (written as Keypoints), or all with boxes or
+            masks (written as Detections).
 
     Raises:
-        PromptError: when a prompt doesn't fit the video.
-        FieldError: when the field holds labels that a person drew or edited.
+        PromptError: When a prompt doesn't fit the video.
+        FieldError: When the field holds labels that a person drew or edited.
     """
     store = Store.of(sample)
     by_frame = _labels_by_frame(sample, prompts)
@@ -208,10 +209,10 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
 def same_prompts(
     sample: fo.Sample | fo.SampleView, field: str, prompts: Sequence[Prompt]
 ) -> bool:
-    """Whether a frame field holds just these prompts.
+    """Returns whether a frame field holds just these prompts.
 
     Raises:
-        PromptError: when a prompt doesn't fit the video.
+        PromptError: When a prompt doesn't fit the video.
     """
 
     def plain(value: Any) -> Any:

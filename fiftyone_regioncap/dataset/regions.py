@@ -22,10 +22,10 @@ class ImageRegion:
     """One region of an image.
 
     Attributes:
-        id: of its label.
-        shape: where it is, in pixels: a box, a mask, or points with signs.
-        label: what it is, when known.
-        caption: what was said of it before, when anything was.
+        id: Id of its label.
+        shape: Geometry in pixels: a box, a mask, or points with signs.
+        label: Label of the region; None when unknown.
+        caption: Earlier caption; None when there is none.
     """
 
     id: str
@@ -40,16 +40,16 @@ def read_regions(
     """Reads the regions of an image.
 
     Args:
-        sample: an image in a dataset.
-        field: of Detections, Polylines or Keypoints, or of a single one of them.
-        height: of the image in pixels.
-        width: of the image in pixels.
+        sample: Image in a dataset.
+        field: Field of Detections, Polylines or Keypoints, or of a single one of them.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Returns:
-        those that are anywhere (see :func:`~.geometry.shape_of`).
+        Regions that have a geometry (see :func:`~.geometry.shape_of`).
 
     Raises:
-        FieldError: when there is no such field, or a mask on disk can't be read.
+        FieldError: When there is no such field, or a mask on disk can't be read.
     """
     require_regions(sample._collection, field)
     value = sample[field]
@@ -71,7 +71,7 @@ def read_regions(
 def region_captions(
     sample: fo.Sample | fo.SampleView, field: str
 ) -> dict[str, tuple[str | None, bool]]:
-    """The captions of an image's regions by label id, and whether a model wrote them.
+    """Reads captions of an image's regions by label id, and if a model wrote them.
 
     Raises:
         FieldError: When there is no such field.
@@ -103,14 +103,14 @@ def write_region_captions(
     there, which is about the region and not the caption.
 
     Args:
-        sample: an image in a dataset.
-        field: the regions were read from.
-        captions: by the id of the region's label.
-        model: published name of the weights.
-        space: that the captions' embeddings lie in.
+        sample: Image in a dataset.
+        field: Field that the regions were read from.
+        captions: Captions by the id of the region's label.
+        model: Published name of the weights.
+        space: Embedding space of the captions' embeddings.
 
     Raises:
-        FieldError: when there is no such field, or an attribute exists with another
+        FieldError: When there is no such field, or an attribute exists with another
             type.
     """
     declare_regions(sample._dataset, require_regions(sample._collection, field))

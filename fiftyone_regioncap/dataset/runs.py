@@ -13,16 +13,16 @@ from fiftyone_regioncap.core.errors import FieldError
 
 
 def run_key(kind: str) -> str:
-    """A new key, unique also among jobs that start in the same second.
+    """Makes a new key, unique also among jobs that start in the same second.
 
     Args:
-        kind: of the job, such as ``"propagate"``.
+        kind: Kind of the job, such as ``"propagate"``.
 
     Returns:
-        such as ``"propagate_20260102_030405_1a2b3c"``.
+        Key such as ``"propagate_20260102_030405_1a2b3c"``.
 
     Raises:
-        FieldError: when the kind is no identifier.
+        FieldError: When the kind is no identifier.
     """
     if not kind.isidentifier():
         raise FieldError(
@@ -41,11 +41,11 @@ def record_run(
     """Registers a job, or brings the record of one up to date.
 
     Args:
-        dataset: that the job writes to.
-        key: from :func:`run_key`.
-        config: what to repeat the job with: parameters, models, revisions, sha256 of
+        dataset: Dataset that the job writes to.
+        key: Key from :func:`run_key`.
+        config: Values to repeat the job with: parameters, models, revisions, sha256 of
             weights; JSON values, and none of the keys ``type``, ``method`` and ``cls``.
-        results: what came out: counts, timings; JSON values.
+        results: Results of the job, such as counts and timings, as JSON values.
     """
     known = key in dataset.list_runs()
     run = dataset.init_run(**config)

@@ -18,9 +18,9 @@ class _Attribute:
     """One declared attribute of a label.
 
     Attributes:
-        name: as it is queried.
-        kind: its field type.
-        inner: the type inside a list or embedded document; None for scalars.
+        name: Name in queries.
+        kind: Field type.
+        inner: Type inside a list or embedded document; None for scalars.
     """
 
     name: str
@@ -92,11 +92,11 @@ def declare_tracks(dataset: fo.Dataset, field: str) -> None:
     """Declares a frame field for tracks; does nothing where that was done.
 
     Args:
-        dataset: of videos.
-        field: with or without ``frames.`` in front.
+        dataset: Dataset of videos.
+        field: Name of the field, with or without ``frames.`` in front.
 
     Raises:
-        FieldError: when the dataset has no frames, or the field exists with another
+        FieldError: When the dataset has no frames, or the field exists with another
             type.
     """
     name = frame_path(field)
@@ -118,11 +118,11 @@ def declare_captions(dataset: fo.Dataset, field: str) -> None:
     """Declares a field for captions of tracks, and its status fields.
 
     Args:
-        dataset: of videos.
-        field: at sample level.
+        dataset: Dataset of videos.
+        field: Name of the sample-level field.
 
     Raises:
-        FieldError: when the field exists with another type.
+        FieldError: When the field exists with another type.
     """
     _declare(
         dataset.add_sample_field,
@@ -137,11 +137,11 @@ def declare_regions(dataset: fo.Dataset, field: str) -> None:
     """Declares the caption attributes of a field of image regions.
 
     Args:
-        dataset: of images.
-        field: of Detections, Polylines or Keypoints, or of a single one of them.
+        dataset: Dataset of images.
+        field: Field of Detections, Polylines or Keypoints, or of a single one of them.
 
     Raises:
-        FieldError: when there is no such field, or an attribute exists with another
+        FieldError: When there is no such field, or an attribute exists with another
             type.
     """
     kind = dataset.get_field(require_regions(dataset, field)).document_type
@@ -158,11 +158,11 @@ def declare_embeddings(dataset: fo.Dataset, field: str) -> None:
     """Declares what a field's labels keep of region embeddings.
 
     Args:
-        dataset: that has the field.
-        field: of captions of tracks, or of image regions; it exists.
+        dataset: Dataset that has the field.
+        field: Existing field of captions of tracks, or of image regions.
 
     Raises:
-        FieldError: when an attribute exists with another type.
+        FieldError: When an attribute exists with another type.
     """
     kind = dataset.get_field(field).document_type
     attributes = tuple(_Attribute(*item) for item in embeddings.ATTRIBUTES.items())
@@ -173,16 +173,16 @@ def declare_embeddings(dataset: fo.Dataset, field: str) -> None:
 def declare_dense(
     dataset: fo.Dataset, field: str, heatmap: str | None, *, frames: bool
 ) -> None:
-    """Declares fields for captioned parts of pictures and for similarity maps.
+    """Declares fields for captioned parts of images and for similarity maps.
 
     Args:
-        dataset: of images or videos.
-        field: for the parts, with or without ``frames.`` in front.
-        heatmap: for the maps, likewise; None for none.
-        frames: whether they are fields of frames.
+        dataset: Dataset of images or videos.
+        field: Field for the parts, with or without ``frames.`` in front.
+        heatmap: Field for the maps, likewise; None for none.
+        frames: Whether they are fields of frames.
 
     Raises:
-        FieldError: when a field exists with another type.
+        FieldError: When a field exists with another type.
     """
     add = dataset.add_frame_field if frames else dataset.add_sample_field
     name = frame_path(field)
@@ -197,7 +197,8 @@ def declare_status(dataset: fo.Dataset, field: str) -> None:
 
     Args:
         dataset: The dataset.
-        field: Of tracks, captions or regions, with or without ``frames.`` in front.
+        field: Field of tracks, captions or regions, with or without ``frames.`` in
+            front.
 
     Raises:
         FieldError: When one of them exists with another type.
@@ -211,17 +212,17 @@ def declare_origins(dataset: fo.Dataset, field: str) -> None:
 
 
 def status_field(field: str) -> str:
-    """The sample-level field with the state of a field: ``<field>_status``."""
+    """Returns the sample-level field with the state of a field: ``<field>_status``."""
     return f"{frame_path(field)}_status"
 
 
 def error_field(field: str) -> str:
-    """The sample-level field with the first error of a field: ``<field>_error``."""
+    """Returns the sample-level field with a field's first error: ``<field>_error``."""
     return f"{frame_path(field)}_error"
 
 
 def origin_field(field: str) -> str:
-    """The sample-level field with a field's origins: ``<field>_origin``."""
+    """Returns the sample-level field with a field's origins: ``<field>_origin``."""
     return f"{frame_path(field)}_origin"
 
 

@@ -1,4 +1,4 @@
-"""How far a sample has come, and from what: a job does what is missing or outdated."""
+"""Records the status of samples, so that jobs do what is missing or outdated."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ State: TypeAlias = Literal["complete", "partial", "failed"]
 
 @dataclass(frozen=True)
 class Status:
-    """How far a sample has come.
+    """Status of a sample with regard to one field.
 
     Attributes:
-        state: None when no job has touched it.
-        error: the first error; None when there was none.
+        state: State of the last job on it; None when there was none.
+        error: First error; None when there was none.
     """
 
     state: State | None
@@ -43,16 +43,16 @@ def write_status(
     state: State,
     error: str | None = None,
 ) -> None:
-    """Records how far a sample has come; call it after everything else is written.
+    """Records the status of a sample; call it after everything else is written.
 
     Args:
-        sample: in a dataset; a clip's status is kept with its video.
-        field: of tracks or captions, with or without ``frames.`` in front.
-        state: how far.
-        error: the first error.
+        sample: Sample of a dataset; a clip's status is kept with its video.
+        field: Field of tracks or captions, with or without ``frames.`` in front.
+        state: State of the job on the sample.
+        error: First error; None for none.
 
     Raises:
-        FieldError: when the status field exists with another type.
+        FieldError: When the status field exists with another type.
     """
     store = Store.of(sample)
     declare_status(store.dataset, field)
@@ -60,26 +60,26 @@ def write_status(
 
 
 def read_status(sample: fo.Sample | fo.SampleView, field: str) -> Status:
-    """How far a sample has come with a field."""
+    """Reads the status of a sample with regard to a field."""
     document = Store.of(sample).sample_document(status_field(field), error_field(field))
     state = cast("State | None", document.get(status_field(field)))
     return Status(state, document.get(error_field(field)))
 
 
 def origin_key(object_id: int, start: int = 0, stop: int | None = None) -> str:
-    """What an object's origin is kept under.
+    """Returns the key under which an object's origin is kept.
 
     Args:
-        object_id: whose labels.
-        start: first frame of interest of the job that makes them, 0-based.
-        stop: one past the last one; None means the end.
+        object_id: Id of the object.
+        start: First frame of interest of the job, 0-based.
+        stop: One past the last frame of interest; None means the end.
     """
     whole = start == 0 and stop is None
     return str(object_id) if whole else f"{object_id}:{start}-{stop}"
 
 
 def origin_object(key: str) -> int:
-    """The object of an :func:`origin_key`."""
+    """Returns the object id of an :func:`origin_key`."""
     return int(key.partition(":")[0])
 
 
@@ -89,13 +89,13 @@ def write_origins(
     """Records what objects' labels were made from; other objects keep theirs.
 
     Args:
-        sample: in a dataset; a clip's origins are kept with its video.
-        field: of tracks or captions, with or without ``frames.`` in front.
-        origins: by :func:`origin_key`, a hash of the object's prompts, a colon, and a
+        sample: Sample of a dataset; a clip's origins are kept with its video.
+        field: Field of tracks or captions, with or without ``frames.`` in front.
+        origins: By :func:`origin_key`, a hash of the object's prompts, a colon, and a
             hash of all that its track was made from; None while it is being made.
 
     Raises:
-        FieldError: when the field for it exists with another type.
+        FieldError: When the field for it exists with another type.
     """
     if not origins:  # of tracks that others made
         return
@@ -106,18 +106,18 @@ def write_origins(
 
 
 def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:
-    """What objects' labels were made from, by :func:`origin_key`, where it is known."""
+    """Reads the known origins of objects' labels, by :func:`origin_key`."""
     name = origin_field(field)
     found = Store.of(sample).sample_document(name).get(name) or {}
     return {key: value for key, value in found.items() if value is not None}
 
 
 def done(view: Collection, field: str) -> set[str]:
-    """Ids of the samples whose field is complete.
+    """Returns the ids of the samples whose field is complete.
 
     Args:
-        view: of samples; of clips, the ids are those of their videos.
-        field: of tracks or captions, with or without ``frames.`` in front.
+        view: View of samples; of clips, the ids are those of their videos.
+        field: Field of tracks or captions, with or without ``frames.`` in front.
     """
     dataset = view._root_dataset
     if not dataset.has_sample_field(status_field(field)):

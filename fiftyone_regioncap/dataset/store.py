@@ -1,4 +1,4 @@
-"""Where the documents of one sample live, and how to get at them without models.
+"""Reads and writes the documents of one sample in the database directly.
 
 FiftyOne's sample and frame objects are kept in memory once they were read, masks
 included, and are saved one attribute at a time. For videos that is too slow and too
@@ -38,24 +38,24 @@ _TOO_LARGE = {10334, 17419, 17420}  # MongoDB's codes for a document over its li
 
 
 def frame_path(field: str) -> str:
-    """The field's name on its frame document: without ``frames.``."""
+    """Returns the field's name on its frame document: without ``frames.``."""
     return field.removeprefix(FRAMES_PREFIX)
 
 
 def stable_id(*parts: object) -> ObjectId:
-    """An id made from what it names, so that writing twice gives the same id."""
+    """Returns an id made from what it names, the same for every writing."""
     digest = sha256("\x1f".join(map(str, parts)).encode())
     return ObjectId(digest.digest()[:12])
 
 
 def now() -> datetime:
-    """The time as FiftyOne stores it: UTC without a zone, in milliseconds."""
+    """Returns the time as FiftyOne stores it: UTC without a zone, in milliseconds."""
     time = datetime.now(timezone.utc).replace(tzinfo=None)
     return time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
 def is_too_large(error: Exception) -> bool:
-    """Whether a document was over the limit, before or after the server merged it."""
+    """Returns whether a document was over the limit, before or after merging."""
     if isinstance(error, BulkWriteError):
         return any(item["code"] in _TOO_LARGE for item in error.details["writeErrors"])
     if isinstance(error, OperationFailure):
@@ -66,7 +66,7 @@ def is_too_large(error: Exception) -> bool:
 def reload_sample(dataset: fo.Dataset, sample_id: ObjectId | str) -> None:
     """Makes a sample's object in memory, if there is one, show what was written.
 
-    FiftyOne's functions for several samples walk its table of all samples in memory,
+    FiftyOne's functions for several samples iterate its table of all samples in memory,
     which fails while another thread loads one; this looks up the one by its id.
     """
     fos.Sample._reload_doc(dataset._sample_collection_name, sample_id)
@@ -74,12 +74,12 @@ def reload_sample(dataset: fo.Dataset, sample_id: ObjectId | str) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """The documents of one sample.
+    """Access to the documents of one sample.
 
     Attributes:
-        sample: as the caller has it: a sample, or one of a view.
-        dataset: the dataset that owns the sample; for clips, the videos' dataset.
-        sample_id: of the sample; for clips, of their video.
+        sample: The caller's object: a sample, or one of a view.
+        dataset: Dataset that owns the sample; for clips, the videos' dataset.
+        sample_id: Id of the sample; for clips, that of their video.
         support: (first, last) 0-based frames of a clip, inclusive; None for others.
     """
 
@@ -93,7 +93,7 @@ class Store:
         """Finds the documents of a sample.
 
         Raises:
-            ValueError: when the sample is not in a dataset.
+            ValueError: When the sample is not in a dataset.
         """
         if not sample._in_db:
             raise ValueError(
@@ -122,13 +122,13 @@ class Store:
         Filters of the view that the sample comes from hold here too.
 
         Args:
-            paths: what to load, such as ``"tracks.detections.index"``.
+            paths: Paths to load, such as ``"tracks.detections.index"``.
             support: (first, last) 0-based frames, inclusive; None means all.
             numbers: 1-based frame numbers to read; None means all.
-            unfiltered: whether to look past the view's filters.
+            unfiltered: Whether to ignore the view's filters; off by default.
 
         Yields:
-            documents with ``frame_number`` (1-based) and those of the paths that exist.
+            Documents with ``frame_number`` (1-based) and those of the paths that exist.
         """
         if numbers is not None:
             remaining = iter(sorted(numbers))
@@ -144,7 +144,7 @@ class Store:
         support: tuple[int, int] | None = None,
         numbers: Sequence[int] | None = None,
     ) -> Document:
-        """What finds the sample's frame documents.
+        """Returns a query for the sample's frame documents.
 
         Args:
             support: (first, last) 0-based frames, inclusive; None means all.
@@ -187,12 +187,12 @@ class Store:
             )
 
     def _filters_frames(self) -> bool:
-        """Whether the sample comes from a view that filters or changes its frames."""
+        """Returns whether the sample's view filters or changes its frames."""
         frames = self.sample.frames
         return isinstance(frames, fofr.FramesView) and frames._needs_frames
 
     def sample_document(self, *paths: str) -> Document:
-        """Some paths of the sample's own document; those that exist."""
+        """Reads some paths of the sample's own document, those that exist."""
         projection = {"_id": 0, **dict.fromkeys(paths, 1)}
         found = self.dataset._sample_collection.find_one(
             {"_id": self.sample_id}, projection
@@ -212,8 +212,8 @@ class Store:
         """Sets fields of the sample's document and of its object in memory.
 
         Args:
-            values: by path.
-            array_filters: what the ``$[name]`` in paths stand for.
+            values: Values by path.
+            array_filters: MongoDB's filters for each ``$[name]`` in the paths.
         """
         dataset = self.dataset
         dataset._sample_collection.update_one(
@@ -238,10 +238,10 @@ class Store:
         Documents with fields that are in no schema can't be loaded by FiftyOne.
 
         Args:
-            field: with ``frames.`` in front for a field of frames.
+            field: Name of the field, with ``frames.`` in front for a field of frames.
 
         Raises:
-            FieldError: when the field or the dataset was deleted meanwhile.
+            FieldError: When the field or the dataset was deleted meanwhile.
         """
         schema = "frame_fields" if field.startswith(FRAMES_PREFIX) else "sample_fields"
         query = {"_id": self.dataset._doc.id, f"{schema}.name": frame_path(field)}

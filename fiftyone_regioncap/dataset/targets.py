@@ -1,4 +1,4 @@
-"""Which videos, and which frames of them, a collection of samples stands for."""
+"""Resolves a collection of samples to videos and ranges of their frames."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Sample: TypeAlias = fos.Sample | fos.SampleView
 
 @dataclass(frozen=True)
 class Target:
-    """One sample to work on.
+    """One sample that a job works on.
 
     Attributes:
-        sample_id: of the sample in its dataset.
-        ranges: [start, stop) of 0-based frames, one per clip; None stands for the whole
+        sample_id: Id of the sample in its dataset.
+        ranges: Ranges [start, stop) of 0-based frames, one per clip; None for the whole
             video.
     """
 
@@ -39,10 +39,10 @@ class Targets(Sequence[Target]):
     """The samples behind a dataset, a view or a clips view.
 
     Attributes:
-        dataset: that holds the samples.
-        items: one per sample, in the collection's order.
-        view: where samples are loaded from when it hides some of their labels, so that
-            only what the user sees is worked on; else None.
+        dataset: Dataset that holds the samples.
+        items: Targets, one per sample, in the collection's order.
+        view: View that samples are loaded from when it hides some of their labels, so
+            that only what the user sees is worked on; else None.
     """
 
     dataset: fod.Dataset
@@ -67,7 +67,7 @@ class Targets(Sequence[Target]):
         return source[target.sample_id]
 
     def samples(self) -> Iterator[tuple[Target, Sample]]:
-        """Each target with its sample, loaded one at a time."""
+        """Yields each target with its sample, loaded one at a time."""
         for target in self.items:
             yield target, self.load(target)
 
@@ -76,7 +76,7 @@ def video_targets(collection: foco.SampleCollection) -> Targets:
     """Finds the videos of a dataset, a view, or a clips view.
 
     Raises:
-        FieldError: when the collection doesn't hold videos.
+        FieldError: When the collection doesn't hold videos.
     """
     dataset = collection._dataset
     if collection.media_type != fom.VIDEO:
@@ -102,7 +102,7 @@ def video_targets(collection: foco.SampleCollection) -> Targets:
 
 
 def _hides_labels(collection: foco.SampleCollection) -> bool:
-    """Whether the collection is a view that filters labels out of its samples."""
+    """Returns whether the collection is a view that filters its samples' labels."""
     return isinstance(collection, fov.DatasetView) and any(
         collection._get_filtered_fields(frames=frames) for frames in (False, True)
     )
@@ -112,7 +112,7 @@ def media_targets(collection: foco.SampleCollection) -> Targets:
     """Finds the images or the videos of a dataset or a view.
 
     Raises:
-        FieldError: when the collection holds neither.
+        FieldError: When the collection holds neither.
     """
     images = collection.media_type == fom.IMAGE
     return image_targets(collection) if images else video_targets(collection)
@@ -122,7 +122,7 @@ def image_targets(collection: foco.SampleCollection) -> Targets:
     """Finds the images of a dataset or a view.
 
     Raises:
-        FieldError: when the collection doesn't hold images.
+        FieldError: When the collection doesn't hold images.
     """
     if collection.media_type != fom.IMAGE:
         raise FieldError(
@@ -135,5 +135,5 @@ def image_targets(collection: foco.SampleCollection) -> Targets:
 
 
 def name_of(sample: Sample) -> str:
-    """What to call a sample in messages: its file's name and folder."""
+    """Returns a sample's name for messages: its file's name and folder."""
     return "/".join(Path(sample.filepath).parts[-2:])

@@ -49,7 +49,7 @@ from fiftyone_regioncap.dataset.store import (
 )
 
 MaskStorage: TypeAlias = Literal["auto", "inline", "disk"]
-"""Where masks go: the database, PNG files, or files only where a frame's masks would
+"""Storage of masks: database, PNG files, or files only where a frame's masks would
 near MongoDB's limit."""
 
 CHUNK_FRAMES = 64
@@ -95,19 +95,19 @@ class TrackWriter:
         """Declares the field; writes nothing yet.
 
         Args:
-            sample: in a dataset of videos.
-            field: for the tracks, with or without ``frames.`` in front.
-            instances: ids of ``fo.Instance`` by object id; objects without one get one
+            sample: Sample of a dataset of videos.
+            field: Field for the tracks, with or without ``frames.`` in front.
+            instances: Ids of ``fo.Instance`` by object id; objects without one get one
                 that is the same for every run on this sample and field.
-            labels: what each object is, by object id.
-            mask_storage: where masks go.
-            output_dir: folder for masks on disk; None means FiftyOne's folder of the
+            labels: Labels of the objects, by object id.
+            mask_storage: Storage of masks; see :data:`MaskStorage`. Default ``"auto"``.
+            output_dir: Folder for masks on disk; None means FiftyOne's folder of the
                 dataset. Files are ``<field>/<sample id>/<frame number>-<index>.png``.
-            chunk_frames: how many frames are written at once.
-            overwrite_edited: whether labels that a person has edited may be replaced.
+            chunk_frames: Number of frames that are written at once.
+            overwrite_edited: Whether labels that a person has edited may be replaced.
 
         Raises:
-            FieldError: when the field exists with another type, or ``mask_storage`` is
+            FieldError: When the field exists with another type, or ``mask_storage`` is
                 unknown.
         """
         if mask_storage not in get_args(MaskStorage):
@@ -145,7 +145,7 @@ class TrackWriter:
         self._store.reload_frames()
 
     def instance(self, object_id: int) -> str:
-        """The id of the ``fo.Instance`` that links an object's labels."""
+        """Returns the id of the ``fo.Instance`` that links an object's labels."""
         if object_id not in self._instances:
             self._instances[object_id] = stable_id(
                 self._store.sample_id, self._name, object_id
@@ -156,8 +156,8 @@ class TrackWriter:
         """Takes one frame's masks; writes when a chunk is full.
 
         Args:
-            frame_masks: in any order of frames; an object without a mask loses the
-                label that an earlier run left there.
+            frame_masks: Masks in any order of frames; an object without a mask loses
+                the label that an earlier run left there.
         """
         number = frame_masks.frame + 1
         if number in self._pending:
@@ -215,10 +215,10 @@ class TrackWriter:
         """Writes what was taken so far.
 
         Args:
-            durable: whether to wait until all that was written outlasts a power loss.
+            durable: Whether to wait until all that was written outlasts a power loss.
 
         Raises:
-            FieldError: when a frame's document would exceed MongoDB's limit and the
+            FieldError: When a frame's document would exceed MongoDB's limit and the
                 masks must stay inline, or the field was deleted meanwhile.
         """
         self._flush()
@@ -252,7 +252,7 @@ class TrackWriter:
 
         Args:
             support: (first, last) 0-based frames, inclusive; None means all frames.
-            objects: ids of the objects to remove; None means all.
+            objects: Ids of the objects to remove; None means all.
         """
         self.flush()
         labels = f"{self._name}.detections"
@@ -284,7 +284,7 @@ class TrackWriter:
     def _owned(
         self, support: tuple[int, int] | None
     ) -> Iterator[tuple[int, Document, Owner]]:
-        """The field's labels with the numbers of their frames, and whose they are."""
+        """Yields the field's labels with their frame numbers and owners."""
         name, sample_id = self._name, self._store.sample_id
         for document in self._store.frames([name], support=support, unfiltered=True):
             number = document["frame_number"]
@@ -293,7 +293,7 @@ class TrackWriter:
                 yield number, label, owner_of_track_label(label, place)
 
     def _keep(self, number: int, label: Document, owner: Owner) -> bool:
-        """Notes and tells whether a label has to stay."""
+        """Records and returns whether a label has to stay."""
         assert self._kept is not None
         stays = owner == "foreign" or (owner == "edited" and not self._overwrite_edited)
         if stays:
@@ -373,7 +373,7 @@ class TrackWriter:
 
 
 def foreign_indexes(sample: fo.Sample | fo.SampleView, field: str) -> set[int]:
-    """The indexes of labels in a field of tracks that others made."""
+    """Returns the indexes of labels in a field of tracks that others made."""
     store, name = Store.of(sample), frame_path(field)
     is_foreign = track_label_is_foreign(name)
     paths = [f"{name}.detections.{key}" for key in ("_id", "index")]
@@ -389,7 +389,7 @@ def foreign_indexes(sample: fo.Sample | fo.SampleView, field: str) -> set[int]:
 def labeled_frames(
     sample: fo.Sample | fo.SampleView, field: str, objects: Collection[int]
 ) -> set[int]:
-    """The 0-based frames on which any of some objects has a label."""
+    """Returns the 0-based frames on which any of some objects has a label."""
     store, labels = Store.of(sample), f"{frame_path(field)}.detections.index"
     query = {**store.frame_query(), labels: {"$in": list(objects)}}
     found = store.dataset._frame_collection.find(query, {"frame_number": 1})
@@ -409,15 +409,15 @@ def read_tracks(
     the view that the sample comes from hold.
 
     Args:
-        sample: in a dataset of videos.
-        field: of the tracks, with or without ``frames.`` in front.
+        sample: Sample of a dataset of videos.
+        field: Field of the tracks, with or without ``frames.`` in front.
         support: (first, last) 0-based frames, inclusive; None means all.
 
     Returns:
-        one track an object, by object id.
+        One track per object, by object id.
 
     Raises:
-        FieldError: when there is no such field, or none of its labels has an index or
+        FieldError: When there is no such field, or none of its labels has an index or
             an instance.
     """
     require_tracks(sample._collection, field)
@@ -480,16 +480,16 @@ def read_masks(
     """Reads the masks of some objects on some frames, and loads no others' frames.
 
     Args:
-        sample: in a dataset of videos.
-        field: of the tracks, with or without ``frames.`` in front.
-        wanted: object ids by 0-based frame.
+        sample: Sample of a dataset of videos.
+        field: Field of the tracks, with or without ``frames.`` in front.
+        wanted: Object ids by 0-based frame.
 
     Yields:
         0-based frames in ascending order, each with bool (H, W) masks by object id;
         objects that have no mask there are left out, and so are frames without any.
 
     Raises:
-        FieldError: when there is no such field, or a mask on disk can't be read.
+        FieldError: When there is no such field, or a mask on disk can't be read.
     """
     require_tracks(sample._collection, field)
     name = frame_path(field)

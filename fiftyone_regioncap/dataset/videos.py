@@ -1,4 +1,4 @@
-"""From files and boxes in the shell to a dataset with prompts."""
+"""Makes datasets with prompts from files and boxes of the shell."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ POINTS = "prompt_points"
 
 
 def find_videos(path: str | os.PathLike[str]) -> list[Path]:
-    """The video itself, or the videos directly inside a folder, by name.
+    """Returns the video itself, or the videos directly inside a folder, by name.
 
     Raises:
-        RegionCapError: when there is none.
+        RegionCapError: When there is none.
     """
     path = Path(path)
     if not path.exists():
@@ -52,7 +52,7 @@ def open_dataset(name: str) -> fo.Dataset:
     """Loads a dataset.
 
     Raises:
-        RegionCapError: when there is none of that name.
+        RegionCapError: When there is none of that name.
     """
     if not fo.dataset_exists(name):
         known = ", ".join(fo.list_datasets()[:20]) or "none yet"
@@ -61,16 +61,16 @@ def open_dataset(name: str) -> fo.Dataset:
 
 
 def has_others(name: str, videos: Sequence[Path], prompts: Sequence[Prompt]) -> bool:
-    """Whether one of the videos is in a dataset already, with other prompts.
+    """Returns whether one of the videos is in a dataset already, with other prompts.
 
     Args:
-        name: of the dataset, which need not exist.
-        videos: absolute paths.
-        prompts: for each of the videos.
+        name: Name of the dataset, which need not exist.
+        videos: Absolute paths of the videos.
+        prompts: Prompts for each of the videos.
 
     Raises:
-        PromptError: when a prompt doesn't fit a video.
-        RegionCapError: when points are mixed with boxes.
+        PromptError: When a prompt doesn't fit a video.
+        RegionCapError: When points are mixed with boxes.
     """
     if not fo.dataset_exists(name):
         return False
@@ -95,17 +95,17 @@ def add_videos(
     made from the old ones stays until a job overwrites it: see :func:`has_others`.
 
     Args:
-        name: of the dataset; made when it doesn't exist.
-        videos: absolute paths.
-        prompts: for each of the videos; all boxes and masks, or all points.
+        name: Name of the dataset; created if absent.
+        videos: Absolute paths of the videos.
+        prompts: Prompts for each of the videos; all boxes and masks, or all points.
 
     Returns:
-        the dataset, the ids of the videos' samples, and the field of the prompts.
+        The dataset, the ids of the videos' samples, and the field of the prompts.
 
     Raises:
-        VideoError: when a video can't be read.
-        PromptError: when a prompt doesn't fit a video.
-        RegionCapError: when points are mixed with boxes.
+        VideoError: When a video can't be read.
+        PromptError: When a prompt doesn't fit a video.
+        RegionCapError: When points are mixed with boxes.
     """
     field = _field_of(prompts)
     dataset, ids = open_videos(name, videos)
@@ -120,14 +120,14 @@ def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str
     """Puts videos into a dataset that stays.
 
     Args:
-        name: of the dataset; made when it doesn't exist.
-        videos: absolute paths; those that are there already keep their samples.
+        name: Name of the dataset; created if absent.
+        videos: Absolute paths of the videos; those in the dataset keep their samples.
 
     Returns:
-        the dataset and the ids of the videos' samples.
+        The dataset and the ids of the videos' samples.
 
     Raises:
-        VideoError: when a video can't be read; then no dataset is made.
+        VideoError: When a video can't be read; then no dataset is made.
     """
     measured = [read_metadata(video) for video in videos]
     dataset = fo.load_dataset(name) if fo.dataset_exists(name) else _new_dataset(name)
@@ -145,7 +145,7 @@ def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str
 
 
 def _new_dataset(name: str) -> fo.Dataset:
-    """An empty dataset, where an object and its captions are of one color."""
+    """Returns an empty dataset, where an object and its captions are of one color."""
     dataset = fo.Dataset(name, persistent=True)
     dataset.app_config.color_scheme = fo.ColorScheme(color_by="instance")
     dataset.save()
