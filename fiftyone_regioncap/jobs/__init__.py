@@ -1,4 +1,4 @@
-"""Jobs: operators, the SDK and the shell all end here.
+"""Jobs that operators, the SDK and the shell all run.
 
 Work streams through stages that pull from each other over short queues: frames are
 decoded ahead of the propagator, the propagator runs ahead of the writer, clips are put

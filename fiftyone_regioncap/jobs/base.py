@@ -1,4 +1,4 @@
-"""Jobs, the stages that they consist of, and what stages share while they run.
+"""Runs jobs, which consist of stages that share a run context.
 
 A :class:`Job` is plain values: it can be sent to another process or machine, it is
 what a dataset's custom run records, and running it again repeats the work. Its stages
@@ -65,7 +65,7 @@ class Job:
     """A unit of work on the samples of a dataset.
 
     Attributes:
-        name: What it does, such as ``"propagate_and_caption"``; begins its run's key.
+        name: Name, such as ``"propagate_and_caption"``, that begins its run's key.
         dataset: Name of the dataset.
         view: The view's stages as FiftyOne serializes them, as JSON text, which no
             database takes for documents; None for all samples.
@@ -92,12 +92,12 @@ class Job:
         return fov.DatasetView._build(dataset, json_util.loads(self.view))
 
     def to_dict(self) -> dict[str, Any]:
-        """The job as JSON values."""
+        """Returns the job as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Job:
-        """The inverse of :meth:`to_dict`, also after a trip through JSON."""
+        """Returns the inverse of :meth:`to_dict`, also after a trip through JSON."""
         stages = tuple(
             StageSpec(
                 item["stage"],
@@ -109,7 +109,7 @@ class Job:
         return cls(values["name"], values["dataset"], values["view"], stages)
 
     def record(self) -> dict[str, Any]:
-        """The job as a run's record holds it: no keys, no view of very many ids."""
+        """Returns the job for its run's record: no keys, no view of very many ids."""
         stages = tuple(
             replace(
                 stage,
@@ -125,10 +125,10 @@ class Job:
 
 @dataclass
 class RunContext:
-    """What the stages of a running job share: counts, progress and cancellation.
+    """Context of a running job: counts, progress and cancellation.
 
     Attributes:
-        summary: What was done so far.
+        summary: Summary of what was done so far.
         reporter: Reports progress to the job's listener.
         stages: Names of the job's stages in their order.
     """
@@ -204,7 +204,7 @@ class Stage(Protocol):
     models: ClassVar[Mapping[str, ModelRegistry[Any]]]
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
-        """The samples that the stage can work on.
+        """Returns the samples that the stage can work on.
 
         Raises:
             FieldError: When the collection holds another kind of media.
@@ -221,7 +221,7 @@ class Stage(Protocol):
         """Works on samples as they come, and passes on those that did not fail."""
 
     def record(self) -> dict[str, Any]:
-        """What the run's record says of the stage's models, as JSON values."""
+        """Returns the stage's models for the run's record, as JSON values."""
 
 
 STAGES: LazyRegistry[type[Stage]] = LazyRegistry(
@@ -262,7 +262,7 @@ class Executor(Protocol):
 
 
 def model_record(info: Any) -> dict[str, Any]:
-    """What a run's record says of a model.
+    """Returns a model's entry in a run's record.
 
     Args:
         info: A PropagatorInfo or CaptionerInfo.
@@ -279,14 +279,14 @@ def each_sample(
     items: Iterable[Item],
     context: RunContext,
 ) -> Iterator[Item]:
-    """The loop of stages that work on one sample after the other.
+    """Loops over the samples of stages that work on one after the other.
 
     Args:
         stage: Name of the stage.
         output: Field whose status says when a sample failed; None for none.
         process: Works on a sample; returns whether there was anything to do.
         items: The samples.
-        context: Of the job.
+        context: Context of the job.
 
     Yields:
         Samples that did not fail.

@@ -47,7 +47,7 @@ class TrackCaptioning:
     """Captions the tracks of videos; see :class:`Stage`.
 
     Args:
-        options: How tracks are captioned.
+        options: Options of the captioning.
         captioner: The captioner.
     """
 
@@ -61,7 +61,7 @@ class TrackCaptioning:
         self._captioner = captioner
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
-        """The videos; see :meth:`Stage.targets`."""
+        """Returns the videos; see :meth:`Stage.targets`."""
         return video_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
@@ -104,7 +104,7 @@ class TrackCaptioning:
         )
 
     def record(self) -> dict[str, Any]:
-        """The captioner; see :meth:`Stage.record`."""
+        """Returns the captioner; see :meth:`Stage.record`."""
         return {"captioner": model_record(self._captioner.info)}
 
     def _prepare(self, target: Target, sample: Sample) -> _TrackWork | None:
@@ -128,8 +128,8 @@ class _TrackWork:
 
     Attributes:
         sample: The video.
-        options: How tracks are captioned.
-        info: Of the captioner.
+        options: Options of the captioning.
+        info: Info of the captioner.
         plans: The captions to make.
         keep: Captions that stay at the end; None for all.
         origins: Fingerprints of the tracks.
@@ -148,7 +148,7 @@ class _TrackWork:
         return len(self.plans)
 
     def clips(self) -> Iterator[tuple[tuple[ClipPlan, Measurements], RegionClip]]:
-        """The clips of the windows, measured."""
+        """Yields the clips of the windows, measured."""
         for plan, clip in iter_clips(self.sample, self.options.tracks, self.plans):
             measured = measure(clip)
             yield (plan, measured), replace(clip, measurements=measured)
@@ -208,7 +208,7 @@ def _complete(sample: Sample, options: CaptionOptions) -> bool:
 def _plans(
     target: Target, sample: Sample, options: CaptionOptions, frames: int
 ) -> list[ClipPlan]:
-    """One plan per track and window of a sample."""
+    """Plans one clip per track and window of a sample."""
     return [
         plan_clip(track, support, frames)
         for clip in target.ranges or (None,)
@@ -222,7 +222,7 @@ def _plans(
 def _origins(
     sample: Sample, options: CaptionOptions, plans: Iterable[ClipPlan]
 ) -> dict[str, str]:
-    """What the tracks of the plans were made from."""
+    """Returns the origins of the tracks of the plans."""
     objects = {plan.track.object_id for plan in plans}
     found = status.read_origins(sample, options.tracks)
     return {
@@ -233,7 +233,7 @@ def _origins(
 def _captioned_already(
     sample: Sample, options: CaptionOptions, model: str, origins: Mapping[str, str]
 ) -> set[Key]:
-    """The captions that stay: all of a complete sample, else this model's.
+    """Returns the captions that stay: all of a complete sample, else this model's.
 
     Those of tracks that were made anew since don't, unless a person reviewed them.
     """
@@ -259,7 +259,7 @@ def _captioned_already(
 def _supports(
     track: Track, window: int | Literal["change"] | None
 ) -> Iterable[tuple[int, int]]:
-    """The windows of a track that get a caption each."""
+    """Yields the windows of a track that get a caption each."""
     if window == "change":
         return change_windows(track)
     if window is None:
@@ -274,7 +274,7 @@ def _record_of(
     prompt: str | None,
     info: CaptionerInfo,
 ) -> CaptionRecord:
-    """Everything that is stored of a caption."""
+    """Makes the record of a caption."""
     return CaptionRecord.of(
         caption,
         plan.track.object_id,
@@ -295,7 +295,7 @@ def _record_of(
 
 
 def _summaries(sample: Sample, options: CaptionOptions) -> list[CaptionRecord]:
-    """A caption of the whole for each track whose windows tell of a change."""
+    """Makes one caption of the whole for each track whose windows differ."""
     by_object: dict[int, list[CaptionRecord]] = {}
     for record in read_captions(sample, options.output, own=True):
         if record.error is None and record.prompt != SUMMARY:

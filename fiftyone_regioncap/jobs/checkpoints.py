@@ -1,4 +1,4 @@
-"""Where an interrupted propagation is kept until it is taken up again."""
+"""Stores the checkpoint of an interrupted propagation until it is resumed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class CheckpointFile:
     """A checkpoint on disk, tied to the job that made it.
 
     Attributes:
-        path: a safetensors file, in a folder of its sample and field.
-        signature: of everything the results depend on; a checkpoint of another
-            signature is as good as none.
+        path: Path of a safetensors file, in a folder of its sample and field.
+        signature: Hash of everything the results depend on; a checkpoint of another
+            signature is ignored.
     """
 
     path: Path
     signature: str
 
     def load(self) -> Checkpoint | None:
-        """The arrays by name; None where there are none, or of another job."""
+        """Returns the arrays by name; None where there are none, or of another job."""
         try:
             with safe_open(self.path, framework="numpy") as file:
                 if (file.metadata() or {}).get("signature") != self.signature:
@@ -46,7 +46,7 @@ class CheckpointFile:
         """Writes the arrays so that a reader sees the old file or the new, never half.
 
         Raises:
-            OSError: when the disk is full; the old file stays.
+            OSError: When the disk is full; the old file stays.
         """
         arrays = {name: np.ascontiguousarray(a) for name, a in checkpoint.items()}
         data = save(arrays, metadata={"signature": self.signature})
@@ -75,10 +75,10 @@ class CheckpointFile:
 
 
 def signature(facts: Mapping[str, object]) -> str:
-    """A hash over everything that a job's results depend on.
+    """Hashes everything that a job's results depend on.
 
     Args:
-        facts: plain values; arrays are hashed by dtype, shape and bytes.
+        facts: Plain values by name; arrays are hashed by dtype, shape and bytes.
     """
 
     def plain(value: object) -> object:

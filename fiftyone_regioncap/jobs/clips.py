@@ -74,7 +74,7 @@ def each_clip(
             second argument takes the text so far of the next result.
         count: Counts a result.
         items: The samples.
-        context: Of the job.
+        context: Context of the job.
         depth: Number of clips that are made ahead.
 
     Yields:

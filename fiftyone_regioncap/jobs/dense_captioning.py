@@ -94,7 +94,7 @@ class DenseCaptioning:
         self._vector: NDArray[np.float32] | None = None
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
-        """The images or videos; see :meth:`Stage.targets`."""
+        """Returns the images or videos; see :meth:`Stage.targets`."""
         return media_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
@@ -125,7 +125,7 @@ class DenseCaptioning:
         )
 
     def record(self) -> dict[str, Any]:
-        """The captioner; see :meth:`Stage.record`."""
+        """Returns the captioner; see :meth:`Stage.record`."""
         return {"captioner": model_record(self._captioner.info)}
 
     def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
@@ -185,7 +185,7 @@ class DenseCaptioning:
         if self._segmenter is None:
             return None
         grid = features.grid
-        # Where cropping has cut the picture off, there is nothing to describe.
+        # Where cropping has cut the image off, there is nothing to describe.
         seen = dense.patch_mask(np.ones((grid.rows, grid.columns), dtype=bool), grid)
         found = proposals(frame, self._segmenter, ProposalOptions())
         masks = [item.mask for item in found if (item.mask & seen).any()]
@@ -195,11 +195,11 @@ class DenseCaptioning:
 def similarity(
     features: FrameFeatures, vector: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """A heat map over the whole frame, no larger than it is worth storing.
+    """Makes a heat map of the whole frame at a resolution worth storing.
 
     Args:
-        features: of the frame.
-        vector: (D,) of a text or a region.
+        features: Features of the frame.
+        vector: Embedding of a text or a region, (D,).
 
     Returns:
         float32 (h, w) in [-1, 1], at most :data:`MAP_SIDE` a side; see
@@ -218,7 +218,7 @@ def similarity(
 def _chosen(
     ranges: Sequence[tuple[int, int]] | None, length: int, every: int
 ) -> list[int]:
-    """The frames to look at, each range from its first on."""
+    """Returns the frames to look at, each range from its first on."""
     return sorted(
         {
             number

@@ -40,12 +40,12 @@ _ATTRIBUTES = ("index", "support", "caption", REVISION)
 
 @dataclass
 class EmbedSummary(Report):
-    """What the job did.
+    """Counts what the job did.
 
     Attributes:
-        embedded: regions.
-        kept: regions that this model had embedded before.
-        unseen: captions without a region to look at: a track that is gone, an empty
+        embedded: Number of regions that were embedded.
+        kept: Number of regions that this model had embedded before.
+        unseen: Number of captions without a region: of a deleted track, or an empty
             mask.
     """
 
@@ -54,7 +54,7 @@ class EmbedSummary(Report):
     unseen: int = 0
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people."""
         lines = [
             f"**{self.embedded}** regions of {self.samples} samples embedded in "
             f"{self.seconds:.1f} s"
@@ -92,7 +92,7 @@ class Embedding:
         self._shown: frozenset[str] | None = None
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
-        """The images or videos; see :meth:`Stage.targets`."""
+        """Returns the images or videos; see :meth:`Stage.targets`."""
         return media_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
@@ -183,7 +183,7 @@ class _EmbedWork:
         return len(self.labels)
 
     def clips(self) -> Iterator[tuple[str, RegionClip]]:
-        """The regions by label id."""
+        """Yields the regions by label id."""
         if self.tracks is not None:
             yield from _video_clips(self.sample, self.tracks, self.labels, self.frames)
         elif self.labels:
@@ -211,7 +211,7 @@ class _EmbedWork:
 def _video_clips(
     sample: Sample, tracks: str, labels: Mapping[str, Document], frames: int
 ) -> Iterator[tuple[str, RegionClip]]:
-    """Label ids and their tracks' windows."""
+    """Yields label ids with their tracks' windows."""
     if not labels:
         return
     known = {track.object_id: track for track in read_tracks(sample, tracks)}

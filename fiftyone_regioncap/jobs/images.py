@@ -30,7 +30,7 @@ class RegionCaptioning:
     """Captions the regions of images; see :class:`Stage`.
 
     Args:
-        options: How regions are captioned.
+        options: Options of the captioning.
         captioner: The captioner.
         segmenter: Turns boxes and points into masks; without one a box is its own mask
             and points are an error of their image.
@@ -55,7 +55,7 @@ class RegionCaptioning:
         self._segmenter = segmenter
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
-        """The images; see :meth:`Stage.targets`."""
+        """Returns the images; see :meth:`Stage.targets`."""
         return image_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
@@ -86,7 +86,7 @@ class RegionCaptioning:
         )
 
     def record(self) -> dict[str, Any]:
-        """The captioner; see :meth:`Stage.record`."""
+        """Returns the captioner; see :meth:`Stage.record`."""
         return {"captioner": model_record(self._captioner.info)}
 
     def _prepare(self, target: Target, sample: Sample) -> _RegionWork | None:
@@ -120,7 +120,7 @@ class _RegionWork:
         return len(self.ids)
 
     def clips(self) -> Iterator[tuple[str, RegionClip]]:
-        """The regions by label id."""
+        """Yields the regions by label id."""
         field = self.options.field
         for region, clip in iter_image_clips(
             self.sample, field, self.ids, self.segmenter

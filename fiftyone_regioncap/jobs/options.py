@@ -18,7 +18,7 @@ MASK_STORAGE = {
 
 @dataclass(frozen=True)
 class PropagateOptions(Options):
-    """How prompts are propagated."""
+    """Options of the propagation of prompts."""
 
     prompts: str = option(
         "frames.prompts",
@@ -82,7 +82,7 @@ class PropagateOptions(Options):
 
 @dataclass(frozen=True)
 class CaptionOptions(Options):
-    """How tracks are captioned."""
+    """Options of the captioning of tracks."""
 
     tracks: str = option(
         "frames.tracks",
@@ -122,7 +122,7 @@ class CaptionOptions(Options):
 
 @dataclass(frozen=True)
 class PropagateAndCaptionOptions(Options):
-    """How prompts are propagated and the tracks captioned."""
+    """Options of propagating prompts and captioning the tracks."""
 
     propagate: PropagateOptions = group(PropagateOptions, {"output": "tracks"})
     caption: CaptionOptions = group(
@@ -132,7 +132,7 @@ class PropagateAndCaptionOptions(Options):
 
 @dataclass(frozen=True)
 class RegionOptions(Options):
-    """How regions of images are captioned."""
+    """Options of the captioning of image regions."""
 
     field: str = option(
         help="Field of detections, polylines or keypoints; captions are written onto "
@@ -148,7 +148,7 @@ class RegionOptions(Options):
 
 @dataclass(frozen=True)
 class ProposeOptions(Options):
-    """How objects are found in videos that have no prompts."""
+    """Options of finding objects in videos that have no prompts."""
 
     output: str = option(
         "frames.prompts",
@@ -161,7 +161,7 @@ class ProposeOptions(Options):
 
 @dataclass(frozen=True)
 class EmbedRegionsOptions(Options):
-    """How the regions of captions are embedded."""
+    """Options of embedding the regions of captions."""
 
     captions: str = option(
         "captions", "Field of captions whose regions are embedded.", picker="captions"
@@ -176,7 +176,7 @@ class EmbedRegionsOptions(Options):
 
 @dataclass(frozen=True)
 class DenseCaptionOptions(Options):
-    """How all parts of images or frames are captioned."""
+    """Options of dense captioning of images or frames."""
 
     output: str = option(
         "everything",

@@ -85,7 +85,7 @@ class Propagating:
     """Propagates prompts and writes tracks; see :class:`Stage`.
 
     Args:
-        options: How prompts are propagated.
+        options: Options of the propagation.
         propagator: The propagator.
     """
 
@@ -99,7 +99,7 @@ class Propagating:
         self._propagator = propagator
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
-        """The videos; see :meth:`Stage.targets`."""
+        """Returns the videos; see :meth:`Stage.targets`."""
         return video_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
@@ -127,7 +127,7 @@ class Propagating:
         )
 
     def record(self) -> dict[str, Any]:
-        """The propagator; see :meth:`Stage.record`."""
+        """Returns the propagator; see :meth:`Stage.record`."""
         return {"propagator": model_record(self._propagator.info)}
 
     def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
@@ -252,7 +252,7 @@ def _to_do(
     options: PropagateOptions,
     made_by: str,
 ) -> dict[tuple[int, int | None], frozenset[int] | None]:
-    """What is not done of a sample: object ids by range, None for all objects.
+    """Returns what is not done of a sample: object ids by range, None for all.
 
     An object is done when it has a track that was made over this range from the same
     prompts, options, model and file; where nothing says what it was made from, when its
@@ -294,7 +294,7 @@ def _to_do(
 def _inside(
     found: PromptSet, options: PropagateOptions, objects: frozenset[int] | None
 ) -> list[Prompt]:
-    """The prompts of a range, of some objects or all."""
+    """Returns the prompts of a range, of some objects or all."""
     stop = options.stop
     return [
         prompt
@@ -306,7 +306,7 @@ def _inside(
 
 
 def _origins(prompts: list[Prompt], options: PropagateOptions) -> dict[str, str]:
-    """A hash over the prompts of each object."""
+    """Hashes the prompts of each object."""
     by_object: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         by_object.setdefault(prompt.object_id, []).append(prompt)
@@ -321,7 +321,7 @@ def _origins(prompts: list[Prompt], options: PropagateOptions) -> dict[str, str]
 def _fingerprint(
     sample: Sample, reader: VideoReader, options: PropagateOptions, info: PropagatorInfo
 ) -> str:
-    """A hash over all that tracks depend on beside their prompts and their range."""
+    """Hashes all that tracks depend on beside their prompts and their range."""
     made_by = {
         name: value
         for name, value in options.to_mapping().items()
@@ -340,7 +340,7 @@ def _fingerprint(
 def _mark(
     sample: Sample, prompts: list[Prompt], options: PropagateOptions, made_by: str
 ) -> CheckpointFile:
-    """Where the checkpoint of a range is kept, and what it depends on."""
+    """Returns the checkpoint file of a range."""
     facts = {
         "version": __version__,
         "made by": made_by,
@@ -357,7 +357,7 @@ def _resumed(
     prompts: list[Prompt],
     options: PropagateOptions,
 ) -> tuple[Checkpoint | None, set[int]]:
-    """The state to go on from, and the frames that were written up to it.
+    """Returns the state to go on from, and the frames that were written up to it.
 
     A checkpoint is of use only if the frames that it claims are in the database.
     """
@@ -408,7 +408,7 @@ def _with_checkpoints(
 def _frames_to_come(
     prompts: list[Prompt], direction: Direction, start: int, stop: int
 ) -> int:
-    """How many frames a propagation gives out, for the progress bar."""
+    """Counts the frames that a propagation yields, for the progress bar."""
     first = min(prompt.frame for prompt in prompts)
     last = max(prompt.frame for prompt in prompts)
     forward = stop - first if direction != "backward" else 0

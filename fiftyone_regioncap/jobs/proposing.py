@@ -33,11 +33,11 @@ class Segmenting(Protocol):
     """A propagator whose model also segments single frames."""
 
     def segmenter(self) -> Segmenter:
-        """The model on single frames."""
+        """Returns the model on single frames."""
 
 
 def require_segmenter(model: Propagator | Segmenter) -> Segmenter:
-    """The segmenter of a propagator; a segmenter is taken as it is.
+    """Returns the segmenter of a propagator; a segmenter is taken as it is.
 
     Raises:
         BackendError: When its model doesn't segment single frames.
@@ -54,8 +54,8 @@ class Proposing:
     """Writes a mask prompt for each object that is found; see :class:`Stage`.
 
     Args:
-        options: What counts as an object.
-        propagator: Whose model finds masks.
+        options: Options that define what counts as an object.
+        propagator: Propagator whose model finds masks.
     """
 
     name: ClassVar[StageName] = "propose"
@@ -69,7 +69,7 @@ class Proposing:
         self._segmenter = require_segmenter(propagator)
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
-        """The videos; see :meth:`Stage.targets`."""
+        """Returns the videos; see :meth:`Stage.targets`."""
         return video_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
@@ -108,5 +108,5 @@ class Proposing:
         return each_sample(self.name, self._options.output, process, items, context)
 
     def record(self) -> dict[str, Any]:
-        """The propagator; see :meth:`Stage.record`."""
+        """Returns the propagator; see :meth:`Stage.record`."""
         return {"propagator": model_record(self._propagator.info)}

@@ -13,10 +13,10 @@ class Failure:
     """A sample that could not be done.
 
     Attributes:
-        sample_id: in its dataset.
-        filepath: of the media.
-        stage: where it failed.
-        error: what is wrong and what to do.
+        sample_id: Id of the sample in its dataset.
+        filepath: Path of the media.
+        stage: Stage that failed.
+        error: Message that says what is wrong and what to do.
     """
 
     sample_id: str
@@ -27,14 +27,14 @@ class Failure:
 
 @dataclass
 class Report:
-    """What any job says of itself.
+    """Summary that every job returns.
 
     Attributes:
-        samples: how many it was given.
-        failures: samples that could not be done.
-        seconds: how long it took.
-        run: key of the dataset's custom run that records it.
-        backends: name and reason of each backend used.
+        samples: Number of samples that it was given.
+        failures: Samples that could not be done.
+        seconds: Duration in seconds.
+        run: Key of the dataset's custom run that records it.
+        backends: Name and reason of each backend used.
     """
 
     samples: int = 0
@@ -55,7 +55,7 @@ class Report:
         return len(failed) >= self.samples > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns the summary as JSON values."""
         return asdict(self)
 
     def remarks(self) -> list[str]:
@@ -72,14 +72,14 @@ class Report:
 
 @dataclass
 class Summary(Report):
-    """What a job on objects and captions did.
+    """Summary of a job on objects and captions.
 
     Attributes:
-        frames: how many it propagated.
-        tracks: how many it wrote.
-        captions: how many it wrote, those with an error included.
-        caption_errors: how many of these have an error.
-        skipped: samples passed over because they were complete, once per stage.
+        frames: Number of frames propagated.
+        tracks: Number of tracks written.
+        captions: Number of captions written, those with an error included.
+        caption_errors: Number of these that have an error.
+        skipped: Number of complete samples passed over, once per stage.
     """
 
     frames: int = 0
@@ -100,7 +100,7 @@ class Summary(Report):
         return silent or super().nothing_done
 
     def to_markdown(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people."""
         lines = [
             f"**{self.samples}** samples, **{self.frames}** frames propagated, "
             f"**{self.tracks}** tracks and **{self.captions}** captions written "

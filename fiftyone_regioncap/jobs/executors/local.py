@@ -114,7 +114,7 @@ def run_stages(
 
     Args:
         samples: A dataset or a view.
-        name: What the job does; begins its run's key.
+        name: Name of the job, that begins its run's key.
         stages: Options of the stages by name, in their order; those that are None are
             left out.
         models: Models by role: specifications, loaded models, or None for none.
