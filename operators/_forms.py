@@ -362,7 +362,7 @@ def _ask_model(
 
 
 def _ask_format_options(inputs: types.Object, ctx: Any, advanced: bool) -> None:
-    """Adds what only the chosen format can be told."""
+    """Adds the options of the chosen format."""
     from fiftyone_regioncap.exporters import FORMATS
 
     name = ctx.params.get("format") or next(iter(FORMATS))
@@ -377,7 +377,7 @@ def _ask_own_options(
     options: type[Options],
     advanced: bool,
 ) -> None:
-    """Adds what only the chosen backend or format can be told."""
+    """Adds the options of the chosen backend or format."""
     shown = [one for one in fields_of(options) if advanced or not _is_advanced(one)]
     if not shown:
         return

@@ -62,7 +62,7 @@ PICTURES = 64
 """Strips that are kept drawn."""
 
 CAPTIONS_AT_ONCE = 2_000
-"""Captions that are changed before the App is told how far it is."""
+"""Number of captions that are changed between reports of progress to the App."""
 
 UNDO_CAPTIONS = 100_000
 """Changed captions that are remembered for undo, over all changes."""
@@ -166,7 +166,7 @@ class ReviewPanel(foo.Panel):
     def execute(self, ctx: Any) -> Any:
         """Runs an event, unless it says that nothing changed.
 
-        The App tells of the same view more than once, and after what the panel did.
+        The App reports the same view more than once, and after what the panel did.
         """
         method = ctx.params.get("__method__")
         if method in _SCOPE_EVENTS and _session(ctx).scope == _scope(ctx):
@@ -600,7 +600,7 @@ def _queue(ctx: Any) -> ReviewQueue:
 
 
 def _remember(session: _Session, change: Change) -> None:
-    """Keeps a change for undo, and tells all views of it."""
+    """Keeps a change for undo, and reports it to all views."""
     _mark(change)
     if not change.edits:
         return
@@ -627,7 +627,7 @@ def _or_none(field: str) -> str | None:
 
 
 def _mark(change: Change) -> None:
-    """Tells every view that a caption may be in."""
+    """Updates every view that a caption may be in."""
     for queue in _queues.values():
         queue.mark(change)
 

@@ -1,1 +1,1 @@
-"""What captions say: facets, checks, differences, parts and wholes."""
+"""Analyzes captions: facets, checks, differences, parts and wholes."""

@@ -1,7 +1,7 @@
 """States measured differences between objects that are described alike.
 
 Nothing is invented: a difference is stated only where it was measured on both sides,
-and what is not known of an object tells nothing.
+and what is not known of an object distinguishes nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Subject:
     """A caption with the measurements of its object.
 
     Attributes:
-        object_id: Object id; captions of one object need not be told apart.
+        object_id: Object id; captions of one object need not differ.
         caption: The text.
         color: Dominant color.
         area: Area as a share of the frame.
@@ -61,7 +61,7 @@ class Subject:
         direction: Direction of its motion, as in :class:`measuring.Measurements`.
         frames: 0-based frames where it is visible, ascending; (0,) for images.
         boxes: (V, 4) edges in shares of the frame, on those frames.
-        image: Whether this is a region of an image, where frames are not spoken of.
+        image: Whether this is a region of an image, where frames are not mentioned.
         reviewed: Whether a person has judged the caption, which stays then.
     """
 
@@ -162,7 +162,7 @@ def tell_apart(
         threshold: Similarity from which captions are alike; see :data:`ALIKE`.
 
     Returns:
-        All captions, and the numbers of those that nothing tells from another.
+        All captions, and the numbers of those that nothing distinguishes.
     """
     captions = [base(subject.caption) for subject in subjects]
     alone: set[int] = set()

@@ -130,7 +130,7 @@ class CaptionField:
         return samples.to_clips(self.name)
 
     def alone(self, clips: fov.DatasetView) -> fov.DatasetView:
-        """Clips of captions without the labels of objects that they don't speak of.
+        """Makes clips of captions without the labels of other objects.
 
         Labels that are of no object stay. Views of anything but clips stay as they are.
         """

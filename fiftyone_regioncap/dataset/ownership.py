@@ -95,7 +95,7 @@ def refuse_foreign_labels(
         dataset: The dataset.
         field: The output field; with ``frames.`` in front, of frames.
         sample_ids: The samples that would be written.
-        is_foreign: Tells it of a label, the id of its sample and its frame's number (0
+        is_foreign: Function of a label, the id of its sample and its frame's number (0
             for labels of samples).
 
     Raises:
@@ -135,7 +135,7 @@ def free_field(dataset: fo.Dataset, field: str) -> str:
 
 
 def _heavy(dataset: fo.Dataset, field: str) -> list[str]:
-    """Parts of labels that take room and don't say whose they are."""
+    """Large parts of labels that don't determine their owner."""
     kind = dataset.get_field(field)
     inner = getattr(getattr(kind, "document_type", None), "_LABEL_LIST_FIELD", None)
     prefix = f"{inner}." if inner else ""

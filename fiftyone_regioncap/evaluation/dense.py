@@ -153,7 +153,7 @@ def dense_map(
 def _average_precision(
     right: NDArray[np.bool_], references: int, recalls: Sequence[float]
 ) -> float:
-    """Mean of the best precisions at some recalls or higher ones.
+    """Averages the best precisions at some recalls or higher ones.
 
     Args:
         right: Whether each caption is right, the most confident first.

@@ -108,7 +108,7 @@ class Answer:
 
     @property
     def score(self) -> float:
-        """What boxes are ordered by: the reference's score, else the confidence."""
+        """Score by which boxes are ordered: the reference's, else the confidence."""
         if self.description is None:
             return -1.0
         score = self.description.score

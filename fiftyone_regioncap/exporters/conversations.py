@@ -23,7 +23,7 @@ RECORD = "regioncap"
 
 
 def choose(templates: Sequence[str], *key: object) -> str:
-    """One of several templates, evenly, and always the same for a key.
+    """Chooses one of several templates, evenly, and always the same for a key.
 
     Raises:
         ExportError: When there is none.

@@ -19,7 +19,7 @@ from fiftyone_regioncap.video.sampling import sample_frames
 
 @dataclass
 class TrackMasks:
-    """All masks and captions of one track.
+    """Masks and captions of one track.
 
     Attributes:
         index: The object id.

@@ -46,7 +46,7 @@ def is_target_error(error: BaseException) -> bool:
 
 
 class Part:
-    """What one video adds to an export.
+    """Contribution of one video to an export.
 
     Attributes:
         folder: Folder for the video's own files, at their paths in the export.

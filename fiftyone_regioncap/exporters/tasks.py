@@ -38,7 +38,7 @@ class VideoFailure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the export of one video ended.
+    """Result of the export of one video.
 
     Attributes:
         name: Name of the video.
@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to every video.
+    """Task that exports one video after another.
 
     Attributes:
         format: Format that is written.

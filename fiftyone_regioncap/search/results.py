@@ -99,7 +99,7 @@ def search(
     model: TextEmbedder | TextEncoder | None = None,
     progress: bool = True,
 ) -> SearchResults:
-    """Finds captions by words, by meaning, and by the looks of their regions.
+    """Finds captions by words, by meaning, and by the images of their regions.
 
     The first search of a field indexes its captions; later ones read only what changed
     since. The index lies in the cache folder and can be deleted.
@@ -212,7 +212,7 @@ def text_embedder(
 def region_model(
     model: str | TextEmbedder | TextEncoder | None,
 ) -> str | TextEncoder | None:
-    """Returns the region model that ``model`` stands for; None for whose they are.
+    """Returns the region model that ``model`` names; None for that of the embeddings.
 
     Raises:
         BackendError: If it is a sentence model.

@@ -125,7 +125,7 @@ def scan_packets(
         stream: The video stream.
 
     Raises:
-        VideoError: If no packet tells of a frame.
+        VideoError: If no packet holds a frame.
     """
     codec = stream.codec_context.codec
     # AVI stores no presentation times, and VP8's packets may hold hidden frames.

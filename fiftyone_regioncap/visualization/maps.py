@@ -117,7 +117,7 @@ def embed_captions(
     same; ``outlier``, one minus the mean similarity to the nearest captions; and
     ``cluster``, the name of their group. In the visual space the attributes begin with
     ``visual_`` and tell of the regions' looks; groups are still named by what their
-    captions speak of. The map is a brain run on clips of the tracks (videos) or on the
+    captions mention. The map is a brain run on clips of the tracks (videos) or on the
     regions (images), beside a similarity run for sorting by likeness; earlier runs of
     the same key are replaced.
 
@@ -294,7 +294,7 @@ def _names(groups: Sequence[int], texts: Sequence[str]) -> dict[int, str]:
             / ((total[term] - counts[term] + 1) / (len(texts) - sizes[group] + 2))
             for term, share in shares.items()
         }
-        # What all groups speak of tells nothing, unless one speaks of nothing else.
+        # What all groups mention names none of them, unless one mentions nothing else.
         telling = [term for term in counts if ratios[term] >= _DISTINCTIVE] or counts
         weights = {term: shares[term] * math.log(1 + ratios[term]) for term in telling}
         best = sorted(weights, key=lambda term: (-weights[term], term))[:_TERMS]
