@@ -70,8 +70,10 @@ class OperationOperator(foo.Operator):
         run = _running.run if self.operation.streams else _running.run_at_once
         return run(ctx, job, AFTERWARDS.get(self.operation.name))
 
-    def resolve_output(self, ctx: Any) -> types.Property:
-        """Returns the summary."""
+    def resolve_output(self, ctx: Any) -> types.Property | None:
+        """Returns the summary, where no view shows what was found."""
+        if self.operation.name == "search_captions":
+            return None
         view = types.View(label=self.operation.label)
         return types.Property(_running.outputs(), view=view)
 
@@ -137,6 +139,7 @@ def _show_found(ctx: Any, results: Any) -> Iterator[Any]:
 
 def _show_map(ctx: Any, summary: Any) -> Iterator[Any]:
     """Opens a map beside the captions that are on it."""
+    yield ctx.ops.reload_dataset()
     # Not by its name: the App knows no view that was saved since it was opened.
     yield ctx.ops.set_view(ctx.dataset.load_saved_view(summary.view))
     yield ctx.ops.open_panel("Embeddings", layout="horizontal")
@@ -144,6 +147,7 @@ def _show_map(ctx: Any, summary: Any) -> Iterator[Any]:
 
 def _show_worst(ctx: Any, result: Any) -> Iterator[Any]:
     """Shows the captions with the lowest scores."""
+    yield ctx.ops.reload_dataset()
     if result.each:
         yield ctx.ops.set_view(result.worst())
 

@@ -74,8 +74,7 @@ def run_at_once(ctx: Any, job: Job, afterwards: Afterwards | None = None) -> Any
         ctx.ops.notify(str(error), variant="error")
         return {"summary": f"**Failed.** {escape(str(error))}"}
     if not ctx.delegated:
-        ctx.ops.reload_dataset()
-        for _ in afterwards(ctx, outcome) if afterwards is not None else ():
+        for _ in (afterwards or _reload)(ctx, outcome):
             pass  # the App is told once the operator returns
     return results(outcome)
 
@@ -128,12 +127,15 @@ def _stream(ctx: Any, job: Job, afterwards: Afterwards | None) -> Iterator[Any]:
     if errors:
         yield from _shown_error(ctx, errors[0])
         return
-    yield ctx.ops.reload_dataset()
-    if afterwards is not None:
-        yield from afterwards(ctx, outcome[0])
+    yield from (afterwards or _reload)(ctx, outcome[0])
     yield ctx.ops.show_output(
         outputs=types.Property(outputs()).to_json(), results=results(outcome[0])
     )
+
+
+def _reload(ctx: Any, outcome: Any) -> Iterator[Any]:
+    """Shows what was written."""
+    yield ctx.ops.reload_dataset()
 
 
 def _shown_error(ctx: Any, error: BaseException) -> Iterator[Any]:

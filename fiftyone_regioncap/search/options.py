@@ -40,7 +40,7 @@ class SearchOptions(Options):
         True, "Hide objects that were not found, in the view of the results."
     )
     score_field: str | None = option(
-        None,
+        "search_score",
         "Attribute of the captions that scores are written to; empty for none.",
         advanced=True,
     )
