@@ -299,9 +299,9 @@ def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights)
         ({}, {"propagator": "flow"}, BackendError, "choose mobilesam or sam2"),
         ({}, {"weights": "./no"}, BackendError, "no weights at"),
         ({"output": "a b"}, {}, FieldError, "no field name"),
-        ({"output": "filepath"}, {}, FieldError, "another type"),
+        ({"output": "filepath"}, {}, FieldError, "FiftyOne's own"),
         ({"query": "x", "heatmap": "frames.everything"}, {}, FieldError, "overwritten"),
-        ({"query": "x", "heatmap": "filepath"}, {}, FieldError, "another type"),
+        ({"query": "x", "heatmap": "filepath"}, {}, FieldError, "FiftyOne's own"),
         ({"query": "red " * 99}, {}, PromptError, "77"),
     ],
 )

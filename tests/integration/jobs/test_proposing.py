@@ -9,7 +9,6 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
 from fiftyone_regioncap.dataset import videos as datasets
-from fiftyone_regioncap.propagation.proposals import ProposalOptions
 from fiftyone_regioncap.system import assets
 
 
@@ -26,8 +25,8 @@ def test_objects_that_nobody_marked_are_found_and_followed(dataset):
     except WeightsError as error:
         pytest.skip(str(error))
     view = dataset.limit(1)
-    options = ProposalOptions(every=12, grid=6, max_objects=6)
-    found = api.propose(view, propagator="mobilesam", options=options, progress=False)
+    options = {"every": 12, "grid": 6, "max_objects": 6}
+    found = api.propose(view, propagator="mobilesam", progress=False, **options)
     assert found.ok and found.tracks >= 2, found
     first = dataset.first().frames[1]["prompts"].detections
     assert len({label.index for label in first}) == len(first)
@@ -38,7 +37,7 @@ def test_objects_that_nobody_marked_are_found_and_followed(dataset):
     ]
     for x, y in ((19, 32), (68, 48)):
         assert any(abs(cx - x) < 4 and abs(cy - y) < 4 for cx, cy in centers)
-    assert api.propose(view, options=options, progress=False).skipped == 1
+    assert api.propose(view, progress=False, **options).skipped == 1
     summary = api.propagate(view, propagator="flow", progress=False)
     assert summary.ok and summary.tracks == found.tracks
 

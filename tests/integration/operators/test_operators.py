@@ -130,7 +130,7 @@ def test_options_of_the_chosen_backend_appear(dataset):
         return set(options["type"]["properties"]) if options else set()
 
     assert "side" in own("mobilesam") and "image_size" in own("sam2")
-    assert own("flow") == set()
+    assert own("flow") == {"sharpen"}
 
 
 def test_few_options_are_shown_at_first(dataset):

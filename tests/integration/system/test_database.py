@@ -84,7 +84,7 @@ def python(script: str, **environment: str) -> str:
     ).stdout.strip()
 
 
-START = "from fiftyone_regioncap import database; print(database.start())"
+START = "from fiftyone_regioncap.system import database; print(database.start())"
 
 
 def test_server_is_on_loopback_and_shared(server: str, home: Path) -> None:
@@ -176,7 +176,7 @@ DATASET = (
     "print(uri, fo.config.database_uri, len(dataset))\n"
 )
 ENSURE = (
-    "from fiftyone_regioncap import database\n"
+    "from fiftyone_regioncap.system import database\n"
     "database._fiftyone_has_one = lambda: False\n"
     "uri = database.ensure()\n"
 )

@@ -310,7 +310,7 @@ def test_a_broken_frame_is_reported_and_its_thread_ends(propagator, make_clip):
 
     before = set(threading.enumerate())
     run = propagator.propagate(PropagationRequest(Broken(), [box(1)]))
-    with pytest.raises(VideoError, match="last good frame is 2"):
+    with pytest.raises(VideoError, match="last good frame is 3"):
         list(run)
     assert run.checkpoint()["position"].tolist() == [0, 3]
     for thread in set(threading.enumerate()) - before:
