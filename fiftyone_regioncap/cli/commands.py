@@ -159,12 +159,13 @@ def command_of(operation: Operation) -> click.Command:
     """Returns the shell's command for an operation."""
 
     def run(dataset: str, view: str | None, as_json: bool, **values: Any) -> None:
+        options = given(values)
+        operation.parse(options)  # before a database is started or a dataset opened
         ensure_database()
         from fiftyone_regioncap import api
 
         samples = open_samples(dataset, view)
         progress = sys.stderr.isatty() or not as_json
-        options = given(values)
         result = api.call(operation, samples, options, progress)
         if operation.name in CAPTIONS:
             show_tracks(
