@@ -88,8 +88,7 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         ctx, action_description=operation.action, allow_selected_samples=True
     )
     advanced = bool(ctx.params.get(ADVANCED))
-    shown = [one for one in operation.fields if advanced or not _is_advanced(one)]
-    for field in shown:
+    for field in _shown(operation.fields, advanced):
         if field.name == "options":
             _ask_format_options(inputs, ctx, advanced)
         else:
@@ -172,8 +171,9 @@ def _check_new(ctx: Any, field: OptionField, name: Any) -> None:
         raise FieldError(f"{name} holds something else; choose another name")
 
 
-def _is_advanced(field: OptionField) -> bool:
-    return field.declaration.advanced
+def _shown(options: Sequence[OptionField], advanced: bool) -> list[OptionField]:
+    """Returns the options that a form shows, with or without the advanced ones."""
+    return [one for one in options if advanced or not one.declaration.advanced]
 
 
 def _value(field: OptionField, value: Any) -> Any:
@@ -201,9 +201,6 @@ def _input(inputs: types.Object, ctx: Any, field: OptionField, value: Any) -> An
         folder = declared.picker == "folder"
         view = types.FileExplorerView(choose_dir=folder, button_label="Choose")
         return inputs.file(field.name, required=field.required, **about, view=view)
-    many = any(kind not in (int, float, str, bool) for kind in field.kinds)
-    if field.choices and not many:
-        return _pick_choice(inputs, field, default)
     if field.choices and isinstance(default, tuple):
         choices = types.Choices()
         for value in field.choices:
@@ -378,7 +375,7 @@ def _ask_own_options(
     advanced: bool,
 ) -> None:
     """Adds the options of the chosen backend or format."""
-    shown = [one for one in fields_of(options) if advanced or not _is_advanced(one)]
+    shown = _shown(fields_of(options), advanced)
     if not shown:
         return
     inner = types.Object()

@@ -104,7 +104,8 @@ class OperationOperator(foo.Operator):
                 params={**self._defaults(view, params), **params},
                 request_delegation=True,
             )
-        return api.function_of(self.operation)(sample_collection, *args, **params)
+        function = getattr(api, self.operation.name)
+        return function(sample_collection, *args, **params)
 
     def _defaults(self, view: Any, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the form's default values; FiftyOne fills them in only in the App."""
