@@ -129,9 +129,11 @@ def _show_found(ctx: Any, results: Any) -> Iterator[Any]:
     """Shows what a search found in place of the view."""
     found = "Nothing found"
     if results.hits:
+        from fiftyone_regioncap.search.results import view_of
+
         values = _forms.parameters(OPERATIONS["search_captions"], ctx.params)
         options, _ = OPERATIONS["search_captions"].parse(values)
-        yield ctx.ops.set_view(api.shown(results, options))
+        yield ctx.ops.set_view(view_of(results, options))
         found = f"{len(results)} found"
     if results.note:
         found = f"{found}. {results.note}"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
 from fiftyone_regioncap.core.errors import Cancelled
 
-Stage: TypeAlias = Literal["propose", "propagate", "caption", "embed", "export"]
+T = TypeVar("T")
+
+Stage: TypeAlias = Literal["propose", "propagate", "caption", "embed", "export", "read"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,34 @@ class ProgressReporter:
     def _emit(self, event: ProgressEvent) -> None:
         if self._listener is not None:
             self._listener(event)
+
+
+def tracked(
+    items: Iterable[T],
+    stage: Stage,
+    name: str,
+    total: int,
+    listener: ProgressListener | None,
+    cancel: threading.Event | None,
+) -> Iterator[T]:
+    """Yields items, with a progress event before each and one at the end.
+
+    Args:
+        items: What is worked on, one after the other.
+        stage: The work.
+        name: What the items belong to, for people, such as a field.
+        total: Number of items.
+        listener: Called with each event; None for no reporting.
+        cancel: Event that any thread may set to stop before the next item.
+
+    Raises:
+        Cancelled: If ``cancel`` was set.
+    """
+    reporter = ProgressReporter((stage,), 1, listener, cancel)
+    for number, item in enumerate(items):
+        reporter.update(stage, name, number, total)
+        yield item
+    reporter.finish(stage, name)
 
 
 class ProgressBar:
