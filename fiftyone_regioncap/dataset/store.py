@@ -26,6 +26,7 @@ from pymongo import UpdateMany, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.field_names import FRAMES_PREFIX
 from fiftyone_regioncap.dataset.types import FieldTypes
 
 Document: TypeAlias = dict[str, Any]
@@ -33,8 +34,6 @@ Document: TypeAlias = dict[str, Any]
 
 FRAMES_PER_QUERY = 128
 """How many frames one query names at most."""
-
-FRAMES_PREFIX = "frames."
 
 _PLACE = re.compile(r"\.\$\[\w*\]")
 """A place in a list, in the path of an update."""

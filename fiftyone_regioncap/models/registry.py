@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, OptionError, WeightsError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.registry import LazyRegistry, resolve
 from fiftyone_regioncap.models.endpoints import without_password
@@ -70,6 +70,11 @@ class ModelCard:
     variables: tuple[str, ...] = ()
     options: type[Options] = NoOptions
     text_encoder: str | None = None
+
+    @property
+    def takes_weights(self) -> bool:
+        """Returns whether weights, or the address of an endpoint, can be named."""
+        return bool(self.weights or self.needs or self.variables)
 
     def missing(self) -> str | None:
         """Returns what this machine lacks to run the backend with its default weights.
@@ -218,6 +223,11 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         weights = spec.weights or card.weights
         if weights is None and card.needs is not None:
             raise BackendError(f"{card.name} needs weights: {card.needs}")
+        if spec.weights is not None and not card.takes_weights:
+            raise OptionError(
+                f"the {self.kind} {card.name} has no weights; leave {spec.weights!r} "
+                "out, or name another model"
+            )
         if spec.weights is not None and not spec.weights.startswith("http"):
             checked_path(spec.weights)
         return weights, options
