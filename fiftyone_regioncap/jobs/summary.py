@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fiftyone_regioncap.core.progress import Stage
+
+MOST_LINES = 10
+"""Number of notes or failures that a summary for people lists."""
+
+
+def first_lines(lines: Sequence[str]) -> list[str]:
+    """Returns the first of some lines, and how many more there are."""
+    more = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], *([f"and {more} more"] if more > 0 else [])]
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Report:
         seconds: Duration in seconds.
         run: Key of the dataset's custom run that records it.
         backends: Name and reason of each backend used.
+        notes: What a person should know of some samples, such as metadata that was
+            wrong.
     """
 
     samples: int = 0
@@ -42,6 +54,7 @@ class Report:
     seconds: float = 0.0
     run: str | None = None
     backends: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -59,15 +72,11 @@ class Report:
         return asdict(self)
 
     def remarks(self) -> list[str]:
-        """Lines on backends and failures, for people."""
-        lines = [f"- {line}" for line in self.backends]
-        lines += [
-            f"- FAILED {failure.filepath}: {failure.error}"
-            for failure in self.failures[:10]
+        """Lines on backends, notes and failures, for people."""
+        failed = [f"FAILED {one.filepath}: {one.error}" for one in self.failures]
+        return [f"- {line}" for line in self.backends] + [
+            f"- {line}" for lines in (self.notes, failed) for line in first_lines(lines)
         ]
-        if len(self.failures) > 10:
-            lines.append(f"- and {len(self.failures) - 10} more")
-        return lines
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -10,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import fiftyone.core.collections as foco
+import fiftyone.core.media as fom
 
+from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import runs
+from fiftyone_regioncap.dataset.metadata import correct_metadata
 from fiftyone_regioncap.dataset.targets import Targets
 from fiftyone_regioncap.jobs.base import (
     STAGES,
@@ -86,7 +90,10 @@ class LocalExecutor:
 
 
 def _load(targets: Targets, context: RunContext) -> Iterator[Item]:
-    """Loads sample after sample; one that was deleted meanwhile is a failure."""
+    """Loads sample after sample; one that was deleted meanwhile is a failure.
+
+    Metadata that is not what a video's file says is corrected before any stage.
+    """
     for target in targets:
         try:
             sample = targets.load(target)
@@ -98,6 +105,10 @@ def _load(targets: Targets, context: RunContext) -> Iterator[Item]:
             )
             context.reporter.skip(target.sample_id)
         else:
+            if sample.media_type == fom.VIDEO:
+                # A video that can't be read is an error of the stage that reads it.
+                with contextlib.suppress(VideoError):
+                    context.summary.notes += correct_metadata(sample)
             yield target, sample
 
 
