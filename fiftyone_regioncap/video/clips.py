@@ -115,7 +115,9 @@ def _clip(
         masks=[mask(frame) for frame in plan.frames],
         frame_indices=plan.frames,
         label=plan.track.label,
-        fps=timeline and timeline.rate_between(plan.frames[0], plan.frames[-1]),
+        fps=None
+        if timeline is None
+        else timeline.rate_between(plan.frames[0], plan.frames[-1]),
         support=plan.support,
         track=plan.track,
     )
