@@ -14,7 +14,7 @@ import numpy as np
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.core.errors import FieldError, PromptError
+from fiftyone_regioncap.core.errors import FieldError, NothingMarked, PromptError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
 from fiftyone_regioncap.dataset import fields, schema, status
@@ -142,7 +142,7 @@ class Propagating:
                 frame_count=len(reader),
             )
             if not found.prompts:
-                raise PromptError(
+                raise NothingMarked(
                     f"{options.prompts} is empty; mark an object on some frame"
                 )
             if options.merge:

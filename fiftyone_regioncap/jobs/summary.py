@@ -79,6 +79,15 @@ class Report:
         ]
 
 
+_WRITTEN = {
+    "propose": "objects",
+    "propagate": "tracks",
+    "caption": "captions",
+    "embed": "embeddings",
+}
+"""What stages write, by their names."""
+
+
 @dataclass
 class Summary(Report):
     """Summary of a job on objects and captions.
@@ -89,6 +98,9 @@ class Summary(Report):
         captions: Number of captions written, those with an error included.
         caption_errors: Number of these that have an error.
         skipped: Number of complete samples passed over, once per stage.
+        complete_before: These by stage.
+        unmarked: Number of samples passed over as nothing is marked on them.
+        stages: Names of the job's stages.
     """
 
     frames: int = 0
@@ -96,6 +108,9 @@ class Summary(Report):
     captions: int = 0
     caption_errors: int = 0
     skipped: int = 0
+    complete_before: dict[str, int] = field(default_factory=dict)
+    unmarked: int = 0
+    stages: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -110,13 +125,19 @@ class Summary(Report):
 
     def to_markdown(self) -> str:
         """Returns a few lines for people."""
+        made = {
+            "propose": f"**{self.tracks}** objects proposed",
+            "propagate": f"**{self.tracks}** tracks on **{self.frames}** frames",
+            "caption": f"**{self.captions}** captions",
+        }
+        what = " and ".join(made[name] for name in self.stages if name in made)
         lines = [
-            f"**{self.samples}** samples, **{self.frames}** frames propagated, "
-            f"**{self.tracks}** tracks and **{self.captions}** captions written "
-            f"in {self.seconds:.1f} s"
+            f"{what or 'Done'}, for **{self.samples}** samples in {self.seconds:.1f} s"
         ]
-        if self.skipped:
-            lines.append(f"- {self.skipped} skipped: complete already")
+        for stage, count in self.complete_before.items():
+            lines.append(f"- {count} skipped: {_WRITTEN[stage]} complete already")
+        if self.unmarked:
+            lines.append(f"- {self.unmarked} skipped: nothing is marked")
         if self.caption_errors:
             lines.append(f"- {self.caption_errors} captions failed; see their `error`")
         return "\n".join(lines + self.remarks())
