@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-
 import pytest
 
 from fiftyone_regioncap.core import progress
@@ -39,5 +38,3 @@ def test_stages_count_by_what_they_cost_once_that_was_seen(clock: list[float]) -
     reporter.finish("propagate", "b.mp4")
     assert events[-1].fraction == pytest.approx(18 / 40)
     assert events[-1].message == "propagate 2/4 b.mp4: done"
-
-
