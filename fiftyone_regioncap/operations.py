@@ -70,7 +70,6 @@ class Operation:
         media: Media types of datasets that it can run on.
         positional: Options that the SDK takes by position.
         arguments: Options that the shell takes as arguments.
-        streams: Whether the App shows its progress while it runs.
         action: A verb for the App's target picker; empty for the label's first word.
         operator: Name of the App's operator; empty for the name.
         command: Name of the shell's command; empty for the name with dashes.
@@ -86,7 +85,6 @@ class Operation:
     media: tuple[str, ...] = ("video", "group")
     positional: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
-    streams: bool = True
     action: str = ""
     operator: str = ""
     command: str = ""
@@ -316,7 +314,6 @@ _DECLARED = (
         media=_ALL_MEDIA,
         positional=("query",),
         arguments=("query",),
-        streams=False,
         command="search",
     ),
     Operation(
@@ -327,7 +324,6 @@ _DECLARED = (
         run="visualization.maps:embed_captions",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
     ),
     Operation(
         "embed_regions",
@@ -347,7 +343,6 @@ _DECLARED = (
         run="analysis.facets:extract_facets",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
     ),
     Operation(
         "check_captions",
@@ -357,7 +352,6 @@ _DECLARED = (
         run="analysis.checks.run:check_captions",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
         command="check",
     ),
     Operation(
@@ -368,7 +362,6 @@ _DECLARED = (
         run="analysis.checks.triage:triage",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
         command="triage",
     ),
     Operation(
@@ -379,7 +372,6 @@ _DECLARED = (
         run="evaluation.caption_runs:evaluate_captions",
         media=_ALL_MEDIA,
         positional=("references",),
-        streams=False,
         command="evaluate captions",
     ),
     Operation(

@@ -111,7 +111,7 @@ def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, a
             "refusal",
             "no weights at /nowhere/sam.pt",
         ),
-        ("caption_tracks", {"output": "filepath"}, "output", "something else"),
+        ("caption_tracks", {"output": "filepath"}, "output", "FiftyOne's own"),
         (
             "caption_tracks",
             {"captioner": "dam-video"},
