@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import fiftyone as fo
+import fiftyone.core.odm as foo
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset import embeddings
@@ -33,21 +34,12 @@ class Declared:
     kind: type
     inner: type | None = None
 
-    def add(self, add: Callable[..., None]) -> None:
-        """Adds the field to a dataset, unless it is there.
-
-        Args:
-            add: The dataset's function for it.
-
-        Raises:
-            ValueError: When it is there with another type.
-        """
-        if self.kind is fo.EmbeddedDocumentField:
-            add(self.name, self.kind, embedded_doc_type=self.inner)
-        elif self.kind is fo.ListField:
-            add(self.name, self.kind, subfield=self.inner)
-        else:
-            add(self.name, self.kind)
+    @property
+    def field(self) -> fo.Field:
+        """FiftyOne's field for it."""
+        inner = "subfield" if self.kind is fo.ListField else "embedded_doc_type"
+        name = self.name.rpartition(".")[2]
+        return foo.create_field(name, self.kind, **{inner: self.inner})
 
 
 _INSTANCE = Declared("instance", fo.EmbeddedDocumentField, fo.Instance)
@@ -256,20 +248,30 @@ def declare(
     Raises:
         FieldError: When one exists with another type.
     """
-    add = dataset.add_frame_field if frames else dataset.add_sample_field
+    merge = (
+        dataset._merge_frame_field_schema
+        if frames
+        else dataset._merge_sample_field_schema
+    )
     prefix = FRAMES_PREFIX * frames
     paths = [prefix + item.name for item in declared]
     roots = {path.removeprefix(prefix).split(".")[0] for path in paths}
     fields = [prefix + root for root in sorted(roots)]
 
     def add_all() -> None:
+        # All attributes of a field at once: each call saves the fields of the whole
+        # dataset and reads them back.
+        parts: dict[tuple[str, bool], dict[str, fo.Field]] = {}
         for item in declared:
+            root, dot, _ = item.name.partition(".")
+            parts.setdefault((root, bool(dot)), {})[item.name] = item.field
+        for (root, _), part in parts.items():
             try:
-                item.add(add)
+                merge(part)
             except ValueError as wrong:
                 raise FieldError(
-                    f"the field {item.name.split('.')[0]!r} exists with another type; "
-                    f"rename it, or give the result a field of its own ({wrong})"
+                    f"the field {root!r} exists with another type; rename it, or give "
+                    f"the result a field of its own ({wrong})"
                 ) from wrong
 
     known = all(dataset.get_field(path) is not None for path in paths)

@@ -78,6 +78,7 @@ def test_what_was_deleted_is_not_written(dataset, delete, says) -> None:
 DECLARING = """
 import sys, time
 import fiftyone as fo
+from fiftyone_regioncap.dataset import schema, status
 dataset = fo.load_dataset(sys.argv[1])
 sample, number = dataset.first(), sys.argv[2]
 time.sleep(max(float(sys.argv[3]) - time.time(), 0))
