@@ -150,13 +150,14 @@ def prompts() -> list[Prompt]:
     ]
 
 
-def same_masks(here: Sequence[Any], there: Sequence[Any]) -> None:
+def same_masks(here: Sequence[Any], there: Sequence[Any], differ: float = 0.0) -> None:
+    """Compares masks; ``differ`` is the share of pixels that rounding may change."""
     assert [one.frame for one in here] == [one.frame for one in there]
     for one, other in zip(here, there, strict=True):
         assert one.objects.keys() == other.objects.keys()
         for key, found in one.objects.items():
             assert found.score == pytest.approx(other.objects[key].score, abs=1e-5)
-            np.testing.assert_array_equal(found.mask, other.objects[key].mask)
+            assert np.mean(found.mask != other.objects[key].mask) <= differ
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
@@ -250,7 +251,7 @@ def test_sam2_out_of_memory_makes_smaller_chunks(make_model, make_clip, monkeypa
         again = list(
             Sam2Propagator(make_model(), options, device="cuda").propagate(request)
         )
-    same_masks(whole, again)
+    same_masks(whole, again, differ=1e-3)  # sums of other batches round otherwise
 
 
 @pytest.mark.parametrize(
