@@ -35,7 +35,6 @@ from bson import ObjectId
 
 from fiftyone_regioncap.analysis.vocabulary import ATTRIBUTES, COLORS, NOUNS
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
-from fiftyone_regioncap.core.progress import ProgressBar
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.search import Query
 from fiftyone_regioncap.search.embedding import load
@@ -241,8 +240,7 @@ def measure(count: int, folder: Path, embedder, queries: dict) -> list[str]:
     words_seconds = time.perf_counter() - began
     before = resident()
     began = time.perf_counter()
-    with ProgressBar() as bar:
-        store = index.embed(embedder, bar)
+    store = index.embed(embedder, progress=True)
     vector_seconds = time.perf_counter() - began
     known = Known(embedder.name, queries)
     texts = list(queries)

@@ -55,8 +55,7 @@ def write_status(
         FieldError: When the status field exists with another type.
     """
     store = Store.of(sample)
-    if store.dataset.get_field(error_field(field)) is None:
-        declare_status(store.dataset, field)
+    declare_status(store.dataset, field)
     store.write_sample({status_field(field): state, error_field(field): error})
 
 
@@ -102,8 +101,7 @@ def write_origins(
         return
     store = Store.of(sample)
     name = origin_field(field)
-    if store.dataset.get_field(name) is None:
-        declare_origins(store.dataset, field)
+    declare_origins(store.dataset, field)
     store.write_sample({f"{name}.{key}": value for key, value in origins.items()})
 
 

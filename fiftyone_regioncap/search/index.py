@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,9 +15,9 @@ import fiftyone as fo
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from fiftyone_regioncap.core.errors import RegionCapError
-from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.search.appearance import EmbeddingIndex, RegionTextEmbedder
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
@@ -124,18 +123,12 @@ class CaptionIndex:
         with self._lock:
             self.regions.update(source, self.catalog)
 
-    def embed(
-        self,
-        embedder: TextEmbedder,
-        listener: ProgressListener | None = None,
-        cancel: threading.Event | None = None,
-    ) -> VectorStore:
+    def embed(self, embedder: TextEmbedder, *, progress: bool = False) -> VectorStore:
         """Embeds captions that have no vector of this model, or changed since.
 
         Args:
             embedder: The model.
-            listener: Called with progress events.
-            cancel: Set it to stop after the captions at hand, which stay embedded.
+            progress: Whether to draw a progress bar.
 
         Returns:
             The vectors by row.
@@ -150,14 +143,15 @@ class CaptionIndex:
             stored = store.hashes(len(current))[: len(current)]
             store.drop(np.flatnonzero((current == 0) & (stored != 0)))
             pending = np.flatnonzero((current != 0) & (current != stored))
-            starts = range(0, len(pending), _BATCH)
-            for start in tracked(
-                starts, "embed", "captions", len(starts), listener, cancel
-            ):
-                rows = pending[start : start + _BATCH]
-                entries = self.catalog.entries(rows.tolist())
-                vectors = embedder.embed([entries[row].caption for row in rows])
-                store.put(rows, current[rows], vectors)
+            with tqdm(
+                total=len(pending), desc="embed captions", disable=not progress
+            ) as bar:
+                for start in range(0, len(pending), _BATCH):
+                    rows = pending[start : start + _BATCH]
+                    entries = self.catalog.entries(rows.tolist())
+                    vectors = embedder.embed([entries[row].caption for row in rows])
+                    store.put(rows, current[rows], vectors)
+                    bar.update(len(rows))
             store.finish(version)
         return store
 

@@ -17,7 +17,6 @@ from fiftyone_regioncap.core.types import (
     polygons_to_mask,
 )
 from fiftyone_regioncap.video.sampling import sample_frames
-from fiftyone_regioncap.video.timeline import Timeline
 
 FRAMES_AT_ONCE = 64
 """Maximum number of decoded frames held at once: 180 MB at 1280 x 720."""
@@ -68,7 +67,7 @@ def assemble(
     plans: Iterable[ClipPlan],
     read_frames: FrameReader,
     read_masks: MaskReader,
-    timeline: Timeline | None,
+    fps: float | None,
 ) -> Iterator[tuple[ClipPlan, RegionClip]]:
     """Assembles the clips of one video.
 
@@ -79,8 +78,7 @@ def assemble(
         plans: The clips' frames.
         read_frames: Reads frames of the video.
         read_masks: Reads masks of the video's tracks.
-        timeline: When the video's frames are shown; None where nothing says so. The
-            rate of a clip is that of its own frames.
+        fps: Frames per second of the video.
 
     Yields:
         Each plan with its clip, in order of time.
@@ -93,14 +91,14 @@ def assemble(
         frames = dict(read_frames(sorted(wanted)))
         masks = dict(read_masks(wanted))
         for plan in group:
-            yield plan, _clip(plan, frames, masks, timeline)
+            yield plan, _clip(plan, frames, masks, fps)
 
 
 def _clip(
     plan: ClipPlan,
     frames: Mapping[int, Frame],
     masks: Mapping[int, Mapping[int, Mask]],
-    timeline: Timeline | None,
+    fps: float | None,
 ) -> RegionClip:
     boxes = dict(zip(plan.track.frames.tolist(), plan.track.boxes, strict=True))
 
@@ -115,9 +113,7 @@ def _clip(
         masks=[mask(frame) for frame in plan.frames],
         frame_indices=plan.frames,
         label=plan.track.label,
-        fps=None
-        if timeline is None
-        else timeline.rate_between(plan.frames[0], plan.frames[-1]),
+        fps=fps,
         support=plan.support,
         track=plan.track,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,6 @@ from fiftyone_regioncap.analysis.vocabulary import STOPWORDS
 from fiftyone_regioncap.captioning.base import EmbeddingSpace, TextEncoder
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.markdown import code, escape
-from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.runs import record_run
@@ -111,8 +109,7 @@ def embed_captions(
     options: EmbedCaptionsOptions = EmbedCaptionsOptions(),  # noqa: B008
     *,
     model: TextEmbedder | TextEncoder | None = None,
-    listener: ProgressListener | None = None,
-    cancel: threading.Event | None = None,
+    progress: bool = True,
 ) -> MapSummary:
     """Puts captions on a map and finds duplicates, outliers and groups.
 
@@ -130,8 +127,7 @@ def embed_captions(
         model: Loaded model to use in place of the one that ``options`` name; see
             :func:`fiftyone_regioncap.search.search`. In the visual space it only lets
             the similarity run take texts, and the map is made without it too.
-        listener: Called with progress events while captions are embedded.
-        cancel: Set it to stop embedding.
+        progress: Whether to draw a progress bar while captions are embedded.
 
     Raises:
         FieldError: If the field is absent, can't have captions, or has fewer than two
@@ -152,7 +148,7 @@ def embed_captions(
         store, named = index.regions.store(stored), {"region_space": asdict(stored)}
     else:
         embedder = text_embedder(given, options.device)
-        store = index.embed(embedder, listener, cancel)
+        store = index.embed(embedder, progress=progress)
         named = {"text_model": embedder.name}
     rows = rows_in(captions, samples, index)
     rows = rows[store.hashes(index.catalog.rows)[rows] != 0]
@@ -167,8 +163,7 @@ def embed_captions(
     elif layout == "umap" and importlib.util.find_spec("umap") is None:
         layout = "pca"
         notes.append(
-            "laid out by PCA; for UMAP, run `pip install umap-learn` and start "
-            "FiftyOne again"
+            "laid out by PCA; for UMAP, run `pip install 'fiftyone-regioncap[maps]'`"
         )
     entries = index.catalog.entries(rows.tolist())
     ids = [entries[row].id for row in rows.tolist()]

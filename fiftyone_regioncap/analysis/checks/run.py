@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,6 @@ from fiftyone_regioncap.analysis.checks.tracks import (
 from fiftyone_regioncap.analysis.options import CheckOptions
 from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.markdown import code
-from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.store import Document
 
@@ -114,8 +112,6 @@ def check_captions(
     options: CheckOptions = CheckOptions(),  # noqa: B008
     *,
     model: TextEncoder | None = None,
-    listener: ProgressListener | None = None,
-    cancel: threading.Event | None = None,
 ) -> CheckSummary:
     """Finds captions that are probably bad.
 
@@ -132,8 +128,6 @@ def check_captions(
         samples: A dataset or a view; captions are compared with those that are in it.
         options: Options of the checks.
         model: Text encoder to use in place of the one that ``options`` name.
-        listener: Called with progress events.
-        cancel: Set it to stop before the next sample.
 
     Raises:
         FieldError: If the field is absent or can't have captions, or holds no region
@@ -144,23 +138,13 @@ def check_captions(
     captions = CaptionField.of(samples, options.captions)
     checks = (*CHECKS, SIMILARITY) if options.similarity else CHECKS
     found: dict[str, list[CheckFinding]] = {}
-    read = captions.in_view(samples, _ATTRIBUTES)
-    for _, labels in tracked(
-        read, "read", captions.name, len(samples), listener, cancel
-    ):
+    for _, labels in captions.in_view(samples, _ATTRIBUTES):
         found |= findings([label for label in labels if label.get("caption")])
     quartiles = None
     if options.similarity:
         chosen = options.model if model is None else model
         cosines: dict[str, float] = {}
-        for fit in fits(
-            captions,
-            samples,
-            model=chosen,
-            device=options.device,
-            listener=listener,
-            cancel=cancel,
-        ):
+        for fit in fits(captions, samples, model=chosen, device=options.device):
             cosines[fit.id] = fit.cosine
             if fit.beaten is not None and fit.id in found:
                 why = f"{fit.beaten:.0%} of other captions fit the region better"
