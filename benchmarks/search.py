@@ -35,6 +35,7 @@ from bson import ObjectId
 
 from fiftyone_regioncap.analysis.vocabulary import ATTRIBUTES, COLORS, NOUNS
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
+from fiftyone_regioncap.core.progress import ProgressBar
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.search import Query
 from fiftyone_regioncap.search.embedding import load
@@ -240,7 +241,8 @@ def measure(count: int, folder: Path, embedder, queries: dict) -> list[str]:
     words_seconds = time.perf_counter() - began
     before = resident()
     began = time.perf_counter()
-    store = index.embed(embedder, progress=True)
+    with ProgressBar() as bar:
+        store = index.embed(embedder, bar)
     vector_seconds = time.perf_counter() - began
     known = Known(embedder.name, queries)
     texts = list(queries)

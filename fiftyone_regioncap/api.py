@@ -1,40 +1,22 @@
 """The functions that people call from Python; shell and App call the same.
 
-Each is made from its declaration in :mod:`fiftyone_regioncap.operations`; what does the
-work is named there, and found below where it has to be put together.
+Each is made from its declaration in :mod:`fiftyone_regioncap.operations`, which names
+what does the work.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from fiftyone_regioncap.core.errors import OptionError
-from fiftyone_regioncap.core.options import OptionField, fields_of, unknown
+from fiftyone_regioncap.core.options import OptionField, Options, fields_of, unknown
 from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.operations import OPERATIONS, Operation
 from fiftyone_regioncap.system import database
-
-if TYPE_CHECKING:
-    from fiftyone_regioncap.analysis.checks import CheckSummary, TriageSummary
-    from fiftyone_regioncap.analysis.facets import FacetSummary
-    from fiftyone_regioncap.analysis.options import (
-        CheckOptions,
-        FacetOptions,
-        TriageOptions,
-    )
-    from fiftyone_regioncap.evaluation.caption_runs import CaptionEvaluation
-    from fiftyone_regioncap.evaluation.options import EvaluateOptions
-    from fiftyone_regioncap.search import SearchResults
-    from fiftyone_regioncap.search.options import EmbedCaptionsOptions, SearchOptions
-    from fiftyone_regioncap.visualization.maps import MapSummary
-
-Model: TypeAlias = Any
-"""A specification of a model, or a model that is loaded."""
 
 
 def call(
@@ -62,19 +44,31 @@ def call(
         FieldError: When a field is absent or of the wrong kind.
         Cancelled: When ``cancel`` was set; what was written stays.
     """
-    options, models = operation.parse(values)
+    return run(operation, samples, *operation.parse(values), progress, cancel)
+
+
+def run(
+    operation: Operation,
+    samples: Any,
+    options: Options,
+    models: Mapping[str, Any],
+    progress: bool | ProgressListener = True,
+    cancel: threading.Event | None = None,
+) -> Any:
+    """Runs an operation with what :meth:`Operation.parse` made of values."""
     database.ensure()
     with progress_listener(progress) as listener:
+        context = {"listener": listener, "cancel": cancel}
         if operation.run is not None:
-            run = resolve(operation.run)
-            return run(samples, options, **models, listener=listener, cancel=cancel)
+            function = resolve(f"fiftyone_regioncap.{operation.run}")
+            return function(samples, options, **models, **context)
+        alone = len(operation.stages) == 1
         stages = {
-            stage: options if group is None else getattr(options, group)
-            for stage, group in operation.stages.items()
+            stage: options if alone else getattr(options, stage)
+            for stage in operation.stages
         }
-        run = resolve("fiftyone_regioncap.jobs.executors.local:run_stages")
-        name = operation.name
-        return run(samples, name, stages, models, listener=listener, cancel=cancel)
+        run_stages = resolve("fiftyone_regioncap.jobs.executors.local:run_stages")
+        return run_stages(samples, operation.name, stages, models, **context)
 
 
 def function_of(operation: Operation) -> Callable[..., Any]:
@@ -161,72 +155,3 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = function_of(OPERATIONS[name])
     return globals()[name]
-
-
-def _search(samples: Any, options: SearchOptions, **run: Any) -> SearchResults:
-    from fiftyone_regioncap.search import search
-
-    results = search(samples, options, progress=_bar(run))
-    if options.save is not None:
-        samples._root_dataset.save_view(
-            options.save, shown(results, options), overwrite=True
-        )
-    return results
-
-
-def shown(results: SearchResults, options: SearchOptions) -> Any:
-    """The view of what a search found, as its options want it."""
-    view = results.view(options.score_field)
-    return results.captions.alone(view) if options.alone and results.hits else view
-
-
-def _embed_captions(
-    samples: Any, options: EmbedCaptionsOptions, **run: Any
-) -> MapSummary:
-    from fiftyone_regioncap.visualization.maps import embed_captions
-
-    return embed_captions(samples, options, progress=_bar(run))
-
-
-def _extract_facets(samples: Any, options: FacetOptions, **run: Any) -> FacetSummary:
-    from fiftyone_regioncap.analysis.facets import extract_facets
-
-    return extract_facets(samples, options)
-
-
-def _check_captions(samples: Any, options: CheckOptions, **run: Any) -> CheckSummary:
-    from fiftyone_regioncap.analysis.checks import check_captions
-
-    return check_captions(samples, options)
-
-
-def _triage_captions(samples: Any, options: TriageOptions, **run: Any) -> TriageSummary:
-    from fiftyone_regioncap.analysis.checks import triage
-
-    return triage(samples, options)
-
-
-def _evaluate_captions(
-    samples: Any, options: EvaluateOptions, **run: Any
-) -> CaptionEvaluation:
-    from fiftyone_regioncap.evaluation.caption_runs import evaluate_captions
-    from fiftyone_regioncap.search.embedding import DEFAULT_MODEL
-
-    same = options.captions == options.references
-    attribute = options.caption_attribute or ("source_caption" if same else "caption")
-    values = vars(options) | {
-        "caption_attribute": attribute,
-        "model": options.model or DEFAULT_MODEL,
-    }
-    result = evaluate_captions(samples, **_without(values, "output"))
-    if options.output is not None:
-        result.write(options.output)
-    return result
-
-
-def _bar(run: Mapping[str, Any]) -> bool:
-    return run["listener"] is not None and sys.stderr.isatty()
-
-
-def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != name}

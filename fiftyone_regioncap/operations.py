@@ -9,7 +9,7 @@ before an operation is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fiftyone_regioncap.core.errors import OptionError
@@ -18,6 +18,7 @@ from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.models.registry import AUTO, ModelRegistry, ModelSpec
 
 _ROOMS = "fiftyone_regioncap"
+_ALL_MEDIA = ("video", "image", "group")
 
 NONE = "none"
 """Stands for no model where None can't be written, as in a shell."""
@@ -35,21 +36,21 @@ class ModelChoice:
     Attributes:
         name: Name of the argument; ``<name>_weights`` and ``<name>_options`` too.
         help: What the model is for.
-        kind: Which registry it is chosen from.
         default: Name of the default; None when the operation does without by default.
         optional: Whether the operation can do without.
+        kind: Key of :data:`REGISTRIES` that it is chosen from; empty for its name.
     """
 
     name: str
     help: str
-    kind: str
     default: str | None = AUTO
     optional: bool = False
+    kind: str = ""
 
     @property
     def registry(self) -> ModelRegistry[Any]:
         """Where it is chosen from."""
-        return resolve(REGISTRIES[self.kind])
+        return resolve(REGISTRIES[self.kind or self.name])
 
 
 @dataclass(frozen=True)
@@ -58,43 +59,50 @@ class Operation:
 
     Attributes:
         name: Name of the SDK's function.
-        operator: Name of the App's operator.
-        command: Name of the shell's command.
         label: Title for forms.
         summary: What it does, as a full sentence.
-        action: A verb for the App's target picker.
-        target: ``"module:Class"`` of its options.
-        stages: Stages of the job that it is, in their order, each with the group of
-            its options; None where the options are those of the stage.
-        run: ``"module:function"`` of what is no job: called with samples, options, and
-            by keyword the models, ``listener`` and ``cancel``.
+        target: ``"module:Class"`` of its options, in this package.
+        run: ``"module:function"``, in this package, of what is no job: called with
+            samples, options, and by keyword the models, ``listener`` and ``cancel``.
+        stages: Stages of the job that it is, in their order. Of several, each has the
+            options of the group of its name.
         models: The models that it works with.
         media: Media types of datasets that it can run on.
-        positional: Options that the SDK takes by position, and the shell as arguments
-            where ``arguments`` says so.
+        positional: Options that the SDK takes by position.
         arguments: Options that the shell takes as arguments.
-        streams: Whether it reports progress while it runs.
+        action: A verb for the App's target picker; empty for the label's first word.
+        operator: Name of the App's operator; empty for the name.
+        command: Name of the shell's command; empty for the name with dashes.
     """
 
     name: str
-    operator: str
-    command: str
     label: str
     summary: str
-    action: str
     target: str
-    stages: Mapping[str, str | None] = field(default_factory=dict)
     run: str | None = None
+    stages: tuple[str, ...] = ()
     models: tuple[ModelChoice, ...] = ()
     media: tuple[str, ...] = ("video", "group")
     positional: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
-    streams: bool = True
+    action: str = ""
+    operator: str = ""
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        """Derives the names at the other doors from that of the function."""
+        for attribute, default in (
+            ("action", self.label.split()[0]),
+            ("operator", self.name),
+            ("command", self.name.replace("_", "-")),
+        ):
+            value = getattr(self, attribute) or default
+            object.__setattr__(self, attribute, value)
 
     @property
     def options(self) -> type[Options]:
         """The class of its options."""
-        return resolve(self.target)
+        return resolve(f"{_ROOMS}.{self.target}")
 
     @property
     def fields(self) -> tuple[OptionField, ...]:
@@ -197,241 +205,193 @@ class Operation:
         chosen[name] = ModelSpec(**{**vars(chosen[name]), "weights": weights})
 
 
-PROPAGATOR = ModelChoice("propagator", "Model that carries masks on.", "propagator")
-CAPTIONER = ModelChoice("captioner", "Model that describes.", "captioner")
+PROPAGATOR = ModelChoice("propagator", "Model that carries masks on.")
+CAPTIONER = ModelChoice("captioner", "Model that describes.")
 
 _DECLARED = (
     Operation(
-        name="propose",
-        operator="propose_objects",
-        command="propose",
-        label="Propose objects",
-        summary="Find the objects of videos that have no prompts.",
+        "propose",
+        "Propose objects",
+        "Find the objects of videos that have no prompts.",
+        "jobs.options:ProposeOptions",
+        stages=("propose",),
+        models=(ModelChoice("propagator", "Model that finds the objects."),),
         action="Propose objects for",
-        target=f"{_ROOMS}.jobs.options:ProposeOptions",
-        stages={"propose": None},
-        models=(
-            ModelChoice("propagator", "Model that finds the objects.", "propagator"),
-        ),
+        operator="propose_objects",
     ),
     Operation(
-        name="propagate",
-        operator="propagate_masks",
-        command="propagate",
-        label="Propagate masks",
-        summary="Carry the marked objects through videos, as tracks of masks.",
-        action="Propagate",
-        target=f"{_ROOMS}.jobs.options:PropagateOptions",
-        stages={"propagate": None},
+        "propagate",
+        "Propagate masks",
+        "Carry the marked objects through videos, as tracks of masks.",
+        "jobs.options:PropagateOptions",
+        stages=("propagate",),
         models=(PROPAGATOR,),
         positional=("prompts",),
+        operator="propagate_masks",
     ),
     Operation(
-        name="caption",
-        operator="caption_tracks",
-        command="caption",
-        label="Caption tracks",
-        summary="Describe every track, or every window of it.",
-        action="Caption",
-        target=f"{_ROOMS}.jobs.options:CaptionOptions",
-        stages={"caption": None},
+        "caption",
+        "Caption tracks",
+        "Describe every track, or every window of it.",
+        "jobs.options:CaptionOptions",
+        stages=("caption",),
         models=(CAPTIONER,),
         positional=("tracks",),
+        operator="caption_tracks",
     ),
     Operation(
-        name="propagate_and_caption",
-        operator="propagate_and_caption",
-        command="propagate-and-caption",
-        label="Propagate and caption",
-        summary="Mask the marked objects through videos and describe each of them.",
-        action="Propagate and caption",
-        target=f"{_ROOMS}.jobs.options:PropagateAndCaptionOptions",
-        stages={"propagate": "propagate", "caption": "caption"},
+        "propagate_and_caption",
+        "Propagate and caption",
+        "Mask the marked objects through videos and describe each of them.",
+        "jobs.options:PropagateAndCaptionOptions",
+        stages=("propagate", "caption"),
         models=(PROPAGATOR, CAPTIONER),
+        action="Propagate and caption",
     ),
     Operation(
-        name="caption_regions",
-        operator="caption_regions",
-        command="caption-regions",
-        label="Caption regions",
-        summary="Describe the labeled regions of images.",
-        action="Caption",
-        target=f"{_ROOMS}.jobs.options:RegionOptions",
-        stages={"caption_regions": None},
+        "caption_regions",
+        "Caption regions",
+        "Describe the labeled regions of images.",
+        "jobs.options:RegionOptions",
+        stages=("caption_regions",),
         models=(
             CAPTIONER,
             ModelChoice(
                 "segmenter",
                 "Model that makes masks of boxes and points; none to take boxes as "
                 "they are.",
-                "propagator",
                 optional=True,
+                kind="propagator",
             ),
         ),
         media=("image", "group"),
         positional=("field",),
     ),
     Operation(
-        name="dense_caption",
-        operator="dense_caption",
-        command="dense-caption",
-        label="Dense captioning",
-        summary="Describe all parts of images or frames, and map where a text is.",
-        action="Caption",
-        target=f"{_ROOMS}.jobs.options:DenseCaptionOptions",
-        stages={"caption_densely": None},
+        "dense_caption",
+        "Dense captioning",
+        "Describe all parts of images or frames, and map where a text is.",
+        "jobs.options:DenseCaptionOptions",
+        stages=("caption_densely",),
         models=(
-            ModelChoice(
-                "captioner", "Model that describes.", "captioner", "patchioner"
-            ),
+            ModelChoice("captioner", "Model that describes.", "patchioner"),
             ModelChoice(
                 "propagator",
                 "Model that finds the parts; none for clusters of patches that look "
                 "alike.",
-                "propagator",
                 None,
                 optional=True,
             ),
         ),
-        media=("video", "image", "group"),
+        media=_ALL_MEDIA,
+        action="Caption",
     ),
     Operation(
-        name="make_unique",
-        operator="make_unique",
-        command="make-unique",
-        label="Tell objects apart",
-        summary="State what tells objects apart that have nearly the same captions.",
-        action="Compare",
-        target=f"{_ROOMS}.analysis.options:UniqueOptions",
-        run=f"{_ROOMS}.analysis.unique:make_unique",
+        "make_unique",
+        "Tell objects apart",
+        "State what tells objects apart that have nearly the same captions.",
+        "analysis.options:UniqueOptions",
+        run="analysis.unique:make_unique",
         models=(
             ModelChoice(
                 "captioner",
                 "Model that is asked for differences first; none states what was "
                 "measured.",
-                "captioner",
                 None,
                 optional=True,
             ),
         ),
-        media=("video", "image", "group"),
+        media=_ALL_MEDIA,
         positional=("captions",),
+        action="Compare",
     ),
     Operation(
-        name="search_captions",
-        operator="search_captions",
-        command="search",
-        label="Search captions",
-        summary="Find tracks and regions by what was said of them.",
-        action="Search",
-        target=f"{_ROOMS}.search.options:SearchOptions",
-        run=f"{_ROOMS}.api:_search",
-        media=("video", "image", "group"),
+        "search_captions",
+        "Search captions",
+        "Find tracks and regions by what was said of them.",
+        "search.options:SearchOptions",
+        run="search.results:search",
+        media=_ALL_MEDIA,
         positional=("query",),
         arguments=("query",),
-        streams=False,
+        command="search",
     ),
     Operation(
-        name="embed_captions",
-        operator="embed_captions",
-        command="embed-captions",
-        label="Embed captions",
-        summary="Put captions on a map; find duplicates, outliers and groups.",
-        action="Embed",
-        target=f"{_ROOMS}.search.options:EmbedCaptionsOptions",
-        run=f"{_ROOMS}.api:_embed_captions",
-        media=("video", "image", "group"),
-        positional=("captions",),
-        streams=False,
-    ),
-    Operation(
-        name="embed_regions",
-        operator="embed_regions",
-        command="embed-regions",
-        label="Embed regions",
-        summary="Let captions be searched, mapped and checked by how regions look.",
-        action="Embed",
-        target=f"{_ROOMS}.jobs.options:EmbedRegionsOptions",
-        stages={"embed_regions": None},
-        models=(
-            ModelChoice("captioner", "Model that embeds.", "captioner", "patchioner"),
-        ),
-        media=("video", "image", "group"),
+        "embed_captions",
+        "Embed captions",
+        "Put captions on a map; find duplicates, outliers and groups.",
+        "search.options:EmbedCaptionsOptions",
+        run="visualization.maps:embed_captions",
+        media=_ALL_MEDIA,
         positional=("captions",),
     ),
     Operation(
-        name="extract_facets",
-        operator="extract_facets",
-        command="extract-facets",
-        label="Extract facets",
-        summary="Make nouns and attributes of captions into lists to filter by.",
-        action="Extract",
-        target=f"{_ROOMS}.analysis.options:FacetOptions",
-        run=f"{_ROOMS}.api:_extract_facets",
-        media=("video", "image", "group"),
+        "embed_regions",
+        "Embed regions",
+        "Let captions be searched, mapped and checked by how regions look.",
+        "jobs.options:EmbedRegionsOptions",
+        stages=("embed_regions",),
+        models=(ModelChoice("captioner", "Model that embeds.", "patchioner"),),
+        media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
     ),
     Operation(
-        name="check_captions",
-        operator="check_captions",
+        "extract_facets",
+        "Extract facets",
+        "Make nouns and attributes of captions into lists to filter by.",
+        "analysis.options:FacetOptions",
+        run="analysis.facets:extract_facets",
+        media=_ALL_MEDIA,
+        positional=("captions",),
+    ),
+    Operation(
+        "check_captions",
+        "Check captions",
+        "Find captions that contradict measurements, others, or themselves.",
+        "analysis.options:CheckOptions",
+        run="analysis.checks.run:check_captions",
+        media=_ALL_MEDIA,
+        positional=("captions",),
         command="check",
-        label="Check captions",
-        summary="Find captions that contradict measurements, others, or themselves.",
-        action="Check",
-        target=f"{_ROOMS}.analysis.options:CheckOptions",
-        run=f"{_ROOMS}.api:_check_captions",
-        media=("video", "image", "group"),
-        positional=("captions",),
-        streams=False,
     ),
     Operation(
-        name="triage_captions",
-        operator="triage_captions",
+        "triage_captions",
+        "Triage captions",
+        "Keep, review or drop captions by a score, and say how good that is.",
+        "analysis.options:TriageOptions",
+        run="analysis.checks.triage:triage",
+        media=_ALL_MEDIA,
+        positional=("captions",),
         command="triage",
-        label="Triage captions",
-        summary="Keep, review or drop captions by a score, and say how good that is.",
-        action="Triage",
-        target=f"{_ROOMS}.analysis.options:TriageOptions",
-        run=f"{_ROOMS}.api:_triage_captions",
-        media=("video", "image", "group"),
-        positional=("captions",),
-        streams=False,
     ),
     Operation(
-        name="evaluate_captions",
-        operator="evaluate_captions",
-        command="evaluate captions",
-        label="Evaluate captions",
-        summary="Compare captions with references by the metrics of the literature.",
-        action="Evaluate",
-        target=f"{_ROOMS}.evaluation.options:EvaluateOptions",
-        run=f"{_ROOMS}.api:_evaluate_captions",
-        media=("video", "image", "group"),
+        "evaluate_captions",
+        "Evaluate captions",
+        "Compare captions with references by the metrics of the literature.",
+        "evaluation.options:EvaluateOptions",
+        run="evaluation.caption_runs:evaluate_captions",
+        media=_ALL_MEDIA,
         positional=("references",),
-        streams=False,
+        command="evaluate captions",
     ),
     Operation(
-        name="export",
+        "export",
+        "Export captions",
+        "Write tracks and captions in a format that other tools read.",
+        "exporters.options:ExportOptions",
+        run="exporters:export",
+        positional=("format", "path"),
         operator="export_captions",
-        command="export",
-        label="Export captions",
-        summary="Write tracks and captions in a format that other tools read.",
-        action="Export",
-        target=f"{_ROOMS}.exporters.options:ExportOptions",
-        run=f"{_ROOMS}.exporters:export",
-        positional=("format", "path"),
     ),
     Operation(
-        name="import_captions",
-        operator="import_captions",
-        command="import",
-        label="Import captions",
-        summary="Read tracks and captions of other tools into fields of the videos.",
-        action="Import into",
-        target=f"{_ROOMS}.exporters.options:ImportOptions",
-        run=f"{_ROOMS}.exporters:import_captions",
+        "import_captions",
+        "Import captions",
+        "Read tracks and captions of other tools into fields of the videos.",
+        "exporters.options:ImportOptions",
+        run="exporters:import_captions",
         positional=("format", "path"),
+        action="Import into",
+        command="import",
     ),
 )
 

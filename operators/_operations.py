@@ -11,6 +11,7 @@ from fiftyone.operators import types
 from fiftyone.operators.executor import ExecutionContext
 
 from fiftyone_regioncap import api
+from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.operations import OPERATIONS, Operation
 
@@ -34,7 +35,7 @@ class OperationOperator(foo.Operator):
             label=self.operation.label,
             description=self.operation.summary,
             dynamic=True,
-            execute_as_generator=self.operation.streams,
+            execute_as_generator=True,
             allow_immediate_execution=True,
             allow_delegated_execution=True,
         )
@@ -53,7 +54,10 @@ class OperationOperator(foo.Operator):
         inputs = types.Object()
         media = None if ctx.dataset is None else ctx.dataset.media_type
         if media in self.operation.media:
-            _forms.ask(inputs, ctx, self.operation)
+            try:
+                _forms.ask(inputs, ctx, self.operation)
+            except RegionCapError as error:
+                _forms.refuse(inputs, str(error))
         else:
             wanted = self.operation.media[0]
             _forms.refuse(inputs, f"This operator needs a dataset of {wanted}s")
@@ -61,19 +65,17 @@ class OperationOperator(foo.Operator):
 
     def execute(self, ctx: Any) -> Any:
         """Runs the operation; see :func:`operators._running.run`."""
-        values = _forms.parameters(self.operation, ctx.params)
-        samples = ctx.target_view()
 
         def job(listener: ProgressListener, cancel: threading.Event) -> Any:
-            return api.call(self.operation, samples, values, listener, cancel)
+            # Here, and not before, so that what is wrong is said in words.
+            values = _forms.parameters(self.operation, ctx.params)
+            return api.call(self.operation, ctx.target_view(), values, listener, cancel)
 
-        run = _running.run if self.operation.streams else _running.run_at_once
-        return run(ctx, job, AFTERWARDS.get(self.operation.name))
+        afterwards = AFTERWARDS.get(self.operation.name)
+        return _running.run(ctx, self.operation.label, job, afterwards)
 
-    def resolve_output(self, ctx: Any) -> types.Property | None:
-        """Returns the summary, where no view shows what was found."""
-        if self.operation.name == "search_captions":
-            return None
+    def resolve_output(self, ctx: Any) -> types.Property:
+        """Returns the summary."""
         view = types.View(label=self.operation.label)
         return types.Property(_running.outputs(), view=view)
 
@@ -129,9 +131,11 @@ def _show_found(ctx: Any, results: Any) -> Iterator[Any]:
     """Shows what a search found in place of the view."""
     found = "Nothing found"
     if results.hits:
+        from fiftyone_regioncap.search.results import view_of
+
         values = _forms.parameters(OPERATIONS["search_captions"], ctx.params)
         options, _ = OPERATIONS["search_captions"].parse(values)
-        yield ctx.ops.set_view(api.shown(results, options))
+        yield ctx.ops.set_view(view_of(results, options))
         found = f"{len(results)} found"
     if results.note:
         found = f"{found}. {results.note}"

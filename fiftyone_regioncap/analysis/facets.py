@@ -8,6 +8,7 @@ long texts are of no use there, and these lists are.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from fiftyone_regioncap.analysis.vocabulary import (
     STOPWORDS,
 )
 from fiftyone_regioncap.core.markdown import code
+from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
 NOUNS_FIELD = "nouns"
@@ -179,6 +181,9 @@ class FacetSummary:
 def extract_facets(
     samples: foco.SampleCollection,
     options: FacetOptions = FacetOptions(),  # noqa: B008
+    *,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
 ) -> FacetSummary:
     """Writes nouns and attributes of captions, and makes them easy to filter by.
 
@@ -190,6 +195,8 @@ def extract_facets(
     Args:
         samples: A dataset or a view.
         options: The field of captions.
+        listener: Called with progress events.
+        cancel: Set it to stop before the next sample.
 
     Raises:
         FieldError: If the field is absent or can't have captions.
@@ -198,7 +205,8 @@ def extract_facets(
     captions = CaptionField.of(samples, field)
     nouns: dict[str, list[str]] = {}
     traits: dict[str, list[str]] = {}
-    for _, labels in captions.in_view(samples, ("caption", "label")):
+    read = captions.in_view(samples, ("caption", "label"))
+    for _, labels in tracked(read, "read", field, len(samples), listener, cancel):
         for label in labels:
             found = facets_of(label.get("caption") or "", label.get("label"))
             nouns[str(label["_id"])] = list(found.nouns)

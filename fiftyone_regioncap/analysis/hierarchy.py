@@ -17,11 +17,11 @@ import numpy as np
 from bson import ObjectId
 from pymongo import UpdateOne
 
-from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Box, Mask, Track, crop_mask
 from fiftyone_regioncap.dataset.clips import read_image
 from fiftyone_regioncap.dataset.fields import require_regions, require_tracks
 from fiftyone_regioncap.dataset.regions import read_regions
+from fiftyone_regioncap.dataset.schema import Declared, declare
 from fiftyone_regioncap.dataset.store import Store, frame_path, now
 from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
 
@@ -150,8 +150,8 @@ def _write_tracks(sample: fo.Sample | fo.SampleView, field: str, share: float) -
     store = Store.of(sample)
     name = frame_path(require_tracks(sample._collection, field))
     labels = f"{name}.detections"
-    for attribute in ("parent", "level"):
-        _declare(store.dataset.add_frame_field, f"{labels}.{attribute}", fo.IntField)
+    attributes = [Declared(f"{labels}.{n}", fo.IntField) for n in ("parent", "level")]
+    declare(store.dataset, attributes, frames=True)
     tracks = {track.object_id: track for track in read_tracks(sample, field)}
     wanted: dict[int, list[int]] = {}
     for track in tracks.values():
@@ -176,9 +176,9 @@ def _write_tracks(sample: fo.Sample | fo.SampleView, field: str, share: float) -
             )
         )
         if len(updates) >= FRAMES_AT_ONCE:
-            store.write_frames(updates)
+            store.write_frames(name, updates)
             updates.clear()
-    store.write_frames(updates)
+    store.write_frames(name, updates)
     store.reload_frames()
     return parts
 
@@ -204,8 +204,8 @@ def _write_regions(sample: fo.Sample | fo.SampleView, field: str, share: float) 
     kind = dataset.get_field(require_regions(dataset, field)).document_type
     inner = getattr(kind, "_LABEL_LIST_FIELD", None)
     path = f"{field}.{inner}" if inner else field
-    _declare(dataset.add_sample_field, f"{path}.parent", fo.StringField)
-    _declare(dataset.add_sample_field, f"{path}.level", fo.IntField)
+    parent = Declared(f"{path}.parent", fo.StringField)
+    declare(dataset, [parent, Declared(f"{path}.level", fo.IntField)])
     height, width = read_image(sample.filepath).shape[:2]
     masks = {
         region.id: region.shape.mask
@@ -219,12 +219,3 @@ def _write_regions(sample: fo.Sample | fo.SampleView, field: str, share: float) 
         label["parent"], label["level"] = position.parent, position.level
     sample.save()
     return sum(position.parent is not None for position in positions.values())
-
-
-def _declare(add, path: str, kind: type) -> None:  # type: ignore[no-untyped-def]
-    try:
-        add(path, kind)
-    except ValueError as wrong:
-        raise FieldError(
-            f"{path!r} exists with another type; rename it first ({wrong})"
-        ) from wrong

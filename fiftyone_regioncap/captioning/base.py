@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Caption, RegionClip
 
 
@@ -42,7 +43,8 @@ class CaptionerInfo:
         license: SPDX id of the weights' license, or a short name for others.
         frames: Number of frames used of each clip; 1 for image models.
         batch_size: Recommended number of clips per batch on this device.
-        prompts: Prompt texts by name; empty if the captioner takes no prompt.
+        prompts: Prompt texts by name; empty if there are none to choose from.
+        takes_prompt: Whether the captioner can be told what to say.
         tasks: Predictions it makes: any of caption, tags, attributes and category.
         space: Embedding space of the embeddings that come with its captions; None if
             captions have no embeddings.
@@ -55,8 +57,20 @@ class CaptionerInfo:
     frames: int = 1
     batch_size: int = 1
     prompts: Mapping[str, str] = field(default_factory=dict)
+    takes_prompt: bool = True
     tasks: frozenset[str] = frozenset({"caption"})
     space: EmbeddingSpace | None = None
+
+    def check_prompt(self, prompt: str | None) -> None:
+        """Checks that the captioner can be given a prompt.
+
+        Raises:
+            BackendError: If there is a prompt and the captioner takes none.
+        """
+        if prompt is not None and not self.takes_prompt:
+            raise BackendError(
+                f"the captioner {self.name} takes no prompt; leave it out"
+            )
 
 
 class Captioner(Protocol):

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.captioning.base import CaptionerInfo
-from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.measuring.regions import Measurements, measure
@@ -68,6 +67,7 @@ class MeasuredCaptioner:
             license="Apache-2.0",
             frames=16,
             batch_size=16,
+            takes_prompt=False,
             tasks=frozenset({"caption", "attributes"}),
         )
 
@@ -83,8 +83,7 @@ class MeasuredCaptioner:
         Raises:
             BackendError: When a prompt is given.
         """
-        if prompt is not None:
-            raise BackendError("the captioner measured takes no prompt; leave it out")
+        self.info.check_prompt(prompt)
         return [_caption(clip) for clip in clips]
 
 

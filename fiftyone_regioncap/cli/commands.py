@@ -160,13 +160,13 @@ def command_of(operation: Operation) -> click.Command:
 
     def run(dataset: str, view: str | None, as_json: bool, **values: Any) -> None:
         options = given(values)
-        operation.parse(options)  # before a database is started or a dataset opened
+        parsed = operation.parse(options)  # before a database is started
         ensure_database()
         from fiftyone_regioncap import api
 
         samples = open_samples(dataset, view)
         progress = sys.stderr.isatty() or not as_json
-        result = api.call(operation, samples, options, progress)
+        result = api.run(operation, samples, *parsed, progress)
         if operation.name in CAPTIONS:
             show_tracks(
                 samples, result, options.get(*CAPTIONS[operation.name]), as_json

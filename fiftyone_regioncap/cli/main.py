@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from fiftyone_regioncap.cli.commands import (
     show_tracks,
 )
 from fiftyone_regioncap.core.errors import Cancelled, OptionError, RegionCapError
-from fiftyone_regioncap.core.options import fields_of
+from fiftyone_regioncap.core.options import fields_of, is_text
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.operations import OPERATIONS, REGISTRIES
@@ -90,10 +91,11 @@ def _logged(error: Exception) -> str:
     from fiftyone_regioncap.system import assets
 
     path = assets.cache_dir() / "error.log"
-    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    what = f"{type(error).__name__}: {error}".splitlines()[0][:400]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        text = "".join(traceback.format_exception(error))
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError:
         traceback.print_exception(error)
         return what
@@ -144,6 +146,40 @@ class NumbersType(click.ParamType):
         return numbers
 
 
+class TextType(click.ParamType):
+    """Takes text that can be stored, and is not empty."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Validates ``value``."""
+        if not (value.strip() and is_text(value)):
+            self.fail(f"{value!r} is no text", param, ctx)
+        return value
+
+
+class SheetType(click.Path):
+    """Takes the path of a file to write, in a folder that can be made."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        """Makes the folder of ``value``, before there is anything to write."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            self.fail(f"{path} can't be written: {error}", param, ctx)
+        return path
+
+
+TEXT = TextType()
+SHEET = SheetType(dir_okay=False, writable=True)
 BOX = NumbersType(4, "x1,y1,x2,y2")
 POINT = NumbersType(2, "x,y")
 
@@ -179,10 +215,19 @@ class _MainJobCommand(click.Command):
 @click.option("--point", "points", type=POINT, multiple=True, help="Point on it.")
 @click.option("--not-point", "off", type=POINT, multiple=True, help="Point off it.")
 @click.option("--propose", is_flag=True, help="Find the objects of each video first.")
-@click.option("--label", "names", multiple=True, help="What the object is.")
-@click.option("--at", "frames", type=int, multiple=True, help="Frame, counted from 0.")
-@click.option("--dataset", "name", help="Dataset to write to [default: the video's].")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Contact sheet (PNG).")
+@click.option("--label", "names", type=TEXT, multiple=True, help="What the object is.")
+@click.option(
+    *("--at", "frames"),
+    type=click.IntRange(0, 2**31),
+    multiple=True,
+    help="Frame, counted from 0.",
+)
+@click.option(
+    *("--dataset", "name"),
+    type=TEXT,
+    help="Dataset to write to [default: the video's].",
+)
+@click.option("--sheet", type=SHEET, help="Contact sheet (PNG).")
 def run(
     video: Path,
     boxes: Sequence[tuple[float, ...]],
@@ -202,8 +247,10 @@ def run(
     box, and a single one belongs to all. All --point together mark one object. With
     --propose, the objects are found by the propagator's model.
     """
-    if propose and (boxes or points):
-        raise click.UsageError("--propose finds the objects; give no box or point")
+    if propose and any((boxes, points, off, names, frames)):
+        raise click.UsageError(
+            "--propose finds the objects; give no --box, --point, --label or --at"
+        )
     prompts = [] if propose else _prompts(boxes, points, off, names, frames)
     options = given(values)
     MAIN_JOB.parse(options)
@@ -212,15 +259,30 @@ def run(
 
     videos = datasets.find_videos(video)
     name = name or f"regioncap-{video.stem}"
-    if not propose and datasets.has_others(name, videos, prompts):
-        # What was made from the old prompts is of no use beside the new ones.
-        options.update(overwrite=True, overwrite_captions=True)
-    if propose:
+    with datasets.dropped_if_empty(name):
+        _run(videos, name, prompts, options, sheet, as_json)
+
+
+def _run(
+    videos: Sequence[Path],
+    name: str,
+    prompts: Sequence[Prompt],
+    options: dict[str, Any],
+    sheet: Path | None,
+    as_json: bool,
+) -> None:
+    """Runs the main job on videos with prompts; without any, finds objects first."""
+    from fiftyone_regioncap.dataset import videos as datasets
+
+    if prompts:
+        if datasets.has_others(name, videos, prompts):
+            # What was made from the old prompts is of no use beside the new ones.
+            options.update(overwrite=True, overwrite_captions=True)
+        dataset, ids, options["prompts"] = datasets.add_videos(name, videos, prompts)
+    else:
         dataset, ids = datasets.open_videos(name, videos)
         options["prompts"] = f"frames.{datasets.PROMPTS}"
         _propose(dataset.select(ids), options, as_json)
-    else:
-        dataset, ids, options["prompts"] = datasets.add_videos(name, videos, prompts)
     _main_job(dataset.select(ids), options, sheet, as_json)
 
 
@@ -301,7 +363,7 @@ def _main_job(
 @main.command(cls=_MainJobCommand)
 @click.option(
     "--sheet",
-    type=click.Path(path_type=Path),
+    type=SHEET,
     default=Path(".regioncap/contact-sheet.png"),
     show_default=True,
     help="Contact sheet (PNG).",

@@ -12,11 +12,19 @@ import click
 @click.option("--weights", default="nvidia/DAM-3B", show_default=True)
 @click.option("--video", is_flag=True, help="The checkpoint is for videos too.")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=8000, show_default=True)
-@click.option("--rows", type=int, default=16, show_default=True, help="At once.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    *("--rows", "rows"),
+    type=click.IntRange(1, 4096),
+    default=16,
+    show_default=True,
+    help="At once.",
+)
 @click.option("--temperature", type=float, default=0.2, show_default=True)
 @click.option("--top-p", type=float, default=0.9, show_default=True)
-@click.option("--max-new-tokens", type=int, default=512, show_default=True)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1, 2**16), default=512, show_default=True
+)
 @click.option("--device", help="Such as cuda or cpu.")
 @click.option("--accept-license", is_flag=True, help="Accept the weights' license.")
 def serve(
@@ -36,19 +44,17 @@ def serve(
     Sampling and length are for requests that say nothing of them. Beyond loopback
     clients must send the token in $REGIONCAP_TOKEN.
     """
-    import torch
-
     from fiftyone_regioncap.captioning.dam.model import DAM
-    from fiftyone_regioncap.models.loading import choose_device
+    from fiftyone_regioncap.models.loading import choose_device, choose_dtype
     from fiftyone_regioncap.models.sampling import Sampling
     from fiftyone_regioncap.serving.app import RequestLimits, ServerSettings
+    from fiftyone_regioncap.serving.server import check_address
     from fiftyone_regioncap.serving.server import serve as run
     from fiftyone_regioncap.system import assets
 
     if accept_license:
         assets.accept_license(weights)
     place = choose_device(device)
-    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     settings = ServerSettings(
         model=Path(weights).name,
         video=video,
@@ -57,8 +63,9 @@ def serve(
         limits=RequestLimits(max_new_tokens=max_new_tokens),
         rows=rows,
     )
+    check_address(settings, host, port)  # before the weights are read
     run(
-        DAM.from_pretrained(weights, place, dtype),
+        DAM.from_pretrained(weights, place, choose_dtype(None, place)),
         settings,
         host=host,
         port=port,

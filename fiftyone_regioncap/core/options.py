@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fiftyone_regioncap.core.errors import OptionError
+from fiftyone_regioncap.core.field_names import field_name_problem
 
 T = TypeVar("T", bound="Options")
 
@@ -207,12 +208,24 @@ class OptionField:
         """
         if value is None and self.optional:
             return None
+        if isinstance(value, str | Path) and not is_text(str(value)):
+            raise OptionError(
+                f"{self.name}={str(value)!r}: has bytes that are no text in UTF-8; "
+                "rename the file, or give another text"
+            )
         for kind in self.kinds:
             found = _convert(value, kind)
             if found is not MISSING and self._allows(found):
+                self._check_name(found)
                 return found
         shown = "***" if self.declaration.secret else repr(value)
         raise OptionError(f"{self.name}={shown}: give {self.expects}")
+
+    def _check_name(self, value: Any) -> None:
+        """Raises an error when a value is no name of a field to write to."""
+        named = (self.declaration.picker or "").startswith("new ")
+        if named and (problem := field_name_problem(value)) is not None:
+            raise OptionError(f"{self.name}: {problem}")
 
     def parse(self, text: str) -> Any:
         """Validates a value that was written as text, such as in a shell.
@@ -290,6 +303,9 @@ class Options:
                 )
         hints = _hints(cls)
         try:
+            for field in known:
+                if field.group is not None and field.name in values:
+                    field.check(values[field.name])  # by the name that was given
             for name, inner in nested.items():
                 own[name] = hints[name].from_mapping(inner)
             return cls(**own)
@@ -369,6 +385,15 @@ def unknown(name: str, known: Iterable[str]) -> str:
     return f"unknown option {name!r}{hint} known options: {', '.join(names)}"
 
 
+def is_text(text: str) -> bool:
+    """Returns whether a text can be stored: it is Unicode, without a null character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a file name that are no UTF-8
+        return False
+    return "\0" not in text
+
+
 def _hints(options: type) -> dict[str, Any]:
     return get_type_hints(options)
 
@@ -386,7 +411,8 @@ def _name_of(kind: Any) -> str:
     if get_origin(kind) is tuple:
         inner, *rest = get_args(kind)
         count = "" if rest == [Ellipsis] else f"{len(rest) + 1} "
-        return f"a list of {count}{_name_of(inner)}s"
+        item = _name_of(inner).removeprefix("a ").removeprefix("an ")
+        return f"a list of {count}{item}s"
     if get_origin(kind) is Mapping:
         return "values by name"
     if kind is Any:
@@ -412,12 +438,13 @@ def _convert(value: Any, kind: Any) -> Any:
         return value if isinstance(value, bool) else MISSING
     if kind is int:
         whole = isinstance(value, Integral) and not isinstance(value, bool)
-        return int(value) if whole else MISSING
+        return int(value) if whole and -(2**63) <= value < 2**63 else MISSING
     if kind is float:
         number = isinstance(value, Real) and not isinstance(value, bool)
         return float(value) if number and math.isfinite(value) else MISSING
     if kind is str:
-        return str(value) if isinstance(value, str | Path) else MISSING
+        text = isinstance(value, str | Path) and is_text(str(value))
+        return str(value) if text else MISSING
     return value if isinstance(value, kind) else MISSING
 
 

@@ -16,10 +16,10 @@ import fiftyone.core.view as fov
 from bson import ObjectId
 from fiftyone import ViewField as F
 
-from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.embeddings import VECTOR
 from fiftyone_regioncap.dataset.geometry import labels_of
+from fiftyone_regioncap.dataset.schema import Declared, declare
 from fiftyone_regioncap.dataset.store import Document
 
 _SAMPLES_AT_ONCE = 1000
@@ -160,13 +160,7 @@ class CaptionField:
             FieldError: When the name is none, or taken by another type.
         """
         path = f"{self.labels}.{fields.require_output(attribute)}"
-        options = {} if subfield is None else {"subfield": subfield}
-        try:
-            self.dataset.add_sample_field(path, kind, **options)
-        except ValueError as error:
-            raise FieldError(
-                f"{path} exists with another type; choose another name ({error})"
-            ) from error
+        declare(self.dataset, [Declared(path, kind, subfield)])
         if values:
             self.dataset.set_label_values(path, dict(values))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
@@ -147,9 +147,9 @@ def write_captions(
     """Writes captions into a sample-level field of TemporalDetections.
 
     A caption takes the place of the one with the same object and support; others stay.
-    Captions that a person accepted, edited or rejected stay too, and so do labels that
-    others made. Writing the same thing twice changes nothing, ids included. One process
-    writes a sample at a time.
+    Captions that a person accepted, edited or rejected stay too, also while this runs,
+    and so do labels that others made. Writing the same thing twice changes nothing, ids
+    included.
 
     Args:
         sample: Sample of a dataset of videos; a clip's captions go to its video.
@@ -172,22 +172,25 @@ def write_captions(
     records = list(records)
     if any(record.embedding is not None for record in records):
         declare_embeddings(store.dataset, field)
-    there = _documents(store, field)
-    foreign = [
-        label for label in there if caption_is_foreign(store.sample_id, field, label)
-    ]
-    documents = {_key(label): label for label in there if label not in foreign}
+    new = {record.key: _document(store, field, record) for record in records}
     written = 0
-    touched: set[int] = set()
-    for record in records:
-        touched.add(record.index)
-        old = documents.get(record.key)
-        if old is not None and not overwrite and _reviewed(old):
-            continue
-        documents[record.key] = _document(store, field, record)
-        written += 1
-    _write(store, field, [*documents.values(), *foreign])
+
+    def merge(there: list[Document]) -> list[Document]:
+        nonlocal written
+        kept, reviewed = [], set()
+        for label in there:
+            if caption_is_foreign(store.sample_id, field, label):
+                kept.append(label)
+            elif _key(label) not in new or (_reviewed(label) and not overwrite):
+                kept.append(label)
+                reviewed.add(_key(label))
+        added = [label for key, label in new.items() if key not in reviewed]
+        written = len(added)
+        return [*kept, *added]
+
+    _change(store, field, merge)
     if tracks_field is not None:
+        touched = {record.index for record in records}
         mirror_captions(sample, field, tracks_field, objects=touched)
     return written
 
@@ -247,20 +250,27 @@ def clear_captions(
     """
     store = Store.of(sample)
     require_captions(store.dataset, field)
-    documents = _documents(store, field)
-    kept = [
-        document
-        for document in documents
-        if _key(document) in keep
-        or (_reviewed(document) and not overwrite)
-        or caption_is_foreign(store.sample_id, field, document)
-    ]
-    if len(kept) < len(documents):
-        _write(store, field, kept)
-        if tracks_field is not None:
-            gone = {_key(document)[0] for document in documents if document not in kept}
-            mirror_captions(sample, field, tracks_field, objects=gone)
-    return len(documents) - len(kept)
+    gone: set[Key] = set()
+
+    def leave(there: list[Document]) -> list[Document]:
+        gone.clear()
+        kept = []
+        for label in there:
+            if (
+                _key(label) in keep
+                or (_reviewed(label) and not overwrite)
+                or caption_is_foreign(store.sample_id, field, label)
+            ):
+                kept.append(label)
+            else:
+                gone.add(_key(label))
+        return kept
+
+    _change(store, field, leave)
+    if gone and tracks_field is not None:
+        objects = {index for index, _ in gone}
+        mirror_captions(sample, field, tracks_field, objects=objects)
+    return len(gone)
 
 
 def mirror_captions(
@@ -295,7 +305,8 @@ def mirror_captions(
         index: [record for record in records if record.index == index]
         for index in sorted(objects)
     }
-    store.write_frames(_mirror_updates(store, frame_path(tracks_field), by_object))
+    name = frame_path(tracks_field)
+    store.write_frames(name, _mirror_updates(store, name, by_object))
     store.reload_frames()
 
 
@@ -305,7 +316,7 @@ def _mirror_updates(
     """Makes one update per range of frames over which no caption changes.
 
     Ranges are disjoint, so that each frame is written once, however many objects
-    and windows there are.
+    and windows there are, and not at all where it has its captions.
     """
     shown = {
         index: [
@@ -336,9 +347,8 @@ def _mirror_updates(
                 for record in records
                 if record.support[0] <= start <= record.support[1]
             ]
-            values[f"{labels}.$[o{number}].caption"] = (
-                covering[-1].caption if covering else None
-            )
+            text = covering[-1].caption if covering else None
+            values[f"{labels}.$[o{number}].caption"] = text
             # Tracks of other tools may have an instance in place of an index.
             instances = {r.instance for r in by_object[index] if r.instance}
             own: list[Document] = [
@@ -348,7 +358,7 @@ def _mirror_updates(
                     for instance in sorted(instances)
                 ),
             ]
-            belongs += own
+            belongs += [{**who, "caption": {"$ne": text}} for who in own]
             filters.append(
                 {"$or": [{f"o{number}.{k}": v for k, v in o.items()} for o in own]}
             )
@@ -365,20 +375,28 @@ def _documents(store: Store, field: str) -> list[Document]:
     return list(value.get("detections") or [])
 
 
-def _write(store: Store, field: str, documents: Iterable[Document]) -> None:
-    store.recheck(field)
-    ordered = sorted(documents, key=_key)
-    value = {"_cls": "TemporalDetections", "detections": ordered}
-    try:
-        store.write_sample({field: value})
-    except (OperationFailure, DocumentTooLarge) as error:
-        if not is_too_large(error):
-            raise
-        raise FieldError(
-            f"{len(ordered)} captions of one video don't fit into one document of "
-            "MongoDB (16 MB); caption longer windows, or leave region embeddings out "
-            "(the captioner's option embeddings=false)"
-        ) from error
+def _change(
+    store: Store, field: str, change: Callable[[list[Document]], list[Document]]
+) -> None:
+    """Changes the list of captions, again if somebody else changed it meanwhile."""
+    while True:
+        old = store.sample_document(field).get(field)
+        there = list((old or {}).get("detections") or [])
+        ordered = sorted(change(there), key=_key)
+        if ordered == there and old is not None:
+            return
+        value = {"_cls": "TemporalDetections", "detections": ordered}
+        try:
+            if store.write_sample({field: value}, expected={field: old}):
+                return
+        except (OperationFailure, DocumentTooLarge) as error:
+            if not is_too_large(error):
+                raise
+            raise FieldError(
+                f"{len(ordered)} captions of one video don't fit into one document of "
+                "MongoDB (16 MB); caption longer windows, or leave region embeddings "
+                "out (the captioner's option embeddings=false)"
+            ) from error
 
 
 def _key(document: Document) -> Key:

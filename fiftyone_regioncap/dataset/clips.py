@@ -90,7 +90,7 @@ def iter_clips(
         return
     with VideoReader(sample.filepath) as reader:
         masks = partial(read_masks, sample, tracks)
-        yield from assemble(plans, reader.read, masks, reader.fps)
+        yield from assemble(plans, reader.read, masks, reader.timeline)
 
 
 def iter_image_clips(

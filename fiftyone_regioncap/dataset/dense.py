@@ -219,7 +219,8 @@ class DenseWriter:
             "$setOnInsert": {"created_at": time},
         }
         key = {"_sample_id": self._store.sample_id, "frame_number": frame + 1}
-        self._store.write_frames([UpdateOne(key, update, upsert=True)])
+        write = UpdateOne(key, update, upsert=True)
+        self._store.write_frames(name, [write], [value])
 
     def _unset(
         self, names: Sequence[str | None], support: Support | None, query: Document
@@ -229,6 +230,6 @@ class DenseWriter:
                 found = {f"{name}._cls": {"$exists": True}, **query}
                 found.update(self._store.frame_query(support))
                 update = {"$set": {name: None, "last_modified_at": now()}}
-                self._store.write_frames([UpdateMany(found, update)])
+                self._store.write_frames(name, [UpdateMany(found, update)])
             elif not query:
                 self._store.write_sample({name: None})

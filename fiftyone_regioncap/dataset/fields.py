@@ -9,7 +9,12 @@ import fiftyone as fo
 import fiftyone.core.collections as foc
 
 from fiftyone_regioncap.core.errors import FieldError
-from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, frame_path
+from fiftyone_regioncap.core.field_names import (
+    FRAMES_PREFIX,
+    OWN_FIELDS,
+    field_name_problem,
+)
+from fiftyone_regioncap.dataset.store import frame_path
 
 Collection: TypeAlias = foc.SampleCollection
 """A dataset or any view of one."""
@@ -18,21 +23,6 @@ TRACKS = "frames.tracks"
 """Where tracks are written unless asked otherwise."""
 
 BOXES = (fo.Detections, fo.Detection)
-_OWN_FIELDS = frozenset(
-    {
-        "created_at",
-        "filepath",
-        "frame_number",
-        "frames",
-        "id",
-        "last_modified_at",
-        "media_type",
-        "metadata",
-        "sample_id",
-        "support",
-        "tags",
-    }
-)
 REGIONS = (*BOXES, fo.Polylines, fo.Polyline, fo.Keypoints, fo.Keypoint)
 
 
@@ -103,15 +93,12 @@ def require_output(output: str, *inputs: str) -> str:
     """Gives the name back when it can be written without destroying an input.
 
     Raises:
-        FieldError: When the name is that of an input, with or without ``frames.``, or
-            no name for a field.
+        FieldError: When the name is that of an input, with or without ``frames.``, one
+            of FiftyOne's own, or no name for a field.
     """
     name = frame_path(output)
-    if not name.isidentifier() or name.startswith("_"):
-        raise FieldError(
-            f"{output!r} is no field name; use letters, digits and underscores, "
-            "and start with a letter"
-        )
+    if (problem := field_name_problem(output)) is not None:
+        raise FieldError(problem)
     # A frame field and a sample field of one name would share their status fields.
     if name in map(frame_path, inputs):
         raise FieldError(
@@ -132,7 +119,7 @@ def require_writable(dataset: fo.Dataset, field: str) -> str:
         FieldError: When it is one of FiftyOne's own fields, or read-only.
     """
     name = frame_path(field)
-    if name in _OWN_FIELDS or name == dataset.group_field:
+    if name in OWN_FIELDS or name == dataset.group_field:
         raise FieldError(f"{field!r} is FiftyOne's own; give the result another field")
     existing = dataset.get_field(field)
     if existing is not None and existing.read_only:

@@ -1,20 +1,56 @@
-"""Sizes of media, without ffprobe."""
+"""Describes videos by what their files say, and corrects the metadata stored."""
 
 from __future__ import annotations
 
-import logging
+import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 
 import fiftyone as fo
 
 from fiftyone_regioncap.core.errors import VideoError
-from fiftyone_regioncap.video.reader import read_metadata
+from fiftyone_regioncap.dataset.store import Store
+from fiftyone_regioncap.dataset.targets import name_of
+from fiftyone_regioncap.video.reader import VideoReader, read_metadata
+from fiftyone_regioncap.video.sources import VideoMetadata
+from fiftyone_regioncap.video.timeline import Timeline
 
-logger = logging.getLogger(__name__)
-
+_NAMES = ("frame_width", "frame_height", "total_frame_count", "frame_rate")
+_SAME = 1e-4  # relative, of rates that were computed in another way
 _DIGESTED = 1 << 20
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the file of a video says of it.
+
+    Attributes:
+        metadata: Size, rate, length and encoding.
+        timeline: When its frames are shown.
+    """
+
+    metadata: VideoMetadata
+    timeline: Timeline
+
+
+def describe(sample: fo.Sample | fo.SampleView) -> Description:
+    """Describes a sample's video by its file; by the stored metadata if that is gone.
+
+    Raises:
+        VideoError: When it can't be decoded, and its metadata is not stored either.
+    """
+    try:
+        with VideoReader(sample.filepath, cache_frames=1) as reader:
+            return Description(reader.metadata, reader.timeline)
+    except VideoError:
+        stored = sample.metadata
+        if stored is None or any((stored[name] or 0) <= 0 for name in _NAMES):
+            raise
+        known = {field.name: stored[field.name] for field in fields(VideoMetadata)}
+        metadata = VideoMetadata(**known)
+        count, rate = metadata.total_frame_count, metadata.frame_rate
+        return Description(metadata, Timeline.constant(count, rate))
 
 
 def video_metadata(sample: fo.Sample | fo.SampleView) -> fo.VideoMetadata:
@@ -26,24 +62,45 @@ def video_metadata(sample: fo.Sample | fo.SampleView) -> fo.VideoMetadata:
     return fo.VideoMetadata(**asdict(read_metadata(sample.filepath)))
 
 
-def correct_metadata(sample: fo.Sample | fo.SampleView) -> None:
-    """Stores a video's metadata where it is absent or of another file.
+def correct_metadata(sample: fo.Sample | fo.SampleView) -> list[str]:
+    """Stores a video's metadata where it is absent, or not what the file says.
 
-    Without it, every look at the tracks would open the video.
+    FiftyOne's own is wrong for rotated videos, and for containers that state no length
+    or a wrong one.
+
+    Returns:
+        What a person should know: that it was wrong, and that FiftyOne's App will show
+        labels on other frames than those that they are about.
 
     Raises:
         VideoError: When the video can't be opened or decoded.
     """
-    measured, stored = video_metadata(sample), sample.metadata
-    names = ("frame_width", "frame_height", "total_frame_count", "frame_rate")
-    if stored is None or any(stored[name] != measured[name] for name in names):
-        if stored is not None:
-            logger.warning(
-                "%s: the stored metadata is not the file's; it is corrected",
-                sample.filepath,
-            )
-        sample["metadata"] = measured
-        sample.save()
+    found, stored = describe(sample), sample.metadata
+    measured = asdict(found.metadata)
+    wrong = [
+        f"{name.replace('_', ' ')} {stored[name]}, not {measured[name]}"
+        for name in _NAMES
+        if stored is not None
+        and stored[name] is not None
+        and not math.isclose(stored[name], measured[name], rel_tol=_SAME)
+    ]
+    if wrong or stored is None or any(stored[name] is None for name in _NAMES):
+        document = fo.VideoMetadata(**measured).to_dict()
+        Store.of(sample).write_sample({"metadata": document})
+    notes = []
+    if wrong:
+        said = ", ".join(wrong)
+        notes.append(f"{name_of(sample)}: corrected the stored metadata ({said})")
+    misplaced = found.timeline.misplaced()
+    if misplaced:
+        count = found.metadata.total_frame_count
+        notes.append(
+            f"{name_of(sample)}: FiftyOne's App shows the labels of {misplaced} of "
+            f"{count} frames on other frames, as the video "
+            + ("starts late" if found.timeline.start else "has a variable frame rate")
+            + "; `regioncap conform` makes a copy that it shows right"
+        )
+    return notes
 
 
 def file_digest(path: str) -> str:
@@ -66,12 +123,10 @@ def file_digest(path: str) -> str:
 
 
 def frame_size(sample: fo.Sample | fo.SampleView) -> tuple[int, int]:
-    """Returns height and width of a video's frames, from its metadata if present.
+    """Returns height and width of a video's frames; see :func:`describe`.
 
     Raises:
-        VideoError: When it has none and can't be decoded.
+        VideoError: As :func:`describe`.
     """
-    metadata = sample.metadata
-    if metadata is None or metadata.frame_height is None:
-        metadata = video_metadata(sample)
+    metadata = describe(sample).metadata
     return metadata.frame_height, metadata.frame_width

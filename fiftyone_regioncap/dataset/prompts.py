@@ -13,6 +13,7 @@ from fiftyone_regioncap.core.errors import FieldError, PromptError
 from fiftyone_regioncap.core.types import Prompt, crop_mask
 from fiftyone_regioncap.dataset.fields import frames_field, require_prompts
 from fiftyone_regioncap.dataset.geometry import Shape, labels_of, relative_box, shape_of
+from fiftyone_regioncap.dataset.metadata import describe
 from fiftyone_regioncap.dataset.objects import ObjectIds, identity
 from fiftyone_regioncap.dataset.ownership import (
     free_field,
@@ -174,7 +175,7 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
     Only frames with prompts are loaded, as the others may be many and full of masks.
 
     Args:
-        sample: Video with metadata, in a dataset; save it afterwards.
+        sample: Video in a dataset; save it afterwards.
         field: Name of the field on the frames.
         prompts: Prompts, all with points (written as Keypoints), or all with boxes or
             masks (written as Detections).
@@ -235,7 +236,7 @@ def same_prompts(
 def _labels_by_frame(
     sample: fo.Sample | fo.SampleView, prompts: Sequence[Prompt]
 ) -> dict[int, fo.Detections | fo.Keypoints]:
-    metadata = sample.metadata
+    metadata = describe(sample).metadata
     height, width = metadata.frame_height, metadata.frame_width
     by_frame: dict[int, list[fo.Label]] = {}
     for prompt in prompts:

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import fiftyone as fo
-import numpy as np
+from bson import ObjectId
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.core.types import Caption
-from fiftyone_regioncap.dataset import embeddings
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.dataset.fields import require_regions
 from fiftyone_regioncap.dataset.geometry import Shape, labels_of, shape_of
 from fiftyone_regioncap.dataset.schema import declare_embeddings, declare_regions
+from fiftyone_regioncap.dataset.store import Document, Store
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def write_region_captions(
     model: str,
     space: EmbeddingSpace | None = None,
 ) -> None:
-    """Writes captions onto regions and saves the sample.
+    """Writes captions onto regions, and touches nothing else of them.
 
     A region gets ``caption``, ``caption_confidence``, ``caption_model``,
     ``caption_error``, ``caption_attributes`` and ``caption_category`` with scores; its
@@ -113,31 +113,44 @@ def write_region_captions(
         FieldError: When there is no such field, or an attribute exists with another
             type.
     """
-    declare_regions(sample._dataset, require_regions(sample._collection, field))
+    store = Store.of(sample)
+    require_regions(store.dataset, field)
+    declare_regions(store.dataset, field)
     if space is not None:
-        declare_embeddings(sample._dataset, field)
-    value = sample[field]
-    list_field = getattr(value, "_LABEL_LIST_FIELD", None)
-    labels = getattr(value, list_field) if list_field else filter(None, [value])
-    for label in labels:
-        caption = captions.get(label.id)
-        if caption is None:
-            continue
-        label["caption"] = None if caption.error else caption.text
-        label["caption_confidence"] = caption.confidence
-        label["caption_model"] = model
-        label["caption_error"] = caption.error
-        label["caption_tag_scores"] = [score for _, score in caption.tags]
-        label["caption_attributes"] = [name for name, _ in caption.attributes]
-        label["caption_attribute_scores"] = [score for _, score in caption.attributes]
-        label["caption_category"], label["caption_category_score"] = (
-            caption.category or (None, None)
-        )
+        declare_embeddings(store.dataset, field)
+    kind = store.dataset.get_field(field).document_type
+    inner = getattr(kind, "_LABEL_LIST_FIELD", None)
+    values: Document = {}
+    absent: Document = {}
+    tags: Document = {}
+    filters: list[Document] = []
+    for number, (label_id, caption) in enumerate(captions.items()):
+        path = field
+        if inner is not None:
+            path = f"{field}.{inner}.$[l{number}]"
+            filters.append({f"l{number}._id": ObjectId(label_id)})
         embedding = RegionEmbedding.of(caption.embedding, space)
-        if embedding is not None:
-            label[embeddings.VECTOR] = embedding.vector().astype(np.float16)
-            label[embeddings.MODEL] = embedding.model
-            label[embeddings.REVISION] = embedding.revision
-        new = [tag for tag, _ in caption.tags if tag not in label.tags]
-        label.tags = [*label.tags, *new]
-    sample.save()
+        own = _attributes(caption, model)
+        own.update(embedding.to_document() if embedding else {})
+        for name, value in own.items():
+            (absent if value is None else values)[f"{path}.{name}"] = value
+        tags[f"{path}.tags"] = {"$each": [tag for tag, _ in caption.tags]}
+    if values:
+        extra = {"$addToSet": tags, **({"$unset": absent} if absent else {})}
+        store.write_sample(values, filters or None, extra=extra)
+
+
+def _attributes(caption: Caption, model: str) -> Document:
+    """Returns what a region is given of a caption, beside its tags and embedding."""
+    category, score = caption.category or (None, None)
+    return {
+        "caption": None if caption.error else caption.text,
+        "caption_confidence": caption.confidence,
+        "caption_model": model,
+        "caption_error": caption.error,
+        "caption_tag_scores": [score for _, score in caption.tags],
+        "caption_attributes": [name for name, _ in caption.attributes],
+        "caption_attribute_scores": [score for _, score in caption.attributes],
+        "caption_category": category,
+        "caption_category_score": score,
+    }

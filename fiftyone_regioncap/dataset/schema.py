@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import fiftyone as fo
+import fiftyone.core.odm as foo
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset import embeddings
 from fiftyone_regioncap.dataset.fields import frames_field, require_regions
-from fiftyone_regioncap.dataset.store import frame_path
+from fiftyone_regioncap.dataset.locks import locked
+from fiftyone_regioncap.dataset.store import (
+    FRAMES_PREFIX,
+    absent_fields,
+    frame_path,
+    refresh_schema,
+)
 
 
 @dataclass(frozen=True)
-class _Attribute:
-    """One declared attribute of a label.
+class Declared:
+    """A field, or an attribute of a label, that is declared.
 
     Attributes:
-        name: Name in queries.
+        name: Name, or path of dots.
         kind: Field type.
         inner: Type inside a list or embedded document; None for scalars.
     """
@@ -27,65 +34,64 @@ class _Attribute:
     kind: type
     inner: type | None = None
 
-    def declare(self, add: Callable[..., None], label: str) -> None:
-        """Adds the attribute to a label's path."""
-        path = f"{label}.{self.name}"
-        if self.kind is fo.EmbeddedDocumentField:
-            add(path, self.kind, embedded_doc_type=self.inner)
-        elif self.kind is fo.ListField:
-            add(path, self.kind, subfield=self.inner)
-        else:
-            add(path, self.kind)
+    @property
+    def field(self) -> fo.Field:
+        """FiftyOne's field for it."""
+        inner = "subfield" if self.kind is fo.ListField else "embedded_doc_type"
+        name = self.name.rpartition(".")[2]
+        return foo.create_field(name, self.kind, **{inner: self.inner})
 
 
-_INSTANCE = _Attribute("instance", fo.EmbeddedDocumentField, fo.Instance)
+_INSTANCE = Declared("instance", fo.EmbeddedDocumentField, fo.Instance)
 _TRACK_ATTRIBUTES = (
     _INSTANCE,
-    _Attribute("keyframe", fo.BooleanField),
-    _Attribute("caption", fo.StringField),
+    Declared("keyframe", fo.BooleanField),
+    Declared("caption", fo.StringField),
 )
 _CAPTION_ATTRIBUTES = (
-    _Attribute("index", fo.IntField),
+    Declared("index", fo.IntField),
     _INSTANCE,
-    _Attribute("caption", fo.StringField),
-    _Attribute("min_confidence", fo.FloatField),
-    _Attribute("agreement", fo.FloatField),
-    _Attribute("tag_scores", fo.ListField, fo.FloatField),
-    _Attribute("attributes", fo.ListField, fo.StringField),
-    _Attribute("attribute_scores", fo.ListField, fo.FloatField),
-    _Attribute("category", fo.StringField),
-    _Attribute("category_score", fo.FloatField),
-    _Attribute("model", fo.StringField),
-    _Attribute("revision", fo.StringField),
-    _Attribute("prompt", fo.StringField),
-    _Attribute("frames_used", fo.ListField, fo.IntField),
-    _Attribute("visible_fraction", fo.FloatField),
-    _Attribute("mean_area", fo.FloatField),
-    _Attribute("speed", fo.FloatField),
-    _Attribute("direction", fo.StringField),
-    _Attribute("dominant_color", fo.StringField),
-    _Attribute("review", fo.StringField),
-    _Attribute("source_caption", fo.StringField),
-    _Attribute("error", fo.StringField),
+    Declared("caption", fo.StringField),
+    Declared("min_confidence", fo.FloatField),
+    Declared("agreement", fo.FloatField),
+    Declared("tag_scores", fo.ListField, fo.FloatField),
+    Declared("attributes", fo.ListField, fo.StringField),
+    Declared("attribute_scores", fo.ListField, fo.FloatField),
+    Declared("category", fo.StringField),
+    Declared("category_score", fo.FloatField),
+    Declared("model", fo.StringField),
+    Declared("revision", fo.StringField),
+    Declared("prompt", fo.StringField),
+    Declared("frames_used", fo.ListField, fo.IntField),
+    Declared("visible_fraction", fo.FloatField),
+    Declared("mean_area", fo.FloatField),
+    Declared("speed", fo.FloatField),
+    Declared("direction", fo.StringField),
+    Declared("dominant_color", fo.StringField),
+    Declared("review", fo.StringField),
+    Declared("source_caption", fo.StringField),
+    Declared("error", fo.StringField),
 )
 _REGION_ATTRIBUTES = (
-    _Attribute("caption", fo.StringField),
-    _Attribute("caption_confidence", fo.FloatField),
-    _Attribute("caption_model", fo.StringField),
-    _Attribute("caption_error", fo.StringField),
-    _Attribute("caption_tag_scores", fo.ListField, fo.FloatField),
-    _Attribute("caption_attributes", fo.ListField, fo.StringField),
-    _Attribute("caption_attribute_scores", fo.ListField, fo.FloatField),
-    _Attribute("caption_category", fo.StringField),
-    _Attribute("caption_category_score", fo.FloatField),
+    Declared("caption", fo.StringField),
+    Declared("caption_confidence", fo.FloatField),
+    Declared("caption_model", fo.StringField),
+    Declared("caption_error", fo.StringField),
+    Declared("caption_tag_scores", fo.ListField, fo.FloatField),
+    Declared("caption_attributes", fo.ListField, fo.StringField),
+    Declared("caption_attribute_scores", fo.ListField, fo.FloatField),
+    Declared("caption_category", fo.StringField),
+    Declared("caption_category_score", fo.FloatField),
 )
 
 _DENSE_ATTRIBUTES = (
-    _Attribute("caption", fo.StringField),
-    _Attribute("caption_model", fo.StringField),
-    _Attribute("caption_error", fo.StringField),
+    Declared("caption", fo.StringField),
+    Declared("caption_model", fo.StringField),
+    Declared("caption_error", fo.StringField),
 )
-_HEATMAP_ATTRIBUTES = (_Attribute("query", fo.StringField),)
+_HEATMAP_ATTRIBUTES = (Declared("query", fo.StringField),)
+
+_ATTEMPTS = 5
 
 
 def declare_tracks(dataset: fo.Dataset, field: str) -> None:
@@ -105,13 +111,7 @@ def declare_tracks(dataset: fo.Dataset, field: str) -> None:
             f"{dataset.name} is a dataset of {dataset.media_type}s, which have no "
             f"frames to hold {frames_field(field)!r}; add videos first"
         )
-    _declare(
-        dataset.add_frame_field,
-        name,
-        fo.Detections,
-        "detections",
-        _TRACK_ATTRIBUTES,
-    )
+    _declare(dataset, name, fo.Detections, "detections", _TRACK_ATTRIBUTES, frames=True)
 
 
 def declare_captions(dataset: fo.Dataset, field: str) -> None:
@@ -125,7 +125,7 @@ def declare_captions(dataset: fo.Dataset, field: str) -> None:
         FieldError: When the field exists with another type.
     """
     _declare(
-        dataset.add_sample_field,
+        dataset,
         field,
         fo.TemporalDetections,
         "detections",
@@ -146,7 +146,7 @@ def declare_regions(dataset: fo.Dataset, field: str) -> None:
     """
     kind = dataset.get_field(require_regions(dataset, field)).document_type
     _declare(
-        dataset.add_sample_field,
+        dataset,
         field,
         kind,
         getattr(kind, "_LABEL_LIST_FIELD", None),
@@ -165,9 +165,9 @@ def declare_embeddings(dataset: fo.Dataset, field: str) -> None:
         FieldError: When an attribute exists with another type.
     """
     kind = dataset.get_field(field).document_type
-    attributes = tuple(_Attribute(*item) for item in embeddings.ATTRIBUTES.items())
+    attributes = tuple(Declared(*item) for item in embeddings.ATTRIBUTES.items())
     inner = getattr(kind, "_LABEL_LIST_FIELD", None)
-    _declare(dataset.add_sample_field, field, kind, inner, attributes)
+    _declare(dataset, field, kind, inner, attributes)
 
 
 def declare_dense(
@@ -184,12 +184,11 @@ def declare_dense(
     Raises:
         FieldError: When a field exists with another type.
     """
-    add = dataset.add_frame_field if frames else dataset.add_sample_field
     name = frame_path(field)
-    _declare(add, name, fo.Detections, "detections", _DENSE_ATTRIBUTES)
+    _declare(dataset, name, fo.Detections, "detections", _DENSE_ATTRIBUTES, frames)
     if heatmap is not None:
         name = frame_path(heatmap)
-        _declare(add, name, fo.Heatmap, None, _HEATMAP_ATTRIBUTES)
+        _declare(dataset, name, fo.Heatmap, None, _HEATMAP_ATTRIBUTES, frames)
 
 
 def declare_status(dataset: fo.Dataset, field: str) -> None:
@@ -203,12 +202,18 @@ def declare_status(dataset: fo.Dataset, field: str) -> None:
     Raises:
         FieldError: When one of them exists with another type.
     """
-    _declare_plain(dataset, (status_field(field), error_field(field)), fo.StringField)
+    declare(
+        dataset,
+        [
+            Declared(status_field(field), fo.StringField),
+            Declared(error_field(field), fo.StringField),
+        ],
+    )
 
 
 def declare_origins(dataset: fo.Dataset, field: str) -> None:
     """Declares the field that says what a field's labels were made from."""
-    _declare_plain(dataset, (origin_field(field),), fo.DictField)
+    declare(dataset, [Declared(origin_field(field), fo.DictField)])
 
 
 def status_field(field: str) -> str:
@@ -226,31 +231,75 @@ def origin_field(field: str) -> str:
     return f"{frame_path(field)}_origin"
 
 
-def _declare_plain(dataset: fo.Dataset, names: tuple[str, ...], kind: type) -> None:
-    for name in names:
-        try:
-            dataset.add_sample_field(name, kind)
-        except ValueError as wrong:
-            raise FieldError(
-                f"the field {name!r} exists with another type; rename it, or choose "
-                f"another output field ({wrong})"
-            ) from wrong
+def declare(
+    dataset: fo.Dataset, declared: Sequence[Declared], *, frames: bool = False
+) -> None:
+    """Declares fields; does nothing where that was done.
+
+    FiftyOne saves the list of a dataset's fields as a whole, so that of two processes
+    that add fields at once one undoes what the other did. A lock in the database keeps
+    those of this package apart, and fields that others have undone are added again.
+
+    Args:
+        dataset: The dataset.
+        declared: Fields and attributes, an attribute's field before it.
+        frames: Whether they are fields of frames.
+
+    Raises:
+        FieldError: When one exists with another type.
+    """
+    merge = (
+        dataset._merge_frame_field_schema
+        if frames
+        else dataset._merge_sample_field_schema
+    )
+    prefix = FRAMES_PREFIX * frames
+    paths = [prefix + item.name for item in declared]
+    roots = {path.removeprefix(prefix).split(".")[0] for path in paths}
+    fields = [prefix + root for root in sorted(roots)]
+
+    def add_all() -> None:
+        # All attributes of a field at once: each call saves the fields of the whole
+        # dataset and reads them back.
+        parts: dict[tuple[str, bool], dict[str, fo.Field]] = {}
+        for item in declared:
+            root, dot, _ = item.name.partition(".")
+            parts.setdefault((root, bool(dot)), {})[item.name] = item.field
+        for (root, _), part in parts.items():
+            try:
+                merge(part)
+            except ValueError as wrong:
+                raise FieldError(
+                    f"the field {root!r} exists with another type; rename it, or give "
+                    f"the result a field of its own ({wrong})"
+                ) from wrong
+
+    known = all(dataset.get_field(path) is not None for path in paths)
+    if known and not absent_fields(dataset, fields):
+        add_all()  # which compares the types
+        return
+    with locked(f"schema of {dataset._doc.id}"):
+        for _ in range(_ATTEMPTS):
+            refresh_schema(dataset)
+            add_all()
+            if not absent_fields(dataset, fields):
+                return
+    raise FieldError(
+        f"{', '.join(fields)} cannot be added to {dataset.name}: other programs change "
+        "its fields at the same time; run the job again"
+    )
 
 
 def _declare(
-    add: Callable[..., None],
+    dataset: fo.Dataset,
     field: str,
     kind: type,
     labels: str | None,
-    attributes: tuple[_Attribute, ...],
+    attributes: tuple[Declared, ...],
+    frames: bool = False,
 ) -> None:
-    try:
-        add(field, fo.EmbeddedDocumentField, embedded_doc_type=kind)
-        path = f"{field}.{labels}" if labels else field
-        for attribute in attributes:
-            attribute.declare(add, path)
-    except ValueError as wrong:
-        raise FieldError(
-            f"the field {field!r} exists with another type; give the result a field "
-            f"of its own ({wrong})"
-        ) from wrong
+    """Declares a field of labels with their attributes."""
+    path = f"{field}.{labels}" if labels else field
+    own = [replace(item, name=f"{path}.{item.name}") for item in attributes]
+    root = Declared(field, fo.EmbeddedDocumentField, kind)
+    declare(dataset, [root, *own], frames=frames)

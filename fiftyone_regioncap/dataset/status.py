@@ -55,7 +55,8 @@ def write_status(
         FieldError: When the status field exists with another type.
     """
     store = Store.of(sample)
-    declare_status(store.dataset, field)
+    if store.dataset.get_field(error_field(field)) is None:
+        declare_status(store.dataset, field)
     store.write_sample({status_field(field): state, error_field(field): error})
 
 
@@ -101,7 +102,8 @@ def write_origins(
         return
     store = Store.of(sample)
     name = origin_field(field)
-    declare_origins(store.dataset, field)
+    if store.dataset.get_field(name) is None:
+        declare_origins(store.dataset, field)
     store.write_sample({f"{name}.{key}": value for key, value in origins.items()})
 
 

@@ -7,7 +7,8 @@ big, so this module (and no other) reads and writes the collections themselves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -25,6 +26,8 @@ from pymongo import UpdateMany, UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.field_names import FRAMES_PREFIX
+from fiftyone_regioncap.dataset.types import FieldTypes
 
 Document: TypeAlias = dict[str, Any]
 """A document or sub-document as it lies in the database."""
@@ -32,7 +35,8 @@ Document: TypeAlias = dict[str, Any]
 FRAMES_PER_QUERY = 128
 """How many frames one query names at most."""
 
-FRAMES_PREFIX = "frames."
+_PLACE = re.compile(r"\.\$\[\w*\]")
+"""A place in a list, in the path of an update."""
 
 _TOO_LARGE = {10334, 17419, 17420}  # MongoDB's codes for a document over its limit
 
@@ -70,6 +74,34 @@ def reload_sample(dataset: fo.Dataset, sample_id: ObjectId | str) -> None:
     which fails while another thread loads one; this looks up the one by its id.
     """
     fos.Sample._reload_doc(dataset._sample_collection_name, sample_id)
+
+
+def absent_fields(dataset: fo.Dataset, fields: Sequence[str]) -> list[str]:
+    """Returns which of some fields the database has no longer, or not yet.
+
+    Args:
+        dataset: The dataset; what it knows in memory doesn't count.
+        fields: Names of fields, with ``frames.`` in front for those of frames.
+    """
+    kinds = {"sample_fields.name": 1, "frame_fields.name": 1}
+    found = foo.get_db_conn().datasets.find_one({"_id": dataset._doc.id}, kinds) or {}
+    known = {item["name"] for item in found.get("sample_fields") or ()}
+    known |= {FRAMES_PREFIX + item["name"] for item in found.get("frame_fields") or ()}
+    return [field for field in fields if field not in known]
+
+
+def refresh_schema(dataset: fo.Dataset) -> None:
+    """Makes a dataset know the fields that other processes have added or deleted."""
+    kinds = {"sample_fields.name": 1, "frame_fields.name": 1}
+    found = foo.get_db_conn().datasets.find_one({"_id": dataset._doc.id}, kinds)
+    if found is None:
+        raise FieldError("the dataset was deleted")
+    here = dataset._doc
+    for kind in ("sample_fields", "frame_fields"):
+        there = [item["name"] for item in found.get(kind) or ()]
+        if there != [item.name for item in getattr(here, kind)]:
+            dataset.reload()
+            return
 
 
 @dataclass(frozen=True)
@@ -199,29 +231,71 @@ class Store:
         )
         return found or {}
 
-    def write_frames(self, operations: Sequence[UpdateOne | UpdateMany]) -> None:
-        """Runs updates of the frame documents; their order doesn't matter."""
-        if operations:
-            self.dataset._frame_collection.bulk_write(list(operations), ordered=False)
+    def write_frames(
+        self,
+        field: str,
+        operations: Sequence[UpdateOne | UpdateMany],
+        values: Iterable[Document] = (),
+    ) -> None:
+        """Runs updates of the frame documents; their order doesn't matter.
+
+        Args:
+            field: Field that they write, without ``frames.``.
+            operations: The updates.
+            values: The values of the field or its labels that they bring.
+
+        Raises:
+            FieldError: When a value has another type than its field, or the field or
+                the sample was deleted meanwhile.
+        """
+        if not operations:
+            return
+        path = f"{FRAMES_PREFIX}{field}"
+        check = FieldTypes(self.dataset).check
+        for value in values:
+            check(path, value)
+        self.recheck(path)
+        self.dataset._frame_collection.bulk_write(list(operations), ordered=False)
 
     def write_sample(
         self,
         values: Mapping[str, Any],
         array_filters: Sequence[Mapping[str, Any]] | None = None,
-    ) -> None:
+        *,
+        extra: Document | None = None,
+        expected: Document | None = None,
+    ) -> bool:
         """Sets fields of the sample's document and of its object in memory.
 
         Args:
             values: Values by path.
             array_filters: MongoDB's filters for each ``$[name]`` in the paths.
+            extra: Further operators of the update, such as ``$addToSet``.
+            expected: Values of fields as they were read; where somebody has changed one
+                since, nothing is written.
+
+        Returns:
+            Whether the values were written.
+
+        Raises:
+            FieldError: When a value has another type than its field, or a field or the
+                sample was deleted meanwhile.
         """
-        dataset = self.dataset
-        dataset._sample_collection.update_one(
-            {"_id": self.sample_id},
-            {"$set": {**values, "last_modified_at": now()}},
+        types = FieldTypes(self.dataset)
+        for path, value in values.items():
+            types.check(_PLACE.sub("", path), value)
+        self._require(sorted({path.split(".")[0] for path in values}))
+        same = {name: {"$eq": value} for name, value in (expected or {}).items()}
+        result = self.dataset._sample_collection.update_one(
+            {"_id": self.sample_id, **same},
+            {"$set": {**values, "last_modified_at": now()}, **(extra or {})},
             array_filters=array_filters,
         )
-        reload_sample(dataset, self.sample_id)
+        if not result.matched_count:
+            self._require_sample()
+            return False
+        reload_sample(self.dataset, self.sample_id)
+        return True
 
     def sync(self) -> None:
         """Waits until all that was written so far is in the database's journal."""
@@ -233,7 +307,7 @@ class Store:
         )
 
     def recheck(self, field: str) -> None:
-        """Makes sure that a field is still in the schema before it is written.
+        """Makes sure that a field and the sample are still there before a write.
 
         Documents with fields that are in no schema can't be loaded by FiftyOne.
 
@@ -241,14 +315,23 @@ class Store:
             field: Name of the field, with ``frames.`` in front for a field of frames.
 
         Raises:
-            FieldError: When the field or the dataset was deleted meanwhile.
+            FieldError: When the field, the sample or the dataset was deleted meanwhile.
         """
-        schema = "frame_fields" if field.startswith(FRAMES_PREFIX) else "sample_fields"
-        query = {"_id": self.dataset._doc.id, f"{schema}.name": frame_path(field)}
-        if foo.get_db_conn().datasets.find_one(query, {"_id": 1}) is None:
+        self._require([field])
+        self._require_sample()
+
+    def _require(self, fields: Sequence[str]) -> None:
+        absent = absent_fields(self.dataset, fields)
+        if absent:
             raise FieldError(
-                f"{field} was deleted while a job wrote to it; run the job again"
+                f"{', '.join(absent)} was deleted while a job wrote to it; run the job "
+                "again"
             )
+
+    def _require_sample(self) -> None:
+        found = self.dataset._sample_collection.find_one
+        if found({"_id": self.sample_id}, {"_id": 1}) is None:
+            raise FieldError("the sample was deleted while the job ran")
 
     def reload_frames(self) -> None:
         """Makes frame objects in memory show what was written past them."""

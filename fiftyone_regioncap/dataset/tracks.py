@@ -228,17 +228,20 @@ class TrackWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        self._store.recheck(frames_field(self._name))
-        operations = {
-            number: self._update(number, labels)
-            for number, labels in self._pending.items()
-        }
         try:
-            self._store.write_frames(list(operations.values()))
+            self._write(self._pending)
         except (OperationFailure, DocumentTooLarge) as error:
             self._write_one_by_one(error)
         self._pending.clear()
         self._pending_bytes = 0
+
+    def _write(self, frames: Mapping[int, _FrameLabels]) -> None:
+        """Writes frames' labels, by frame number."""
+        self._store.write_frames(
+            self._name,
+            [self._update(number, labels) for number, labels in frames.items()],
+            (label for labels in frames.values() for label in labels.values() if label),
+        )
 
     def clear_range(
         self,
@@ -272,14 +275,12 @@ class TrackWriter:
             gone = [label_id for number in chunk for label_id in remove[number]]
             time = {"$set": {"last_modified_at": now()}}
             query = self._store.frame_query(numbers=chunk)
-            self._store.write_frames(
-                [UpdateMany(query, {"$pull": {labels: {"_id": {"$in": gone}}}, **time})]
-            )
+            pull = {"$pull": {labels: {"_id": {"$in": gone}}}}
+            self._store.write_frames(self._name, [UpdateMany(query, {**pull, **time})])
             # What nobody has a label on is as it was before.
             query = {**query, labels: {"$size": 0}}
-            self._store.write_frames(
-                [UpdateMany(query, {"$unset": {self._name: ""}, **time})]
-            )
+            unset = {"$unset": {self._name: ""}}
+            self._store.write_frames(self._name, [UpdateMany(query, {**unset, **time})])
 
     def _owned(
         self, support: tuple[int, int] | None
@@ -349,7 +350,7 @@ class TrackWriter:
             raise error
         for number, labels in self._pending.items():
             try:
-                self._store.write_frames([self._update(number, labels)])
+                self._write({number: labels})
             except (OperationFailure, DocumentTooLarge) as too_large:
                 if not is_too_large(too_large):
                     raise
@@ -359,7 +360,7 @@ class TrackWriter:
                         "MongoDB (16 MB); use mask_storage='auto' or 'disk'"
                     ) from too_large
                 self._move_to_disk(number, labels)
-                self._store.write_frames([self._update(number, labels)])
+                self._write({number: labels})
 
     def _move_to_disk(self, number: int, labels: _FrameLabels) -> None:
         for object_id, label in labels.items():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import fiftyone as fo
 
-from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.errors import Cancelled, RegionCapError
+from fiftyone_regioncap.core.options import is_text
 from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset.fields import caption_fields, track_fields
 from fiftyone_regioncap.dataset.prompts import same_prompts, write_prompts
 from fiftyone_regioncap.video.reader import read_metadata
 
@@ -32,14 +35,22 @@ def find_videos(path: str | os.PathLike[str]) -> list[Path]:
         RegionCapError: When there is none.
     """
     path = Path(path)
-    if not path.exists():
-        raise RegionCapError(f"there is no {path}; give a video or a folder of videos")
+    if not is_text(str(path)):
+        raise RegionCapError(
+            f"the name {str(path)!r} is not in UTF-8, as FiftyOne needs it; rename it"
+        )
     if path.is_file():
         return [path.resolve()]
+    if not path.is_dir():  # a pipe or a device is neither
+        raise RegionCapError(
+            f"{path} is neither a file nor a folder; give a video or a folder of videos"
+        )
     videos = sorted(
         file.resolve()
         for file in path.iterdir()
         if file.suffix.lower() in VIDEO_SUFFIXES
+        and file.is_file()
+        and is_text(file.name)
     )
     if not videos:
         raise RegionCapError(
@@ -54,7 +65,7 @@ def open_dataset(name: str) -> fo.Dataset:
     Raises:
         RegionCapError: When there is none of that name.
     """
-    if not fo.dataset_exists(name):
+    if not (is_text(name) and fo.dataset_exists(name)):
         known = ", ".join(fo.list_datasets()[:20]) or "none yet"
         raise RegionCapError(f"there is no dataset {name!r}; there are: {known}")
     return fo.load_dataset(name)
@@ -144,9 +155,38 @@ def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str
     return dataset, ids
 
 
+@contextmanager
+def dropped_if_empty(name: str) -> Iterator[None]:
+    """Deletes the dataset that its block made if it fails before it wrote any label.
+
+    Prompts don't count. What is cancelled is kept, to go on from there.
+
+    Args:
+        name: Name of the dataset; one that is there already is never deleted.
+    """
+    is_new = not fo.dataset_exists(name)
+    try:
+        yield
+    except (Cancelled, KeyboardInterrupt):
+        raise
+    except BaseException:
+        if is_new and fo.dataset_exists(name):
+            dataset = fo.load_dataset(name)
+            written = [*caption_fields(dataset), *track_fields(dataset)]
+            written = [field for field in written if field != f"frames.{PROMPTS}"]
+            if not any(dataset.count(f"{field}.detections") for field in written):
+                fo.delete_dataset(name)
+        raise
+
+
 def _new_dataset(name: str) -> fo.Dataset:
     """Returns an empty dataset, where an object and its captions are of one color."""
-    dataset = fo.Dataset(name, persistent=True)
+    try:
+        dataset = fo.Dataset(name, persistent=True)
+    except ValueError as error:
+        raise RegionCapError(
+            f"{name!r} can't be the name of a dataset ({error}); give another one"
+        ) from error
     dataset.app_config.color_scheme = fo.ColorScheme(color_by="instance")
     dataset.save()
     return dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.runs import record_run
 from fiftyone_regioncap.dataset.store import Document
 from fiftyone_regioncap.evaluation.captions import (
-    DEFAULT_METRICS,
     bleu,
     meteor,
     score_captions,
@@ -35,6 +36,7 @@ from fiftyone_regioncap.evaluation.dense import (
     merged,
     support_iou,
 )
+from fiftyone_regioncap.evaluation.options import EvaluateOptions
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 
@@ -240,15 +242,11 @@ class _Text:
 
 def evaluate_captions(
     samples: foco.SampleCollection,
-    references: str,
+    options: EvaluateOptions,
     *,
-    captions: str = "captions",
-    key: str = "caption_eval",
-    metrics: Sequence[str] = DEFAULT_METRICS,
-    caption_attribute: str = "caption",
-    reference_attribute: str = "caption",
-    model: str | TextEmbedder = DEFAULT_MODEL,
-    device: str | None = None,
+    model: TextEmbedder | None = None,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
 ) -> CaptionEvaluation:
     """Compares captions with references, and keeps the scores with the dataset.
 
@@ -262,31 +260,29 @@ def evaluate_captions(
 
     Args:
         samples: A dataset or a view.
-        references: Field of the references.
-        captions: Field of the captions.
-        key: Key of the run.
-        metrics: Some of :data:`fiftyone_regioncap.evaluation.options.METRICS`.
-        caption_attribute: Attribute of the labels in ``captions``.
-        reference_attribute: Attribute of the labels in ``references``.
-        model: Model for similarity; see :func:`fiftyone_regioncap.search.search`.
-        device: Device of that model.
+        options: The fields, the metrics, and the key of the run.
+        model: Loaded model for similarity, in place of the one that ``options`` name.
+        listener: Called with progress events while captions are read.
+        cancel: Set it to stop before the next sample.
 
     Raises:
         FieldError: When a field is absent or of the wrong kind, both are the same, or
             no caption has a reference.
         BackendError: When a metric's package isn't there.
     """
-    require_output(key)
+    captions, references = options.captions, options.references
+    key = require_output(options.key)
     own = CaptionField.of(samples, captions)
     theirs = CaptionField.of(samples, references)
     same = captions == references
-    if same and caption_attribute == reference_attribute:
+    attribute = options.caption_attribute or ("source_caption" if same else "caption")
+    if same and attribute == options.reference_attribute:
         raise FieldError(
-            f"{captions}.{caption_attribute} would be compared with itself; name "
+            f"{captions}.{attribute} would be compared with itself; name "
             "another field or attribute for the references"
         )
-    said = _read(samples, own, caption_attribute)
-    wanted = _read(samples, theirs, reference_attribute)
+    said = _read(samples, own, attribute, listener, cancel)
+    wanted = _read(samples, theirs, options.reference_attribute, listener, cancel)
     pairs: dict[str, list[_Text]] = {}
     texts: dict[str, _Text] = {}
     said_of: dict[str, list[str]] = {}
@@ -321,10 +317,10 @@ def evaluate_captions(
             f"no caption of {captions} has a reference in {references}: none overlaps "
             "one of the same index"
         )
-    embedder, notes = _embedder(metrics, model, device)
+    embedder, notes = _embedder(options, model)
     candidates = {label_id: texts[label_id].text for label_id in pairs}
     targets = {label_id: [o.text for o in found] for label_id, found in pairs.items()}
-    scores = score_captions(candidates, targets, metrics, embedder=embedder)
+    scores = score_captions(candidates, targets, options.metrics, embedder=embedder)
     notes += scores.notes
     dense, table = (
         _dense(matches, texts, said_of, total)
@@ -355,21 +351,30 @@ def evaluate_captions(
         each=scores.each,
         notes=tuple(notes),
     )
-    _store(result, best, metrics, references)
+    _store(result, best, options)
+    if options.output is not None:
+        result.write(options.output)
     return result
 
 
 def _read(
-    samples: foco.SampleCollection, field: CaptionField, attribute: str
+    samples: foco.SampleCollection,
+    field: CaptionField,
+    attribute: str,
+    listener: ProgressListener | None,
+    cancel: threading.Event | None,
 ) -> dict[str, list[_Text]]:
     """Texts by sample; those that are empty are no references, but captions."""
+    read = field.in_view(samples, (*_ATTRIBUTES, attribute))
     return {
         str(sample["_id"]): [
             _Text.of(label, attribute)
             for label in labels
             if label.get(attribute) is not None
         ]
-        for sample, labels in field.in_view(samples, (*_ATTRIBUTES, attribute))
+        for sample, labels in tracked(
+            read, "read", field.name, len(samples), listener, cancel
+        )
     }
 
 
@@ -410,17 +415,18 @@ def _mean(places: Sequence[Sequence[float] | None]) -> tuple[float, ...]:
 
 
 def _embedder(
-    metrics: Sequence[str], model: str | TextEmbedder, device: str | None
+    options: EvaluateOptions, model: TextEmbedder | None
 ) -> tuple[TextEmbedder | None, list[str]]:
     """Returns the model for similarity, or why there is none."""
-    if "similarity" not in metrics:
+    if "similarity" not in options.metrics:
         return None, []
-    if not isinstance(model, str):
+    if model is not None:
         return model, []
-    missing = embedding.missing(model)
+    name = options.model or DEFAULT_MODEL
+    missing = embedding.missing(name)
     if missing is not None:
         return None, [missing]
-    return embedding.load(model, device), []
+    return embedding.load(name, options.device), []
 
 
 def _dense(
@@ -478,8 +484,7 @@ def _grouped(
 def _store(
     result: CaptionEvaluation,
     ious: Mapping[str, float],
-    metrics: Sequence[str],
-    references: str,
+    options: EvaluateOptions,
 ) -> None:
     """Writes the scores of captions and the custom run."""
     for name, scores in {**result.each, "iou": ious}.items():
@@ -488,9 +493,9 @@ def _store(
         result.captions.dataset,
         result.key,
         {
-            "captions": result.captions.name,
-            "references": references,
-            "metrics": list(metrics),
+            "captions": options.captions,
+            "references": options.references,
+            "metrics": list(options.metrics),
         },
         {"evaluation": result.to_dict()},
     )

@@ -33,7 +33,7 @@ Texts: TypeAlias = dict[str, list[str]]
 """Tokenized texts by id, words separated by single blanks."""
 
 _PUNCTUATION = re.compile(r"[^\w\s']|(?<!\w)'|'(?!\w)")
-_INSTALL = "run `pip install 'fiftyone-regioncap[metrics]'`"
+_INSTALL = "run `pip install pycocoevalcap`"
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def score_captions(
     counted = [metric for metric in wanted if metric != "similarity"]
     if counted:
         _require_package()
-        tokens = tokenize({key: [text] for key, text in candidates.items()})
-        targets = tokenize({key: list(references[key]) for key in candidates})
+        tokens, targets = _tokenized(candidates, references)
         if java() is None:
             notes.append(
                 "tokenized without Java, by rules that differ from those of the papers"
@@ -111,6 +110,18 @@ def score_captions(
             each["similarity"] = similarities(candidates, references, embedder)
             overall["similarity"] = float(np.mean(list(each["similarity"].values())))
     return CaptionScores(overall, each, tuple(notes))
+
+
+def _tokenized(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[Texts, Texts]:
+    """Tokenizes captions and references together, as each call starts Java anew."""
+    both = {key: [text, *references[key]] for key, text in candidates.items()}
+    found = tokenize(both)
+    return (
+        {key: texts[:1] for key, texts in found.items()},
+        {key: texts[1:] for key, texts in found.items()},
+    )
 
 
 def bleu(candidates: Texts, references: Texts) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -12,11 +13,12 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
+from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.captions import write_captions
-from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.metadata import correct_metadata, describe
 from fiftyone_regioncap.dataset.targets import Sample, Targets, video_targets
 from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.exporters.base import ImportableFormat
@@ -62,6 +64,8 @@ def run(
             if isinstance(video, BrokenVideo):
                 raise ExportError(video.error)
             sample = finder.find(video.name)
+            with contextlib.suppress(VideoError):  # its media may be gone
+                summary.notes += correct_metadata(sample)
             _check(video, sample)
             _write(video, sample, options, summary)
         except Exception as error:
@@ -147,12 +151,7 @@ def _manifest(path: Path) -> Iterable[Mapping[str, Any]]:
 
 def _check(video: ImportedVideo, sample: Sample) -> None:
     """Compares with the video, so that nothing is written that doesn't fit it."""
-    metadata = sample.metadata
-    if metadata is None or None in (
-        metadata.frame_height,
-        metadata.total_frame_count,
-    ):
-        metadata = video_metadata(sample)
+    metadata = describe(sample).metadata
     size = (metadata.frame_height, metadata.frame_width)
     count = metadata.total_frame_count
     found = {rle.size for own in video.masks.values() for rle in own.values()}

@@ -34,6 +34,7 @@ from fiftyone_regioncap.exporters.staging import (
 )
 from fiftyone_regioncap.exporters.tasks import Outcome, Task, VideoFailure, in_processes
 from fiftyone_regioncap.jobs.checkpoints import signature
+from fiftyone_regioncap.jobs.summary import first_lines
 
 STAGE: Stage = "export"
 
@@ -50,6 +51,7 @@ class ExportSummary:
         counts: Number of masks, tracks, captions and so on, as far as the format has
             them.
         failures: Videos, and parts of imported ones, that are left out.
+        notes: What a person should know of some videos.
         seconds: Duration in seconds.
     """
 
@@ -59,6 +61,7 @@ class ExportSummary:
     resumed: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[VideoFailure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -85,9 +88,9 @@ class ExportSummary:
         ]
         if self.resumed:
             lines.append(f"- {self.resumed} videos were done before")
-        lines += [f"- FAILED {item.name}: {item.error}" for item in self.failures[:10]]
-        if len(self.failures) > 10:
-            lines.append(f"- and {len(self.failures) - 10} more")
+        failed = [f"FAILED {item.name}: {item.error}" for item in self.failures]
+        for more in (self.notes, failed):
+            lines += [f"- {line}" for line in first_lines(more)]
         return "\n".join(lines)
 
 
@@ -193,6 +196,11 @@ def _count(outcome: Outcome, summary: ExportSummary) -> None:
     else:
         summary.videos += 1
         summary.resumed += outcome.resumed
+        summary.notes += [
+            note
+            for note in outcome.notes
+            if note not in summary.notes  # its clips
+        ]
 
 
 def _nothing(summary: ExportSummary) -> str:

@@ -27,6 +27,7 @@ from fiftyone_regioncap.exporters.media import Media, jpeg, read_frames
 from fiftyone_regioncap.exporters.reading import BrokenVideo, ImportedVideo, find_file
 from fiftyone_regioncap.exporters.records import VideoRecord
 from fiftyone_regioncap.exporters.staging import Merge, Part
+from fiftyone_regioncap.video.timeline import Timeline
 
 FILE = "llava.json"
 
@@ -127,7 +128,10 @@ class Llava(ImportableFormat):
             default = _IMAGE_PROMPT if self.show == "box" else _SHOWN_PROMPT
         frame, label = item.best
         first, last = item.record.support
-        fps = video.fps or 30.0
+        timeline = video.timeline
+        if self.kind == "clip":
+            rate = timeline.rate_between(first, last)
+            timeline = Timeline.constant(last + 1 - first, rate)
         x1, y1, x2, y2 = label.box
         shares = (
             x1 / video.width,
@@ -138,9 +142,9 @@ class Llava(ImportableFormat):
         values = {
             "label": item.label or "",
             "box": "[" + ", ".join(f"{share:.3f}" for share in shares) + "]",
-            "time": f"{(frame - start) / fps:.2f}",
-            "first": f"{(first - start) / fps:.2f}",
-            "last": f"{(last + 1 - start) / fps:.2f}",
+            "time": f"{timeline.at(frame - start):.2f}",
+            "first": f"{timeline.at(first - start):.2f}",
+            "last": f"{timeline.at(last + 1 - start):.2f}",
         }
         prompt = choose(self.prompts or (default,), video.name, *item.record.key)
         return " ".join(fill(prompt, values).split())

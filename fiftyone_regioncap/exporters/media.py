@@ -144,7 +144,7 @@ def cut(video: VideoRecord, support: tuple[int, int], path: Path) -> None:
         OSError: When it can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rate = Fraction(video.fps or 30.0).limit_denominator(1001 * 60)
+    rate = Fraction(video.timeline.rate_between(*support)).limit_denominator(1001 * 60)
     with av.open(os.fspath(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height = video.width, video.height

@@ -15,10 +15,11 @@ import numpy as np
 from fiftyone_regioncap.core.types import Track
 from fiftyone_regioncap.dataset.captions import CaptionRecord, read_captions
 from fiftyone_regioncap.dataset.encoded import EncodedLabel, read_encoded
-from fiftyone_regioncap.dataset.metadata import video_metadata
+from fiftyone_regioncap.dataset.metadata import describe
 from fiftyone_regioncap.dataset.targets import Sample, Targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.exporters.options import ExportOptions
+from fiftyone_regioncap.video.timeline import Timeline
 
 _MAX_NAME = 120  # characters
 _MAX_BYTES = 180  # in UTF-8; file systems take 255, with suffix and number
@@ -140,8 +141,9 @@ class VideoRecord:
         path: Path of its media.
         height: Height in pixels.
         width: Width in pixels.
-        fps: Frames a second; 0 when unknown.
+        fps: Mean number of frames a second.
         frame_count: Number of frames of the video, or of the clip.
+        timeline: When its frames are shown.
         captions: Selected captions by object id, in the order of time.
     """
 
@@ -151,6 +153,7 @@ class VideoRecord:
     width: int
     fps: float
     frame_count: int
+    timeline: Timeline
     captions: Mapping[int, tuple[CaptionRecord, ...]]
     _sample: Sample = field(repr=False)
     _options: ExportOptions = field(repr=False)
@@ -161,19 +164,18 @@ class VideoRecord:
 
         Raises:
             FieldError: When there are no such fields.
-            VideoError: When its size is unknown and it can't be decoded.
+            VideoError: When it can't be decoded and nothing is stored of it.
         """
-        metadata = sample.metadata
-        if metadata is None or None in (
-            metadata.frame_height,
-            metadata.frame_width,
-            metadata.total_frame_count,
-        ):
-            metadata = video_metadata(sample)
+        found = describe(sample)
+        metadata = found.metadata
         start, stop = 0, metadata.total_frame_count
         if job.cut and job.ranges:
             start, stop = job.ranges[0]
             stop = min(stop, metadata.total_frame_count)
+        timeline = found.timeline
+        if job.cut:  # and encoded anew, at a constant rate
+            rate = timeline.rate_between(start, stop - 1)
+            timeline = Timeline.constant(stop - start, rate)
         captions: dict[int, list[CaptionRecord]] = {}
         for record in _visible(sample, options.captions):
             if options.takes(record) and _inside(record, job):
@@ -183,8 +185,9 @@ class VideoRecord:
             path=Path(sample.filepath),
             height=metadata.frame_height,
             width=metadata.frame_width,
-            fps=metadata.frame_rate or 0.0,
+            fps=timeline.rate,
             frame_count=stop - start,
+            timeline=timeline,
             captions={index: tuple(own) for index, own in sorted(captions.items())},
             _sample=sample,
             _options=options,

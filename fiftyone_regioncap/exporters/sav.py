@@ -78,7 +78,8 @@ class SaV(ImportableFormat):
         ]
         return {
             "video_id": video.name,
-            "video_duration": video.frame_count / video.fps if video.fps else 0.0,
+            "video_duration": video.timeline.at(video.frame_count)
+            - video.timeline.at(0),
             "video_frame_count": float(video.frame_count),
             "video_height": float(video.height),
             "video_width": float(video.width),

@@ -239,11 +239,10 @@ class Parts:
 
     def has(self, number: int, facts: dict[str, Any]) -> bool:
         """Returns whether a video is finished, and still what it was."""
-        path = self.folder(number) / "part.json"
-        if not path.exists():
-            return False
-        summary = json.loads(path.read_bytes())
-        return all(summary.get(key) == value for key, value in facts.items())
+        summary = _read_json(self.folder(number) / "part.json")
+        return isinstance(summary, dict) and all(
+            summary.get(key) == value for key, value in facts.items()
+        )
 
     def part(self, number: int) -> Part:
         """Begins a video, from nothing."""
@@ -331,11 +330,23 @@ class Staging:
             self._check_replaceable()
         job = self._root / "job.json"
         # Without a tree it was killed after the rename, and its files are gone.
-        if not self.tree.is_dir() or json.loads(job.read_bytes()) != self._signature:
+        if not self.tree.is_dir() or _read_json(job) != self._signature:
+            self._check_own()
             self.discard()
             self._root.mkdir()
             replace_file(job, dumps(self._signature))
             self.tree.mkdir()
+
+    def _check_own(self) -> None:
+        """Raises an error if the hidden folder holds what no export puts there."""
+        if not self._root.is_dir():
+            return
+        own = {"job.json", ".job.json.new", "old", "parts", "tree"}
+        if others := sorted({path.name for path in self._root.iterdir()} - own):
+            raise ExportError(
+                f"{self._root / others[0]} was not written by an export and is in the "
+                "way of one; move it, or choose another folder"
+            )
 
     def _occupied(self) -> bool:
         if not self.target.is_dir():
@@ -438,6 +449,14 @@ class Staging:
     def _old(self) -> Path:
         """Returns where an overwritten export stays until the new one is in place."""
         return self._root / "old"
+
+
+def _read_json(path: Path) -> Any:
+    """Returns the value of a JSON file; None when it is not there, or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _move_files(source: Path, tree: Path) -> None:

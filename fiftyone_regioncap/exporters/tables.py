@@ -143,8 +143,8 @@ def _row(video: VideoRecord, path: str, record: CaptionRecord) -> list[Any]:
     values = {
         **caption_to_json(record),
         "video": path,
-        "start_seconds": round(first / video.fps, 3) if video.fps else None,
-        "end_seconds": round((last + 1) / video.fps, 3) if video.fps else None,
+        "start_seconds": round(video.timeline.at(first), 3),
+        "end_seconds": round(video.timeline.at(last + 1), 3),
         "review": record.review,
         "tags": "; ".join(tag for tag, _ in record.tags),
         "attributes": "; ".join(attribute for attribute, _ in record.attributes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Generator
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.errors import Cancelled, VideoError
+from fiftyone_regioncap.dataset.metadata import correct_metadata
 from fiftyone_regioncap.dataset.targets import Sample, Targets, name_of
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.media import Media
@@ -44,11 +46,13 @@ class Outcome:
         name: Name of the video.
         resumed: Whether an earlier run had done it.
         failure: Why it is left out; None when it isn't.
+        notes: What a person should know of the video.
     """
 
     name: str
     resumed: bool = False
     failure: VideoFailure | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Task:
         Raises:
             OSError: When the target can't be written any more.
         """
+        notes: tuple[str, ...] = ()
+        with contextlib.suppress(VideoError):  # its media may be gone
+            notes = tuple(correct_metadata(sample))
         facts = {
             "sample_id": job.sample_id,
             "name": job.name,
@@ -102,7 +109,7 @@ class Task:
             logger.warning("%s: %s", sample.filepath, error, exc_info=True)
             message = f"{type(error).__name__}: {error}"
             return Outcome(job.name, failure=VideoFailure(name_of(sample), message))
-        return Outcome(job.name)
+        return Outcome(job.name, notes=notes)
 
 
 def in_processes(

@@ -10,7 +10,8 @@ from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.media import Media
 from fiftyone_regioncap.exporters.records import VideoRecord, safe_name
-from fiftyone_regioncap.exporters.staging import ExportError, Part
+from fiftyone_regioncap.exporters.staging import Part
+from fiftyone_regioncap.video.timeline import Timeline
 
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
@@ -23,26 +24,21 @@ class WebVtt(Format):
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's subtitles."""
-        if not video.fps:
-            raise ExportError(
-                f"nothing says how many frames a second {video.path.name} has; compute "
-                "its metadata first"
-            )
         media.video(video, part.folder)
         folder = part.folder / "subtitles" / video.name
         folder.mkdir(parents=True)
         for index, records in video.captions.items():
             label = video.label(index)
             suffix = f"-{safe_name(label)}" if label else ""
-            cues = [_cue(record, video.fps) for record in records]
+            cues = [_cue(record, video.timeline) for record in records]
             path = folder / f"{index}{suffix}.vtt"
             path.write_text("\n".join(["WEBVTT\n", *cues]), encoding="utf-8")
             part.counts.update(captions=len(records), tracks=1)
 
 
-def _cue(record: CaptionRecord, fps: float) -> str:
+def _cue(record: CaptionRecord, timeline: Timeline) -> str:
     first, last = record.support
-    times = f"{_time(first / fps)} --> {_time((last + 1) / fps)}"
+    times = f"{_time(timeline.at(first))} --> {_time(timeline.at(last + 1))}"
     # An empty line would end the cue, and tags are markup.
     lines = re.sub(r"[\r\n]+", "\n", record.caption).strip("\n")
     return f"{times}\n{re.sub('[&<>]', lambda m: _ESCAPES[m.group()], lines)}\n"

@@ -67,6 +67,7 @@ class TrackCaptioning:
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the field of the captions; see :meth:`Stage.check`."""
         dataset, options = samples._root_dataset, self._options
+        self._captioner.info.check_prompt(options.prompt)
         fields.require_tracks(dataset, options.tracks)
         fields.require_output(options.output, options.tracks)
         fields.require_writable(dataset, options.output)

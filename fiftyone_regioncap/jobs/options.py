@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import Options, group, option
 from fiftyone_regioncap.propagation.policy import Policy
 from fiftyone_regioncap.propagation.proposals import ProposalOptions
@@ -78,6 +79,16 @@ class PropagateOptions(Options):
         "to write there.",
         advanced=True,
     )
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            OptionError: When a value doesn't fit, or there is no frame to propagate to.
+        """
+        super().__post_init__()
+        if self.stop is not None and self.stop <= self.start:
+            raise OptionError(f"stop={self.stop}: give more than start={self.start}")
 
 
 @dataclass(frozen=True)

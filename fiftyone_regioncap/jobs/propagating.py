@@ -14,11 +14,11 @@ import numpy as np
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.core.errors import FieldError, PromptError
+from fiftyone_regioncap.core.errors import FieldError, NothingMarked, PromptError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
 from fiftyone_regioncap.dataset import fields, schema, status
-from fiftyone_regioncap.dataset.metadata import correct_metadata, file_digest
+from fiftyone_regioncap.dataset.metadata import file_digest
 from fiftyone_regioncap.dataset.ownership import (
     refuse_foreign_labels,
     track_label_is_foreign,
@@ -134,7 +134,6 @@ class Propagating:
         """Propagates one sample, clip by clip; False when it is complete."""
         options = self._options
         with VideoReader(sample.filepath) as reader:
-            correct_metadata(sample)
             found = read_prompts(
                 sample,
                 options.prompts,
@@ -143,7 +142,7 @@ class Propagating:
                 frame_count=len(reader),
             )
             if not found.prompts:
-                raise PromptError(
+                raise NothingMarked(
                     f"{options.prompts} is empty; mark an object on some frame"
                 )
             if options.merge:

@@ -10,7 +10,6 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.dataset import fields, schema, status
-from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.ownership import (
     refuse_foreign_labels,
     track_label_is_foreign,
@@ -98,7 +97,6 @@ class Proposing:
                     start=start,
                     stop=stop,
                 )
-            sample.metadata = sample.metadata or video_metadata(sample)
             write_prompts(sample, frame_path(output), prompts)
             sample.save()
             status.write_status(sample, output, "complete")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fiftyone_regioncap.core.progress import Stage
+
+MOST_LINES = 10
+"""Number of notes or failures that a summary for people lists."""
+
+
+def first_lines(lines: Sequence[str]) -> list[str]:
+    """Returns the first of some lines, and how many more there are."""
+    more = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], *([f"and {more} more"] if more > 0 else [])]
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class Report:
         seconds: Duration in seconds.
         run: Key of the dataset's custom run that records it.
         backends: Name and reason of each backend used.
+        notes: What a person should know of some samples, such as metadata that was
+            wrong.
     """
 
     samples: int = 0
@@ -42,6 +54,7 @@ class Report:
     seconds: float = 0.0
     run: str | None = None
     backends: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -59,15 +72,20 @@ class Report:
         return asdict(self)
 
     def remarks(self) -> list[str]:
-        """Lines on backends and failures, for people."""
-        lines = [f"- {line}" for line in self.backends]
-        lines += [
-            f"- FAILED {failure.filepath}: {failure.error}"
-            for failure in self.failures[:10]
+        """Lines on backends, notes and failures, for people."""
+        failed = [f"FAILED {one.filepath}: {one.error}" for one in self.failures]
+        return [f"- {line}" for line in self.backends] + [
+            f"- {line}" for lines in (self.notes, failed) for line in first_lines(lines)
         ]
-        if len(self.failures) > 10:
-            lines.append(f"- and {len(self.failures) - 10} more")
-        return lines
+
+
+_WRITTEN = {
+    "propose": "objects",
+    "propagate": "tracks",
+    "caption": "captions",
+    "embed": "embeddings",
+}
+"""What stages write, by their names."""
 
 
 @dataclass
@@ -80,6 +98,9 @@ class Summary(Report):
         captions: Number of captions written, those with an error included.
         caption_errors: Number of these that have an error.
         skipped: Number of complete samples passed over, once per stage.
+        complete_before: These by stage.
+        unmarked: Number of samples passed over as nothing is marked on them.
+        stages: Names of the job's stages.
     """
 
     frames: int = 0
@@ -87,6 +108,9 @@ class Summary(Report):
     captions: int = 0
     caption_errors: int = 0
     skipped: int = 0
+    complete_before: dict[str, int] = field(default_factory=dict)
+    unmarked: int = 0
+    stages: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -101,13 +125,19 @@ class Summary(Report):
 
     def to_markdown(self) -> str:
         """Returns a few lines for people."""
+        made = {
+            "propose": f"**{self.tracks}** objects proposed",
+            "propagate": f"**{self.tracks}** tracks on **{self.frames}** frames",
+            "caption": f"**{self.captions}** captions",
+        }
+        what = " and ".join(made[name] for name in self.stages if name in made)
         lines = [
-            f"**{self.samples}** samples, **{self.frames}** frames propagated, "
-            f"**{self.tracks}** tracks and **{self.captions}** captions written "
-            f"in {self.seconds:.1f} s"
+            f"{what or 'Done'}, for **{self.samples}** samples in {self.seconds:.1f} s"
         ]
-        if self.skipped:
-            lines.append(f"- {self.skipped} skipped: complete already")
+        for stage, count in self.complete_before.items():
+            lines.append(f"- {count} skipped: {_WRITTEN[stage]} complete already")
+        if self.unmarked:
+            lines.append(f"- {self.unmarked} skipped: nothing is marked")
         if self.caption_errors:
             lines.append(f"- {self.caption_errors} captions failed; see their `error`")
         return "\n".join(lines + self.remarks())

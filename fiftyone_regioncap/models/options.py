@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import Options, option
+
+_DEVICE = re.compile(r"(cpu|cuda|hip|hpu|mps|mtia|npu|xla|xpu)(:\d{1,4})?")
 
 
 @dataclass(frozen=True)
@@ -22,3 +26,16 @@ class LoadOptions(Options):
     accept_license: bool = option(
         False, "Accept the license of the weights; `regioncap models` names it."
     )
+
+    def __post_init__(self) -> None:
+        """Checks the values; whether the device is there shows when it is used.
+
+        Raises:
+            OptionError: When a value doesn't fit.
+        """
+        super().__post_init__()
+        if self.device is not None and not _DEVICE.fullmatch(self.device):
+            raise OptionError(
+                f"device={self.device!r}: give a device of PyTorch, such as cpu, cuda "
+                "or cuda:1"
+            )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.errors import BackendError, OptionError, WeightsError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.registry import LazyRegistry, resolve
 from fiftyone_regioncap.models.endpoints import without_password
@@ -78,6 +78,11 @@ class ModelCard:
     training: str | None = None
     training_options: type[Options] = NoOptions
     derivatives: bool = True
+
+    @property
+    def takes_weights(self) -> bool:
+        """Returns whether weights, or the address of an endpoint, can be named."""
+        return bool(self.weights or self.needs or self.variables)
 
     def missing(self) -> str | None:
         """Returns what this machine lacks to run the backend with its default weights.
@@ -155,6 +160,8 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         """
         if spec.name != AUTO:
             self._prepare(self[spec.name], spec)
+        elif spec.weights is not None:
+            self._prepare(self._taking_weights()[0], spec)
         elif spec.options:
             self._prepare(self.choose()[0], spec)
 
@@ -163,7 +170,8 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
 
         Args:
             spec: Specification of the backend. ``"auto"`` passes over one whose weights
-                turn out not to be had, unless weights were named.
+                turn out not to be had; with weights named, over those that have none or
+                can't load them.
 
         Returns:
             The backend and, for people, why it was chosen.
@@ -177,13 +185,20 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         if spec.name != AUTO:
             card = self[spec.name]
             return self._make(card, spec), f"{self.kind} {spec.name}: as asked"
+        candidates = self._candidates()
+        if spec.weights is not None:
+            why = f"{spec.weights} was named"
+            candidates = iter(
+                [
+                    (card, f"{self.kind} {card.name}: {why}")
+                    for card in self._taking_weights()
+                ]
+            )
         failed = ""
-        for card, reason in self._candidates():
+        for card, reason in candidates:
             try:
                 return self._make(card, spec), reason + failed
             except WeightsError as error:
-                if spec.weights is not None:
-                    raise
                 failed += f"; not {card.name} ({error})"
         raise WeightsError(f"no {self.kind} can run here{failed}")
 
@@ -226,9 +241,18 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         weights = spec.weights or card.weights
         if weights is None and card.needs is not None:
             raise BackendError(f"{card.name} needs weights: {card.needs}")
+        if spec.weights is not None and not card.takes_weights:
+            raise OptionError(
+                f"the {self.kind} {card.name} has no weights; leave {spec.weights!r} "
+                "out, or name another model"
+            )
         if spec.weights is not None and not spec.weights.startswith("http"):
             checked_path(spec.weights)
         return weights, options
+
+    def _taking_weights(self) -> list[ModelCard]:
+        """Returns the preferred backends that take weights."""
+        return [self[name] for name in self.preferred if self[name].takes_weights]
 
     def _make(self, card: ModelCard, spec: ModelSpec) -> T:
         weights, options = self._prepare(card, spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,9 +16,9 @@ import fiftyone as fo
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.search.appearance import EmbeddingIndex, RegionTextEmbedder
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
@@ -123,12 +124,18 @@ class CaptionIndex:
         with self._lock:
             self.regions.update(source, self.catalog)
 
-    def embed(self, embedder: TextEmbedder, *, progress: bool = False) -> VectorStore:
+    def embed(
+        self,
+        embedder: TextEmbedder,
+        listener: ProgressListener | None = None,
+        cancel: threading.Event | None = None,
+    ) -> VectorStore:
         """Embeds captions that have no vector of this model, or changed since.
 
         Args:
             embedder: The model.
-            progress: Whether to draw a progress bar.
+            listener: Called with progress events.
+            cancel: Set it to stop after the captions at hand, which stay embedded.
 
         Returns:
             The vectors by row.
@@ -143,15 +150,14 @@ class CaptionIndex:
             stored = store.hashes(len(current))[: len(current)]
             store.drop(np.flatnonzero((current == 0) & (stored != 0)))
             pending = np.flatnonzero((current != 0) & (current != stored))
-            with tqdm(
-                total=len(pending), desc="embed captions", disable=not progress
-            ) as bar:
-                for start in range(0, len(pending), _BATCH):
-                    rows = pending[start : start + _BATCH]
-                    entries = self.catalog.entries(rows.tolist())
-                    vectors = embedder.embed([entries[row].caption for row in rows])
-                    store.put(rows, current[rows], vectors)
-                    bar.update(len(rows))
+            starts = range(0, len(pending), _BATCH)
+            for start in tracked(
+                starts, "embed", "captions", len(starts), listener, cancel
+            ):
+                rows = pending[start : start + _BATCH]
+                entries = self.catalog.entries(rows.tolist())
+                vectors = embedder.embed([entries[row].caption for row in rows])
+                store.put(rows, current[rows], vectors)
             store.finish(version)
         return store
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.search.query import Query
 
@@ -45,7 +47,9 @@ class SearchOptions(Options):
         advanced=True,
     )
     save: str | None = option(
-        None, "Name of a view to save the results as; empty for none.", advanced=True
+        None,
+        "Name of a view to save the results as; empty for none.",
+        advanced=True,
     )
     model: str | None = option(None, MODEL, advanced=True)
     device: str | None = option(
@@ -55,7 +59,7 @@ class SearchOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        """Validates the query too.
+        """Validates the query and the name of the view too.
 
         Raises:
             OptionError: When a value doesn't fit.
@@ -64,6 +68,9 @@ class SearchOptions(Options):
         super().__post_init__()
         if self.mode != "visual":
             Query.parse(self.query)
+        # FiftyOne makes a part of an address of it.
+        if self.save is not None and not re.search("[A-Za-z0-9]", self.save):
+            raise OptionError(f"save={self.save!r}: give letters or digits as a name")
 
 
 @dataclass(frozen=True)

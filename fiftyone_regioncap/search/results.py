@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.markdown import escape
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.search.appearance import (
@@ -97,7 +99,8 @@ def search(
     options: SearchOptions,
     *,
     model: TextEmbedder | TextEncoder | None = None,
-    progress: bool = True,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
 ) -> SearchResults:
     """Finds captions by words, by meaning, and by the images of their regions.
 
@@ -109,7 +112,8 @@ def search(
         options: Options of the search.
         model: Loaded model to use in place of the one that ``options`` name: of
             sentences, or for ``"visual"`` the text encoder of a captioner.
-        progress: Whether to draw a progress bar while captions are embedded.
+        listener: Called with progress events while captions are embedded.
+        cancel: Set it to stop embedding.
 
     Returns:
         The captions, best first; ``.view()`` shows them.
@@ -144,12 +148,22 @@ def search(
         note = note_on_others(known, encoder.space)
     elif mode != "text":
         embedder = text_embedder(given, options.device)
-        index.embed(embedder, progress=progress)
+        index.embed(embedder, listener, cancel)
     wanted = captions.ids_in(samples)
     hits = index.search(
         options.query, options.k, mode=mode, embedder=embedder, ids=wanted
     )
-    return SearchResults(options.query, mode, captions, tuple(hits), note)
+    results = SearchResults(options.query, mode, captions, tuple(hits), note)
+    if options.save is not None:
+        view = view_of(results, options)
+        captions.dataset.save_view(options.save, view, overwrite=True)
+    return results
+
+
+def view_of(results: SearchResults, options: SearchOptions) -> fov.DatasetView:
+    """Returns the view of what a search found, as its options want it."""
+    view = results.view(options.score_field)
+    return results.captions.alone(view) if options.alone and results.hits else view
 
 
 def open_index(captions: CaptionField) -> CaptionIndex:

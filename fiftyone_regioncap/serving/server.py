@@ -85,8 +85,32 @@ def running(
         thread.join()
 
 
+def check_address(settings: ServerSettings, host: str, port: int) -> None:
+    """Checks that the server can listen on an address, without listening on it.
+
+    Args:
+        settings: Settings of the server.
+        host: Address to listen on, as for :func:`serve`.
+        port: Port to listen on, as for :func:`serve`.
+
+    Raises:
+        BackendError: When it can't; see :func:`serve`.
+    """
+    _open_socket(settings, host, port).close()
+
+
 def _listen(settings: ServerSettings, host: str, port: int) -> tuple[str, Config]:
     """Opens the socket, so that the port is known; Hypercorn closes it."""
+    listener = _open_socket(settings, host, port)
+    name, number = listener.getsockname()[:2]
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = None
+    config.graceful_timeout = 1.0
+    return f"http://{f'[{name}]' if ':' in name else name}:{number}", config
+
+
+def _open_socket(settings: ServerSettings, host: str, port: int) -> socket.socket:
     if settings.token is None and not is_loopback(host):
         raise BackendError(
             f"{host} can be reached from other machines: set a token ($REGIONCAP_TOKEN "
@@ -94,12 +118,6 @@ def _listen(settings: ServerSettings, host: str, port: int) -> tuple[str, Config
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host.strip("[]"), port), family=family)
+        return socket.create_server((host.strip("[]"), port), family=family)
     except (OSError, OverflowError, ValueError) as error:
         raise BackendError(f"cannot listen on {host}:{port}: {error}") from error
-    name, number = listener.getsockname()[:2]
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None
-    config.graceful_timeout = 1.0
-    return f"http://{f'[{name}]' if ':' in name else name}:{number}", config

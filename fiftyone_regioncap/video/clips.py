@@ -17,6 +17,7 @@ from fiftyone_regioncap.core.types import (
     polygons_to_mask,
 )
 from fiftyone_regioncap.video.sampling import sample_frames
+from fiftyone_regioncap.video.timeline import Timeline
 
 FRAMES_AT_ONCE = 64
 """Maximum number of decoded frames held at once: 180 MB at 1280 x 720."""
@@ -67,7 +68,7 @@ def assemble(
     plans: Iterable[ClipPlan],
     read_frames: FrameReader,
     read_masks: MaskReader,
-    fps: float | None,
+    timeline: Timeline | None,
 ) -> Iterator[tuple[ClipPlan, RegionClip]]:
     """Assembles the clips of one video.
 
@@ -78,7 +79,8 @@ def assemble(
         plans: The clips' frames.
         read_frames: Reads frames of the video.
         read_masks: Reads masks of the video's tracks.
-        fps: Frames per second of the video.
+        timeline: When the video's frames are shown; None where nothing says so. The
+            rate of a clip is that of its own frames.
 
     Yields:
         Each plan with its clip, in order of time.
@@ -91,14 +93,14 @@ def assemble(
         frames = dict(read_frames(sorted(wanted)))
         masks = dict(read_masks(wanted))
         for plan in group:
-            yield plan, _clip(plan, frames, masks, fps)
+            yield plan, _clip(plan, frames, masks, timeline)
 
 
 def _clip(
     plan: ClipPlan,
     frames: Mapping[int, Frame],
     masks: Mapping[int, Mapping[int, Mask]],
-    fps: float | None,
+    timeline: Timeline | None,
 ) -> RegionClip:
     boxes = dict(zip(plan.track.frames.tolist(), plan.track.boxes, strict=True))
 
@@ -113,7 +115,9 @@ def _clip(
         masks=[mask(frame) for frame in plan.frames],
         frame_indices=plan.frames,
         label=plan.track.label,
-        fps=fps,
+        fps=None
+        if timeline is None
+        else timeline.rate_between(plan.frames[0], plan.frames[-1]),
         support=plan.support,
         track=plan.track,
     )

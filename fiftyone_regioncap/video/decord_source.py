@@ -49,7 +49,7 @@ class DecordSource:
         decord, self._log = _decord()
         self._path = path
         self._errors = (decord.DECORDError, RuntimeError)
-        count = len(index.times)
+        count = len(index.timeline.times)
         try:
             self._reader = decord.VideoReader(path, num_threads=0)
             times = self._reader.get_frame_timestamp(range(count))[:, 0]
@@ -57,7 +57,7 @@ class DecordSource:
         except (VideoError, IndexError, *self._errors) as error:
             raise DecordUnfit(f"it fails: {error}") from None
         if len(self._reader) != count or not np.allclose(
-            times, index.times, rtol=_TIME_TOLERANCE, atol=1e-4
+            times, index.timeline.times, rtol=_TIME_TOLERANCE, atol=1e-4
         ):
             raise DecordUnfit("its index is not that of the container")
         if zlib.crc32(np.ascontiguousarray(self._first).data) != index.first_checksum:

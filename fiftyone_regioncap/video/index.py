@@ -7,6 +7,7 @@ file, so that a file that is opened again is not read again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.video.containers import missing_bytes
 from fiftyone_regioncap.video.sources import VideoMetadata
+from fiftyone_regioncap.video.timeline import Timeline
 
 Fingerprint: TypeAlias = tuple[str, int, int, int]
 """Path, size, modification time in nanoseconds and inode of a file."""
@@ -78,7 +80,7 @@ class VideoIndex:
         metadata: Size, rate, length and encoding.
         coded_size: (width, height) of the frames before rotation, in pixels.
         stream: Position of the video stream in the container.
-        times: float64 (N,) presentation times in seconds from the first frame.
+        timeline: Presentation times of the frames.
         first_checksum: CRC-32 of the first frame's RGB pixels.
         decord_obstacle: Why decord cannot be proven right for the file; None if it can.
     """
@@ -87,12 +89,17 @@ class VideoIndex:
     metadata: VideoMetadata
     coded_size: tuple[int, int]
     stream: int
-    times: NDArray[np.float64]
+    timeline: Timeline
     first_checksum: int
     decord_obstacle: str | None
 
 
-_cache: LRUCache[Fingerprint, VideoIndex] = LRUCache(maxsize=256)
+CACHED_FRAMES = 4_000_000
+"""Number of frames whose indexes are kept, at some 16 bytes each."""
+
+_cache: LRUCache[Fingerprint, VideoIndex] = LRUCache(
+    CACHED_FRAMES, getsizeof=lambda index: len(index.timeline.times) + 100
+)
 _cache_lock = threading.Lock()
 
 
@@ -109,8 +116,8 @@ def cached_index(path: str) -> VideoIndex | None:
 
 
 def keep_index(path: str, index: VideoIndex) -> None:
-    """Keeps the index of a file for :func:`cached_index`."""
-    with _cache_lock:
+    """Keeps the index of a file for :func:`cached_index`, unless it is very long."""
+    with _cache_lock, contextlib.suppress(ValueError):
         _cache[fingerprint(path)] = index
 
 

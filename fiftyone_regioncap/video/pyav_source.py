@@ -35,6 +35,7 @@ from fiftyone_regioncap.video.index import (
     scan_packets,
 )
 from fiftyone_regioncap.video.sources import VideoMetadata
+from fiftyone_regioncap.video.timeline import Timeline
 
 UNKNOWN_RATE = 30.0
 """Frames per second of a file that does not state any rate."""
@@ -49,6 +50,9 @@ _MAX_REORDER = 16
 class PyAVSource:
     """The frames of a video file through PyAV.
 
+    Attributes:
+        path: Path of the file.
+
     Args:
         path: Path of the file.
 
@@ -58,7 +62,7 @@ class PyAVSource:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         check_file(path)
         self._container: av.container.InputContainer | None = None
         self._stream: av.VideoStream
@@ -83,10 +87,10 @@ class PyAVSource:
 
     def _build_index(self) -> VideoIndex:
         try:
-            container = av.open(self._path)
+            container = av.open(self.path)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(
-                self._path, f"not a video that can be opened: {error}"
+                self.path, f"not a video that can be opened: {error}"
             ) from None
         self._container = container
         streams = [
@@ -95,32 +99,43 @@ class PyAVSource:
             if not stream.disposition & stream.disposition.attached_pic
         ]
         if not streams:
-            raise VideoError(self._path, "it has no video stream; is it an audio file?")
+            raise VideoError(self.path, "it has no video stream; is it an audio file?")
         self._stream = stream = streams[0]
         stream.thread_type = "AUTO"
-        self._packets = scan_packets(self._path, container, stream)
+        self._packets = scan_packets(self.path, container, stream)
         scanned = len(self._packets.pts)
         first = self._look_at_start() if self._packets.timed else self._count()
         if first is None:
-            raise VideoError(self._path, no_frame_reason(self._packets.cut_off))
+            raise VideoError(self.path, no_frame_reason(self._packets.cut_off))
         stream = self._stream
         image = _upright(first.to_ndarray(format="rgb24"), first)
         height, width = image.shape[:2]
         metadata = self._describe(height, width)
         if self._packets.timed:
             ticks = (self._packets.pts - self._packets.pts[0]).astype(np.float64)
-            times = ticks * float(stream.time_base)
+            begins = int(self._packets.pts[0]) * float(stream.time_base)
+            playback = (self._container.start_time or 0) / av.time_base
+            timeline = Timeline(
+                ticks * float(stream.time_base),
+                metadata.frame_rate,
+                max(begins - playback, 0.0),
+            )
         else:
-            times = self._packets.pts / metadata.frame_rate
+            count = len(self._packets.pts)
+            timeline = Timeline.constant(count, metadata.frame_rate)
         return VideoIndex(
             packets=self._packets,
             metadata=metadata,
             coded_size=(first.width, first.height),
             stream=stream.index,
-            times=times,
+            timeline=timeline,
             first_checksum=zlib.crc32(np.ascontiguousarray(image).data),
             decord_obstacle=decord_obstacle(
-                self._container, stream, self._packets, first, scanned - len(times)
+                self._container,
+                stream,
+                self._packets,
+                first,
+                scanned - len(timeline.times),
             ),
         )
 
@@ -190,13 +205,13 @@ class PyAVSource:
             rate = UNKNOWN_RATE
         if not packets.timed or duration <= 0 or packets.cut_off:
             duration = count / rate
-        mime_type = mimetypes.guess_type(self._path)[0]
+        mime_type = mimetypes.guess_type(self.path)[0]
         if mime_type is None or not mime_type.startswith("video/"):
             assert self._container is not None
             mime_type = "video/" + self._container.format.name.split(",")[0]
         tag = stream.codec_context.codec_tag
         return VideoMetadata(
-            size_bytes=os.path.getsize(self._path),
+            size_bytes=os.path.getsize(self.path),
             mime_type=mime_type,
             frame_width=width,
             frame_height=height,
@@ -227,7 +242,13 @@ class PyAVSource:
                         return
         self._run = None
         reason = "missing, the file is cut off" if self._packets.cut_off else "damaged"
-        raise VideoError(self._path, f"frame {expected + 1} is {reason}", last_good)
+        raise VideoError(self.path, f"frame {expected + 1} is {reason}", last_good)
+
+    def key_before(self, number: int) -> int:
+        """Returns the frame from which a frame has to be decoded."""
+        keys = self._packets.keys if self._seekable else ()
+        rank = bisect_right(keys, number, key=lambda key: key.number) - 1
+        return keys[rank].number if rank >= 0 else 0
 
     def _starts(self, target: int) -> Iterator[int | None]:
         """Positions of the key frames to decode from for a frame, the likeliest first.
@@ -284,7 +305,7 @@ class PyAVSource:
                     return
                 if number <= last:
                     raise VideoError(
-                        self._path,
+                        self.path,
                         "its time stamps contradict the order of its pictures; "
                         "write the file anew, for example with ffmpeg",
                         last,
@@ -356,7 +377,7 @@ class PyAVSource:
         else:
             position = self._stream.index  # read before its container goes
             self._container.close()
-        self._container = av.open(self._path)
+        self._container = av.open(self.path)
         self._stream = self._container.streams[position]
         self._stream.thread_type = "AUTO"
 

@@ -19,16 +19,17 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Literal, TypeAlias, cast, get_args
 
-import numpy as np
+import av
 from cachetools import LRUCache
-from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.video.decord_source import DecordSource, DecordUnfit
 from fiftyone_regioncap.video.image_folder import ImageFolderSource
 from fiftyone_regioncap.video.pyav_source import SEEK_WORTH, PyAVSource
+from fiftyone_regioncap.video.rewinding import LONGEST_COPY, copy_frames
 from fiftyone_regioncap.video.sources import FrameSource, VideoMetadata
+from fiftyone_regioncap.video.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ DECORD_BYTES = 256 << 20
 Its decoder runs on while the caller works, and keeps what it decodes without a bound.
 """
 
+COPY_WORTH = 8
+"""Number of blocks before a frame without a key frame that are worth a copy
+when stepping backwards."""
+
 DEFAULT_IMAGE_FPS = 30.0
 """Frames per second of an image folder where the caller does not state it."""
 
@@ -52,11 +57,12 @@ class VideoReader:
     """A video file, or a folder of images, as a sequence of RGB frames.
 
     Reading in order streams through the decoder; reading elsewhere seeks to the key
-    frame before; stepping backwards decodes a cache-full at a time. Frames are kept in
-    a small cache and given out without a copy, so don't write to them. One lock makes
-    it safe to share between threads, but threads that read different places make each
-    other seek: give each its own reader. Decoders do not survive a fork: open readers
-    in the process that uses them.
+    frame before; stepping backwards decodes a cache-full at a time, from a temporary
+    copy where key frames are far apart. Frames are kept in a small cache and given out
+    as they are, so don't write to them. One lock makes it safe to share between
+    threads, but threads that read different places make each other seek: give each its
+    own reader. Decoders do not survive a fork: open readers in the process that uses
+    them.
 
     Frames that a damaged file promises but does not hold count in ``len``; reading one
     raises, with the number of the last good frame, so that nothing is silently cut.
@@ -64,8 +70,7 @@ class VideoReader:
     Attributes:
         path: Path of the file or folder.
         metadata: Size, rate, length and encoding.
-        times: float64 (N,), presentation times in seconds from the first frame, of the
-            frames that can be read.
+        timeline: When the frames are shown.
     """
 
     def __init__(
@@ -104,6 +109,8 @@ class VideoReader:
         self._closed = False
         self._pyav: PyAVSource | None = None
         self._source: FrameSource | None = None
+        self._copy: PyAVSource | None = None
+        self._copied = range(0)
         wanted = _backend(backend)
         if os.path.isdir(self.path):
             folder = ImageFolderSource(
@@ -111,13 +118,13 @@ class VideoReader:
             )
             self._source = folder
             self.metadata: VideoMetadata = folder.metadata
-            self.times: NDArray[np.float64] = np.arange(len(self)) / self.fps
+            self.timeline = Timeline.constant(len(self), self.fps)
         elif fps is not None:
             raise ValueError(f"fps is for image folders; {self.path} has its own")
         else:
             self._pyav = PyAVSource(self.path)
             self.metadata = self._pyav.index.metadata
-            self.times = self._pyav.index.times
+            self.timeline = self._pyav.index.timeline
             if wanted == "pyav":
                 self._source = self._pyav
             elif wanted == "decord":
@@ -172,12 +179,42 @@ class VideoReader:
                 )
                 first = index
                 if stepping_back:
-                    first = max(index - int(self._cache.maxsize) + 1, 0)
+                    block = int(self._cache.maxsize)
+                    first = max(index - block + 1, 0)
+                    self._prepare_stepping_back(first, block)
                 self._decode(first, index)
             self._last = index
             return self._cache[index]
 
+    def _prepare_stepping_back(self, first: int, block: int) -> None:
+        """Copies what comes before a frame if its key frame is many blocks away."""
+        pyav = self._pyav
+        if pyav is None or first in self._copied:
+            return
+        start = max(pyav.key_before(first), first - LONGEST_COPY)
+        if first - start < COPY_WORTH * block:
+            return
+        self._remove_copy()
+        try:
+            frames = pyav.decode(start, first + block - 1)
+            self._copy = PyAVSource(copy_frames(frames, block))
+        except (OSError, av.error.FFmpegError, VideoError) as error:
+            logger.info("%s: read backwards without a copy: %s", self.path, error)
+        else:
+            self._copied = range(start, first + block)
+
+    def _remove_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+            os.unlink(self._copy.path)
+        self._copy, self._copied = None, range(0)
+
     def _decode(self, first: int, last: int) -> None:
+        if self._copy is not None and first in self._copied and last in self._copied:
+            start = self._copied.start
+            for number, frame in self._copy.decode(first - start, last - start):
+                self._cache[number + start] = frame
+            return
         source = self._opened()
         try:
             self._cache.update(source.decode(first, last))
@@ -244,6 +281,7 @@ class VideoReader:
             for source in (self._source, self._pyav):
                 if source is not None:
                     source.close()
+            self._remove_copy()
             self._cache.clear()
 
     def __enter__(self) -> VideoReader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from fiftyone_regioncap.analysis.vocabulary import STOPWORDS
 from fiftyone_regioncap.captioning.base import EmbeddingSpace, TextEncoder
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.core.markdown import code, escape
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.runs import record_run
@@ -109,7 +111,8 @@ def embed_captions(
     options: EmbedCaptionsOptions = EmbedCaptionsOptions(),  # noqa: B008
     *,
     model: TextEmbedder | TextEncoder | None = None,
-    progress: bool = True,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
 ) -> MapSummary:
     """Puts captions on a map and finds duplicates, outliers and groups.
 
@@ -127,7 +130,8 @@ def embed_captions(
         model: Loaded model to use in place of the one that ``options`` name; see
             :func:`fiftyone_regioncap.search.search`. In the visual space it only lets
             the similarity run take texts, and the map is made without it too.
-        progress: Whether to draw a progress bar while captions are embedded.
+        listener: Called with progress events while captions are embedded.
+        cancel: Set it to stop embedding.
 
     Raises:
         FieldError: If the field is absent, can't have captions, or has fewer than two
@@ -148,7 +152,7 @@ def embed_captions(
         store, named = index.regions.store(stored), {"region_space": asdict(stored)}
     else:
         embedder = text_embedder(given, options.device)
-        store = index.embed(embedder, progress=progress)
+        store = index.embed(embedder, listener, cancel)
         named = {"text_model": embedder.name}
     rows = rows_in(captions, samples, index)
     rows = rows[store.hashes(index.catalog.rows)[rows] != 0]
@@ -163,7 +167,8 @@ def embed_captions(
     elif layout == "umap" and importlib.util.find_spec("umap") is None:
         layout = "pca"
         notes.append(
-            "laid out by PCA; for UMAP, run `pip install 'fiftyone-regioncap[maps]'`"
+            "laid out by PCA; for UMAP, run `pip install umap-learn` and start "
+            "FiftyOne again"
         )
     entries = index.catalog.entries(rows.tolist())
     ids = [entries[row].id for row in rows.tolist()]

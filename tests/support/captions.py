@@ -14,6 +14,8 @@ from fiftyone_regioncap.analysis.options import (
     TriageOptions,
     UniqueOptions,
 )
+from fiftyone_regioncap.evaluation import caption_runs
+from fiftyone_regioncap.evaluation.options import EvaluateOptions
 from fiftyone_regioncap.search import results
 from fiftyone_regioncap.search.options import EmbedCaptionsOptions, SearchOptions
 from fiftyone_regioncap.visualization import maps
@@ -24,16 +26,16 @@ def _split(model: Any) -> tuple[str | None, Any]:
     return (model, None) if isinstance(model, str | None) else (None, model)
 
 
-def search(samples, query, *, model=None, progress=False, **values):
+def search(samples, query, *, model=None, **values):
     name, loaded = _split(model)
     options = SearchOptions(query, model=name, **values)
-    return results.search(samples, options, model=loaded, progress=progress)
+    return results.search(samples, options, model=loaded)
 
 
-def embed_captions(samples, *, model=None, progress=False, **values):
+def embed_captions(samples, *, model=None, **values):
     name, loaded = _split(model)
     options = EmbedCaptionsOptions(model=name, **values)
-    return maps.embed_captions(samples, options, model=loaded, progress=progress)
+    return maps.embed_captions(samples, options, model=loaded)
 
 
 def check_captions(samples, *, model=None, **values):
@@ -44,6 +46,12 @@ def check_captions(samples, *, model=None, **values):
 
 def triage(samples, **values):
     return checks.triage(samples, TriageOptions(**values))
+
+
+def evaluate_captions(samples, references, *, model=None, **values):
+    name, loaded = _split(model)
+    options = EvaluateOptions(references, model=name, **values)
+    return caption_runs.evaluate_captions(samples, options, model=loaded)
 
 
 def extract_facets(samples, **values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from fiftyone_regioncap.analysis.checks.tracks import (
 from fiftyone_regioncap.analysis.options import CheckOptions
 from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.markdown import code
+from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.store import Document
 
@@ -112,6 +114,8 @@ def check_captions(
     options: CheckOptions = CheckOptions(),  # noqa: B008
     *,
     model: TextEncoder | None = None,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
 ) -> CheckSummary:
     """Finds captions that are probably bad.
 
@@ -128,6 +132,8 @@ def check_captions(
         samples: A dataset or a view; captions are compared with those that are in it.
         options: Options of the checks.
         model: Text encoder to use in place of the one that ``options`` name.
+        listener: Called with progress events.
+        cancel: Set it to stop before the next sample.
 
     Raises:
         FieldError: If the field is absent or can't have captions, or holds no region
@@ -138,13 +144,23 @@ def check_captions(
     captions = CaptionField.of(samples, options.captions)
     checks = (*CHECKS, SIMILARITY) if options.similarity else CHECKS
     found: dict[str, list[CheckFinding]] = {}
-    for _, labels in captions.in_view(samples, _ATTRIBUTES):
+    read = captions.in_view(samples, _ATTRIBUTES)
+    for _, labels in tracked(
+        read, "read", captions.name, len(samples), listener, cancel
+    ):
         found |= findings([label for label in labels if label.get("caption")])
     quartiles = None
     if options.similarity:
         chosen = options.model if model is None else model
         cosines: dict[str, float] = {}
-        for fit in fits(captions, samples, model=chosen, device=options.device):
+        for fit in fits(
+            captions,
+            samples,
+            model=chosen,
+            device=options.device,
+            listener=listener,
+            cancel=cancel,
+        ):
             cosines[fit.id] = fit.cosine
             if fit.beaten is not None and fit.id in found:
                 why = f"{fit.beaten:.0%} of other captions fit the region better"

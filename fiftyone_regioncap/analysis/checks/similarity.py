@@ -6,6 +6,7 @@ encoder of the same model embeds the captions among them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.captioning.base import TextEncoder
+from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.search.appearance import RegionTextEmbedder, select_encoder
 from fiftyone_regioncap.search.results import known_spaces, open_index, rows_in
@@ -53,7 +55,8 @@ def fits(
     *,
     model: str | TextEncoder | None = None,
     device: str | None = None,
-    progress: bool = False,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
 ) -> Iterator[Fit]:
     """Compares captions with their regions, and regions with other captions.
 
@@ -65,7 +68,8 @@ def fits(
         model: Folder or hub id of a captioner, or its text encoder; None for the one
             that most regions were embedded by.
         device: Device such as ``"cuda"``; None for the best there is.
-        progress: Whether to draw a progress bar while captions are embedded.
+        listener: Called with progress events while captions are embedded.
+        cancel: Set it to stop embedding.
 
     Yields:
         One for each caption in the view whose region was embedded by that model.
@@ -79,7 +83,7 @@ def fits(
     encoder = select_encoder(known, captions.name, model, device)
     regions = index.regions.store(encoder.space)
     embedder = RegionTextEmbedder(encoder, truncate=True)
-    texts = index.embed(embedder, progress=progress)
+    texts = index.embed(embedder, listener, cancel)
     current = index.catalog.hashes()
     embedded = np.flatnonzero(regions.hashes(len(current))[: len(current)])
     rows = np.intersect1d(embedded, rows_in(captions, samples, index))

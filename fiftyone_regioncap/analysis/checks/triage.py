@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.analysis.checks.similarity import ATTRIBUTE as SIMILARITY
 from fiftyone_regioncap.analysis.options import TriageOptions
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 
 ATTRIBUTE = "triage"
@@ -62,6 +64,9 @@ class TriageSummary:
 def triage(
     samples: foco.SampleCollection,
     options: TriageOptions = TriageOptions(),  # noqa: B008
+    *,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
 ) -> TriageSummary:
     """Sorts captions into those to keep, to drop, and to send to review.
 
@@ -71,6 +76,8 @@ def triage(
         samples: A dataset or a view.
         options: The score to sort by, such as ``confidence``, or
             ``image_text_similarity``, which :func:`~.run.check_captions` writes.
+        listener: Called with progress events.
+        cancel: Set it to stop before the next sample.
 
     Raises:
         FieldError: If the field or the attribute is absent, or ``drop`` is over
@@ -89,7 +96,10 @@ def triage(
     groups: dict[str, str] = {}
     reviewed: Counter[str] = Counter()
     accepted: Counter[str] = Counter()
-    for _, labels in captions.in_view(samples, (score, "review")):
+    read = captions.in_view(samples, (score, "review"))
+    for _, labels in tracked(
+        read, "read", captions.name, len(samples), listener, cancel
+    ):
         for label in labels:
             value = label.get(score)
             group = "review"

@@ -339,9 +339,6 @@ def place(
     Raises:
         BackendError: If there is no such precision.
     """
-    if dtype is None and device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = "bfloat16" if native else "float32"
     choices = ("float32", "bfloat16")
     if choose_dtype(dtype, device, choices) is torch.bfloat16:
         model.mixed = True

@@ -32,7 +32,7 @@ from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
 from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, FrameFeatures
-from fiftyone_regioncap.core.errors import BackendError, PromptError
+from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Caption, Frame, RegionClip
 from fiftyone_regioncap.models.loading import choose_device
 
@@ -178,6 +178,7 @@ class PatchionerCaptioner(PatchionerTexts):
             frames=options.frames,
             # What is on a frame costs one pass together.
             batch_size=64,
+            takes_prompt=False,
             space=self.space if embeds else None,
         )
 
@@ -215,8 +216,7 @@ class PatchionerCaptioner(PatchionerTexts):
         Raises:
             BackendError: If a prompt is given; the model takes none.
         """
-        if prompt is not None:
-            raise BackendError("the captioner patchioner takes no prompt; leave it out")
+        self.info.check_prompt(prompt)
         found = self._embed(clips)
         numbers = sorted(found.sums)
         described: dict[int, Description] = {}

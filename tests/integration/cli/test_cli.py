@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,19 +110,76 @@ def test_a_folder_of_videos_takes_the_same_prompts(videos, name):
             "not clear which model",
         ),
         (["run", "FOLDER", "--box", BOX], 3, "holds no videos"),
+        (["run", "VIDEO", "--box", BOX, "--max-frames", "0"], 2, "at least 1"),
+        (["run", "VIDEO", "--box", BOX, "--min-score", "nan"], 2, "from 0 to 1"),
+        (["run", "VIDEO", "--box", BOX, "--window", "9" * 30], 2, "an integer"),
+        (["run", "VIDEO", "--box", BOX, "--device", "foo"], 2, "device of PyTorch"),
+        (["run", "VIDEO", "--box", BOX, "--sheet", "FOLDER"], 2, "is a directory"),
+        (["run", "VIDEO", "--box", BOX, "--sheet", "/proc/x/y"], 2, "can't be written"),
+        (["run", "VIDEO", "--box", BOX, "--stop", "5", "--start", "5"], 2, "more than"),
+        (["run", "VIDEO", "--box", BOX, "--direction", "up"], 2, "one of both"),
+        (["run", "VIDEO", "--box", BOX, "--not-point", "1,1"], 2, "belongs to --point"),
+        (["run", "VIDEO", "--propose", "--label", "x"], 2, "--propose finds"),
+        (["run", "VIDEO", "--box", BOX, "--tracks", "filepath"], 2, "FiftyOne's own"),
+        (["run", "VIDEO", "--box", BOX, "--captions", "tags"], 2, "FiftyOne's own"),
+        (["run", "VIDEO", "--box", BOX, "--tracks", "a b"], 2, "is no field name"),
+        (["run", "VIDEO", "--box", BOX, "--tracks", "frames.prompts"], 3, "the input"),
+        (["run", "VIDEO", "--box", BOX, "--label", "\udcff"], 2, "is no text"),
+        (["run", "VIDEO", "--box", BOX, "--prompt", "red"], 3, "takes no prompt"),
+        (["run", "VIDEO", "--box", BOX, "--captioner-weights", "x"], 2, "no weights"),
+        (["run", "PIPE", "--box", BOX], 3, "neither a file nor a folder"),
+        (["run", "/dev/null", "--box", BOX], 3, "neither a file nor a folder"),
+        (["run", "BYTES", "--box", BOX], 3, "is not in UTF-8"),
+        (["serve", "--weights", "FOLDER", "--port", "99999"], 2, "not in the range"),
+        (["serve", "--weights", "FOLDER", "--rows", "0"], 2, "not in the range"),
+        (["serve", "--weights", "FOLDER", "--host", "0.0.0.0"], 3, "set a token"),
+        (["serve", "--weights", "FOLDER", "--device", "foo"], 3, "no device 'foo'"),
+        (["caption", "--dataset", "\udcff"], 3, "there is no dataset"),
         (["caption", "--dataset", "nobody"], 3, "there is no dataset 'nobody'"),
         (["propagate", "--dataset", "nobody"], 3, "there is no dataset 'nobody'"),
     ],
 )
 def test_what_is_wrong_is_said_and_coded(videos, name, home, arguments, code, says):
     (home / "empty").mkdir()
-    words = {"VIDEO": str(videos[0]), "FOLDER": str(home / "empty")}
+    os.mkfifo(home / "pipe.mp4")
+    shutil.copy(videos[0], os.fsencode(home) + b"/\xff.mp4")
+    words = {
+        "VIDEO": str(videos[0]),
+        "FOLDER": str(home / "empty"),
+        "PIPE": str(home / "pipe.mp4"),
+        "BYTES": str(home / "\udcff.mp4"),
+    }
     arguments = [words.get(word, word) for word in arguments]
     if arguments[0] == "run":
         arguments += ["--dataset", name]
+        if "--propagator" not in arguments and "--weights" not in arguments:
+            arguments += ["--propagator", "flow", "--captioner", "measured"]
     result = run(*arguments)
     assert result.exit_code == code, result.output
-    assert says in result.output
+    assert says in result.output and "unexpected" not in result.output
+    assert not fo.dataset_exists(name)
+
+
+@pytest.mark.parametrize("bad", ["", " ", "...", "\udcff"])
+def test_names_that_no_dataset_can_have(videos, home, bad):
+    before = fo.list_datasets()
+    result = run("run", str(videos[0]), "--box", BOX, "--dataset", bad)
+    assert result.exit_code in (2, 3), result.output
+    assert "unexpected" not in result.output
+    assert fo.list_datasets() == before
+
+
+def test_an_unforeseen_error_is_one_line_and_a_file(home, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("a mistake\nof two lines \udcff")
+
+    monkeypatch.setattr("fiftyone_regioncap.cli.doctor.examine", broken)
+    result = run("doctor")
+    assert result.exit_code == 3
+    (line,) = result.output.splitlines()
+    assert "ZeroDivisionError: a mistake (unexpected" in line
+    log = Path(line.rpartition("details are in ")[2].rstrip(")"))
+    assert "of two lines" in log.read_text() and "Traceback" in log.read_text()
 
 
 def test_a_bad_video_among_good_ones_gives_exit_code_one(videos, name):

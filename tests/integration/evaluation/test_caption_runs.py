@@ -16,7 +16,8 @@ from fiftyone_regioncap.dataset.captions import (
     write_captions,
 )
 from fiftyone_regioncap.evaluation import captions
-from fiftyone_regioncap.evaluation.caption_runs import _plain, evaluate_captions
+from fiftyone_regioncap.evaluation.caption_runs import _plain
+from tests.support.captions import evaluate_captions
 
 pytest.importorskip("pycocoevalcap", reason="the extra `metrics` is not installed")
 
@@ -151,7 +152,7 @@ def test_regions_of_images_are_matched_by_their_boxes(fiftyone_database):
 )
 def test_wrong_fields_are_refused(dataset, references, message):
     with pytest.raises(FieldError, match=message):
-        evaluate_captions(dataset, references)
+        evaluate_captions(dataset, references, caption_attribute="caption")
 
 
 def test_no_common_object_is_an_error(dataset):

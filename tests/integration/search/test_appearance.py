@@ -201,8 +201,8 @@ def alike(seen):
 
 def test_maps_of_looks(described, seen, embedder):
     dataset = described(alike(seen))
-    embed_captions(dataset, model=embedder, layout="pca", progress=False)
-    options = {"space": "visual", "layout": "pca", "progress": False}
+    embed_captions(dataset, model=embedder, layout="pca")
+    options = {"space": "visual", "layout": "pca"}
     summary = embed_captions(dataset, clusters=2, duplicate=0.9, **options)
     assert summary.captions == 6 and summary.key == "captions_visual_map"
     assert summary.duplicates == 4 and "look nearly the same" in summary.to_markdown()
@@ -234,7 +234,7 @@ def test_maps_of_looks_without_the_model(described, seen, checkpoint, tmp_path):
         for own in alike(seen)
     ]
     dataset = described(records, [seen(9, "Never seen.", None)])
-    options = {"space": "visual", "layout": "pca", "progress": False}
+    options = {"space": "visual", "layout": "pca"}
     summary = embed_captions(dataset, **options)
     assert summary.captions == 6 and "takes no texts" in summary.notes[0]
     view = dataset.load_saved_view(summary.view)

@@ -18,7 +18,7 @@ VIDEOS = ([*CARS, "a red car drives on road number one"], [*DOGS], [ODD])
 
 
 def make(dataset, embedder, **options):
-    options = {"layout": "pca", "clusters": 3, "progress": False, **options}
+    options = {"layout": "pca", "clusters": 3, **options}
     return embed_captions(dataset, model=embedder, **options)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.core.errors import OptionError
@@ -49,7 +49,7 @@ class Example(Options):
         pytest.param({"window": 0}, "window=0", id="union out of range"),
         pytest.param({"window": "often"}, "window='often'", id="union text"),
         pytest.param({"mode": "c"}, "one of a, b", id="no choice"),
-        pytest.param({"names": "abc"}, "a list of a texts", id="text for a list"),
+        pytest.param({"names": "abc"}, "a list of texts", id="text for a list"),
         pytest.param({"box": [1, 2, 3]}, "box=", id="too many"),
         pytest.param({"patience": 0}, "frames", id="in a group"),
         pytest.param({"key": 5}, r"key=\*\*\*", id="secrets are not shown"),
@@ -122,14 +122,18 @@ def test_members_of_a_list_are_chosen_too() -> None:
         Reading(kinds=("c",))
 
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+
+
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
-        {"field": st.text()},
+        {"field": TEXTS},
         optional={
             "size": st.integers(64, 2048),
             "score": st.none() | st.floats(0, 1),
             "window": st.none() | st.just("change") | st.integers(1, 10**6),
-            "names": st.lists(st.text()).map(tuple),
+            "names": st.lists(TEXTS).map(tuple),
             "on": st.booleans(),
             "patience": st.integers(1, 99),
         },
@@ -138,6 +142,20 @@ def test_members_of_a_list_are_chosen_too() -> None:
 def test_mappings_go_round(values: dict[str, Any]) -> None:
     made = Example.from_mapping(values)
     assert Example.from_mapping(made.to_mapping()) == made
+
+
+@pytest.mark.parametrize("text", ["\udcff.mp4", "a\0b"])
+def test_what_can_t_be_stored_is_no_text(text: str) -> None:
+    with pytest.raises(OptionError, match="no text in UTF-8"):
+        Example(text)
+    with pytest.raises(OptionError, match="names="):
+        Example("f", names=("good", text))
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30])
+def test_integers_fit_the_database(value: int) -> None:
+    with pytest.raises(OptionError, match="window="):
+        Example("f", window=value)
 
 
 def test_secrets_stay_out_of_mappings() -> None:

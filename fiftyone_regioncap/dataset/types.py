@@ -1,0 +1,86 @@
+"""Compares what is written past FiftyOne with the types that its schema declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fiftyone as fo
+from bson import ObjectId
+
+from fiftyone_regioncap.core.errors import FieldError
+
+_KINDS: dict[type[fo.Field], tuple[type, ...]] = {
+    fo.StringField: (str,),
+    fo.BooleanField: (bool,),
+    fo.IntField: (int,),
+    fo.FloatField: (int, float),
+    fo.ObjectIdField: (ObjectId,),
+    fo.VectorField: (bytes,),
+    fo.ArrayField: (bytes,),
+    fo.DictField: (Mapping,),
+    fo.EmbeddedDocumentField: (Mapping,),
+    fo.ListField: (list, tuple),
+}
+"""Types of values in the database by kind of field, special kinds first."""
+
+
+@dataclass(frozen=True)
+class FieldTypes:
+    """Types of a dataset's fields.
+
+    FiftyOne can't load a document with a value of another type.
+
+    Attributes:
+        dataset: The dataset.
+    """
+
+    dataset: fo.Dataset
+    _inner: dict[int, Mapping[str, fo.Field]] = field(default_factory=dict)
+
+    def check(self, path: str, value: Any) -> None:
+        """Makes sure that a value may be written.
+
+        Args:
+            path: Path of a field or attribute, with ``frames.`` in front for those of
+                frames.
+            value: Value as it will lie in the database, or a label of a list.
+
+        Raises:
+            FieldError: When its type is not the declared one.
+        """
+        declared = self.dataset.get_field(path)
+        if isinstance(declared, fo.EmbeddedDocumentField) and isinstance(
+            value, Mapping
+        ):
+            inner = getattr(declared.document_type, "_LABEL_LIST_FIELD", None)
+            if inner is not None and inner not in value:
+                path = f"{path}.{inner}"
+                declared = self.dataset.get_field(path).field
+        self._check(path, declared, value)
+
+    def _check(self, path: str, declared: fo.Field | None, value: Any) -> None:
+        if declared is None or value is None:
+            return  # attributes of labels need not be declared
+        for kind, types in _KINDS.items():
+            if isinstance(declared, kind):
+                wrong = not isinstance(value, types)
+                if wrong or (isinstance(value, bool) and bool not in types):
+                    raise FieldError(
+                        f"{path} can't be {value!r:.60}: it is a "
+                        f"{type(declared).__name__}"
+                    )
+                break
+        if isinstance(declared, fo.EmbeddedDocumentField):
+            inner = self._fields(declared)
+            for name, item in value.items():
+                self._check(f"{path}.{name}", inner.get(name), item)
+        elif isinstance(declared, fo.ListField) and declared.field is not None:
+            for item in value:
+                self._check(path, declared.field, item)
+
+    def _fields(self, declared: fo.EmbeddedDocumentField) -> Mapping[str, fo.Field]:
+        if id(declared) not in self._inner:
+            self._inner[id(declared)] = declared.get_field_schema()
+        return self._inner[id(declared)]
