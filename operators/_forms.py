@@ -85,9 +85,10 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         if kind in NO_FIELD and not field.optional and not _fields(ctx, kind):
             refuse(inputs, NO_FIELD[kind])
             return
-    inputs.view_target(
-        ctx, action_description=operation.action, allow_selected_samples=True
-    )
+    if operation.media:
+        inputs.view_target(
+            ctx, action_description=operation.action, allow_selected_samples=True
+        )
     advanced = bool(ctx.params.get(ADVANCED))
     for field in _shown(operation.fields, advanced):
         if field.name == "options":

@@ -53,7 +53,7 @@ class OperationOperator(foo.Operator):
         """Returns the form."""
         inputs = types.Object()
         media = None if ctx.dataset is None else ctx.dataset.media_type
-        if media in self.operation.media:
+        if media in self.operation.media or not self.operation.media:
             try:
                 _forms.ask(inputs, ctx, self.operation)
             except RegionCapError as error:
@@ -69,7 +69,8 @@ class OperationOperator(foo.Operator):
         def job(listener: ProgressListener, cancel: threading.Event) -> Any:
             # Here, and not before, so that what is wrong is said in words.
             values = _forms.parameters(self.operation, ctx.params)
-            return api.call(self.operation, ctx.target_view(), values, listener, cancel)
+            samples = ctx.target_view() if self.operation.media else None
+            return api.call(self.operation, samples, values, listener, cancel)
 
         afterwards = AFTERWARDS.get(self.operation.name)
         return _running.run(ctx, self.operation.label, job, afterwards)
@@ -81,7 +82,6 @@ class OperationOperator(foo.Operator):
 
     def __call__(
         self,
-        sample_collection: Any,
         *args: Any,
         delegate: bool = False,
         **params: Any,
@@ -89,8 +89,7 @@ class OperationOperator(foo.Operator):
         """Runs the operator from Python.
 
         Args:
-            sample_collection: A dataset or a view.
-            *args: As the SDK's function takes them.
+            *args: As the SDK's function takes them, the dataset or view first.
             delegate: Whether to queue it for ``fiftyone delegated launch``.
             **params: As the SDK's function takes them.
 
@@ -99,7 +98,7 @@ class OperationOperator(foo.Operator):
             delegated.
         """
         if delegate:
-            view = sample_collection.view()
+            view = args[0].view()
             return foo.execute_operator(
                 self.uri,
                 {"view": view},
@@ -107,7 +106,7 @@ class OperationOperator(foo.Operator):
                 request_delegation=True,
             )
         function = getattr(api, self.operation.name)
-        return function(sample_collection, *args, **params)
+        return function(*args, **params)
 
     def _defaults(self, view: Any, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the form's default values; FiftyOne fills them in only in the App."""
@@ -157,10 +156,25 @@ def _show_worst(ctx: Any, result: Any) -> Iterator[Any]:
         yield ctx.ops.set_view(result.worst())
 
 
+def _show_benchmark(ctx: Any, result: Any) -> Iterator[Any]:
+    """Opens the benchmark's dataset, at the items with the lowest scores."""
+    if result.dataset is None:
+        return
+    if ctx.dataset is None or ctx.dataset.name != result.dataset:
+        yield ctx.ops.open_dataset(result.dataset)
+        return
+    yield ctx.ops.reload_dataset()
+    if getattr(result, "each", None):
+        yield ctx.ops.set_view(result.worst())
+
+
 AFTERWARDS: Mapping[str, _running.Afterwards] = {
     "search_captions": _show_found,
     "embed_captions": _show_map,
     "evaluate_captions": _show_worst,
+    "prepare_benchmark": _show_benchmark,
+    "run_benchmark": _show_benchmark,
+    "score_benchmark": _show_benchmark,
 }
 """What the App shows once an operation is done, beside its summary."""
 
