@@ -216,6 +216,11 @@ def declare_origins(dataset: fo.Dataset, field: str) -> None:
     declare(dataset, [Declared(origin_field(field), fo.DictField)])
 
 
+def declare_objects(dataset: fo.Dataset, field: str) -> None:
+    """Declares the field that says which number each object has in a field."""
+    declare(dataset, [Declared(objects_field(field), fo.DictField)])
+
+
 def status_field(field: str) -> str:
     """Returns the sample-level field with the state of a field: ``<field>_status``."""
     return f"{frame_path(field)}_status"
@@ -229,6 +234,11 @@ def error_field(field: str) -> str:
 def origin_field(field: str) -> str:
     """Returns the sample-level field with a field's origins: ``<field>_origin``."""
     return f"{frame_path(field)}_origin"
+
+
+def objects_field(field: str) -> str:
+    """Returns the sample-level field of objects' numbers: ``<field>_objects``."""
+    return f"{frame_path(field)}_objects"
 
 
 def declare(

@@ -20,7 +20,7 @@ import fiftyone.core.dataset as fod
 import fiftyone.core.view as fov
 from bson import json_util
 
-from fiftyone_regioncap.core.errors import Cancelled, NothingMarked
+from fiftyone_regioncap.core.errors import Cancelled, NothingMarked, VideoError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.progress import Stage as StageName
@@ -193,7 +193,11 @@ class RunContext:
         message = f"{type(error).__name__}: {error}"
         failure = Failure(sample.id, sample.filepath, stage, message)
         self.summary.failures.append(failure)
-        if output is not None:
+        if output is not None and not (
+            # Media that can't be read now take nothing from what was made of them.
+            isinstance(error, VideoError)
+            and status.read_status(sample, output).state == "complete"
+        ):
             status.write_status(sample, output, "failed", error=message)
         self._leave(stage, sample)
 
@@ -201,6 +205,12 @@ class RunContext:
         """Reports that a sample goes through no stage from this one on."""
         for name in self.stages[self.stages.index(stage) :]:
             self.reporter.finish(name, name_of(sample))
+
+    def failed_in_part(self, stage: StageName, sample: Sample, message: str) -> None:
+        """Records in the summary what of a sample could not be done."""
+        logger.warning("%s: %s", sample.filepath, message)
+        failure = Failure(sample.id, sample.filepath, stage, message, whole=False)
+        self.summary.failures.append(failure)
 
 
 class Stage(Protocol):

@@ -20,19 +20,22 @@ def first_lines(lines: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that could not be done.
+    """A sample, or a part of one, that could not be done.
 
     Attributes:
         sample_id: Id of the sample in its dataset.
         filepath: Path of the media.
         stage: Stage that failed.
         error: Message that says what is wrong and what to do.
+        whole: Whether nothing of the sample was done, in place of all but a part, such
+            as one prompt.
     """
 
     sample_id: str
     filepath: str
     stage: Stage
     error: str
+    whole: bool = True
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Report:
 
     Attributes:
         samples: Number of samples that it was given.
-        failures: Samples that could not be done.
+        failures: Samples, and parts of samples, that could not be done.
         seconds: Duration in seconds.
         run: Key of the dataset's custom run that records it.
         backends: Name and reason of each backend used.
@@ -64,7 +67,7 @@ class Report:
     @property
     def nothing_done(self) -> bool:
         """Whether every sample failed."""
-        failed = {failure.sample_id for failure in self.failures}
+        failed = {one.sample_id for one in self.failures if one.whole}
         return len(failed) >= self.samples > 0
 
     def to_dict(self) -> dict[str, Any]:

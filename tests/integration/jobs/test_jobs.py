@@ -185,32 +185,8 @@ def test_windows_get_a_caption_each(dataset):
         (lambda s, f: s.set_field("filepath", str(f / "gone.mp4")), "gone.mp4"),
         # The file is no video.
         (lambda s, f: s.set_field("filepath", str(f / "text.mp4")), "text.mp4"),
-        # A box outside the frame.
-        (
-            lambda s, f: (
-                s.frames[1]
-                .prompts.detections[0]
-                .set_field("bounding_box", [1.5, 1.5, 0.1, 0.1])
-            ),
-            "outside",
-        ),
-        # A mark past the end of the video.
-        (
-            lambda s, f: s.frames.update(
-                {
-                    99: fo.Frame(
-                        prompts=fo.Detections(
-                            detections=[
-                                fo.Detection(bounding_box=[0, 0, 0.5, 0.5], index=7)
-                            ]
-                        )
-                    )
-                }
-            ),
-            "frames 1 to 24",
-        ),
     ],
-    ids=["missing", "no video", "outside", "past the end"],
+    ids=["missing", "no video"],
 )
 def test_a_bad_sample_is_recorded_and_the_others_are_done(
     dataset, tmp_path, damage, says
