@@ -95,12 +95,12 @@ def test_processes_that_declare_at_once_lose_no_field(dataset) -> None:
     begin = str(time.time() + 8)
     processes = [
         subprocess.Popen([sys.executable, "-c", DECLARING, dataset.name, name, begin])
-        for name in "abcd"
+        for name in "ab"
     ]
-    assert [process.wait() for process in processes] == [0] * 4
+    assert [process.wait() for process in processes] == [0] * 2
     dataset.reload()
     sample = dataset.first()
-    for name in [f"{letter}{k}" for letter in "abcd" for k in range(5)]:
+    for name in [f"{letter}{k}" for letter in "ab" for k in range(5)]:
         assert sample[f"said{name}_status"] == "complete"
         assert dataset.get_field(f"said{name}.detections.caption") is not None
         assert dataset.get_field(f"frames.tracks{name}") is not None

@@ -22,6 +22,7 @@ from fiftyone_regioncap.jobs import (
 )
 from fiftyone_regioncap.jobs.base import Job, StageSpec
 from fiftyone_regioncap.models.registry import ModelSpec
+from fiftyone_regioncap.operations import OPERATIONS
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from tests.support.dam import TINY, write_checkpoint
 
@@ -48,6 +49,7 @@ def both(samples, **options):
     return api.propagate_and_caption(
         samples,
         propagator="flow",
+        propagator_options={"sharpen": False},
         captioner="measured",
         progress=options.pop("progress", False),
         **options,
@@ -244,8 +246,11 @@ def test_summaries_tell_what_the_job_is_about(dataset, job, options, says, silen
     ids=["no field", "onto its input", "no identifier", "no tracks", "other kind"],
 )
 def test_wrong_fields_fail_before_any_work(dataset, operation, options, says):
+    wanted = OPERATIONS[operation].models
+    light = {"propagator": "flow", "captioner": "measured"}
+    models = {model.name: light[model.name] for model in wanted}
     with pytest.raises((FieldError, OptionError), match=says):
-        getattr(api, operation)(dataset, progress=False, **options)
+        getattr(api, operation)(dataset, progress=False, **models, **options)
     marked = [frame for s in dataset for frame in s.frames.values()]
     assert marked and all(frame["prompts"] for frame in marked)
     assert not any(f.has_field("tracks") and f["tracks"] for f in marked)
