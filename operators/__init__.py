@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ._operations import OPERATION_OPERATORS
 from ._review_prompts import ChooseCaptions, EditCaption
-from .jobs_panel import JobsPanel
 from .review_panel import ChangeAll, ReviewPanel
 from .search_panel import SearchPanel
 
@@ -15,5 +14,4 @@ OPERATORS = (
     ChooseCaptions,
     ChangeAll,
     SearchPanel,
-    JobsPanel,
 )

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -109,20 +108,25 @@ def paste_mask(cropped: Mask, box: Box, height: int, width: int) -> Mask:
     """
     x1, y1, x2, y2 = (round(edge) for edge in box)
     x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
-    if cropped.shape != (y2 - y1, x2 - x1):
-        cropped = cv2.resize(
-            np.ascontiguousarray(cropped, dtype=np.uint8),
-            (x2 - x1, y2 - y1),
-            interpolation=cv2.INTER_NEAREST,
-        ).astype(bool)
     full = np.zeros((height, width), dtype=bool)
     top, left = max(y1, 0), max(x1, 0)
     bottom, right = min(y2, height), min(x2, width)
     if top < bottom and left < right:
-        full[top:bottom, left:right] = cropped[
-            top - y1 : bottom - y1, left - x1 : right - x1
-        ]
+        rows = _nearest(top - y1, bottom - y1, y2 - y1, cropped.shape[0])
+        columns = _nearest(left - x1, right - x1, x2 - x1, cropped.shape[1])
+        full[top:bottom, left:right] = cropped[rows][:, columns]
     return full
+
+
+def _nearest(start: int, stop: int, length: int, source: int) -> slice | NDArray:
+    """Returns which of ``source`` pixels are shown by a range of ``length`` pixels.
+
+    Only the range is computed: a box may be many times as large as its frame.
+    """
+    if length == source:
+        return slice(start, stop)
+    places = start + np.arange(stop - start, dtype=np.float64)
+    return np.minimum(np.floor(places * (source / length)), source - 1).astype(int)
 
 
 def polygons_to_mask(

@@ -8,7 +8,6 @@ from functools import partial
 
 import fiftyone.core.media as fom
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.types import Frame, Mask, Prompt, RegionClip
@@ -21,6 +20,7 @@ from fiftyone_regioncap.propagation.base import (
     Propagator,
 )
 from fiftyone_regioncap.video.clips import ClipPlan, assemble, box_mask
+from fiftyone_regioncap.video.images import load_image
 from fiftyone_regioncap.video.reader import VideoReader
 
 
@@ -58,9 +58,8 @@ def read_image(path: str) -> Frame:
         RegionCapError: When it is missing or no image.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+        return load_image(path)
+    except (OSError, SyntaxError, ValueError) as error:
         raise RegionCapError(f"{path} can't be read as an image: {error}") from error
 
 

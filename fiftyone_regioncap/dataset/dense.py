@@ -20,9 +20,9 @@ from pymongo import UpdateMany, UpdateOne
 from fiftyone_regioncap.core.types import Caption, Mask, crop_mask
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.geometry import inline_mask, relative_box
-from fiftyone_regioncap.dataset.ownership import numbered_id, place_prefix
+from fiftyone_regioncap.dataset.ownership import is_numbered, numbered_id
 from fiftyone_regioncap.dataset.schema import declare_dense
-from fiftyone_regioncap.dataset.store import Document, Store, frame_path, now, stable_id
+from fiftyone_regioncap.dataset.store import Document, Store, frame_path, now
 
 Support: TypeAlias = tuple[int, int]
 """(first, last) 0-based frames, inclusive."""
@@ -52,11 +52,7 @@ def part_is_foreign(
     """
 
     def is_foreign(label: Document, sample_id: ObjectId, number: int) -> bool:
-        frame = number - 1 if frames else 0
-        if label["_cls"] == "Heatmap":
-            return label["_id"] != stable_id(sample_id, name, frame)
-        place = place_prefix(sample_id, name, frame)
-        return label["_id"].binary[: len(place)] != place
+        return not is_numbered(label, sample_id, name, number - 1 if frames else 0)
 
     return is_foreign
 
@@ -173,7 +169,7 @@ class DenseWriter:
             map=np.nan_to_num(values.astype(np.float32)), range=[-1, 1], query=query
         )
         document = dict(label.to_mongo().to_dict())
-        document["_id"] = stable_id(self._store.sample_id, self._heatmap, frame)
+        document["_id"] = numbered_id(0, self._store.sample_id, self._heatmap, frame)
         self._write(frame, self._heatmap, document)
 
     def _part(

@@ -19,6 +19,7 @@ from pymongo.errors import DocumentTooLarge, OperationFailure
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.dataset.generated import write_through
 from fiftyone_regioncap.dataset.store import Document, Store, is_too_large
 
 VECTOR = "region_embedding"
@@ -114,6 +115,7 @@ def write_embeddings(
         filters.append({f"l{number}._id": ObjectId(label_id)})
     try:
         Store.of(sample).write_sample(values, None if single else filters)
+        write_through(sample, labels.partition(".")[0])
     except (OperationFailure, DocumentTooLarge) as error:
         if not is_too_large(error):
             raise

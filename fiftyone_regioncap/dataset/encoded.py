@@ -23,17 +23,21 @@ from fiftyone_regioncap.core.types import RLE, Box, Mask, paste_mask
 from fiftyone_regioncap.dataset.fields import require_tracks
 from fiftyone_regioncap.dataset.geometry import pixel_box, stored_mask
 from fiftyone_regioncap.dataset.metadata import frame_size
-from fiftyone_regioncap.dataset.objects import (
-    IDENTITY_PATHS,
-    Identity,
-    object_numbers,
-)
+from fiftyone_regioncap.dataset.objects import identity, object_ids
 from fiftyone_regioncap.dataset.store import Document, Store, frame_path
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = len(_MAGIC) + 2
 
-_KEYS = (*IDENTITY_PATHS, "bounding_box", "mask", "mask_path", "confidence")
+_KEYS = (
+    "index",
+    "instance._id",
+    "bounding_box",
+    "mask",
+    "mask_path",
+    "confidence",
+    "label",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def read_encoded(
     require_tracks(sample._collection, field)
     name = frame_path(field)
     store = Store.of(sample)
-    known = object_numbers(store, name)
+    ids = object_ids(store, name)
     height, width = frame_size(sample)
     documents = store.frames(
         [f"{name}.detections.{key}" for key in _KEYS],
@@ -92,7 +96,7 @@ def read_encoded(
     for document in documents:
         found: dict[int, EncodedLabel] = {}
         for label in (document.get(name) or {}).get("detections") or []:
-            object_id = known.of(Identity.of(label))
+            object_id = ids.of(identity(label))
             if (
                 object_id is None
                 or object_id in found  # one object is once on a frame
@@ -118,9 +122,11 @@ def _encoded(
         ) from error
     left, top = round(box[0]), round(box[1])
     if crop is None:
-        crop = np.ones(
-            (max(round(box[3]) - top, 1), max(round(box[2]) - left, 1)), dtype=bool
-        )
+        # Only what is inside the frame, as a box may be many times as large.
+        bottom = min(max(round(box[3]), top + 1), height)
+        right = min(max(round(box[2]), left + 1), width)
+        left, top = max(left, 0), max(top, 0)
+        crop = np.ones((max(bottom - top, 0), max(right - left, 0)), dtype=bool)
     elif crop.shape != (round(box[3]) - top, round(box[2]) - left):
         crop, left, top = paste_mask(crop, box, height, width), 0, 0
     rle, area = encode_crop(crop, left, top, height, width)

@@ -1,10 +1,11 @@
 """Detects which labels this package wrote, and whether a person has edited them.
 
-A label's id shows: its first half is made of the sample, field and frame, its second
-half of the label's content. A label whose id has another first half was made by
-somebody else and is never cleared or replaced; one whose second half doesn't fit its
-content was edited by somebody, and stays unless the user asks otherwise. The labels
-themselves need no attribute for it.
+A label's id shows: its first third is made of the field and frame, its second third of
+the label's content, its last third of the sample, which makes it unique. A label whose
+id has another first third was made by somebody else and is never cleared or replaced;
+one whose second third doesn't fit its content was edited by somebody, and stays unless
+the user asks otherwise. The labels themselves need no attribute for it, and clones of
+datasets, whose samples have other ids, keep it.
 """
 
 from __future__ import annotations
@@ -28,13 +29,30 @@ from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, Document, frame_path
 Owner: TypeAlias = Literal["own", "edited", "foreign"]
 """Whose a label is: this package's, this package's but edited since, or another's."""
 
-_HALF = 6
+_PART = 4  # bytes of a label's id that say where it is, what it says, whose it is
+_MOST_NUMBERED = 1 << 16
 _SAMPLES_AT_ONCE = 500
 
 
-def place_prefix(*place: object) -> bytes:
-    """Returns the first half of label ids at a place: sample, field and frame."""
-    return sha256("\x1f".join(map(str, place)).encode()).digest()[:_HALF]
+def place_prefix(sample_id: object, *place: object) -> bytes:
+    """Hashes a place: a field and a frame, and then the sample too."""
+    return _hash(*place) + _hash(sample_id, *place)
+
+
+def _hash(*parts: object) -> bytes:
+    return sha256("\x1f".join(map(str, parts)).encode()).digest()[:_PART]
+
+
+def _id_at(place: bytes, content: bytes) -> ObjectId:
+    return ObjectId(place[:_PART] + content + place[_PART:])
+
+
+def is_at(label: Document, place: bytes) -> bool:
+    """Returns whether this package wrote a label for a field and frame.
+
+    The sample may be another: clones of datasets keep labels, and number samples anew.
+    """
+    return label["_id"].binary[:_PART] == place[:_PART]
 
 
 def track_label_id(
@@ -50,10 +68,10 @@ def track_label_id(
         mask: Cropped mask, bool (h, w).
     """
     numbers = struct.pack(f"{len(box)}d", *box)
-    content = blake2b(f"{index}\x1f{label}".encode() + numbers, digest_size=_HALF)
+    content = blake2b(f"{index}\x1f{label}".encode() + numbers, digest_size=_PART)
     if mask is not None:
         content.update(b"%d,%d" % mask.shape + np.packbits(mask).data)
-    return ObjectId(place + content.digest())
+    return _id_at(place, content.digest())
 
 
 def prompt_label_id(place: bytes, label: fo.Detection | fo.Keypoint) -> ObjectId:
@@ -72,7 +90,7 @@ def owner_of_track_label(label: Document, place: bytes) -> Owner:
         label: As it lies in the database.
         place: The :func:`place_prefix` of its sample, field and frame.
     """
-    if label["_id"].binary[:_HALF] != place or label.get("index") is None:
+    if not is_at(label, place) or label.get("index") is None:
         return "foreign"
     try:
         mask = stored_mask(label)
@@ -80,7 +98,8 @@ def owner_of_track_label(label: Document, place: bytes) -> Owner:
         mask = None
     box = label.get("bounding_box") or np.ravel(label.get("points") or []).tolist()
     same = track_label_id(place, label["index"], label.get("label"), box, mask)
-    return "own" if label["_id"] == same else "edited"
+    content = slice(_PART, 2 * _PART)
+    return "own" if label["_id"].binary[content] == same.binary[content] else "edited"
 
 
 def refuse_foreign_labels(
@@ -149,12 +168,17 @@ def track_label_is_foreign(
     name = frame_path(frames_field(name))
 
     def is_foreign(label: Document, sample_id: ObjectId, number: int) -> bool:
-        place = place_prefix(sample_id, name, number)
-        return label["_id"].binary[:_HALF] != place
+        return not is_at(label, place_prefix(sample_id, name, number))
 
     return is_foreign
 
 
-def numbered_id(number: int, *place: object) -> ObjectId:
+def numbered_id(number: int, sample_id: object, *place: object) -> ObjectId:
     """Returns the id of the label with a number at a place."""
-    return ObjectId(place_prefix(*place) + number.to_bytes(_HALF, "big"))
+    return _id_at(place_prefix(sample_id, *place), number.to_bytes(_PART, "big"))
+
+
+def is_numbered(label: Document, sample_id: object, *place: object) -> bool:
+    """Returns whether a label's id is a :func:`numbered_id` of a place."""
+    number = int.from_bytes(label["_id"].binary[_PART : 2 * _PART], "big")
+    return number < _MOST_NUMBERED and is_at(label, place_prefix(sample_id, *place))

@@ -12,6 +12,7 @@ from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.core.types import Caption
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.dataset.fields import require_regions
+from fiftyone_regioncap.dataset.generated import write_through
 from fiftyone_regioncap.dataset.geometry import Shape, labels_of, shape_of
 from fiftyone_regioncap.dataset.schema import declare_embeddings, declare_regions
 from fiftyone_regioncap.dataset.store import Document, Store
@@ -138,6 +139,7 @@ def write_region_captions(
     if values:
         extra = {"$addToSet": tags, **({"$unset": absent} if absent else {})}
         store.write_sample(values, filters or None, extra=extra)
+        write_through(sample, field)
 
 
 def _attributes(caption: Caption, model: str) -> Document:

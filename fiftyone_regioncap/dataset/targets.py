@@ -12,7 +12,6 @@ import fiftyone.core.collections as foco
 import fiftyone.core.dataset as fod
 import fiftyone.core.media as fom
 import fiftyone.core.sample as fos
-import fiftyone.core.stages as fosg
 import fiftyone.core.view as fov
 
 from fiftyone_regioncap.core.errors import FieldError
@@ -43,7 +42,8 @@ class Targets(Sequence[Target]):
         dataset: Dataset that holds the samples.
         items: Targets, one per sample, in the collection's order.
         view: View that samples are loaded from when it hides some of their labels, so
-            that only what the user sees is worked on; else None.
+            that only what the user sees is worked on, or holds patches or frames, so
+            that they know what they are of; else None.
     """
 
     dataset: fod.Dataset
@@ -102,15 +102,10 @@ def video_targets(collection: foco.SampleCollection) -> Targets:
     )
 
 
-_FRAME_STAGES = (fosg.MatchFrames, fosg.SelectFrames, fosg.ExcludeFrames)
-"""Stages of views of videos that hide frames with all their labels."""
-
-
 def _hides_labels(collection: foco.SampleCollection) -> bool:
-    """Returns whether the collection is a view that hides labels of its samples."""
-    return isinstance(collection, fov.DatasetView) and (
-        any(collection._get_filtered_fields(frames=frames) for frames in (False, True))
-        or any(isinstance(stage, _FRAME_STAGES) for stage in collection._stages)
+    """Returns whether the collection is a view that filters its samples' labels."""
+    return isinstance(collection, fov.DatasetView) and any(
+        collection._get_filtered_fields(frames=frames) for frames in (False, True)
     )
 
 
@@ -135,9 +130,9 @@ def image_targets(collection: foco.SampleCollection) -> Targets:
             f"{collection.name or 'the collection'} holds {collection.media_type} "
             "samples; give a view of image samples"
         )
-    return Targets(
-        collection._dataset, tuple(Target(key) for key in collection.values("id"))
-    )
+    ids = tuple(Target(key) for key in collection.values("id"))
+    keeps_view = collection._is_generated or _hides_labels(collection)
+    return Targets(collection._dataset, ids, collection if keeps_view else None)
 
 
 def name_of(sample: Sample) -> str:

@@ -26,7 +26,6 @@ from fiftyone_regioncap.evaluation.captions import (
     bleu,
     meteor,
     score_captions,
-    shared_meteor,
     tokenize,
 )
 from fiftyone_regioncap.evaluation.dense import (
@@ -241,7 +240,6 @@ class _Text:
         return "medium" if self.area < MEDIUM else "large"
 
 
-@shared_meteor()
 def evaluate_captions(
     samples: foco.SampleCollection,
     options: EvaluateOptions,

@@ -119,8 +119,7 @@ def each_clip(
         if error is not None:
             context.failed(stage, sample, output, error)
             return
-        if entry.work is None:
-            context.passed_over(stage)
+        context.count(skipped=int(entry.work is None))
         context.finished(stage, sample)
         yield entry.item
 

@@ -60,7 +60,7 @@ class RegionCaptioning:
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the caption attributes of the regions; see :meth:`Stage.check`."""
-        dataset, field = samples._root_dataset, self._options.field
+        dataset, field = self.targets(samples).dataset, self._options.field
         self._captioner.info.check_prompt(self._options.prompt)
         fields.require_writable(dataset, fields.require_regions(dataset, field))
         schema.declare_regions(dataset, field)

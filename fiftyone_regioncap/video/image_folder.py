@@ -7,15 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.types import Frame
+from fiftyone_regioncap.video.images import IMAGE_SUFFIXES, load_image
 from fiftyone_regioncap.video.sources import VideoMetadata
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of the files that count as frames, in lower case."""
 
 
 class ImageFolderSource:
@@ -60,8 +55,7 @@ class ImageFolderSource:
     def _load(self, index: int) -> Frame:
         file = self._files[index]
         try:
-            with Image.open(file) as image:
-                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return load_image(file)
         except (OSError, SyntaxError, ValueError) as error:
             raise VideoError(
                 self._path,

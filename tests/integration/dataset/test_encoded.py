@@ -104,6 +104,15 @@ def test_a_box_without_a_mask_is_filled(dataset):
     assert (labels[1].rle.decode() == expected).all() and labels[1].area == 50
 
 
+def test_a_box_far_larger_than_its_frame_is_the_frame(dataset):
+    sample = dataset.first()
+    label = fo.Detection(bounding_box=[-1e5, -1e5, 2e5, 2e5], index=1)
+    sample.frames[1]["boxes"] = fo.Detections(detections=[label])
+    sample.save()
+    ((_, labels),) = read_encoded(sample, "frames.boxes")
+    assert labels[1].area == HEIGHT * WIDTH
+
+
 @pytest.mark.parametrize(
     "mask",
     [b"no zlib", zlib.compress(b"\x93NUMPY\x01\x00no")],

@@ -186,3 +186,25 @@ def test_prompts_that_a_person_drew_or_edited_are_not_replaced(dataset) -> None:
     with pytest.raises(FieldError, match=r"frame 1 has labels .*frames\.prompts_2"):
         datasets.add_videos("ownership", video, [Prompt(1, 2, box=(60, 40, 76, 56))])
     assert dataset.first().frames[1].prompts.detections[0].bounding_box[0] == 0.5
+
+
+@pytest.mark.parametrize("new_ids", [False, True], ids=["same ids", "new ids"])
+def test_labels_of_a_copy_are_still_ours(dataset, new_ids: bool) -> None:
+    propagate(dataset)
+    caption(dataset)
+    sample = dataset.first()
+    sample.frames[5].tracks.detections[0].label = "ball"  # a person's
+    sample.save()
+    clone = fo.Dataset()
+    clone.add_collection(dataset, new_ids=new_ids)
+    assert (clone.first().id != sample.id) == new_ids
+    try:
+        assert propagate(clone, overwrite=True).tracks == 1
+        assert caption(clone, overwrite=True).captions == 1
+        (after,) = clone.first().captions.detections
+        assert after.index == 7
+        found = labels(clone)
+        assert [len(found[number]) for number in (1, 5, FRAMES)] == [1, 1, 1]
+        assert found[5][0].label == "ball"
+    finally:
+        clone.delete()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,6 +59,30 @@ def test_pasting_anywhere_stays_inside_the_box(edges, inner):
     if painted is not None:
         assert painted[0] >= round(box[0]) and painted[1] >= round(box[1])
         assert painted[2] <= max(round(box[2]), round(box[0]) + 1)
+
+
+@given(
+    st.tuples(*[st.integers(-9, 9)] * 2, *[st.integers(1, 30)] * 2),
+    hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1)),
+)
+def test_pasting_is_resizing_by_nearest_neighbor(place, inner):
+    x, y, width, height = place
+    resized = cv2.resize(
+        inner.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST
+    )
+    whole = np.zeros((60, 60), dtype=bool)
+    whole[20 + y : 20 + y + height, 20 + x : 20 + x + width] = resized
+    full = paste_mask(inner, (x, y, x + width, y + height), 12, 9)
+    assert np.array_equal(full, whole[20:32, 20:29])
+
+
+def test_a_box_far_larger_than_its_frame_costs_no_more_than_the_frame():
+    far = 1e6
+    tracemalloc.start()
+    full = paste_mask(np.ones((3, 3), dtype=bool), (-far, -far, far, far), 100, 200)
+    assert full.all()
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

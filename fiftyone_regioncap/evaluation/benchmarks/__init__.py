@@ -1,1 +1,0 @@
-"""Scores captioners on the benchmarks of the literature, one module a benchmark."""
