@@ -28,6 +28,7 @@ __all__ = [
     "make_unique",
     "propagate",
     "propagate_and_caption",
+    "propagate_from",
     "propose",
     "search_captions",
     "triage_captions",

@@ -232,6 +232,16 @@ _DECLARED = (
         operator="propagate_masks",
     ),
     Operation(
+        "propagate_from",
+        "Propagate from here",
+        "Make a track anew from a frame that a person corrected; others stay.",
+        "jobs.options:CorrectionOptions",
+        stages=("correct",),
+        models=(PROPAGATOR,),
+        action="Propagate",
+        operator="propagate_from_here",
+    ),
+    Operation(
         "caption",
         "Caption tracks",
         "Describe every track, or every window of it.",

@@ -229,6 +229,7 @@ STAGES: LazyRegistry[type[Stage]] = LazyRegistry(
     entries={
         "propose": "fiftyone_regioncap.jobs.proposing:Proposing",
         "propagate": "fiftyone_regioncap.jobs.propagating:Propagating",
+        "correct": "fiftyone_regioncap.jobs.correcting:Correcting",
         "caption": "fiftyone_regioncap.jobs.captioning:TrackCaptioning",
         "caption_regions": "fiftyone_regioncap.jobs.images:RegionCaptioning",
         "caption_densely": "fiftyone_regioncap.jobs.dense_captioning:DenseCaptioning",

@@ -92,6 +92,46 @@ class PropagateOptions(Options):
 
 
 @dataclass(frozen=True)
+class CorrectionOptions(Options):
+    """Options of going on with a track from a frame that a person corrected."""
+
+    tracks: str = option("frames.tracks", "Frame field of the tracks.", picker="tracks")
+    object_id: int | None = option(
+        None,
+        "Number of the object; empty for the one that a person edited last.",
+        label="Object",
+    )
+    frame: int | None = option(
+        None,
+        "Frame to go on from, counted from 0; empty for the one that a person edited "
+        "last.",
+        minimum=0,
+    )
+    direction: Literal["forward", "backward", "both"] = option(
+        "forward",
+        "Frames that are made anew; those on the other side stay.",
+        choices={
+            "forward": "this frame and later ones",
+            "backward": "this frame and earlier ones",
+            "both": "all frames",
+        },
+    )
+    prompts: str | None = option(
+        None,
+        "Field of boxes, masks or points whose marks of the object count as "
+        "corrections too.",
+        picker="prompts",
+        advanced=True,
+    )
+    captions: str | None = option(
+        None,
+        "Field of captions; those of the object are tagged as outdated.",
+        picker="captions",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
 class CaptionOptions(Options):
     """Options of the captioning of tracks."""
 

@@ -1,0 +1,130 @@
+"""Finds the labels of tracks that people corrected, and marks captions outdated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import fiftyone as fo
+from pymongo import UpdateOne
+
+from fiftyone_regioncap.core.types import Prompt, paste_mask
+from fiftyone_regioncap.dataset.geometry import labels_of, pixel_box, stored_mask
+from fiftyone_regioncap.dataset.ownership import (
+    Owner,
+    owner_of_track_label,
+    place_prefix,
+)
+from fiftyone_regioncap.dataset.store import Document, Store, frame_path, reload_sample
+
+OUTDATED = "outdated"
+"""Tag of captions whose track was changed since they were made."""
+
+
+@dataclass(frozen=True)
+class TrackLabel:
+    """A label of a track as it is stored, with whose it is.
+
+    Attributes:
+        frame: 0-based frame.
+        index: Object id.
+        owner: Whose it is: ``"edited"`` by a person, or as a job wrote it.
+        changed: Time of the last change of its frame.
+        label: The label.
+    """
+
+    frame: int
+    index: int
+    owner: Owner
+    changed: datetime | None
+    label: Document
+
+    def prompt(self, height: int, width: int) -> Prompt:
+        """Returns the label as a prompt: its mask, or its box.
+
+        Args:
+            height: Height of the video's frames in pixels.
+            width: Width of the video's frames in pixels.
+        """
+        box = pixel_box(self.label["bounding_box"], height, width)
+        mask = stored_mask(self.label)
+        return Prompt(
+            self.index,
+            self.frame,
+            box=box if mask is None else None,
+            mask=None if mask is None else paste_mask(mask, box, height, width),
+            label=self.label.get("label"),
+        )
+
+
+def track_labels(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    objects: Collection[int] | None = None,
+) -> list[TrackLabel]:
+    """Reads the labels of tracks, masks included, by frame.
+
+    Args:
+        sample: Sample of a dataset of videos.
+        field: Field of the tracks, with or without ``frames.`` in front.
+        objects: Ids of the objects; None for all that have an index.
+    """
+    store, name = Store.of(sample), frame_path(field)
+    found = []
+    for document in store.frames([name, "last_modified_at"]):
+        number = document["frame_number"]
+        place = place_prefix(store.sample_id, name, number)
+        for label in labels_of(document.get(name)):
+            index = label.get("index")
+            if index is None or not (objects is None or index in objects):
+                continue
+            owner = owner_of_track_label(label, place)
+            changed = document.get("last_modified_at")
+            found.append(TrackLabel(number - 1, int(index), owner, changed, label))
+    return found
+
+
+def last_edited(labels: Collection[TrackLabel]) -> TrackLabel | None:
+    """Returns the label that a person edited last; None when none was edited."""
+    edited = [label for label in labels if label.owner == "edited"]
+    return max(
+        edited,
+        key=lambda label: (label.changed or datetime.min, label.frame),
+        default=None,
+    )
+
+
+def mark_outdated(
+    sample: fo.Sample | fo.SampleView, captions: str, objects: Collection[int]
+) -> int:
+    """Tags the captions of objects whose track was changed.
+
+    A caption that is made anew loses the tag.
+
+    Args:
+        sample: Sample of a dataset of videos.
+        captions: Field of the captions.
+        objects: Ids of the objects.
+
+    Returns:
+        Number of captions that are tagged.
+    """
+    store = Store.of(sample)
+    labels = labels_of(store.sample_document(captions).get(captions))
+    marked = [label["_id"] for label in labels if label.get("index") in objects]
+    if marked:
+        filters: list[Mapping[str, Any]] = [{"own._id": {"$in": marked}}]
+        path = f"{captions}.detections.$[own].tags"
+        store.dataset._sample_collection.bulk_write(
+            [
+                UpdateOne(
+                    {"_id": store.sample_id},
+                    {"$addToSet": {path: OUTDATED}},
+                    array_filters=filters,
+                )
+            ]
+        )
+        reload_sample(store.dataset, store.sample_id)
+    return len(marked)

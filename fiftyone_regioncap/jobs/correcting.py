@@ -1,0 +1,252 @@
+"""The stage that goes on with a track from a frame that a person corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import fiftyone.core.collections as foco
+
+from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.progress import Stage as StageName
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset import fields, status
+from fiftyone_regioncap.dataset.corrections import (
+    TrackLabel,
+    last_edited,
+    mark_outdated,
+    track_labels,
+)
+from fiftyone_regioncap.dataset.prompts import read_prompts
+from fiftyone_regioncap.dataset.targets import (
+    Sample,
+    Target,
+    Targets,
+    name_of,
+    video_targets,
+)
+from fiftyone_regioncap.dataset.tracks import TrackWriter
+from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
+from fiftyone_regioncap.jobs.checkpoints import signature
+from fiftyone_regioncap.jobs.options import CorrectionOptions
+from fiftyone_regioncap.jobs.summary import Report, Summary
+from fiftyone_regioncap.models.registry import ModelRegistry
+from fiftyone_regioncap.propagation.base import PropagationRequest, Propagator
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
+from fiftyone_regioncap.video.prefetch import prefetch
+from fiftyone_regioncap.video.reader import VideoReader
+
+
+class Correcting:
+    """Propagates one object of a track anew from a frame on; see :class:`Stage`.
+
+    The frames on the other side of it stay, and so do other objects. Other labels of
+    the object that a person edited stay too, and are prompts as well.
+
+    Args:
+        options: Which object, from which frame, and which way.
+        propagator: The propagator.
+    """
+
+    name: ClassVar[StageName] = "propagate"
+    options = CorrectionOptions
+    summary: ClassVar[type[Report]] = Summary
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"propagator": PROPAGATORS}
+
+    def __init__(self, options: CorrectionOptions, propagator: Propagator) -> None:
+        self._options = options
+        self._propagator = propagator
+
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """Returns the videos; see :meth:`Stage.targets`."""
+        return video_targets(samples)
+
+    def check(self, samples: foco.SampleCollection) -> None:
+        """Checks the fields; see :meth:`Stage.check`."""
+        dataset, options = samples._root_dataset, self._options
+        fields.require_writable(dataset, fields.require_tracks(dataset, options.tracks))
+        if options.prompts is not None:
+            fields.require_prompts(dataset, options.prompts)
+        if options.captions is not None:
+            fields.require_captions(dataset, options.captions)
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
+        """Propagates sample after sample."""
+        return each_sample(
+            self.name,
+            None,
+            lambda target, sample: self._sample(target, sample, context),
+            items,
+            context,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Returns the propagator; see :meth:`Stage.record`."""
+        return {"propagator": model_record(self._propagator.info)}
+
+    def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
+        """Propagates one object of one sample."""
+        options = self._options
+        wanted = None if options.object_id is None else [options.object_id]
+        labels = track_labels(sample, options.tracks, wanted)
+        object_id, frame = _choose(labels, options)
+        own = [label for label in labels if label.index == object_id]
+        if any(label.owner == "foreign" for label in own):
+            raise FieldError(
+                f"object {object_id} of {options.tracks} was made by another tool, "
+                "whose labels are never replaced; propagate it into another field"
+            )
+        with VideoReader(sample.filepath) as reader:
+            size = reader.height, reader.width
+            start, stop = _range(frame, options.direction, len(reader))
+            drawn = [] if options.prompts is None else self._drawn(sample, reader)
+            prompts = _prompts(own, drawn, object_id, frame, (start, stop), size)
+            propagation = self._propagator.propagate(
+                PropagationRequest(
+                    reader,
+                    prompts,
+                    direction=options.direction,
+                    start=start,
+                    stop=stop,
+                    overlap=True,
+                )
+            )
+            self._write(sample, own, (start, stop), prefetch(propagation), context)
+        _note_origin(sample, options, object_id, prompts)
+        if options.captions is not None:
+            mark_outdated(sample, options.captions, {object_id})
+        return True
+
+    def _drawn(self, sample: Sample, reader: VideoReader) -> list[Prompt]:
+        """Returns what a person drew in the field of prompts."""
+        assert self._options.prompts is not None
+        return read_prompts(
+            sample,
+            self._options.prompts,
+            height=reader.height,
+            width=reader.width,
+            frame_count=len(reader),
+        ).prompts
+
+    def _write(
+        self,
+        sample: Sample,
+        own: list[TrackLabel],
+        support: tuple[int, int],
+        steps: Any,
+        context: RunContext,
+    ) -> None:
+        """Writes the masks of the range in place of those that are there."""
+        start, stop = support
+        object_id = own[0].index
+        names = [label.label.get("label") for label in own]
+        instances = [label.label.get("instance") for label in own]
+        instance = next((str(one["_id"]) for one in instances if one), None)
+        with (
+            TrackWriter(
+                sample,
+                self._options.tracks,
+                labels={object_id: next(filter(None, names), None)},
+                instances={} if instance is None else {object_id: instance},
+            ) as writer,
+            closing(steps),
+        ):
+            writer.clear_range((start, stop - 1), {object_id})
+            for done, masks in enumerate(steps, start=1):
+                writer.write(masks)
+                context.reporter.add(frames=1)
+                context.count(frames=1)
+                total = stop - start
+                context.reporter.update(self.name, name_of(sample), done, total)
+        context.count(tracks=1)
+
+
+def _choose(labels: list[TrackLabel], options: CorrectionOptions) -> tuple[int, int]:
+    """Returns the object and the frame to go on from.
+
+    Raises:
+        FieldError: When there is no such object, or nothing was edited and no frame is
+            named.
+    """
+    what = (
+        "no object" if options.object_id is None else f"no object {options.object_id}"
+    )
+    if not labels:
+        raise FieldError(f"{options.tracks} holds {what} on this video")
+    edited = last_edited(labels)
+    if options.object_id is not None and options.frame is not None:
+        return options.object_id, options.frame
+    if edited is None:
+        raise FieldError(
+            f"no label of {options.tracks} was edited on this video; correct one, or "
+            "name the object and the frame to go on from"
+        )
+    return edited.index, edited.frame if options.frame is None else options.frame
+
+
+def _range(frame: int, direction: str, count: int) -> tuple[int, int]:
+    """Returns the frames [start, stop) that are propagated to."""
+    start = frame if direction == "forward" else 0
+    stop = frame + 1 if direction == "backward" else count
+    return start, stop
+
+
+def _prompts(
+    own: list[TrackLabel],
+    drawn: list[Prompt],
+    object_id: int,
+    frame: int,
+    support: tuple[int, int],
+    size: tuple[int, int],
+) -> list[Prompt]:
+    """Returns what the object is propagated from: corrections, then the label there.
+
+    Raises:
+        FieldError: When the object has no label on the frame.
+    """
+    start, stop = support
+    prompts = [
+        label.prompt(*size)
+        for label in own
+        if label.owner == "edited" and start <= label.frame < stop
+    ]
+    known = {prompt.frame for prompt in prompts}
+    prompts += [
+        prompt
+        for prompt in drawn
+        if prompt.object_id == object_id
+        and start <= prompt.frame < stop
+        and prompt.frame not in known
+    ]
+    if frame not in {prompt.frame for prompt in prompts}:
+        there = [label.prompt(*size) for label in own if label.frame == frame]
+        if not there:
+            raise FieldError(
+                f"object {object_id} has no label on frame {frame + 1}; go on from a "
+                "frame that shows it, or draw it there"
+            )
+        prompts += there
+    return sorted(prompts, key=lambda prompt: prompt.frame)
+
+
+def _note_origin(
+    sample: Sample, options: CorrectionOptions, object_id: int, prompts: list[Prompt]
+) -> None:
+    """Records that the track is another one, so that captions of it are redone.
+
+    What it was made from at first stays recorded, so that a job that propagates the
+    prompts of the video passes over it.
+    """
+    corrected = signature({"prompts": [asdict(prompt) for prompt in prompts]})
+    known = status.read_origins(sample, options.tracks)
+    status.write_origins(
+        sample,
+        options.tracks,
+        {
+            key: f"{origin.rpartition(':')[0]}:{corrected}"
+            for key, origin in known.items()
+            if status.origin_object(key) == object_id
+        },
+    )
