@@ -43,8 +43,11 @@ app: $(VENV)/.package
 doctor: $(VENV)/.package
 	$(BIN)/regioncap doctor
 
+# In the order of the files: xdist would start those with the fewest tests last, which
+# are the longest, such as the tours through the App.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile \
+	    --no-loadscope-reorder $(ARGS)
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -30,7 +30,7 @@ def call(
 
     Args:
         operation: What to do.
-        samples: A dataset or a view.
+        samples: A dataset or a view; None for an operation that is done to none.
         values: Options and models by name; those that are absent have the default.
         progress: Whether to draw a progress bar, or what is called with each event.
         cancel: Set it to stop after the step at hand.
@@ -61,7 +61,8 @@ def run(
         context = {"listener": listener, "cancel": cancel}
         if operation.run is not None:
             function = resolve(f"fiftyone_regioncap.{operation.run}")
-            return function(samples, options, **models, **context)
+            target = (samples,) if operation.media else ()
+            return function(*target, options, **models, **context)
         alone = len(operation.stages) == 1
         stages = {
             stage: options if alone else getattr(options, stage)
@@ -81,7 +82,7 @@ def function_of(operation: Operation) -> Callable[..., Any]:
                 known = operation.parameters()
                 raise OptionError(f"{operation.name}: {unknown(name, known)}")
         given = dict(signature.bind(*args, **kwargs).arguments)
-        samples = given.pop("samples")
+        samples = given.pop("samples", None)
         progress, cancel = given.pop("progress", True), given.pop("cancel", None)
         return call(operation, samples, given, progress, cancel)
 
@@ -112,8 +113,9 @@ def _parameters(operation: Operation) -> list[inspect.Parameter]:
         ]
     if operation.loading is not None:
         own += [_parameter(field, keyword) for field in fields_of(operation.loading)]
+    samples = inspect.Parameter("samples", positional, annotation="SampleCollection")
     return [
-        inspect.Parameter("samples", positional, annotation="SampleCollection"),
+        *([samples] if operation.media else []),
         *own,
         inspect.Parameter("progress", keyword, default=True, annotation="bool"),
         inspect.Parameter("cancel", keyword, default=None, annotation="Event | None"),
@@ -127,7 +129,9 @@ def _parameter(field: OptionField, kind: Any) -> inspect.Parameter:
 
 def _documentation(operation: Operation) -> str:
     """A Google docstring."""
-    lines = [operation.summary, "", "Args:", "    samples: A dataset or a view."]
+    lines = [operation.summary, "", "Args:"]
+    if operation.media:
+        lines.append("    samples: A dataset or a view.")
     fields = operation.fields
     if operation.loading is not None:
         fields += fields_of(operation.loading)

@@ -55,7 +55,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that is done to the samples of a dataset or a view.
+    """Something that is done, mostly to the samples of a dataset or a view.
 
     Attributes:
         name: Name of the SDK's function.
@@ -67,10 +67,10 @@ class Operation:
         stages: Stages of the job that it is, in their order. Of several, each has the
             options of the group of its name.
         models: The models that it works with.
-        media: Media types of datasets that it can run on.
+        media: Media types of datasets that it can run on; none where it is done to no
+            dataset's samples, which it is then not called with.
         positional: Options that the SDK takes by position.
         arguments: Options that the shell takes as arguments.
-        streams: Whether the App shows its progress while it runs.
         action: A verb for the App's target picker; empty for the label's first word.
         operator: Name of the App's operator; empty for the name.
         command: Name of the shell's command; empty for the name with dashes.
@@ -86,7 +86,6 @@ class Operation:
     media: tuple[str, ...] = ("video", "group")
     positional: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
-    streams: bool = True
     action: str = ""
     operator: str = ""
     command: str = ""
@@ -326,7 +325,6 @@ _DECLARED = (
         media=_ALL_MEDIA,
         positional=("query",),
         arguments=("query",),
-        streams=False,
         command="search",
     ),
     Operation(
@@ -337,7 +335,6 @@ _DECLARED = (
         run="visualization.maps:embed_captions",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
     ),
     Operation(
         "embed_regions",
@@ -357,7 +354,6 @@ _DECLARED = (
         run="analysis.facets:extract_facets",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
     ),
     Operation(
         "check_captions",
@@ -367,7 +363,6 @@ _DECLARED = (
         run="analysis.checks.run:check_captions",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
         command="check",
     ),
     Operation(
@@ -378,7 +373,6 @@ _DECLARED = (
         run="analysis.checks.triage:triage",
         media=_ALL_MEDIA,
         positional=("captions",),
-        streams=False,
         command="triage",
     ),
     Operation(
@@ -389,8 +383,53 @@ _DECLARED = (
         run="evaluation.caption_runs:evaluate_captions",
         media=_ALL_MEDIA,
         positional=("references",),
-        streams=False,
         command="evaluate captions",
+    ),
+    Operation(
+        "prepare_benchmark",
+        "Prepare a benchmark",
+        "Make a dataset of a benchmark's published files.",
+        "evaluation.benchmarks.options:PrepareOptions",
+        run="evaluation.benchmarks.running:prepare_benchmark",
+        media=(),
+        positional=("benchmark", "folder"),
+        arguments=("benchmark",),
+        command="benchmark prepare",
+    ),
+    Operation(
+        "run_benchmark",
+        "Run a benchmark",
+        "Let a captioner answer a benchmark, and score it.",
+        "evaluation.benchmarks.options:RunOptions",
+        run="evaluation.benchmarks.running:run_benchmark",
+        models=(CAPTIONER,),
+        media=(),
+        positional=("benchmark",),
+        arguments=("benchmark",),
+        command="benchmark run",
+    ),
+    Operation(
+        "score_benchmark",
+        "Score a benchmark",
+        "Score a file of predictions on a benchmark.",
+        "evaluation.benchmarks.options:ScoreOptions",
+        run="evaluation.benchmarks.running:score_benchmark",
+        media=(),
+        positional=("benchmark", "captions"),
+        arguments=("benchmark",),
+        command="benchmark score",
+    ),
+    Operation(
+        "sweep_benchmark",
+        "Sweep a benchmark",
+        "Run a benchmark once for each value of some options, and compare.",
+        "evaluation.benchmarks.options:SweepOptions",
+        run="evaluation.benchmarks.sweeps:sweep_benchmark",
+        models=(CAPTIONER,),
+        media=(),
+        positional=("benchmark", "values"),
+        arguments=("benchmark",),
+        command="sweep",
     ),
     Operation(
         "export",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._operations import OPERATION_OPERATORS
 from ._review_prompts import ChooseCaptions, EditCaption
+from .jobs_panel import JobsPanel
 from .review_panel import ChangeAll, ReviewPanel
 from .search_panel import SearchPanel
 
@@ -14,4 +15,5 @@ OPERATORS = (
     ChooseCaptions,
     ChangeAll,
     SearchPanel,
+    JobsPanel,
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
 from fiftyone.operators import types
 
-from fiftyone_regioncap.core.errors import FieldError, RegionCapError
+from fiftyone_regioncap.core.errors import FieldError, OptionError, RegionCapError
 from fiftyone_regioncap.core.options import OptionField, Options, fields_of
 from fiftyone_regioncap.dataset import caption_fields, fields
 from fiftyone_regioncap.models.registry import AUTO
@@ -20,7 +21,7 @@ ADVANCED = "advanced"
 NO_FIELD = {
     "prompts": "No field marks objects yet. Draw boxes, points or polylines on a "
     "frame, or import them into a frame field of Detections, Keypoints or Polylines",
-    "tracks": "No frame field holds tracks yet. Run propagate_masks first",
+    "tracks": "No frame field holds tracks yet. Run 'Propagate masks' first",
     "captions": "No field holds captions yet. Caption tracks or regions first",
     "regions": "No field holds Detections, Polylines or Keypoints yet",
     "score": "No field holds captions with scores yet",
@@ -84,9 +85,10 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         if kind in NO_FIELD and not field.optional and not _fields(ctx, kind):
             refuse(inputs, NO_FIELD[kind])
             return
-    inputs.view_target(
-        ctx, action_description=operation.action, allow_selected_samples=True
-    )
+    if operation.media:
+        inputs.view_target(
+            ctx, action_description=operation.action, allow_selected_samples=True
+        )
     advanced = bool(ctx.params.get(ADVANCED))
     for field in _shown(operation.fields, advanced):
         if field.name == "options":
@@ -179,6 +181,15 @@ def _shown(options: Sequence[OptionField], advanced: bool) -> list[OptionField]:
 def _value(field: OptionField, value: Any) -> Any:
     if isinstance(value, Mapping) and "absolute_path" in value:
         value = value["absolute_path"]  # a file or folder that was picked
+    if (
+        field.declaration.picker in ("file", "folder")
+        and isinstance(value, str)
+        and not Path(value).expanduser().is_absolute()
+    ):
+        raise OptionError(
+            f"{value!r} depends on where the App's server was started; give the whole "
+            "path, from the root of the disk on"
+        )
     return field.parse(value) if isinstance(value, str) else field.check(value)
 
 

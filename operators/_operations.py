@@ -11,6 +11,7 @@ from fiftyone.operators import types
 from fiftyone.operators.executor import ExecutionContext
 
 from fiftyone_regioncap import api
+from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.operations import OPERATIONS, Operation
 
@@ -34,7 +35,7 @@ class OperationOperator(foo.Operator):
             label=self.operation.label,
             description=self.operation.summary,
             dynamic=True,
-            execute_as_generator=self.operation.streams,
+            execute_as_generator=True,
             allow_immediate_execution=True,
             allow_delegated_execution=True,
         )
@@ -52,8 +53,11 @@ class OperationOperator(foo.Operator):
         """Returns the form."""
         inputs = types.Object()
         media = None if ctx.dataset is None else ctx.dataset.media_type
-        if media in self.operation.media:
-            _forms.ask(inputs, ctx, self.operation)
+        if media in self.operation.media or not self.operation.media:
+            try:
+                _forms.ask(inputs, ctx, self.operation)
+            except RegionCapError as error:
+                _forms.refuse(inputs, str(error))
         else:
             wanted = self.operation.media[0]
             _forms.refuse(inputs, f"This operator needs a dataset of {wanted}s")
@@ -61,25 +65,23 @@ class OperationOperator(foo.Operator):
 
     def execute(self, ctx: Any) -> Any:
         """Runs the operation; see :func:`operators._running.run`."""
-        values = _forms.parameters(self.operation, ctx.params)
-        samples = ctx.target_view()
 
         def job(listener: ProgressListener, cancel: threading.Event) -> Any:
+            # Here, and not before, so that what is wrong is said in words.
+            values = _forms.parameters(self.operation, ctx.params)
+            samples = ctx.target_view() if self.operation.media else None
             return api.call(self.operation, samples, values, listener, cancel)
 
-        run = _running.run if self.operation.streams else _running.run_at_once
-        return run(ctx, job, AFTERWARDS.get(self.operation.name))
+        afterwards = AFTERWARDS.get(self.operation.name)
+        return _running.run(ctx, self.operation.label, job, afterwards)
 
-    def resolve_output(self, ctx: Any) -> types.Property | None:
-        """Returns the summary, where no view shows what was found."""
-        if self.operation.name == "search_captions":
-            return None
+    def resolve_output(self, ctx: Any) -> types.Property:
+        """Returns the summary."""
         view = types.View(label=self.operation.label)
         return types.Property(_running.outputs(), view=view)
 
     def __call__(
         self,
-        sample_collection: Any,
         *args: Any,
         delegate: bool = False,
         **params: Any,
@@ -87,8 +89,7 @@ class OperationOperator(foo.Operator):
         """Runs the operator from Python.
 
         Args:
-            sample_collection: A dataset or a view.
-            *args: As the SDK's function takes them.
+            *args: As the SDK's function takes them, the dataset or view first.
             delegate: Whether to queue it for ``fiftyone delegated launch``.
             **params: As the SDK's function takes them.
 
@@ -97,7 +98,7 @@ class OperationOperator(foo.Operator):
             delegated.
         """
         if delegate:
-            view = sample_collection.view()
+            view = args[0].view()
             return foo.execute_operator(
                 self.uri,
                 {"view": view},
@@ -105,7 +106,7 @@ class OperationOperator(foo.Operator):
                 request_delegation=True,
             )
         function = getattr(api, self.operation.name)
-        return function(sample_collection, *args, **params)
+        return function(*args, **params)
 
     def _defaults(self, view: Any, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the form's default values; FiftyOne fills them in only in the App."""
@@ -155,10 +156,25 @@ def _show_worst(ctx: Any, result: Any) -> Iterator[Any]:
         yield ctx.ops.set_view(result.worst())
 
 
+def _show_benchmark(ctx: Any, result: Any) -> Iterator[Any]:
+    """Opens the benchmark's dataset, at the items with the lowest scores."""
+    if result.dataset is None:
+        return
+    if ctx.dataset is None or ctx.dataset.name != result.dataset:
+        yield ctx.ops.open_dataset(result.dataset)
+        return
+    yield ctx.ops.reload_dataset()
+    if getattr(result, "each", None):
+        yield ctx.ops.set_view(result.worst())
+
+
 AFTERWARDS: Mapping[str, _running.Afterwards] = {
     "search_captions": _show_found,
     "embed_captions": _show_map,
     "evaluate_captions": _show_worst,
+    "prepare_benchmark": _show_benchmark,
+    "run_benchmark": _show_benchmark,
+    "score_benchmark": _show_benchmark,
 }
 """What the App shows once an operation is done, beside its summary."""
 

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.errors import Cancelled, RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
+
+from ._jobs import JobLog, RunningJob
 
 logger = logging.getLogger(__name__)
 
@@ -33,65 +35,131 @@ Job = Callable[[ProgressListener, threading.Event], Outcome]
 
 SECONDS_BETWEEN_EVENTS = 0.5
 
-
 Afterwards = Callable[[Any, Any], Iterator[Any]]
 """Messages that tell the App what to show of an outcome."""
 
 
-def run(ctx: Any, job: Job, afterwards: Afterwards | None = None) -> Any:
+def run(
+    ctx: Any,
+    label: str,
+    job: Job,
+    afterwards: Afterwards | None = None,
+    undo: str | None = None,
+) -> Any:
     """Runs a job.
 
     Args:
         ctx: The execution context.
+        label: What it does, for the list of jobs.
         job: The library call.
         afterwards: Messages that tell the App what to show once the job is done.
+        undo: Field of captions that the job writes; None for none.
 
     Returns:
         For delegated runs the summary as a dict; else a generator of App messages that
         shows progress, reloads the dataset and shows the summary, or the error.
+
+    Raises:
+        RegionCapError: When a delegated run fails.
     """
-    if ctx.delegated:
-        return results(job(_throttled(ctx), threading.Event()))
-    return _stream(ctx, job, afterwards)
-
-
-def run_at_once(ctx: Any, job: Job, afterwards: Afterwards | None = None) -> Any:
-    """Runs a job that reports no progress.
-
-    Args:
-        ctx: The execution context.
-        job: The library call.
-        afterwards: Messages that tell the App what to show once the job is done.
-
-    Returns:
-        The summary as a dict, or the error in words.
-    """
-    try:
-        outcome = job(lambda event: None, threading.Event())
-    except RegionCapError as error:
-        if ctx.delegated:
-            raise
-        ctx.ops.notify(str(error), variant="error")
-        return {"summary": f"**Failed.** {escape(str(error))}"}
+    work = _Work(JobLog(ctx.dataset).begin(label), job, undo)
     if not ctx.delegated:
-        for _ in (afterwards or _reload)(ctx, outcome):
-            pass  # the App is told once the operator returns
-    return results(outcome)
+        return _stream(ctx, work, afterwards)
+    for event in work:
+        if event is not None:
+            ctx.set_progress(progress=event.fraction, label=describe(event))
+    if work.error is not None:
+        raise work.error
+    ctx.set_progress(progress=1.0, label="Done")
+    return results(work.outcome)
 
 
-def _throttled(ctx: Any) -> ProgressListener:
-    last = 0.0
+class _Work:
+    """A job in a thread of its own, with its record.
 
-    def tell(event: ProgressEvent) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_EVENTS:
-            last = time.monotonic()
-            ctx.set_progress(progress=event.fraction, label=_label(event))
+    Iterating over it starts the job, and gives its newest event, or None when there is
+    no news, every half second until it ends; then ``outcome`` or ``error`` is there.
+    """
 
-    return tell
+    outcome: Any = None
+    error: BaseException | None = None
+
+    def __init__(self, record: RunningJob, job: Job, undo: str | None) -> None:
+        self._record = record
+        self._job = job
+        self._undo = undo
+        self._cancel = threading.Event()
+        self._events: queue.SimpleQueue[ProgressEvent | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
+
+    def __iter__(self) -> Iterator[ProgressEvent | None]:
+        thread = threading.Thread(target=self._run, name="regioncap-job")
+        thread.start()
+        try:
+            while not self._ended.is_set():
+                event = self._latest()
+                if self._record.tick(event):
+                    self._cancel.set()
+                yield event
+        finally:
+            # Reached early when the App closes the connection: the job stops at its
+            # next step, and what it wrote stays.
+            self._cancel.set()
+            thread.join()
+            self._end()
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self._job(self._events.put, self._cancel)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._ended.set()
+            self._events.put(None)
+
+    def _latest(self) -> ProgressEvent | None:
+        """Returns the newest event after a short rest; None when there is none."""
+        latest = None
+        deadline = time.monotonic() + SECONDS_BETWEEN_EVENTS
+        while not self._ended.is_set():
+            try:
+                event = self._events.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                break
+            latest = event or latest
+        return latest
+
+    def _end(self) -> None:
+        if isinstance(self.error, Cancelled):
+            self._record.end("canceled", str(self.error), undo=self._undo)
+        elif self.error is not None:
+            self._record.end("failed", escape(words(self.error)))
+        else:
+            failures = list(getattr(self.outcome, "failures", ()))
+            samples = [getattr(failure, "sample_id", "") for failure in failures]
+            self._record.end(
+                "done",
+                self.outcome.to_markdown(),
+                fraction=1.0,
+                failed=tuple(filter(None, samples)),
+                errors=tuple(str(failure.error) for failure in failures[:20]),
+                undo=self._undo,
+            )
 
 
-def _label(event: ProgressEvent) -> str:
+def words(error: BaseException) -> str:
+    """Returns an error as people should read it; an unexpected one is logged."""
+    if isinstance(error, RegionCapError):
+        return str(error)
+    logger.error("an operator failed", exc_info=error)
+    return (
+        f"{type(error).__name__}: {error}. This was not expected; the log of the App's "
+        "server has more"
+    )
+
+
+def describe(event: ProgressEvent) -> str:
+    """Returns an event in words, with the time that is left."""
     if event.text:
         return event.text
     if event.eta is None:
@@ -100,36 +168,21 @@ def _label(event: ProgressEvent) -> str:
     return f"{event.message}, {minutes}:{seconds:02d} left"
 
 
-def _stream(ctx: Any, job: Job, afterwards: Afterwards | None) -> Iterator[Any]:
-    events: queue.SimpleQueue[ProgressEvent | None] = queue.SimpleQueue()
-    cancel = threading.Event()
-    outcome: list[Outcome] = []
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            outcome.append(job(events.put, cancel))
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            events.put(None)
-
-    thread = threading.Thread(target=work, name="regioncap-job")
-    thread.start()
-    try:
-        while (event := _latest(events)) is not None:
-            yield ctx.ops.set_progress(label=_label(event), progress=event.fraction)
-    finally:
-        # Reached early when the App closes the connection: the job stops at its next
-        # step, and what it wrote stays.
-        cancel.set()
-        thread.join()
-    if errors:
-        yield from _shown_error(ctx, errors[0])
+def _stream(ctx: Any, work: _Work, afterwards: Afterwards | None) -> Iterator[Any]:
+    label, fraction, began = "Starting", 0.0, time.monotonic()
+    for event in work:
+        if event is not None:
+            label, fraction = describe(event), event.fraction
+        shown = label
+        if event is None:
+            shown = f"{label} ({time.monotonic() - began:.0f} s)"
+        yield ctx.ops.set_progress(label=shown, progress=fraction)
+    if work.error is not None:
+        yield from show_error(ctx, work.error)
         return
-    yield from (afterwards or _reload)(ctx, outcome[0])
+    yield from (afterwards or _reload)(ctx, work.outcome)
     yield ctx.ops.show_output(
-        outputs=types.Property(outputs()).to_json(), results=results(outcome[0])
+        outputs=types.Property(outputs()).to_json(), results=results(work.outcome)
     )
 
 
@@ -138,28 +191,18 @@ def _reload(ctx: Any, outcome: Any) -> Iterator[Any]:
     yield ctx.ops.reload_dataset()
 
 
-def _shown_error(ctx: Any, error: BaseException) -> Iterator[Any]:
+def show_error(ctx: Any, error: BaseException) -> Iterator[Any]:
     """Shows an error in words; FiftyOne says nothing of one raised in a generator."""
-    if not isinstance(error, RegionCapError):
-        logger.error("an operator failed", exc_info=error)
-    text = str(error) or type(error).__name__
-    yield ctx.ops.notify(text, variant="error")
+    stopped = isinstance(error, Cancelled)
+    text = words(error)
+    if stopped:
+        yield ctx.ops.reload_dataset()
+    yield ctx.ops.notify(text, variant="info" if stopped else "error")
+    head = "**Canceled.**" if stopped else "**Failed.**"
     yield ctx.ops.show_output(
         outputs=types.Property(outputs()).to_json(),
-        results={"summary": f"**Failed.** {escape(text)}"},
+        results={"summary": f"{head} {escape(text)}"},
     )
-
-
-def _latest(events: queue.SimpleQueue[ProgressEvent | None]) -> ProgressEvent | None:
-    """Returns the newest event after a short rest; None once the job has ended."""
-    event = events.get()
-    deadline = time.monotonic() + SECONDS_BETWEEN_EVENTS
-    while event is not None:
-        try:
-            event = events.get(timeout=max(deadline - time.monotonic(), 0))
-        except queue.Empty:
-            break
-    return event
 
 
 def outputs() -> types.Object:

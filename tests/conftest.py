@@ -124,6 +124,15 @@ def contents() -> Callable[[fo.Dataset], dict[str, Any]]:
     return read
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_meteor() -> Iterator[None]:
+    """Starts METEOR's program, which takes seconds, once for all tests that use it."""
+    from fiftyone_regioncap.evaluation.captions import shared_meteor
+
+    with shared_meteor():
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Patch-ioner of random weights."""

@@ -44,6 +44,24 @@ class GenerationOptions(Options):
 
 
 @dataclass(frozen=True)
+class LoraOptions(Options):
+    """Options of low-rank adapters on a language model (LoRA, arXiv 2106.09685)."""
+
+    rank: int = option(
+        16, "Rank of the LoRA matrices on the language model.", minimum=1
+    )
+    alpha: int | None = option(
+        None,
+        "Scale of LoRA, which is divided by the rank; empty for twice the rank.",
+        minimum=1,
+        advanced=True,
+    )
+    dropout: float = option(
+        0.05, "Dropout before the LoRA matrices.", minimum=0, maximum=1, advanced=True
+    )
+
+
+@dataclass(frozen=True)
 class OpenAIOptions(Options):
     """Options of captions from an OpenAI-compatible endpoint."""
 

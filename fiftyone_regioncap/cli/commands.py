@@ -73,7 +73,11 @@ def parameter(field: OptionField, argument: bool = False) -> click.Parameter:
         )
     if "values by name" in field.expects:
         return click.Option(
-            declared, type=SETTING, multiple=True, help=field.declaration.help
+            declared,
+            type=SETTING,
+            multiple=True,
+            required=field.required,
+            help=field.declaration.help,
         )
     text = field.declaration.help
     if not field.required and field.default not in (None, ()):
@@ -135,7 +139,7 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if value is None or value == ():
             continue
-        settings = isinstance(value, tuple) and name.endswith("options")
+        settings = isinstance(value, tuple) and isinstance(value[0], tuple)
         found[name] = dict(value) if settings else value
     return found
 
@@ -158,13 +162,16 @@ CAPTIONS = {
 def command_of(operation: Operation) -> click.Command:
     """Returns the shell's command for an operation."""
 
-    def run(dataset: str, view: str | None, as_json: bool, **values: Any) -> None:
+    def run(as_json: bool, **values: Any) -> None:
+        dataset = view = None
+        if operation.media:
+            dataset, view = values.pop("dataset"), values.pop("view")
         options = given(values)
         parsed = operation.parse(options)  # before a database is started
         ensure_database()
         from fiftyone_regioncap import api
 
-        samples = open_samples(dataset, view)
+        samples = None if dataset is None else open_samples(dataset, view)
         progress = sys.stderr.isatty() or not as_json
         result = api.run(operation, samples, *parsed, progress)
         if operation.name in CAPTIONS:
@@ -177,7 +184,11 @@ def command_of(operation: Operation) -> click.Command:
     return click.Command(
         operation.command.rpartition(" ")[2],
         callback=run,
-        params=[DATASET, VIEW, *parameters(operation), JSON],
+        params=[
+            *([DATASET, VIEW] if operation.media else []),
+            *parameters(operation),
+            JSON,
+        ],
         help=operation.summary,
     )
 

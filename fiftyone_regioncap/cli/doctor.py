@@ -98,12 +98,12 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
+    from fiftyone_regioncap.models.loading import available_devices
+
     yield Finding("torch", torch.__version__)
-    if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            device = torch.cuda.get_device_properties(number)
-            memory = device.total_memory / (1 << 30)
-            yield Finding(f"cuda:{number}", f"{device.name}, {memory:.0f} GiB")
+    cards = {k: v for k, v in available_devices().items() if k != "cpu"}
+    if cards:
+        yield from (Finding(name, card) for name, card in cards.items())
     elif shutil.which("nvidia-smi") is None:
         yield Finding("CUDA", "no NVIDIA GPU; models run on the CPU")
     elif torch.version.cuda is None:

@@ -1,9 +1,9 @@
-"""Declares the commands of ``regioncap evaluate``."""
+"""Declares the commands of ``regioncap evaluate`` and ``regioncap benchmark``."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,49 +17,45 @@ def evaluate() -> None:
     """Score captions."""
 
 
-evaluate.add_command(command_of(OPERATIONS["evaluate_captions"]), "captions")
+@click.group()
+def benchmark() -> None:
+    """Score captioners on the benchmarks of the literature."""
+
+
+for _operation in OPERATIONS.values():
+    for _group in (evaluate, benchmark):
+        if _operation.command.startswith(f"{_group.name} "):
+            _group.add_command(command_of(_operation))
+
 evaluate.add_command(evaluate_patchioner.command, "patchioner")
 
 
-@evaluate.command("dlc-bench")
-@click.option("--captions", type=click.Path(path_type=Path), required=True)
-@click.option("--questions", type=click.Path(path_type=Path), required=True)
-@click.option("--class-names", type=click.Path(path_type=Path))
-@click.option("--judge", required=True, help="An endpoint's URL, or stored answers.")
-@click.option("--model", help="That the endpoint shall use.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Keeps its answers.")
-@click.option("--default", help="For regions without a caption.")
+@benchmark.command("list")
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def dlc_bench(
-    captions: Path,
-    questions: Path,
-    class_names: Path | None,
-    judge: str,
-    model: str | None,
-    cache: Path | None,
-    default: str | None,
-    as_json: bool,
-) -> None:
-    """Scores a file of captions, by annotation id, on DLC-Bench."""
-    from fiftyone_regioncap.evaluation.dlc_bench import run
+def list_benchmarks(name: str | None, as_json: bool) -> None:
+    """List the benchmarks, or say all of the one called NAME."""
+    from fiftyone_regioncap.evaluation.benchmarks.catalog import describe
+    from fiftyone_regioncap.evaluation.benchmarks.registry import BENCHMARKS
 
-    report = run(
-        captions,
-        questions,
-        judge,
-        class_names=class_names,
-        cache_file=cache,
-        model=model,
-        default=default,
-    )
+    known = BENCHMARKS.available() if name is None else {name: BENCHMARKS[name]}
     if as_json:
-        scores = {
-            "positive": report.positive,
-            "negative": report.negative,
-            "average": report.average,
-            "unrecognized": report.unrecognized,
-            "unreadable": report.unreadable,
-        }
-        click.echo(json.dumps(scores, indent=2))
+        rows: list[dict[str, Any]] = [
+            {
+                "name": one.name,
+                "title": one.title,
+                "summary": one.summary,
+                "size": one.size,
+                "license": one.license,
+                "metric": one.metric,
+                "files": {file.name: file.source for file in one.files},
+            }
+            for one in known.values()
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    elif name is not None:
+        click.echo(describe(known[name]))
     else:
-        click.echo(str(report))
+        for one in known.values():
+            click.echo(f"  {one.name:22} {one.summary}")
+            click.echo(f"  {'':22} {one.size}; {one.license}")

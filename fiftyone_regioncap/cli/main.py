@@ -40,6 +40,7 @@ CANCELLED = 130
 _HERE = "fiftyone_regioncap.cli"
 
 OTHERS = {
+    "benchmark": f"{_HERE}.evaluate:benchmark",
     "evaluate": f"{_HERE}.evaluate:evaluate",
     "serve": f"{_HERE}.serve:serve",
     "train-decoder": f"{_HERE}.train_decoder:train_decoder",

@@ -44,10 +44,8 @@ def serve(
     Sampling and length are for requests that say nothing of them. Beyond loopback
     clients must send the token in $REGIONCAP_TOKEN.
     """
-    import torch
-
     from fiftyone_regioncap.captioning.dam.model import DAM
-    from fiftyone_regioncap.models.loading import choose_device
+    from fiftyone_regioncap.models.loading import choose_device, choose_dtype
     from fiftyone_regioncap.models.sampling import Sampling
     from fiftyone_regioncap.serving.app import RequestLimits, ServerSettings
     from fiftyone_regioncap.serving.server import check_address
@@ -57,7 +55,6 @@ def serve(
     if accept_license:
         assets.accept_license(weights)
     place = choose_device(device)
-    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     settings = ServerSettings(
         model=Path(weights).name,
         video=video,
@@ -68,7 +65,7 @@ def serve(
     )
     check_address(settings, host, port)  # before the weights are read
     run(
-        DAM.from_pretrained(weights, place, dtype),
+        DAM.from_pretrained(weights, place, choose_dtype(None, place)),
         settings,
         host=host,
         port=port,

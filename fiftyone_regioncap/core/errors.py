@@ -33,6 +33,10 @@ class PromptError(RegionCapError, ValueError):
     """A prompt does not fit its frame: empty, outside, or of another size."""
 
 
+class NothingMarked(RegionCapError):
+    """A video has no prompt; the others go on, and this is no failure."""
+
+
 class FieldError(RegionCapError, ValueError):
     """A label field is absent or of the wrong kind."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
@@ -15,7 +15,9 @@ from fiftyone_regioncap.core.errors import Cancelled
 
 T = TypeVar("T")
 
-Stage: TypeAlias = Literal["propose", "propagate", "caption", "embed", "export", "read"]
+Stage: TypeAlias = Literal[
+    "propose", "propagate", "caption", "embed", "export", "read", "train"
+]
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,15 @@ ProgressListener: TypeAlias = Callable[[ProgressEvent], None]
 class ProgressReporter:
     """Turns the steps of a job into progress events, and stops a cancelled job.
 
+    Stages count in ``fraction`` by the time that they take: by what they are expected
+    to cost at first, then by what they were seen to cost.
+
     Args:
-        stages: The stages of the job; each has the same weight in ``fraction``.
+        stages: The stages of the job.
         samples: Number of samples that pass through each stage.
         listener: Called with each event; None for no reporting.
         cancel: Event that any thread may set to stop the job.
+        costs: Seconds that a sample is expected to take in a stage; 1 where unknown.
     """
 
     def __init__(
@@ -62,7 +68,10 @@ class ProgressReporter:
         samples: int,
         listener: ProgressListener | None = None,
         cancel: threading.Event | None = None,
+        costs: Mapping[Stage, float] | None = None,
     ) -> None:
+        self._costs = {stage: (costs or {}).get(stage, 1.0) for stage in stages}
+        self._spent: dict[Stage, float] = dict.fromkeys(stages, 0.0)
         self._samples = samples
         self._listener = listener
         self._cancel = cancel
@@ -71,8 +80,12 @@ class ProgressReporter:
         self._frames = 0
         self._captions = 0
         self._fraction = 0.0
-        self._began = time.monotonic()
+        self._began = self._last = time.monotonic()
         self._lock = threading.Lock()
+
+    def spent(self, stage: Stage) -> tuple[float, float]:
+        """Returns the seconds spent in a stage, and the samples done meanwhile."""
+        return self._spent[stage], self._finished[stage] + self._within[stage]
 
     def check_cancelled(self) -> None:
         """Raises :class:`Cancelled` if the job was cancelled."""
@@ -94,8 +107,7 @@ class ProgressReporter:
         self.check_cancelled()
         with self._lock:
             self._within[stage] = min(done / total, 1.0) if total else 0.0
-            number = min(self._finished[stage] + 1, self._samples)
-            message = f"{stage} {number}/{self._samples} {name}: {done}/{total}"
+            message = f"{self._place(stage, 1)} {name}: {done}/{total}"
             event = self._event(stage, message)
         self._emit(event)
 
@@ -126,7 +138,7 @@ class ProgressReporter:
         with self._lock:
             self._finished[stage] += 1
             self._within[stage] = 0.0
-            message = f"{stage} {self._finished[stage]}/{self._samples} {name}: done"
+            message = f"{self._place(stage, 0)} {name}: done"
             event = self._event(stage, message)
         self._emit(event)
 
@@ -135,11 +147,26 @@ class ProgressReporter:
         for stage in self._finished:
             self.finish(stage, name)
 
+    def _place(self, stage: Stage, ahead: int) -> str:
+        if self._samples == 1:
+            return stage
+        number = min(self._finished[stage] + ahead, self._samples)
+        return f"{stage} {number}/{self._samples}"
+
+    def _cost(self, stage: Stage) -> float:
+        """Returns the seconds that a sample takes in a stage, seen or expected."""
+        seconds, samples = self.spent(stage)
+        return seconds / samples if self._finished[stage] else self._costs[stage]
+
     def _event(
         self, stage: Stage, message: str, text: str | None = None
     ) -> ProgressEvent:
-        done = sum(self._finished.values()) + sum(self._within.values())
-        total = len(self._finished) * self._samples
+        now = time.monotonic()
+        self._spent[stage] += now - self._last
+        self._last = now
+        costs = {one: max(self._cost(one), 1e-6) for one in self._finished}
+        done = sum(cost * self.spent(one)[1] for one, cost in costs.items())
+        total = sum(costs.values()) * self._samples
         self._fraction = max(self._fraction, min(done / total, 1.0) if total else 1.0)
         elapsed = time.monotonic() - self._began
         left = 1 - self._fraction

@@ -19,6 +19,7 @@ from fiftyone_regioncap.dataset.fields import (
     require_output,
     require_tracks,
 )
+from fiftyone_regioncap.dataset.objects import object_numbers
 from fiftyone_regioncap.dataset.ownership import is_numbered, numbered_id
 from fiftyone_regioncap.dataset.schema import (
     declare_captions,
@@ -301,31 +302,40 @@ def mirror_captions(
     records = [_record(document) for document in _documents(store, field)]
     if objects is None:
         objects = {record.index for record in records}
-    by_object = {
-        index: [record for record in records if record.index == index]
+    name = frame_path(tracks_field)
+    numbers = object_numbers(store, name)
+    shown = {
+        index: [
+            record
+            for record in records
+            if record.index == index
+            and record.error is None
+            and record.review != "rejected"
+        ]
         for index in sorted(objects)
     }
-    name = frame_path(tracks_field)
-    store.write_frames(name, _mirror_updates(store, name, by_object))
+    belongs = {index: numbers.conditions(index) for index in shown}
+    store.write_frames(name, _mirror_updates(store, name, shown, belongs))
     store.reload_frames()
 
 
 def _mirror_updates(
-    store: Store, name: str, by_object: dict[int, list[CaptionRecord]]
+    store: Store,
+    name: str,
+    shown: Mapping[int, Sequence[CaptionRecord]],
+    belongs: Mapping[int, Sequence[Document]],
 ) -> list[UpdateMany]:
     """Makes one update per range of frames over which no caption changes.
 
     Ranges are disjoint, so that each frame is written once, however many objects
     and windows there are, and not at all where it has its captions.
+
+    Args:
+        store: Store of the sample.
+        name: Name of the frame field of the tracks.
+        shown: Captions to show, by object.
+        belongs: Conditions on labels of each object, one of which holds.
     """
-    shown = {
-        index: [
-            record
-            for record in records
-            if record.error is None and record.review != "rejected"
-        ]
-        for index, records in by_object.items()
-    }
     edges = {0}
     for records in shown.values():
         for record in records:
@@ -340,7 +350,7 @@ def _mirror_updates(
         }
         values: Document = {}
         filters: list[Mapping[str, Any]] = []
-        belongs: list[Document] = []
+        any_of: list[Document] = []
         for number, (index, records) in enumerate(shown.items()):
             covering = [
                 record
@@ -349,22 +359,15 @@ def _mirror_updates(
             ]
             text = covering[-1].caption if covering else None
             values[f"{labels}.$[o{number}].caption"] = text
-            # Tracks of other tools may have an instance in place of an index.
-            instances = {r.instance for r in by_object[index] if r.instance}
-            own: list[Document] = [
-                {"index": index},
-                *(
-                    {"index": None, "instance._id": ObjectId(instance)}
-                    for instance in sorted(instances)
-                ),
+            any_of += [{**own, "caption": {"$ne": text}} for own in belongs[index]]
+            own = [
+                {f"o{number}.{key}": value for key, value in condition.items()}
+                for condition in belongs[index]
             ]
-            belongs += [{**who, "caption": {"$ne": text}} for who in own]
-            filters.append(
-                {"$or": [{f"o{number}.{k}": v for k, v in o.items()} for o in own]}
-            )
-        if not belongs:
+            filters.append({"$or": own})
+        if not filters:
             continue
-        query[labels] = {"$elemMatch": {"$or": belongs}}
+        query[labels] = {"$elemMatch": {"$or": any_of}}
         values["last_modified_at"] = now()
         updates.append(UpdateMany(query, {"$set": values}, array_filters=filters))
     return updates

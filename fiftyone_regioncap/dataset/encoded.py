@@ -23,21 +23,17 @@ from fiftyone_regioncap.core.types import RLE, Box, Mask, paste_mask
 from fiftyone_regioncap.dataset.fields import require_tracks
 from fiftyone_regioncap.dataset.geometry import pixel_box, stored_mask
 from fiftyone_regioncap.dataset.metadata import frame_size
-from fiftyone_regioncap.dataset.objects import identity, object_ids
+from fiftyone_regioncap.dataset.objects import (
+    IDENTITY_PATHS,
+    Identity,
+    object_numbers,
+)
 from fiftyone_regioncap.dataset.store import Document, Store, frame_path
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = len(_MAGIC) + 2
 
-_KEYS = (
-    "index",
-    "instance._id",
-    "bounding_box",
-    "mask",
-    "mask_path",
-    "confidence",
-    "label",
-)
+_KEYS = (*IDENTITY_PATHS, "bounding_box", "mask", "mask_path", "confidence")
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def read_encoded(
     require_tracks(sample._collection, field)
     name = frame_path(field)
     store = Store.of(sample)
-    ids = object_ids(store, name)
+    known = object_numbers(store, name)
     height, width = frame_size(sample)
     documents = store.frames(
         [f"{name}.detections.{key}" for key in _KEYS],
@@ -96,7 +92,7 @@ def read_encoded(
     for document in documents:
         found: dict[int, EncodedLabel] = {}
         for label in (document.get(name) or {}).get("detections") or []:
-            object_id = ids.of(identity(label))
+            object_id = known.of(Identity.of(label))
             if (
                 object_id is None
                 or object_id in found  # one object is once on a frame

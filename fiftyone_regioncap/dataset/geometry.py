@@ -83,45 +83,58 @@ def _snapped(edge: float) -> float:
     return float(whole if abs(edge - whole) < _SNAP else edge)
 
 
-def shape_of(label: Document, height: int, width: int) -> Shape | None:
+def shape_of(
+    label: Document, height: int, width: int, *, sign: bool = True
+) -> Shape | None:
     """Reads the geometry of a label.
 
     A Detection is its mask where it has one that isn't empty, else its box. A Polyline
     that is filled or closed is what it encloses; an open one is a scribble, whose
-    vertices are points on the object. A Keypoint's NaN points are left out.
+    vertices are points on the object. NaN points of a Keypoint or a scribble are left
+    out; those on the right and bottom edge (1.0) belong to the last pixel.
 
     Args:
         label: Detection, Polyline or Keypoint as stored.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
+        sign: Whether points that don't say it themselves are on the object.
 
     Returns:
         None when there is nothing: no box, no vertex, or only NaN points.
 
     Raises:
-        FieldError: When a mask on disk can't be read, or there isn't one sign a point.
+        FieldError: When a mask on disk can't be read, a box has a number that isn't
+            finite, a polygon has fewer than three vertices, or the signs are not one
+            1 or 0 for each point.
     """
     kind = label["_cls"]
     if kind == "Detection":
         return _detection_shape(label, height, width)
     if kind == "Polyline":
-        return _polyline_shape(label, height, width)
-    return _keypoint_shape(label, height, width)
+        return _polyline_shape(label, height, width, sign)
+    return _keypoint_shape(label, height, width, sign)
 
 
 def _detection_shape(label: Document, height: int, width: int) -> Shape | None:
     if not label.get("bounding_box"):
         return None
     box = pixel_box(label["bounding_box"], height, width)
+    if not np.isfinite(box).all():
+        raise FieldError(
+            f"the box {label['bounding_box']} has a number that is not finite; draw it "
+            "anew"
+        )
     mask = stored_mask(label)
     if mask is not None and mask.any():
         return Shape(box=box, mask=paste_mask(mask, box, height, width))
     return Shape(box=box)
 
 
-def _polyline_shape(label: Document, height: int, width: int) -> Shape | None:
+def _polyline_shape(
+    label: Document, height: int, width: int, sign: bool
+) -> Shape | None:
     outlines = [
-        np.asarray(points, dtype=np.float64) * (width, height)
+        np.asarray(points, dtype=np.float64)
         for points in label.get("points") or []
         if points
     ]
@@ -129,28 +142,71 @@ def _polyline_shape(label: Document, height: int, width: int) -> Shape | None:
         return None
     if not (label.get("filled") or label.get("closed")):
         points = np.concatenate(outlines)
-        return Shape(points=points, point_signs=np.ones(len(points), dtype=bool))
-    corners = np.concatenate(outlines)
+        return _points(points, np.full(len(points), sign), height, width)
+    areas = [
+        points * (width, height)
+        for points in outlines
+        if len(points) > 2 and np.isfinite(points).all()
+    ]
+    if not areas:
+        raise FieldError(
+            "a polygon needs three vertices with finite coordinates; draw its outline, "
+            "or an open line to mark points"
+        )
+    corners = np.concatenate(areas)
     (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
-    mask = polygons_to_mask(outlines, height, width)
+    mask = polygons_to_mask(areas, height, width)
     return Shape(box=(x1, y1, x2, y2), mask=mask if mask.any() else None)
 
 
-def _keypoint_shape(label: Document, height: int, width: int) -> Shape | None:
+def _keypoint_shape(
+    label: Document, height: int, width: int, sign: bool
+) -> Shape | None:
     points = np.asarray(label.get("points") or [], dtype=np.float64).reshape(-1, 2)
-    given = next((label[key] for key in POINT_SIGNS if label.get(key)), None)
-    signs = np.ones(len(points)) if given is None else np.asarray(given)
+    signs = point_signs(label)
+    if signs is None:
+        signs = np.full(len(points), sign)
     if len(signs) != len(points):
         raise FieldError(
             f"a keypoint has {len(points)} points but {len(signs)} signs in "
             f"{POINT_SIGNS[0]!r}; give one a point, 1 for on the object, 0 for off it"
         )
+    return _points(points, signs, height, width)
+
+
+def point_signs(label: Document) -> NDArray[np.bool_] | None:
+    """Returns whether each point of a Keypoint is on the object, bool (N,).
+
+    Returns:
+        None when the label doesn't say it.
+
+    Raises:
+        FieldError: When a sign is neither 1 nor 0.
+    """
+    given: Any = next((label[key] for key in POINT_SIGNS if label.get(key)), None)
+    if given is None:
+        return None
+    values = given if isinstance(given, list) else [given]
+    wrong = [value for value in values if isinstance(value, str) or value not in (0, 1)]
+    if wrong:
+        raise FieldError(
+            f"a keypoint has {wrong[0]!r} in {POINT_SIGNS[0]!r}; give 1 for a point on "
+            "the object, 0 for one off it"
+        )
+    return np.asarray(values, dtype=bool)
+
+
+def _points(
+    points: NDArray[np.float64], signs: NDArray[np.bool_], height: int, width: int
+) -> Shape | None:
+    """Returns points in pixels with their signs; None when none is known."""
     known = np.isfinite(points).all(axis=1)
     if not known.any():
         return None
-    return Shape(
-        points=points[known] * (width, height), point_signs=signs[known].astype(bool)
-    )
+    pixels = points[known] * (width, height)
+    size = np.array([width, height])
+    pixels = np.where(abs(pixels - size) < _SNAP, size - 0.5, pixels)
+    return Shape(points=pixels, point_signs=signs[known])
 
 
 def inline_mask(mask: Mask) -> bytes:
@@ -167,12 +223,15 @@ def stored_mask(label: Document) -> Mask | None:
         None when it has none.
 
     Raises:
-        FieldError: When the file isn't there or is no image.
+        FieldError: When the array is damaged, or the file isn't there or is no image.
     """
     inline = label.get("mask")
     mask: NDArray[Any] | None
     if inline is not None:
-        mask = fou.deserialize_numpy_array(inline)
+        try:
+            mask = fou.deserialize_numpy_array(inline)
+        except (ValueError, EOFError, zlib.error) as error:
+            raise FieldError(f"its mask is damaged ({error}); draw it anew") from error
     elif label.get("mask_path"):
         mask = cv2.imread(label["mask_path"], cv2.IMREAD_UNCHANGED)
         if mask is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import fiftyone as fo
@@ -12,9 +13,20 @@ import numpy as np
 from fiftyone_regioncap.core.errors import FieldError, PromptError
 from fiftyone_regioncap.core.types import Prompt, crop_mask
 from fiftyone_regioncap.dataset.fields import frames_field, require_prompts
-from fiftyone_regioncap.dataset.geometry import Shape, labels_of, relative_box, shape_of
+from fiftyone_regioncap.dataset.geometry import (
+    POINT_SIGNS,
+    Shape,
+    labels_of,
+    point_signs,
+    relative_box,
+    shape_of,
+)
 from fiftyone_regioncap.dataset.metadata import describe
-from fiftyone_regioncap.dataset.objects import ObjectIds, identity
+from fiftyone_regioncap.dataset.objects import (
+    IDENTITY_PATHS,
+    Identity,
+    ObjectNumbers,
+)
 from fiftyone_regioncap.dataset.ownership import (
     free_field,
     owner_of_track_label,
@@ -22,6 +34,12 @@ from fiftyone_regioncap.dataset.ownership import (
     prompt_label_id,
 )
 from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, Document, Store, frame_path
+from fiftyone_regioncap.propagation.base import Direction
+from fiftyone_regioncap.propagation.prompts import check_prompts
+
+_BOX_SIGNS = ("sam_label", "sam3_label")
+"""Attributes of a Detection that FiftyOne's SAM 3 reads: whether the box is on what is
+looked for."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +50,109 @@ class PromptSet:
         prompts: Prompts in the order of frames.
         labels: Labels of the objects, by object id; None where no prompt has one.
         instances: Ids of the objects' ``fo.Instance``, for those that have one.
+        problems: A message for each label that is no prompt, which names it.
+        numbers: Numbers of the objects, also of those that a view hides.
+        unlinked: Frames of the labels that are objects by themselves, 0-based.
+        sources: Ids of the labels that each prompt was made of, as text.
+        size: Height and width of the frames, and their number.
     """
 
     prompts: list[Prompt]
     labels: Mapping[int, str | None]
     instances: Mapping[int, str]
+    problems: list[str]
+    numbers: ObjectNumbers
+    unlinked: list[int]
+    sources: list[str]
+    size: tuple[int, int, int]
+
+    def inside(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        direction: Direction = "both",
+        objects: Collection[int] | None = None,
+    ) -> PromptSet:
+        """Returns the prompts that can be propagated over a range.
+
+        Args:
+            start: First frame of the range, 0-based.
+            stop: One past its last frame; None for the end of the video.
+            direction: Direction of the propagation.
+            objects: Ids of the objects; None means all.
+
+        Returns:
+            These prompts, with the problems of the range's others alone.
+        """
+        height, width, frame_count = self.size
+        end = frame_count if stop is None else stop
+        chosen = [
+            number
+            for number, prompt in enumerate(self.prompts)
+            if start <= prompt.frame
+            and (stop is None or prompt.frame < stop)
+            and (objects is None or prompt.object_id in objects)
+        ]
+        good, problems = check_prompts(
+            [self.prompts[number] for number in chosen],
+            height=height,
+            width=width,
+            frame_count=frame_count,
+            start=start,
+            stop=min(end, frame_count),
+            direction=direction,
+        )
+        # Prompts hold arrays, which can't be compared.
+        sources = {id(self.prompts[number]): self.sources[number] for number in chosen}
+        return replace(
+            self,
+            prompts=good,
+            sources=[sources[id(prompt)] for prompt in good],
+            problems=[
+                f"{problem.reason} (label {sources[id(problem.prompt)]})"
+                for problem in problems
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A label of a field of prompts.
+
+    Attributes:
+        frame: Frame that it is on, 0-based.
+        label: The label, as far as it was read.
+        off: Whether its points are off the object unless they say otherwise.
+    """
+
+    frame: int
+    label: Document
+    off: bool = False
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What names its object."""
+        return Identity.of(self.label, alone=True)
+
+    @property
+    def key(self) -> tuple[int, Any]:
+        """Its frame and the id of its label."""
+        return self.frame, self.label["_id"]
+
+    @property
+    def only_off(self) -> bool:
+        """Whether it says only where its object is not."""
+        try:
+            signs = point_signs(self.label)
+        except FieldError:
+            return False
+        return self.off if signs is None else not signs.any()
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is about an object that other labels mark."""
+        return self.off or (not self.identity.linked and self.only_off)
 
 
 def read_prompts(
@@ -46,15 +162,17 @@ def read_prompts(
     height: int,
     width: int,
     frame_count: int | None = None,
+    negative: str | None = None,
+    known: Mapping[str, int] | None = None,
+    taken: Collection[int] = (),
 ) -> PromptSet:
     """Reads where objects are from any boxes, masks, points or polylines.
 
-    Frame numbers count, never the place of a frame's document among others. A label's
-    ``index`` is its object id; several labels of one index are several prompts of that
-    object. Without an index, labels that share an ``instance`` are one object, and any
-    other label is an object of its own (see
-    :class:`fiftyone_regioncap.dataset.objects.ObjectIds`). Filters of the view that the
-    sample comes from hold.
+    Frame numbers count, never the place of a frame's document among others.
+    :class:`~fiftyone_regioncap.dataset.objects.ObjectNumbers` says which labels are of
+    one object. A label without index and instance is an object by itself; if all its
+    points are off the object, it is about the only object of its label, or the only one
+    there is. Filters of the view that the sample comes from hold, but change no number.
 
     Args:
         sample: Video; of a clips view, prompts outside the clip are left out.
@@ -63,102 +181,199 @@ def read_prompts(
         width: Width of the video's frames in pixels.
         frame_count: Number of frames; None leaves prompts past the end to the
             propagator.
+        negative: Field of more points, which are off the objects unless they have a
+            sign of 1; None for none.
+        known: Record of the numbers that objects were given before.
+        taken: Numbers that new objects don't get.
 
     Returns:
-        The prompts, with one for all points of an object on a frame.
+        The prompts, with one for all points of an object on a frame, and a message for
+        each label that can't be used.
 
     Raises:
-        FieldError: When there is no such field, or it holds something else.
-        PromptError: When a prompt doesn't fit its frame.
+        FieldError: When there is no such field, it holds something else, or all that it
+            holds is damaged.
+        PromptError: When none of the prompts fits its frame.
     """
-    collection = sample._collection
-    require_prompts(collection, field)
-    found = _drawn(list(_labels(sample, field)))
-    ids = ObjectIds.scan(identity(label) for _, label in found)
-    prompts: dict[tuple[int, int, int], Prompt] = {}
-    labels: dict[int, str | None] = {}
-    instances: dict[int, str] = {}
-    for number, (frame, label) in enumerate(found):
-        shape = shape_of(label, height, width)
-        if shape is None:
-            continue
-        own = identity(label)
-        object_id = ids.of(own)
-        if object_id is None:
-            object_id = ids.new()
-        name = label.get("label")
-        labels[object_id] = labels.get(object_id) or name
-        if own[1] is not None:
-            instances.setdefault(object_id, own[1])
-        prompt = _prompt(object_id, frame, shape, name)
+    store = Store.of(sample)
+    for one in filter(None, (field, negative)):
+        require_prompts(sample._collection, one)
+    every = _drawn(_marks(replace(store, support=None), field, all_labels=True))
+    naming = [mark for mark in every if mark.identity.linked or not mark.only_off]
+    numbers = ObjectNumbers.scan(
+        ((mark.frame, mark.identity) for mark in naming), known, taken
+    )
+    drawn = {mark.key for mark in every}
+    reading = _Reading(numbers, height, width)
+    marks = [mark for mark in _marks(store, field) if mark.key in drawn]
+    if negative is not None:
+        marks += _drawn(_marks(store, negative, off=True))
+    # What is about an object that others mark comes after these.
+    for mark in sorted(marks, key=lambda mark: mark.follows):
+        reading.add(mark)
+    found = sorted(reading.prompts, key=lambda place: place[1])
+    prompts = [reading.prompts[place] for place in found]
+    last = max((prompt.frame for prompt in prompts), default=0)
+    read = PromptSet(
+        prompts,
+        reading.labels,
+        reading.instances,
+        [],
+        numbers,
+        [m.frame for m in marks if not (m.identity.linked or m.follows)],
+        [", ".join(reading.sources[place]) for place in found],
+        (height, width, frame_count or last + 1),
+    ).inside()
+    if not read.prompts and (reading.problems or read.problems):
+        error = FieldError if not read.problems else PromptError
+        raise error("; ".join([*reading.problems, *read.problems]))
+    return replace(read, problems=[*reading.problems, *read.problems])
+
+
+@dataclass
+class _Reading:
+    """Makes prompts of labels."""
+
+    numbers: ObjectNumbers
+    height: int
+    width: int
+    prompts: dict[tuple[int, int, int], Prompt] = field(default_factory=dict)
+    sources: dict[tuple[int, int, int], list[str]] = field(default_factory=dict)
+    labels: dict[int, str | None] = field(default_factory=dict)
+    instances: dict[int, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, mark: _Mark) -> None:
+        """Adds a label's prompt, or its problem."""
+        own = mark.identity
+        object_id = self.numbers.of(own)
+        if mark.follows:
+            object_id = self.numbers.find(own)
+            if object_id is not None and object_id not in self.labels:
+                return  # the view hides its object
+        who = "a prompt" if object_id is None else f"prompt of object {object_id}"
+        try:
+            if object_id is None:
+                raise FieldError(
+                    "no other label says which object its points are off; give it the "
+                    "`index` of that object"
+                )
+            shape = _shape(mark, self.height, self.width)
+            if shape is not None:
+                self._place(object_id, mark, shape)
+        except FieldError as error:
+            self.problems.append(
+                f"{who} on frame {mark.frame + 1}: {error} (label {mark.label['_id']})"
+            )
+
+    def _place(self, object_id: int, mark: _Mark, shape: Shape) -> None:
+        name = mark.label.get("label")
+        if mark.off:
+            name = None
+        self.labels[object_id] = self.labels.get(object_id) or name
+        if mark.identity.instance is not None:
+            self.instances.setdefault(object_id, mark.identity.instance)
+        prompt = Prompt(
+            object_id,
+            mark.frame,
+            # A mask says more than its box, and a box of another tool may not fit it.
+            box=shape.box if shape.mask is None else None,
+            points=shape.points,
+            point_signs=shape.point_signs,
+            mask=shape.mask,
+            # An object has one label, also where it changes over time.
+            label=None if name is None else self.labels[object_id],
+        )
         # Points off an object mean nothing without those on it, so all points of an
         # object on a frame make one prompt.
-        place = (object_id, frame, -1 if shape.points is not None else number)
-        if place in prompts:
-            prompt = _joined(prompts[place], prompt)
-        prompts[place] = prompt
-    placed = {p.object_id for p in prompts.values() if not p.negative_only}
-    for prompt in prompts.values():
-        prompt.check(height, width, frame_count or prompt.frame + 1)
-        if prompt.object_id not in placed:
-            raise PromptError(
-                f"{prompt.name}: all points are off the object; give one on it"
-            )
-    return PromptSet(list(prompts.values()), labels, instances)
+        alone = -1 if shape.points is not None else len(self.prompts)
+        place = (object_id, mark.frame, alone)
+        if place in self.prompts:
+            prompt = _joined(self.prompts[place], prompt)
+        self.prompts[place] = prompt
+        self.sources.setdefault(place, []).append(str(mark.label["_id"]))
 
 
-def _drawn(found: list[tuple[int, Document]]) -> list[tuple[int, Document]]:
+def _shape(mark: _Mark, height: int, width: int) -> Shape | None:
+    """Reads the geometry of a prompt; None when all its points are NaN.
+
+    Raises:
+        FieldError: When it has none that can be used.
+    """
+    label = mark.label
+    shape = shape_of(label, height, width, sign=not mark.off)
+    if shape is None and label.get("points"):
+        return None
+    if shape is None:
+        what = {"Detection": "box", "Keypoint": "point"}.get(label["_cls"], "vertex")
+        raise FieldError(f"it has no {what}; draw one, or delete the label")
+    off = next((label[key] for key in _BOX_SIGNS if label.get(key) is not None), True)
+    if shape.points is None and (mark.off or not off):
+        raise FieldError(
+            "only points can be off an object; mark what does not belong to it by "
+            "points or an open line"
+        )
+    return shape
+
+
+def _drawn(marks: Iterable[_Mark]) -> list[_Mark]:
     """Returns the labels that a person placed, of those that FiftyOne's App stored.
 
     Its Annotate tab marks the drawn label by ``keyframe=True`` and holds copies of it
     on the following frames: where an object has keyframes, its other labels are none.
     """
-    ids = ObjectIds.scan(identity(label) for _, label in found)
-    keyed = {ids.of(identity(label)) for _, label in found if label.get("keyframe")}
-    return [
-        (frame, label)
-        for frame, label in found
-        if label.get("keyframe")
-        or ids.of(identity(label)) not in keyed
-        or (identity(label) == (None, None) and label.get("keyframe") is None)
-    ]
+    marks = list(marks)
+    numbers = ObjectNumbers.scan((mark.frame, mark.identity) for mark in marks)
+    keyed = {
+        numbers.of(mark.identity) if mark.identity.linked else None
+        for mark in marks
+        if mark.label.get("keyframe")
+    }
+
+    def is_copy(mark: _Mark) -> bool:
+        if mark.label.get("keyframe"):
+            return False
+        if mark.identity.linked:
+            return numbers.of(mark.identity) in keyed
+        return None in keyed and mark.label.get("keyframe") is not None
+
+    return [mark for mark in marks if not is_copy(mark)]
 
 
-def _labels(
-    sample: fo.Sample | fo.SampleView, field: str
-) -> Iterator[tuple[int, Document]]:
-    store = Store.of(sample)
+def _marks(
+    store: Store, field: str, *, all_labels: bool = False, off: bool = False
+) -> Iterator[_Mark]:
+    """Yields the labels of a field of prompts, in the order of frames.
+
+    Args:
+        store: Store of the sample.
+        field: Field of the prompts.
+        all_labels: Whether to read those that a view hides too, without their shapes.
+        off: Whether points are off their objects unless they say otherwise.
+    """
+    name = frame_path(field)
     if field.startswith(FRAMES_PREFIX):
-        name = frame_path(field)
-        for document in store.frames([name]):
+        paths = [name]
+        if all_labels:
+            kind = store.dataset.get_field(field).document_type
+            inner = getattr(kind, "_LABEL_LIST_FIELD", None)
+            path = f"{name}.{inner}" if inner else name
+            kept = ("_cls", "_id", *IDENTITY_PATHS, "keyframe", *POINT_SIGNS)
+            paths = [f"{path}.{key}" for key in kept]
+        for document in store.frames(paths, unfiltered=all_labels):
             for label in labels_of(document.get(name)):
-                yield document["frame_number"] - 1, label
+                yield _Mark(document["frame_number"] - 1, label, off)
     elif store.support is None or store.support[0] == 0:
-        value = sample[field]
-        for label in labels_of(None if value is None else value.to_mongo().to_dict()):
-            yield 0, label
-
-
-def _prompt(object_id: int, frame: int, shape: Shape, label: str | None) -> Prompt:
-    return Prompt(
-        object_id,
-        frame,
-        # A mask says more than its box, and a box of another tool may not fit it.
-        box=shape.box if shape.mask is None else None,
-        points=shape.points,
-        point_signs=shape.point_signs,
-        mask=shape.mask,
-        label=label,
-    )
+        value = store.sample_document(field).get(field)
+        if not all_labels:
+            shown = store.sample[field]
+            value = None if shown is None else shown.to_mongo().to_dict()
+        for label in labels_of(value):
+            yield _Mark(0, label, off)
 
 
 def _joined(one: Prompt, other: Prompt) -> Prompt:
     """Joins two prompts of points on the same object and frame."""
-    if one.label and other.label and one.label != other.label:
-        raise PromptError(
-            f"object {one.object_id} is {one.label!r} and {other.label!r} on frame "
-            f"{one.frame + 1}; give different objects different indexes"
-        )
     assert one.points is not None and other.points is not None
     assert one.point_signs is not None and other.point_signs is not None
     return replace(

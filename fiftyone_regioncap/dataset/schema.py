@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import fiftyone as fo
+import fiftyone.core.odm as foo
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset import embeddings
@@ -33,21 +34,12 @@ class Declared:
     kind: type
     inner: type | None = None
 
-    def add(self, add: Callable[..., None]) -> None:
-        """Adds the field to a dataset, unless it is there.
-
-        Args:
-            add: The dataset's function for it.
-
-        Raises:
-            ValueError: When it is there with another type.
-        """
-        if self.kind is fo.EmbeddedDocumentField:
-            add(self.name, self.kind, embedded_doc_type=self.inner)
-        elif self.kind is fo.ListField:
-            add(self.name, self.kind, subfield=self.inner)
-        else:
-            add(self.name, self.kind)
+    @property
+    def field(self) -> fo.Field:
+        """FiftyOne's field for it."""
+        inner = "subfield" if self.kind is fo.ListField else "embedded_doc_type"
+        name = self.name.rpartition(".")[2]
+        return foo.create_field(name, self.kind, **{inner: self.inner})
 
 
 _INSTANCE = Declared("instance", fo.EmbeddedDocumentField, fo.Instance)
@@ -224,6 +216,11 @@ def declare_origins(dataset: fo.Dataset, field: str) -> None:
     declare(dataset, [Declared(origin_field(field), fo.DictField)])
 
 
+def declare_objects(dataset: fo.Dataset, field: str) -> None:
+    """Declares the field that says which number each object has in a field."""
+    declare(dataset, [Declared(objects_field(field), fo.DictField)])
+
+
 def status_field(field: str) -> str:
     """Returns the sample-level field with the state of a field: ``<field>_status``."""
     return f"{frame_path(field)}_status"
@@ -237,6 +234,11 @@ def error_field(field: str) -> str:
 def origin_field(field: str) -> str:
     """Returns the sample-level field with a field's origins: ``<field>_origin``."""
     return f"{frame_path(field)}_origin"
+
+
+def objects_field(field: str) -> str:
+    """Returns the sample-level field of objects' numbers: ``<field>_objects``."""
+    return f"{frame_path(field)}_objects"
 
 
 def declare(
@@ -256,20 +258,30 @@ def declare(
     Raises:
         FieldError: When one exists with another type.
     """
-    add = dataset.add_frame_field if frames else dataset.add_sample_field
+    merge = (
+        dataset._merge_frame_field_schema
+        if frames
+        else dataset._merge_sample_field_schema
+    )
     prefix = FRAMES_PREFIX * frames
     paths = [prefix + item.name for item in declared]
     roots = {path.removeprefix(prefix).split(".")[0] for path in paths}
     fields = [prefix + root for root in sorted(roots)]
 
     def add_all() -> None:
+        # All attributes of a field at once: each call saves the fields of the whole
+        # dataset and reads them back.
+        parts: dict[tuple[str, bool], dict[str, fo.Field]] = {}
         for item in declared:
+            root, dot, _ = item.name.partition(".")
+            parts.setdefault((root, bool(dot)), {})[item.name] = item.field
+        for (root, _), part in parts.items():
             try:
-                item.add(add)
+                merge(part)
             except ValueError as wrong:
                 raise FieldError(
-                    f"the field {item.name.split('.')[0]!r} exists with another type; "
-                    f"rename it, or give the result a field of its own ({wrong})"
+                    f"the field {root!r} exists with another type; rename it, or give "
+                    f"the result a field of its own ({wrong})"
                 ) from wrong
 
     known = all(dataset.get_field(path) is not None for path in paths)

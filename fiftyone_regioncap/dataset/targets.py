@@ -12,6 +12,7 @@ import fiftyone.core.collections as foco
 import fiftyone.core.dataset as fod
 import fiftyone.core.media as fom
 import fiftyone.core.sample as fos
+import fiftyone.core.stages as fosg
 import fiftyone.core.view as fov
 
 from fiftyone_regioncap.core.errors import FieldError
@@ -102,10 +103,15 @@ def video_targets(collection: foco.SampleCollection) -> Targets:
     )
 
 
+_FRAME_STAGES = (fosg.MatchFrames, fosg.SelectFrames, fosg.ExcludeFrames)
+"""Stages of views of videos that hide frames with all their labels."""
+
+
 def _hides_labels(collection: foco.SampleCollection) -> bool:
-    """Returns whether the collection is a view that filters its samples' labels."""
-    return isinstance(collection, fov.DatasetView) and any(
-        collection._get_filtered_fields(frames=frames) for frames in (False, True)
+    """Returns whether the collection is a view that hides labels of its samples."""
+    return isinstance(collection, fov.DatasetView) and (
+        any(collection._get_filtered_fields(frames=frames) for frames in (False, True))
+        or any(isinstance(stage, _FRAME_STAGES) for stage in collection._stages)
     )
 
 

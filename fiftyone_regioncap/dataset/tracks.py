@@ -29,7 +29,11 @@ from fiftyone_regioncap.dataset.geometry import (
     stored_mask,
 )
 from fiftyone_regioncap.dataset.metadata import frame_size
-from fiftyone_regioncap.dataset.objects import identity, object_ids
+from fiftyone_regioncap.dataset.objects import (
+    IDENTITY_PATHS,
+    Identity,
+    object_numbers,
+)
 from fiftyone_regioncap.dataset.ownership import (
     Owner,
     owner_of_track_label,
@@ -406,8 +410,8 @@ def read_tracks(
     """Reads where objects are, without their masks.
 
     Any frame-level Detections are tracks as far as they have an ``index`` or an
-    ``instance`` (see :class:`fiftyone_regioncap.dataset.objects.ObjectIds`). Filters of
-    the view that the sample comes from hold.
+    ``instance`` (see :class:`fiftyone_regioncap.dataset.objects.ObjectNumbers`).
+    Filters of the view that the sample comes from hold.
 
     Args:
         sample: Sample of a dataset of videos.
@@ -424,11 +428,11 @@ def read_tracks(
     require_tracks(sample._collection, field)
     name = frame_path(field)
     store = Store.of(sample)
-    ids = object_ids(store, name)
+    known = object_numbers(store, name)
     height, width = frame_size(sample)
     paths = [
         f"{name}.detections.{key}"
-        for key in ("index", "instance._id", "bounding_box", "confidence", "label")
+        for key in (*IDENTITY_PATHS, "bounding_box", "confidence")
     ]
     frames: dict[int, list[int]] = {}
     boxes: dict[int, list[tuple[float, float, float, float]]] = {}
@@ -438,8 +442,8 @@ def read_tracks(
     untracked = 0
     for document in store.frames(paths, support=support):
         for label in (document.get(name) or {}).get("detections") or []:
-            own = identity(label)
-            object_id = ids.of(own)
+            own = Identity.of(label)
+            object_id = known.of(own)
             if object_id is None or not label.get("bounding_box"):
                 untracked += 1
                 continue
@@ -453,7 +457,7 @@ def read_tracks(
             score = label.get("confidence")
             scores.setdefault(object_id, []).append(1.0 if score is None else score)
             labels[object_id] = labels.get(object_id) or label.get("label")
-            instances[object_id] = instances.get(object_id) or own[1]
+            instances[object_id] = instances.get(object_id) or own.instance
     if untracked and not frames:
         raise FieldError(
             f"the labels of {frames_field(name)!r} have neither an index nor an "
@@ -495,18 +499,18 @@ def read_masks(
     require_tracks(sample._collection, field)
     name = frame_path(field)
     store = Store.of(sample)
-    ids = object_ids(store, name)
+    known = object_numbers(store, name)
     height, width = frame_size(sample)
     paths = [
         f"{name}.detections.{key}"
-        for key in ("index", "instance._id", "bounding_box", "mask", "mask_path")
+        for key in (*IDENTITY_PATHS, "bounding_box", "mask", "mask_path")
     ]
     numbers = [frame + 1 for frame in wanted]
     for document in store.frames(paths, numbers=numbers):
         frame = document["frame_number"] - 1
         masks: dict[int, Mask] = {}
         for label in (document.get(name) or {}).get("detections") or []:
-            object_id = ids.of(identity(label))
+            object_id = known.of(Identity.of(label))
             if object_id is None or object_id not in wanted[frame]:
                 continue
             mask = stored_mask(label)

@@ -26,6 +26,7 @@ from fiftyone_regioncap.evaluation.captions import (
     bleu,
     meteor,
     score_captions,
+    shared_meteor,
     tokenize,
 )
 from fiftyone_regioncap.evaluation.dense import (
@@ -240,6 +241,7 @@ class _Text:
         return "medium" if self.area < MEDIUM else "large"
 
 
+@shared_meteor()
 def evaluate_captions(
     samples: foco.SampleCollection,
     options: EvaluateOptions,

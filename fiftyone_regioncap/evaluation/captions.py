@@ -16,8 +16,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,8 +33,10 @@ NEED_JAVA = frozenset({"meteor", "spice"})
 Texts: TypeAlias = dict[str, list[str]]
 """Tokenized texts by id, words separated by single blanks."""
 
+_meteor: ContextVar[list[Any] | None] = ContextVar("meteor", default=None)
+
 _PUNCTUATION = re.compile(r"[^\w\s']|(?<!\w)'|'(?!\w)")
-_INSTALL = "run `pip install 'fiftyone-regioncap[metrics]'`"
+_INSTALL = "run `pip install pycocoevalcap`"
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,7 @@ def score_captions(
     counted = [metric for metric in wanted if metric != "similarity"]
     if counted:
         _require_package()
-        tokens = tokenize({key: [text] for key, text in candidates.items()})
-        targets = tokenize({key: list(references[key]) for key in candidates})
+        tokens, targets = _tokenized(candidates, references)
         if java() is None:
             notes.append(
                 "tokenized without Java, by rules that differ from those of the papers"
@@ -111,6 +113,18 @@ def score_captions(
             each["similarity"] = similarities(candidates, references, embedder)
             overall["similarity"] = float(np.mean(list(each["similarity"].values())))
     return CaptionScores(overall, each, tuple(notes))
+
+
+def _tokenized(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[Texts, Texts]:
+    """Tokenizes captions and references together, as each call starts Java anew."""
+    both = {key: [text, *references[key]] for key, text in candidates.items()}
+    found = tokenize(both)
+    return (
+        {key: texts[:1] for key, texts in found.items()},
+        {key: texts[1:] for key, texts in found.items()},
+    )
 
 
 def bleu(candidates: Texts, references: Texts) -> dict[str, float]:
@@ -257,10 +271,8 @@ def _count(
         }
     if metric == "spice":
         return {metric: _spice(references, candidates)}
-    module, name = _SCORERS[metric]
-    scorer = getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)
     with _utf8_java():
-        total, scores = scorer().compute_score(references, candidates)
+        total, scores = _scorer(metric).compute_score(references, candidates)
     return {metric: (float(total), [float(score) for score in scores])}
 
 
@@ -282,6 +294,32 @@ def _spice(references: Texts, candidates: Texts) -> tuple[float, list[float]]:
         for key, score in zip(order, scores, strict=True)
     }
     return float(total), [found[key] for key in candidates]
+
+
+@contextmanager
+def shared_meteor() -> Iterator[None]:
+    """Keeps METEOR's program for all scores inside, as it takes seconds to start."""
+    if _meteor.get() is not None:  # kept by who called
+        yield
+        return
+    kept: list[Any] = []
+    token = _meteor.set(kept)
+    try:
+        yield
+    finally:
+        _meteor.reset(token)
+
+
+def _scorer(metric: str) -> Any:
+    """Returns a scorer of pycocoevalcap; that of METEOR may be one that is kept."""
+    module, name = _SCORERS[metric]
+    make = getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)
+    kept = _meteor.get() if metric == "meteor" else None
+    if kept is None:
+        return make()
+    if not kept or kept[0].meteor_p.poll() is not None:
+        kept[:] = [make()]
+    return kept[0]
 
 
 @contextmanager

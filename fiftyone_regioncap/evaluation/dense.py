@@ -11,11 +11,13 @@ pairs of thresholds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fiftyone_regioncap.core.types import Box
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
@@ -150,6 +152,88 @@ def dense_map(
     return DenseResult(float(np.mean(list(table.values()))), table)
 
 
+@dataclass(frozen=True)
+class Detection:
+    """A box that was described.
+
+    Attributes:
+        box: Pixel edges.
+        confidence: Value that boxes are ordered by.
+        caption: The description.
+    """
+
+    box: Box
+    confidence: float
+    caption: str
+
+
+@dataclass
+class ImageMatches:
+    """Matches of the boxes of images, collected image by image.
+
+    Attributes:
+        matches: Matches of all boxes, the most confident of each image first.
+        pairs: Caption of each, with all references of the object it overlaps most.
+        objects: Number of annotated objects. As in the published evaluator, those of
+            images without any box that was described don't count.
+    """
+
+    matches: list[Match] = field(default_factory=list)
+    pairs: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    objects: int = 0
+
+    def add(
+        self, detections: Sequence[Detection], truth: Sequence[tuple[Box, str]]
+    ) -> None:
+        """Adds an image.
+
+        Args:
+            detections: Its described boxes.
+            truth: Its annotated boxes with a caption each.
+        """
+        if not detections:
+            return
+        boxes = [box for box, _ in truth]
+        overlaps = [[edges_iou(a, b) for b in boxes] for a in boxes]
+        groups = merged(np.array(overlaps, float).reshape(len(boxes), len(boxes)))
+        means = [np.mean([boxes[i] for i in group], axis=0) for group in groups]
+        ious = [[edges_iou(one.box, box) for box in means] for one in detections]
+        found = match(
+            [str(number) for number in range(len(detections))],
+            [str(number) for number in range(len(groups))],
+            [one.confidence for one in detections],
+            np.array(ious, float).reshape(len(detections), len(groups)),
+        )
+        for one in found:
+            group = [] if one.reference is None else groups[int(one.reference)]
+            said = tuple(truth[i][1] for i in group)
+            self.pairs.append((detections[int(one.caption)].caption, said))
+        self.matches += found
+        self.objects += len(groups)
+
+    def placed(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Returns the pairs of boxes that overlap an object, for METEOR."""
+        return [pair for pair in self.pairs if pair[1]]
+
+    def result(self, meteors: Sequence[float] | None = None) -> DenseResult:
+        """Computes average precisions.
+
+        Args:
+            meteors: METEOR of each of :meth:`placed`; None to judge the boxes alone.
+        """
+        if meteors is None:
+            scores = [0.0] * len(self.pairs)
+        else:
+            scored = iter(meteors)
+            scores = [next(scored) if said else 0.0 for _, said in self.pairs]
+        return dense_map(
+            self.matches,
+            scores,
+            self.objects,
+            meteor_thresholds=(-1.0,) if meteors is None else METEOR_THRESHOLDS,
+        )
+
+
 def _average_precision(
     right: NDArray[np.bool_], references: int, recalls: Sequence[float]
 ) -> float:
@@ -187,3 +271,9 @@ def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
         return 0.0
     shared = width * height
     return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+
+
+def edges_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Returns the IoU of two boxes, each as pixel edges."""
+    (a, b, c, d), (e, f, g, h) = one, other
+    return box_iou((a, b, c - a, d - b), (e, f, g - e, h - f))

@@ -34,7 +34,12 @@ from fiftyone_regioncap.captioning.patchioner.language import Description
 from fiftyone_regioncap.captioning.patchioner.model import Patchioner, embed_regions
 from fiftyone_regioncap.core.errors import PromptError, RegionCapError
 from fiftyone_regioncap.core.types import Box, Frame
-from fiftyone_regioncap.evaluation.captions import java, meteor, score_captions
+from fiftyone_regioncap.evaluation.captions import (
+    java,
+    meteor,
+    score_captions,
+    shared_meteor,
+)
 from fiftyone_regioncap.evaluation.dense import (
     IOU_THRESHOLDS,
     METEOR_THRESHOLDS,
@@ -451,6 +456,7 @@ def evaluate_task(
     return score_answers(task, answers, metrics)
 
 
+@shared_meteor()
 def score_answers(
     task: Task, answers: Iterable[Answer], metrics: Sequence[str] = METRICS
 ) -> TaskScores:

@@ -104,8 +104,8 @@ def _datasets() -> Any:
         return importlib.import_module("datasets")
     except ImportError as error:  # an optional extra
         raise ExportError(
-            "the format hf-datasets needs the package datasets; run: "
-            "pip install 'fiftyone-regioncap[export]'"
+            "the format hf-datasets needs the package datasets; run "
+            "`pip install datasets`"
         ) from error
 
 

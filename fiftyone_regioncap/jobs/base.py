@@ -20,7 +20,7 @@ import fiftyone.core.dataset as fod
 import fiftyone.core.view as fov
 from bson import json_util
 
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.errors import Cancelled, NothingMarked, VideoError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.progress import Stage as StageName
@@ -144,10 +144,11 @@ class RunContext:
         stages: Iterable[StageName],
         listener: ProgressListener | None = None,
         cancel: threading.Event | None = None,
+        costs: Mapping[StageName, float] | None = None,
     ) -> RunContext:
-        """Makes the context of a job that begins."""
+        """Makes the context of a job that begins; see :class:`ProgressReporter`."""
         names = tuple(stages)
-        reporter = ProgressReporter(names, summary.samples, listener, cancel)
+        reporter = ProgressReporter(names, summary.samples, listener, cancel, costs)
         return cls(summary, reporter, names)
 
     def count(self, **counts: int) -> None:
@@ -160,6 +161,18 @@ class RunContext:
         """Counts a caption."""
         self.count(captions=1, caption_errors=int(caption.error is not None))
         self.reporter.add(captions=1)
+
+    def passed_over(self, stage: StageName) -> None:
+        """Counts a sample that is complete already in a stage."""
+        self.count(skipped=1)
+        by_stage = getattr(self.summary, "complete_before", None)
+        if by_stage is not None:
+            by_stage[stage] = by_stage.get(stage, 0) + 1
+
+    def unmarked(self, stage: StageName, sample: Sample) -> None:
+        """Counts a sample on which nothing is marked; no later stage gets it."""
+        self.count(unmarked=1)
+        self._leave(stage, sample)
 
     def finished(self, stage: StageName, sample: Sample) -> None:
         """Reports that a sample has passed a stage."""
@@ -180,10 +193,24 @@ class RunContext:
         message = f"{type(error).__name__}: {error}"
         failure = Failure(sample.id, sample.filepath, stage, message)
         self.summary.failures.append(failure)
-        if output is not None:
+        if output is not None and not (
+            # Media that can't be read now take nothing from what was made of them.
+            isinstance(error, VideoError)
+            and status.read_status(sample, output).state == "complete"
+        ):
             status.write_status(sample, output, "failed", error=message)
+        self._leave(stage, sample)
+
+    def _leave(self, stage: StageName, sample: Sample) -> None:
+        """Reports that a sample goes through no stage from this one on."""
         for name in self.stages[self.stages.index(stage) :]:
             self.reporter.finish(name, name_of(sample))
+
+    def failed_in_part(self, stage: StageName, sample: Sample, message: str) -> None:
+        """Records in the summary what of a sample could not be done."""
+        logger.warning("%s: %s", sample.filepath, message)
+        failure = Failure(sample.id, sample.filepath, stage, message, whole=False)
+        self.summary.failures.append(failure)
 
 
 class Stage(Protocol):
@@ -286,6 +313,7 @@ def each_sample(
         stage: Name of the stage.
         output: Field whose status says when a sample failed; None for none.
         process: Works on a sample; returns whether there was anything to do.
+            ``NothingMarked`` passes over the sample.
         items: The samples.
         context: Context of the job.
 
@@ -298,9 +326,12 @@ def each_sample(
             worked = process(target, sample)
         except Cancelled:
             raise
+        except NothingMarked:
+            context.unmarked(stage, sample)
         except Exception as error:
             context.failed(stage, sample, output, error)
         else:
-            context.count(skipped=int(not worked))
+            if not worked:
+                context.passed_over(stage)
             context.finished(stage, sample)
             yield target, sample

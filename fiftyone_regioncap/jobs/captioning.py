@@ -27,6 +27,7 @@ from fiftyone_regioncap.dataset.captions import (
 )
 from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
+from fiftyone_regioncap.dataset.objects import keep_object_numbers
 from fiftyone_regioncap.dataset.ownership import refuse_foreign_labels
 from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
@@ -110,6 +111,7 @@ class TrackCaptioning:
 
     def _prepare(self, target: Target, sample: Sample) -> _TrackWork | None:
         options, info = self._options, self._captioner.info
+        keep_object_numbers(sample, options.tracks)
         plans = _plans(target, sample, options, info.frames)
         origins = _origins(sample, options, plans)
         done = _captioned_already(sample, options, info.model, origins)

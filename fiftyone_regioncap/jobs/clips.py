@@ -119,7 +119,8 @@ def each_clip(
         if error is not None:
             context.failed(stage, sample, output, error)
             return
-        context.count(skipped=int(entry.work is None))
+        if entry.work is None:
+            context.passed_over(stage)
         context.finished(stage, sample)
         yield entry.item
 

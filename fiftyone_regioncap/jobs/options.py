@@ -31,6 +31,19 @@ class PropagateOptions(Options):
         "Frame field that the tracks are written to.",
         picker="new tracks",
     )
+    negative_prompts: str | None = option(
+        None,
+        "Field of points that are off the objects, or on them with a sign of 1, beside "
+        "the prompts; empty for none.",
+        picker="prompts",
+        advanced=True,
+    )
+    unlinked: bool = option(
+        False,
+        "Let each label without an index or an instance start an object of its own, "
+        "however many frames such labels are on.",
+        advanced=True,
+    )
     direction: Literal["both", "forward", "backward"] = option(
         "both",
         "Direction of propagation from the prompts.",

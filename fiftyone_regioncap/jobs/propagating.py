@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import fiftyone.core.collections as foco
 import numpy as np
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.__about__ import __version__
-from fiftyone_regioncap.core.errors import FieldError, PromptError
+from fiftyone_regioncap.core.errors import FieldError, NothingMarked, PromptError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.metadata import file_digest
+from fiftyone_regioncap.dataset.objects import read_numbers, write_numbers
 from fiftyone_regioncap.dataset.ownership import (
     refuse_foreign_labels,
     track_label_is_foreign,
 )
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
-from fiftyone_regioncap.dataset.store import frame_path
+from fiftyone_regioncap.dataset.store import Store, frame_path
 from fiftyone_regioncap.dataset.targets import (
     Sample,
     Target,
@@ -62,9 +63,14 @@ logger = logging.getLogger(__name__)
 _CLAIMED = "job/frames"
 """Array of a checkpoint with the frames that have labels up to it."""
 
+Span: TypeAlias = tuple[int, int | None]
+"""A range [start, stop) of 0-based frames; None means the end of the video."""
+
 _NOT_OF_RESULTS = frozenset(
     {
         "prompts",
+        "negative_prompts",
+        "unlinked",
         "output",
         "start",
         "stop",
@@ -76,6 +82,10 @@ _NOT_OF_RESULTS = frozenset(
     }
 )
 """Options that tracks don't depend on, or that are looked at by themselves."""
+
+UNLINKED_FRAMES = 10
+"""Frames on which labels that nothing links are taken for marks of a person; a detector
+finds the same objects on many more."""
 
 CHECKPOINT_SECONDS = 20.0
 """How much work a killed job repeats at most; saving takes well under a second."""
@@ -106,7 +116,11 @@ class Propagating:
         """Declares the field of the tracks; see :meth:`Stage.check`."""
         dataset, options = samples._root_dataset, self._options
         fields.require_prompts(dataset, options.prompts)
-        fields.require_output(options.output, options.prompts)
+        inputs = [options.prompts]
+        if options.negative_prompts is not None:
+            inputs.append(options.negative_prompts)
+            fields.require_prompts(dataset, options.negative_prompts)
+        fields.require_output(options.output, *inputs)
         output = fields.frames_field(options.output)
         fields.require_writable(dataset, output)
         if not options.merge:
@@ -134,29 +148,72 @@ class Propagating:
         """Propagates one sample, clip by clip; False when it is complete."""
         options = self._options
         with VideoReader(sample.filepath) as reader:
-            found = read_prompts(
-                sample,
-                options.prompts,
-                height=reader.height,
-                width=reader.width,
-                frame_count=len(reader),
-            )
-            if not found.prompts:
-                raise PromptError(
-                    f"{options.prompts} is empty; mark an object on some frame"
-                )
-            if options.merge:
-                _refuse_shared_indexes(sample, found, options.output)
+            spans = target.ranges or ((options.start, options.stop),)
+            found = self._prompts(sample, reader, spans, context)
+            problems = [*found.problems, *_problems(found, spans, options)]
             made_by = _fingerprint(sample, reader, options, self._propagator.info)
-            ranges = _to_do(target, sample, found, options, made_by)
-            if not ranges:
-                return False
-            status.write_status(sample, options.output, "partial")
+            ranges = _to_do(sample, found, spans, options, made_by)
+            if ranges:
+                status.write_status(sample, options.output, "partial")
             for (start, stop), objects in ranges.items():
                 there = replace(options, start=start, stop=stop)
-                self._range(sample, reader, found, there, objects, context)
-        status.write_status(sample, options.output, "complete")
-        return True
+                inside = _inside(found, there, objects)
+                if inside.prompts:
+                    self._range(sample, reader, inside, there, objects, context)
+        for problem in problems:
+            context.failed_in_part(self.name, sample, problem)
+        state: status.State = "partial" if problems else "complete"
+        error = problems[0] if problems else None
+        reached = status.Status(state, error)
+        if ranges or status.read_status(sample, options.output) != reached:
+            status.write_status(sample, options.output, state, error)
+        return bool(ranges)
+
+    def _prompts(
+        self,
+        sample: Sample,
+        reader: VideoReader,
+        spans: Sequence[Span],
+        context: RunContext,
+    ) -> PromptSet:
+        """Reads the prompts of a sample, and keeps the numbers of its objects.
+
+        Raises:
+            PromptError: When there is none, none can be used, or they look like the
+                boxes of a detector that nothing links.
+        """
+        options, store = self._options, Store.of(sample)
+        foreign = foreign_indexes(sample, options.output) if options.merge else set()
+        found = read_prompts(
+            sample,
+            options.prompts,
+            height=reader.height,
+            width=reader.width,
+            frame_count=len(reader),
+            negative=options.negative_prompts,
+            known=read_numbers(store, options.output, "prompts"),
+            taken=foreign,
+        )
+        if not found.prompts:
+            raise NothingMarked(
+                f"{options.prompts} is empty; mark an object on some frame"
+            )
+        unlinked = [frame for frame in found.unlinked if _is_inside(frame, spans)]
+        objects, frames = len(unlinked), len(set(unlinked))
+        if frames > 1 and not options.unlinked:
+            message = (
+                f"{options.prompts} has {objects} labels without an index or an "
+                f"instance on {frames} frames, which are {objects} objects; give the "
+                "labels of one object the same `index`, or link them by `instance`"
+            )
+            if frames > UNLINKED_FRAMES:
+                raise PromptError(f"{message}; unlinked=True allows it")
+            logger.warning("%s: %s", name_of(sample), message)
+            context.summary.notes.append(f"{name_of(sample)}: {message}")
+        if options.merge:
+            _refuse_shared_indexes(found, options.output, foreign)
+        write_numbers(store, options.output, "prompts", found.numbers)
+        return found
 
     def _range(
         self,
@@ -167,14 +224,10 @@ class Propagating:
         objects: frozenset[int] | None,
         context: RunContext,
     ) -> None:
-        """Propagates the prompts inside a range, from its checkpoint if it has one."""
+        """Propagates the prompts of a range, from its checkpoint if it has one."""
         start = options.start
         stop = min(options.stop or len(reader), len(reader))
-        prompts = _inside(found, options, objects)
-        if not prompts:
-            raise PromptError(
-                f"{options.prompts} has nothing on frames {start + 1} to {stop}"
-            )
+        prompts = found.prompts
         made_by = _fingerprint(sample, reader, options, self._propagator.info)
         mark = _mark(sample, prompts, options, made_by)
         origins = {
@@ -232,10 +285,9 @@ class Propagating:
         context.count(frames=done, tracks=len(seen))
 
 
-def _refuse_shared_indexes(sample: Sample, found: PromptSet, output: str) -> None:
+def _refuse_shared_indexes(found: PromptSet, output: str, foreign: set[int]) -> None:
     """Makes sure that no object has the number of another's in the output field."""
-    indexes = {prompt.object_id for prompt in found.prompts}
-    shared = sorted(indexes & foreign_indexes(sample, output))
+    shared = sorted({prompt.object_id for prompt in found.prompts} & foreign)
     if shared:
         raise FieldError(
             f"object {shared[0]} is also the index of labels in {output} that this "
@@ -244,35 +296,67 @@ def _refuse_shared_indexes(sample: Sample, found: PromptSet, output: str) -> Non
         )
 
 
+def _is_inside(frame: int, spans: Sequence[Span]) -> bool:
+    return any(
+        start <= frame and (stop is None or frame < stop) for start, stop in spans
+    )
+
+
+def _problems(
+    found: PromptSet, spans: Sequence[Span], options: PropagateOptions
+) -> list[str]:
+    """Returns what is wrong with the prompts inside some ranges.
+
+    Raises:
+        PromptError: When none of them can be propagated.
+        NothingMarked: When there is none.
+    """
+    inside = [
+        _inside(found, replace(options, start=start, stop=stop), None)
+        for start, stop in spans
+    ]
+    problems = [problem for span in inside for problem in span.problems]
+    if not any(span.prompts for span in inside):
+        if problems:
+            raise PromptError("; ".join(problems))
+        start, stop = spans[0]
+        last = found.size[2] if stop is None else stop
+        raise NothingMarked(
+            f"{options.prompts} has nothing on frames {start + 1} to {last}"
+            + " or those of the other clips" * (len(spans) > 1)
+        )
+    return problems
+
+
 def _to_do(
-    target: Target,
     sample: Sample,
     found: PromptSet,
+    spans: Sequence[Span],
     options: PropagateOptions,
     made_by: str,
-) -> dict[tuple[int, int | None], frozenset[int] | None]:
+) -> dict[Span, frozenset[int] | None]:
     """Returns what is not done of a sample: object ids by range, None for all.
 
     An object is done when it has a track that was made over this range from the same
     prompts, options, model and file; where nothing says what it was made from, when its
     sample is complete.
     """
-    ranges = target.ranges or ((options.start, options.stop),)
     prompted = frozenset(prompt.object_id for prompt in found.prompts)
-    # Objects that the view hides keep what they have.
-    everything = prompted if isinstance(sample, SampleView) else None
+    # Objects that the view hides, or whose prompts are damaged, keep what they have.
+    some = isinstance(sample, SampleView) or bool(found.problems)
+    everything = prompted if some else None
     if options.overwrite:
-        return dict.fromkeys(ranges, everything)
+        return dict.fromkeys(spans, everything)
     complete = status.read_status(sample, options.output).state == "complete"
     known = status.read_origins(sample, options.output)
     told = {status.origin_object(key) for key in known}
-    todo: dict[tuple[int, int | None], frozenset[int] | None] = {}
-    for start, stop in ranges:
+    todo: dict[Span, frozenset[int] | None] = {}
+    for start, stop in spans:
         there = replace(options, start=start, stop=stop)
         support = None if stop is None else (start, stop - 1)
         tracks = read_tracks(sample, options.output, support=support)
         tracked = {track.object_id for track in tracks}
-        inside = _inside(found, there, None)
+        inside = _inside(found, there, None).prompts
         undone = set()
         for key, made_from in _origins(inside, there).items():
             object_id = status.origin_object(key)
@@ -283,7 +367,7 @@ def _to_do(
                 same or (complete and object_id not in told)
             ):
                 undone.add(object_id)
-        if undone or not inside:
+        if undone:
             # What an earlier, unfinished job left of other prompts goes too.
             every = not complete and undone == {prompt.object_id for prompt in inside}
             todo[start, stop] = everything if every else frozenset(undone)
@@ -292,16 +376,11 @@ def _to_do(
 
 def _inside(
     found: PromptSet, options: PropagateOptions, objects: frozenset[int] | None
-) -> list[Prompt]:
+) -> PromptSet:
     """Returns the prompts of a range, of some objects or all."""
-    stop = options.stop
-    return [
-        prompt
-        for prompt in found.prompts
-        if options.start <= prompt.frame
-        and (stop is None or prompt.frame < stop)
-        and (objects is None or prompt.object_id in objects)
-    ]
+    return found.inside(
+        options.start, options.stop, direction=options.direction, objects=objects
+    )
 
 
 def _origins(prompts: list[Prompt], options: PropagateOptions) -> dict[str, str]:

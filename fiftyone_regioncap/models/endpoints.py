@@ -62,6 +62,7 @@ class Completion:
             ``"content_filter"``, or another one of the endpoint; None when the endpoint
             gives none.
         tokens: Number of tokens written; 0 when the endpoint does not count.
+        read: Number of tokens of the request; 0 when the endpoint does not count.
         logprobs: Each token with its log probability; empty where they were not asked
             for or belong to reasoning too.
     """
@@ -69,6 +70,7 @@ class Completion:
     text: str
     finish: str | None = None
     tokens: int = 0
+    read: int = 0
     logprobs: tuple[tuple[str, float], ...] = ()
 
 
@@ -353,7 +355,8 @@ def _completion(answer: Any) -> Completion:
         if message.get("refusal"):
             refusals.append(message["refusal"])
         finish = choice.get("finish_reason")
-        tokens = (answer.get("usage") or {}).get("completion_tokens")
+        usage = answer.get("usage") or {}
+        tokens, read = usage.get("completion_tokens"), usage.get("prompt_tokens")
         logprobs = [
             (str(token.get("token", "")), min(float(token["logprob"]), 0.0))
             for token in (choice.get("logprobs") or {}).get("content") or []
@@ -373,6 +376,7 @@ def _completion(answer: Any) -> Completion:
         text=text,
         finish=None if finish is None else str(finish),
         tokens=tokens if isinstance(tokens, int) else 0,
+        read=read if isinstance(read, int) else 0,
         logprobs=tuple(logprobs),
     )
 

@@ -68,16 +68,27 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = device if isinstance(device, torch.device) else torch.device(device)
-        if chosen.type != "cuda" or torch.cuda.is_available():
-            torch.empty(0, device=chosen)
-            return chosen
+        torch.empty(0, device=chosen)
     # Backends that PyTorch was built without raise errors of several kinds.
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise BackendError(
-            f"there is no device {str(device)!r} here ({reason}); choose device='cpu'"
+            f"there is no device {str(device)!r} here ({reason}); choose one of: "
+            f"{', '.join(available_devices())}"
         ) from error
-    raise BackendError("no CUDA device here; choose device='cpu'")
+    return chosen
+
+
+def available_devices() -> dict[str, str]:
+    """Describes the devices of this machine: each one's name and memory."""
+    devices = {"cpu": "the processor"}
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(number)
+            devices[f"cuda:{number}"] = (
+                f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
+            )
+    return devices
 
 
 def choose_dtype(
@@ -88,8 +99,8 @@ def choose_dtype(
     """Returns the numeric type that a model computes in.
 
     Args:
-        dtype: Name in :data:`DTYPES` or a PyTorch dtype; None for bfloat16 on a GPU and
-            float32 elsewhere.
+        dtype: Name in :data:`DTYPES` or a PyTorch dtype; None for bfloat16 on a GPU
+            that computes in it, else float32.
         device: Device that the model runs on.
         choices: Names of the dtypes that the model supports.
 
@@ -97,11 +108,18 @@ def choose_dtype(
         BackendError: When the model cannot compute in it.
     """
     if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        native = device.type == "cuda" and has_bfloat16(device)
+        return torch.bfloat16 if native else torch.float32
     for name in choices:
         if dtype in (name, DTYPES[name]):
             return DTYPES[name]
     raise BackendError(f"dtype {dtype!r}: choose one of {', '.join(choices)}")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Returns whether a CUDA device computes in bfloat16 itself, without emulation."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 # Which files.

@@ -56,6 +56,11 @@ class ModelCard:
         options: The options that only this backend has.
         text_encoder: ``"module:Class"`` of the model's text side, for captioners whose
             captions come with region embeddings.
+        training: ``"module:Class"`` of the model's
+            :class:`~fiftyone_regioncap.captioning.trainable.Trainable`, for captioners
+            that can be trained.
+        training_options: The options that only this model's training has.
+        derivatives: Whether the license allows weights that were made of these.
     """
 
     name: str
@@ -70,6 +75,9 @@ class ModelCard:
     variables: tuple[str, ...] = ()
     options: type[Options] = NoOptions
     text_encoder: str | None = None
+    training: str | None = None
+    training_options: type[Options] = NoOptions
+    derivatives: bool = True
 
     @property
     def takes_weights(self) -> bool:
@@ -152,6 +160,8 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         """
         if spec.name != AUTO:
             self._prepare(self[spec.name], spec)
+        elif spec.weights is not None:
+            self._prepare(self._taking_weights()[0], spec)
         elif spec.options:
             self._prepare(self.choose()[0], spec)
 
@@ -160,7 +170,8 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
 
         Args:
             spec: Specification of the backend. ``"auto"`` passes over one whose weights
-                turn out not to be had, unless weights were named.
+                turn out not to be had; with weights named, over those that have none or
+                can't load them.
 
         Returns:
             The backend and, for people, why it was chosen.
@@ -174,13 +185,20 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         if spec.name != AUTO:
             card = self[spec.name]
             return self._make(card, spec), f"{self.kind} {spec.name}: as asked"
+        candidates = self._candidates()
+        if spec.weights is not None:
+            why = f"{spec.weights} was named"
+            candidates = iter(
+                [
+                    (card, f"{self.kind} {card.name}: {why}")
+                    for card in self._taking_weights()
+                ]
+            )
         failed = ""
-        for card, reason in self._candidates():
+        for card, reason in candidates:
             try:
                 return self._make(card, spec), reason + failed
             except WeightsError as error:
-                if spec.weights is not None:
-                    raise
                 failed += f"; not {card.name} ({error})"
         raise WeightsError(f"no {self.kind} can run here{failed}")
 
@@ -231,6 +249,10 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         if spec.weights is not None and not spec.weights.startswith("http"):
             checked_path(spec.weights)
         return weights, options
+
+    def _taking_weights(self) -> list[ModelCard]:
+        """Returns the preferred backends that take weights."""
+        return [self[name] for name in self.preferred if self[name].takes_weights]
 
     def _make(self, card: ModelCard, spec: ModelSpec) -> T:
         weights, options = self._prepare(card, spec)

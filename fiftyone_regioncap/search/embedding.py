@@ -109,10 +109,10 @@ def missing(model: str | Path = DEFAULT_MODEL) -> str | None:
     absent = [name for name in wanted if importlib.util.find_spec(name) is None]
     if not absent:
         return None
-    names = " and ".join(name.replace("_", "-") for name in absent)
+    names = " ".join(name.replace("_", "-") for name in absent)
     return (
-        f"search by meaning needs {names}; run "
-        "`pip install 'fiftyone-regioncap[search]'`, or search by words alone"
+        f"search by meaning needs packages that are not installed; run `pip install "
+        f"{names}` and start FiftyOne again, or search by words alone"
     )
 
 

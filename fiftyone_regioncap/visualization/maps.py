@@ -167,7 +167,8 @@ def embed_captions(
     elif layout == "umap" and importlib.util.find_spec("umap") is None:
         layout = "pca"
         notes.append(
-            "laid out by PCA; for UMAP, run `pip install 'fiftyone-regioncap[maps]'`"
+            "laid out by PCA; for UMAP, run `pip install umap-learn` and start "
+            "FiftyOne again"
         )
     entries = index.catalog.entries(rows.tolist())
     ids = [entries[row].id for row in rows.tolist()]

@@ -57,6 +57,6 @@ def test_every_form_opens_and_shows_what_is_wrong(
     page.screenshot(path=artifacts / "form-other-backend.png")
     output = page.locator("input[value='frames.tracks']")
     output.fill("filepath")
-    page.get_by_text("holds something else").first.wait_for()
+    page.get_by_text("FiftyOne's own").first.wait_for()
     page.screenshot(path=artifacts / "form-wrong-value.png")
     assert page.get_by_role("button", name="Execute").first.is_disabled()

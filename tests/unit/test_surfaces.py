@@ -11,6 +11,7 @@ from fiftyone_regioncap.cli.commands import command_of
 from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.operations import OPERATIONS, REGISTRIES, Operation
+from scripts import benchmarks_docs
 from scripts.options_docs import PATH, document
 
 EACH = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERATIONS))
@@ -20,7 +21,7 @@ EACH = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERAT
 def test_the_sdk_takes_every_parameter(operation: Operation) -> None:
     signature = inspect.signature(api.function_of(operation))
     assert set(signature.parameters) == {
-        "samples",
+        *(["samples"] if operation.media else []),
         *operation.parameters(),
         "progress",
         "cancel",
@@ -30,7 +31,8 @@ def test_the_sdk_takes_every_parameter(operation: Operation) -> None:
 @EACH
 def test_the_shell_takes_every_parameter(operation: Operation) -> None:
     names = {parameter.name for parameter in command_of(operation).params}
-    assert names == {"dataset", "view", *operation.parameters(), "as_json"}
+    samples = {"dataset", "view"} if operation.media else set()
+    assert names == {*samples, *operation.parameters(), "as_json"}
 
 
 @EACH
@@ -51,6 +53,12 @@ def test_the_docs_hold_the_declared_options() -> None:
     assert PATH.read_text(encoding="utf-8") == document(), (
         "run python -m scripts.options_docs"
     )
+
+
+def test_the_docs_hold_the_declared_benchmarks() -> None:
+    assert benchmarks_docs.PATH.read_text(encoding="utf-8") == (
+        benchmarks_docs.document()
+    ), "run python -m scripts.benchmarks_docs"
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

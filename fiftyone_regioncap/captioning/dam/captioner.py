@@ -37,6 +37,7 @@ from fiftyone_regioncap.models.loading import (
     revision_of,
     weight_files,
 )
+from fiftyone_regioncap.models.saving import ADAPTER_WEIGHTS, adapter_base
 from fiftyone_regioncap.system import assets
 
 ROWS = {"cuda": 64, "cpu": 8}
@@ -122,7 +123,9 @@ class DamCaptioner:
         target = choose_device(device)
         dtype = choose_dtype(options.dtype, target)
         dam = DAM.from_pretrained(folder, target, dtype, options.quantization)
-        parts = [path for part in PARTS for path in weight_files(folder / part)]
+        parts = [folder / ADAPTER_WEIGHTS]
+        if adapter_base(folder) is None:
+            parts = [path for part in PARTS for path in weight_files(folder / part)]
         info = cls._describe(
             folder.resolve().name if local else str(weights),
             revision_of(folder, parts),
@@ -236,8 +239,6 @@ class DamCaptioner:
             for number in dict.fromkeys(shown)
         }
         views = torch.from_numpy(np.stack([made[number] for number in shown]))
-        if self.dam.device.type == "cuda":
-            views = views.pin_memory()
         return Prepared(
             views=views,
             distinct=(views[:, :4] != views[:, 4:]).flatten(1).any(dim=1),
@@ -255,7 +256,10 @@ class DamCaptioner:
 
     def _prepared(self, clip: RegionClip, prompt: str | None) -> Prepared | Caption:
         try:
-            return self.prepare(clip, prompt)
+            prepared = self.prepare(clip, prompt)
+            if self.dam.device.type == "cuda":
+                prepared = replace(prepared, views=prepared.views.pin_memory())
+            return prepared
         except Exception as error:  # a clip of any kind of badness spoils no other
             return _error_caption(error)
 

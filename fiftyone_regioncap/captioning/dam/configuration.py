@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fiftyone_regioncap.captioning.configuration import GenerationOptions
+from fiftyone_regioncap.captioning.configuration import GenerationOptions, LoraOptions
 from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import option
 from fiftyone_regioncap.models.registry import ModelCard
@@ -50,6 +50,48 @@ class DamOptions(GenerationOptions):
             )
 
 
+@dataclass(frozen=True)
+class DamTrainingOptions(LoraOptions):
+    """Options of training DAM, whose authors published no training."""
+
+    stage: Literal["adapters", "lora", "both", "everything"] = option(
+        "both",
+        "What trains.",
+        choices={
+            "adapters": "the adapters between the views, the mask's embedding and the "
+            "projector",
+            "lora": "LoRA on the language model",
+            "both": "the adapters' part and LoRA",
+            "everything": "all weights that captions depend on",
+        },
+    )
+    fresh_context: bool = option(
+        False,
+        "Begin with new adapters: random, behind gates of zero, and a mask embedding "
+        "of zero, so that the model starts as it was without them.",
+        advanced=True,
+    )
+    prompts: tuple[str, ...] = option(
+        ("detailed",),
+        "Names of prompts, or texts, of which each sample gets one at random.",
+    )
+    image_share: float = option(
+        0.0,
+        "Share of tracks that the video model is shown as a single image.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Validates each option, and that there is a prompt."""
+        super().__post_init__()
+        if not self.prompts:
+            raise OptionError("prompts is empty; give names such as detailed, or texts")
+
+
+_TRAINING = "fiftyone_regioncap.captioning.dam.training"
+
 DAM = ModelCard(
     name="dam",
     summary="Describe Anything on a single image",
@@ -59,6 +101,8 @@ DAM = ModelCard(
     license="NVIDIA non-commercial",
     commercial=False,
     options=DamOptions,
+    training=f"{_TRAINING}:DamTraining",
+    training_options=DamTrainingOptions,
 )
 
 DAM_VIDEO = ModelCard(
@@ -70,4 +114,6 @@ DAM_VIDEO = ModelCard(
     license="NVIDIA non-commercial",
     commercial=False,
     options=DamOptions,
+    training=f"{_TRAINING}:DamVideoTraining",
+    training_options=DamTrainingOptions,
 )

@@ -31,6 +31,7 @@ from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.models.loading import choose_device, load_strict, read_tensors
 from fiftyone_regioncap.models.sampling import on_device
+from fiftyone_regioncap.models.saving import adapter_base, apply_adapter
 from fiftyone_regioncap.system import assets
 
 PREFILL_TOKENS = {"cuda": 16384, "cpu": 1}
@@ -90,7 +91,8 @@ class DAM:
         """Loads a checkpoint.
 
         Args:
-            path: A folder, or the hub id of a published checkpoint.
+            path: A folder, or the hub id of a published checkpoint; an adapter's folder
+                too, which names its base.
             device: Torch device to run on.
             dtype: Numeric type: float32, float16 or bfloat16.
             quantization: Quantization of the language model's layers, through
@@ -102,7 +104,9 @@ class DAM:
             WeightsError: When the folder is not a whole checkpoint of this kind.
             BackendError: If the device or bitsandbytes is missing.
         """
-        folder = locate(path)
+        adapted = locate(path)
+        base = adapter_base(adapted)
+        folder = adapted if base is None else locate(base)
         target = choose_device(device)
         config = DAMConfig.read(folder)
         tokenizer = DamTokenizer(folder / LLM)
@@ -134,6 +138,9 @@ class DAM:
             )
         # Frequencies are no weights: they were left without memory.
         llm.model.rotary_emb = LlamaRotaryEmbedding(config.llm).to(place)
+        if base is not None:
+            parts = {"encoder": encoder, "projector": projector, "llm": llm}
+            apply_adapter(adapted, parts)
         if quantization:
             quantize(llm, quantization, target, dtype)
         return cls(config, tokenizer, encoder, projector, llm)
@@ -175,7 +182,6 @@ class DAM:
         values = self._table[self._channels, views.int()]
         return values.to(self.dtype)
 
-    @torch.inference_mode()
     def features(self, views: Tensor, distinct: Tensor | None = None) -> Tensor:
         """Runs the tower with its adapters.
 
@@ -191,7 +197,6 @@ class DAM:
             return self.features(views[None], distinct)[0]
         return self.encoder(views.to(self.device, self.dtype), distinct)
 
-    @torch.inference_mode()
     def project(self, features: Tensor) -> Tensor:
         """Maps (B, N, C) or (N, C) to the prompt's tokens, (B, M, D) or (M, D)."""
         if features.ndim == 2:
@@ -220,7 +225,6 @@ class DAM:
         """Returns the ids of a conversation around a query; -200 stands for images."""
         return self.tokenizer.prompt_ids(conversation(query))
 
-    @torch.inference_mode()
     def embed(self, ids: Sequence[int], images: Tensor) -> Tensor:
         """Returns the language model's input: embeddings of text and images in order.
 

@@ -117,6 +117,7 @@ class Scheduler:
             for sample in range(len(work.job.samplings)):
                 self._engine.cancel((key, sample))
 
+    @torch.inference_mode()
     def step(self) -> list[Update]:
         """Begins the jobs that fit and adds a token to every unfinished answer."""
         updates: list[Update] = []

@@ -120,7 +120,10 @@ class DynReferCaptioner:
 
     Attributes:
         model: DynRefer's networks.
+        text_tower: Embeds texts.
+        controls: The T5's tokenizer.
         tags: Tags in the checkpoint's order.
+        tag_texts: Their embeddings; None where no task needs them.
         attributes: Attributes to choose from.
         options: Options of prediction, with all values that depend on the checkpoint
             and the device.
@@ -171,8 +174,8 @@ class DynReferCaptioner:
                 f"{len(contexts)}"
             )
         self._decoding = decoding
-        self._text_tower = text_tower
-        self._controls = controls
+        self.text_tower = text_tower
+        self.controls = controls
         self.info = replace(
             info or CaptionerInfo("dynrefer", "dynrefer", "unknown", "unknown"),
             frames=options.frames,
@@ -181,7 +184,7 @@ class DynReferCaptioner:
         )
         self._prompts_per_attribute = [len(a.prompts()) for a in self.attributes]
         asked = set(options.tasks)
-        self._tag_texts = text_tower(self.tags) if asked & {"tags", "caption"} else None
+        self.tag_texts = text_tower(self.tags) if asked & {"tags", "caption"} else None
         self._attribute_texts = (
             text_tower([p for a in self.attributes for p in a.prompts()])
             if "attributes" in asked and self.attributes
@@ -256,7 +259,7 @@ class DynReferCaptioner:
         """
         self.class_names = distinct_classes(names)
         self._class_texts = (
-            self._text_tower([class_prompt(name) for name in self.class_names])
+            self.text_tower([class_prompt(name) for name in self.class_names])
             if self.class_names
             else None
         )
@@ -295,7 +298,7 @@ class DynReferCaptioner:
         categories: list[Scored | None] = [None for _ in clips]
         written: list[dict[str, Any]] = [{} for _ in clips]
         scored: list[Tensor] = []
-        if self._tag_texts is not None:
+        if self.tag_texts is not None:
             scores = selection.mean(self.tag_scores(tokens["tags"]))
             scored.append(scores)
             threshold = self.options.tag_threshold
@@ -354,8 +357,8 @@ class DynReferCaptioner:
             tokens: Region tokens of :meth:`DynReferModel.region_tokens`, float32 (S,
                 queries, width).
         """
-        assert self._tag_texts is not None
-        return self.model.tag_logits(tokens, self._tag_texts).sigmoid()
+        assert self.tag_texts is not None
+        return self.model.tag_logits(tokens, self.tag_texts).sigmoid()
 
     def attribute_scores(self, tokens: Tensor) -> Tensor:
         """Returns the score of each attribute's best prompt, float (S, attributes).
@@ -379,7 +382,7 @@ class DynReferCaptioner:
             tokens: Region tokens, float32 (B, queries, width).
             controls: Control words of each region, from :func:`control_text`.
         """
-        ids, mask = self._controls.encode(controls)
+        ids, mask = self.controls.encode(controls)
         device = self.model.device
         return self.model.generate(
             tokens, ids.to(device), mask.to(device), self._decoding
@@ -387,7 +390,7 @@ class DynReferCaptioner:
 
     def decode(self, generated: Generated) -> list[str]:
         """Returns the generated captions as text."""
-        return self._controls.decode(generated.sequences)
+        return self.controls.decode(generated.sequences)
 
     def _select_frames(self, clips: Sequence[RegionClip]) -> _Selection:
         """Selects frames that show the object, evenly, and the best one."""
@@ -469,7 +472,7 @@ class DynReferCaptioner:
                     "text": text,
                     "confidence": sum(written) / len(written) if written else None,
                     "min_confidence": content_minimum(
-                        self._controls.pieces(ids)[: len(written)], written
+                        self.controls.pieces(ids)[: len(written)], written
                     ),
                     "tokens": len(written),
                 }

@@ -113,6 +113,54 @@ class DynReferOptions(Options):
             )
 
 
+@dataclass(frozen=True)
+class DynReferTrainingOptions(Options):
+    """Options of training DynRefer; the defaults are the authors'."""
+
+    tag_weight: float = option(
+        0.01, "Weight of the loss of tags; 0 leaves it out.", minimum=0
+    )
+    match_weight: float = option(
+        0.5,
+        "Weight of the loss that matches regions and captions; 0 leaves it out.",
+        minimum=0,
+    )
+    language_weight: float = option(
+        1.0, "Weight of the loss of the captions' words; 0 leaves it out.", minimum=0
+    )
+    no_controls: float = option(
+        0.5,
+        "Share of samples without any control word.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    control_dropout: float = option(
+        0.5,
+        "Chance of each control word to be left out, in the other samples.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+    dropout: float = option(
+        0.1,
+        "Dropout in Q-Former, heads and T5.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Validates each option, and that there is a loss.
+
+        Raises:
+            OptionError: If one doesn't fit.
+        """
+        super().__post_init__()
+        if not self.tag_weight + self.match_weight + self.language_weight:
+            raise OptionError("all weights of losses are 0; give one of them")
+
+
 DYNREFER = ModelCard(
     name="dynrefer",
     summary="DynRefer: captions, tags, attributes and categories",
@@ -121,4 +169,6 @@ DYNREFER = ModelCard(
     license="not stated by its authors",
     commercial=False,
     options=DynReferOptions,
+    training="fiftyone_regioncap.captioning.dynrefer.training:DynReferTraining",
+    training_options=DynReferTrainingOptions,
 )

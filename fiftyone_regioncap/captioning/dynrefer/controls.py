@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ from torch import Tensor
 
 CONTROL_TOKENS = 32
 """The T5 reads no more control tokens than this, the end token included."""
+
+CAPTION_WORDS = 50
+"""Words of a caption that are trained on."""
 
 
 class Controls:
@@ -49,6 +53,57 @@ class Controls:
     def pieces(self, sequence: Tensor) -> list[str]:
         """Returns the tokens of one sequence as sentencepiece writes them."""
         return self._tokenizer.convert_ids_to_tokens(sequence.tolist())
+
+
+def clean_caption(text: str) -> str:
+    """Returns a caption as the authors train on it: lower case, few marks, 50 words."""
+    spaced = re.sub(r'[.!"()*#:;~]', " ", text.lower())
+    return " ".join(re.sub(r" {2,}", " ", spaced).strip().split(" ")[:CAPTION_WORDS])
+
+
+def noun_phrases(tagged: Sequence[tuple[str, str]] | None) -> list[str]:
+    """Returns nouns and adjectives of a caption, each with the nouns that follow it.
+
+    A word that comes twice is taken where it came first, as the authors do.
+
+    Args:
+        tagged: Words with their part of speech, as the Penn Treebank names them; None
+            where none are known.
+
+    Returns:
+        Phrases in the order of the caption; one empty phrase where there is none.
+    """
+    words = [word for word, _ in tagged or ()]
+    phrases = []
+    for word, kind in tagged or ():
+        if kind.startswith(("NN", "JJ")):
+            start = words.index(word)
+            stop = start + 1
+            while stop < len(words) and (tagged or ())[stop][1].startswith("NN"):
+                stop += 1
+            phrases.append(" ".join(words[start:stop]))
+    return phrases or [""]
+
+
+def drawn_controls(
+    candidates: Sequence[str], draw: random.Random, all_share: float, share: float
+) -> str:
+    """Draws the control words of one training sample.
+
+    Args:
+        candidates: Words and phrases; duplicates count once.
+        draw: Source of the numbers.
+        all_share: Chance that there are none at all.
+        share: Chance of each to be left out, otherwise.
+
+    Returns:
+        The words that were kept, in random order, then ``|``.
+    """
+    if draw.random() < all_share:
+        return "|"
+    kept = [word for word in dict.fromkeys(candidates) if draw.random() > share]
+    draw.shuffle(kept)
+    return control_text(kept, ())
 
 
 def control_text(words: Iterable[str], tags: Iterable[str]) -> str:

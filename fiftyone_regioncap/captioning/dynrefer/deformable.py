@@ -53,7 +53,7 @@ def deformable_sample(value: Tensor, offset_mask: Tensor, groups: int) -> Tensor
         where = torch.stack([x, y], dim=-1) + offsets[..., point, :]
         grid = (2 * where + 1) / size - 1
         sampled = F.grid_sample(maps, grid, align_corners=False)
-        total += sampled * weights[:, None, :, :, point]
+        total = total + sampled * weights[:, None, :, :, point]
     return total.reshape(batch, channels, height, width).permute(0, 2, 3, 1)
 
 

@@ -38,7 +38,12 @@ class QueryLayer(nn.Module):
     """Attention to the region's tokens, then a feed-forward block; no self-attention.
 
     Normalization follows each sum, as in BERT.
+
+    Attributes:
+        dropout: Probability of dropout in training, on attention and before each sum.
     """
+
+    dropout = 0.0
 
     def __init__(self, width: int, hidden: int, heads: int) -> None:
         super().__init__()
@@ -67,10 +72,15 @@ class QueryLayer(nn.Module):
             self._split(self.query(texts)).expand(len(region), -1, -1, -1),
             self._split(self.key(region)),
             self._split(self.value(region)),
+            dropout_p=self.dropout if self.training else 0.0,
         )
         attended = self.attended(attended.transpose(1, 2).flatten(2))
-        texts = self.attended_norm(attended + texts)
-        return self.norm(self.narrow(F.gelu(self.widen(texts))) + texts)
+        texts = self.attended_norm(self._dropped(attended) + texts)
+        processed = self.narrow(F.gelu(self.widen(texts)))
+        return self.norm(self._dropped(processed) + texts)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -110,13 +120,22 @@ class QueryHead(nn.Module):
         at_once = max(1, ROWS_AT_ONCE // max(1, len(tokens)))
         pieces = []
         for piece in texts.split(at_once):
-            features = self.text_proj(piece)[None]
-            for layer in self.layers:
-                features = layer(features, region)
-            if self.normalize:
-                features = F.normalize(features, dim=-1)
-            pieces.append(self.fc(features).squeeze(-1))
+            pieces.append(self.compare(region, self.text_proj(piece)))
         return torch.cat(pieces, dim=1)
+
+    def compare(self, region: Tensor, texts: Tensor) -> Tensor:
+        """Returns raw logits, float (S, N), of what both projections made.
+
+        Args:
+            region: Projected tokens, float (S, Q, W).
+            texts: Projected texts, float (N, W).
+        """
+        features = texts[None]
+        for layer in self.layers:
+            features = layer(features, region)
+        if self.normalize:
+            features = F.normalize(features, dim=-1)
+        return self.fc(features).squeeze(-1)
 
     def match_probability(self, logits: Tensor) -> Tensor:
         """Returns the match probability of a text, as a normalizing head was trained.

@@ -182,7 +182,7 @@ class DynReferModel(nn.Module):
             pixels: Normalized images, float32 (N, 3, size, size).
         """
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        with self._autocast(half):
+        with self.autocast(half):
             return self.vision(pixels).last_hidden_state.float()
 
     def fuse(self, features: Tensor, rois: Tensor) -> Tensor:
@@ -231,12 +231,12 @@ class DynReferModel(nn.Module):
 
     def tag_logits(self, tokens: Tensor, texts: Tensor) -> Tensor:
         """Returns raw logits of tags, float (S, N); ``texts`` are their embeddings."""
-        with self._autocast(torch.bfloat16):
+        with self.autocast(torch.bfloat16):
             return self.tags(tokens, texts)
 
     def match_logits(self, tokens: Tensor, texts: Tensor) -> Tensor:
         """Returns raw logits of attribute and class prompts, float (S, N)."""
-        with self._autocast(torch.bfloat16):
+        with self.autocast(torch.bfloat16):
             return self.attributes(tokens, texts)
 
     def prompt(
@@ -275,7 +275,7 @@ class DynReferModel(nn.Module):
             decoding: Settings of beam search.
         """
         t5 = self.language.config
-        with self._autocast(torch.bfloat16):
+        with self.autocast(torch.bfloat16):
             embeddings, mask = self.prompt(tokens, control_ids, control_mask)
             encoded = self.language.encoder(
                 inputs_embeds=embeddings, attention_mask=mask
@@ -318,7 +318,8 @@ class DynReferModel(nn.Module):
         return Generated(sequences, scores, probabilities)
 
     @contextlib.contextmanager
-    def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
+    def autocast(self, dtype: torch.dtype) -> Iterator[None]:
+        """Computes in another precision where the model is :attr:`mixed`."""
         with torch.autocast(self.device.type, dtype, enabled=self.mixed):
             yield
 
@@ -338,9 +339,6 @@ def place(
     Raises:
         BackendError: If there is no such precision.
     """
-    if dtype is None and device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = "bfloat16" if native else "float32"
     choices = ("float32", "bfloat16")
     if choose_dtype(dtype, device, choices) is torch.bfloat16:
         model.mixed = True

@@ -130,7 +130,7 @@ class TextTower:
         self.tower = tower
         self._vocabulary = vocabulary
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Returns unnormalized embeddings, float32 (N, E), on the tower's device.
 

@@ -271,11 +271,19 @@ def read_trained(path: Path) -> State:
     return our_names(state)
 
 
+def published(
+    trained: Iterable[tuple[str, Tensor]],
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Yields tensors of the trained part with their published name and ours."""
+    for key, tensor in trained:
+        name = key.removeprefix("module.")
+        renaming = _QFORMER if name.startswith("Qformer.") else _RENAMED
+        yield name, rename(name, renaming), tensor
+
+
 def our_names(trained: State) -> State:
     """Renames the trained part from its published names to those of the model."""
-    qformer = {k: t for k, t in trained.items() if k.startswith("Qformer.")}
-    others = {k: t for k, t in trained.items() if k not in qformer}
-    return _renamed(others.items(), _RENAMED) | _renamed(qformer.items(), _QFORMER)
+    return {name: tensor for _, name, tensor in published(trained.items())}
 
 
 def _read_base(files: Files) -> State:

@@ -56,6 +56,11 @@ from fiftyone_regioncap.models.loading import (
     fetch_checkpoint,
     revision_of,
 )
+from fiftyone_regioncap.models.saving import (
+    ADAPTER_WEIGHTS,
+    adapter_base,
+    apply_adapter,
+)
 
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt")
 """Patterns of the files to download of a hub repository."""
@@ -122,7 +127,10 @@ class UrecaCaptioner:
         options: Options of tiling and generation, with the defaults of the checkpoint
             and the device filled in.
         info: Name, weights, license and needs.
+        folder: Folder of the checkpoint, where it was loaded from one.
     """
+
+    folder: Path
 
     def __init__(
         self,
@@ -168,7 +176,8 @@ class UrecaCaptioner:
         """Loads a checkpoint.
 
         Args:
-            weights: A folder with the files that docs/ureca.md lists, or a hub id.
+            weights: A folder with the files that docs/ureca.md lists, an adapter's
+                folder, which names its base, or a hub id.
             device: Torch device to run on; None for a GPU where there is one.
             options: Options of tiling and generation.
 
@@ -178,7 +187,9 @@ class UrecaCaptioner:
         """
         options = options or UrecaOptions()
         where = choose_device(device)
-        path = fetch_checkpoint(weights, files=FILES, advice=UNREACHABLE)
+        adapted = fetch_checkpoint(weights, files=FILES, advice=UNREACHABLE)
+        base = adapter_base(adapted)
+        path = fetch_checkpoint(base or adapted, files=FILES, advice=UNREACHABLE)
         config = UrecaConfig.read(path)
         if config.mask_channels is None:
             config = replace(config, mask_channels=mask_channels(path))
@@ -190,17 +201,24 @@ class UrecaCaptioner:
             )
         dtype = choose_dtype(options.dtype, where)
         local = Path(weights).expanduser().is_dir()
-        return cls(
-            UrecaModel.from_pretrained(path, config, where, dtype),
+        model = UrecaModel.from_pretrained(path, config, where, dtype)
+        if base is not None:
+            apply_adapter(adapted, {"model": model})
+        made = cls(
+            model,
             tokenizer,
             options,
             info=CaptionerInfo(
                 name="ureca",
-                model=path.resolve().name if local else str(weights),
-                revision=revision_of(path),
+                model=adapted.resolve().name if local else str(weights),
+                revision=revision_of(
+                    adapted, None if base is None else [adapted / ADAPTER_WEIGHTS]
+                ),
                 license="not stated (InternVL2.5, its base, is MIT)",
             ),
         )
+        made.folder = path
+        return made
 
     @torch.inference_mode()
     def caption(
@@ -217,7 +235,7 @@ class UrecaCaptioner:
             PromptError: When the prompt has tokens that only URECA may write.
             torch.OutOfMemoryError: When the batch doesn't fit.
         """
-        asked = _checked(PROMPTS.get(prompt or "detailed", prompt or ""))
+        asked = checked(PROMPTS.get(prompt or "detailed", prompt or ""))
         captions: dict[int, Caption] = {}
         looks: list[_Look] = []
         for number, clip in enumerate(clips):
@@ -413,7 +431,7 @@ class UrecaCaptioner:
         )
 
 
-def _checked(text: str) -> str:
+def checked(text: str) -> str:
     """Returns a question with its places for image and mask.
 
     Raises:

@@ -151,7 +151,7 @@ class UrecaModel(nn.Module):
 
     def embed(
         self,
-        ids: Sequence[int],
+        ids: Sequence[int] | Tensor,
         places: Sequence[tuple[int, Tensor]],
     ) -> Tensor:
         """Returns the language model's input.
@@ -167,7 +167,7 @@ class UrecaModel(nn.Module):
         Raises:
             PromptError: When places and tokens are not equally many.
         """
-        known = torch.tensor(ids, dtype=torch.int64, device=self.device)
+        known = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
         embeddings = self.llm.model.embed_tokens(known)
         for token, features in places:
             there = known == token

@@ -8,9 +8,10 @@ queries, keys and values is split.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fiftyone_regioncap.captioning.ureca.config import UNREACHABLE, UrecaConfig
@@ -26,7 +27,7 @@ FIRST_CONVOLUTION = "mask_encoder.0.weight"
 
 _LORA = re.compile(r"(.+)\.(base_layer|lora_A\.\w+|lora_B\.\w+)\.weight$")
 
-_RENAMED: Renaming = (
+RENAMED: Renaming = (
     (r"^language_model\.base_model\.model\.", "language_model."),
     (r"\.base_layer\.", "."),
     (r"^vision_model\.embeddings\.class_embedding$", "vision.embeddings.cls_token"),
@@ -83,7 +84,7 @@ def convert(named: NamedTensors, config: UrecaConfig) -> Iterator[tuple[str, Ten
     for published, tensor in merge_lora(named, config.lora_scale):
         if published.endswith("rotary_emb.inv_freq"):
             continue
-        name = rename(published, _RENAMED)
+        name = rename(published, RENAMED)
         if ".attn.qkv." in name:
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
                 yield name.replace(".attn.qkv.", f".attention.{part}_proj."), rows
@@ -121,6 +122,36 @@ def split_wqkv(fused: Tensor, config: UrecaConfig) -> tuple[Tensor, Tensor, Tens
     parts = fused.unflatten(0, (heads, group + 2, config.llm.head_dim))
     query, key, value = parts.split([group, 1, 1], dim=1)
     return query.flatten(0, 2), key.flatten(0, 2), value.flatten(0, 2)
+
+
+def fuse_wqkv(parts: Sequence[Tensor], config: UrecaConfig) -> Tensor:
+    """Joins projections of queries, keys and values; see :func:`split_wqkv`."""
+    heads = config.llm.num_key_value_heads
+    grouped = [part.unflatten(0, (heads, -1, config.llm.head_dim)) for part in parts]
+    return torch.cat(grouped, dim=1).flatten(0, 2)
+
+
+def publish(
+    published: str, tensor: Tensor, ours: Mapping[str, Tensor], config: UrecaConfig
+) -> Tensor:
+    """Returns a published tensor's new value; the inverse of :func:`convert`.
+
+    Args:
+        published: Published name.
+        tensor: Its value before; kept where the model has no place for it.
+        ours: The model's tensors by our names.
+        config: Configuration of the checkpoint.
+    """
+    name = rename(published, RENAMED)
+    if ".attn.qkv." in name:
+        stems = [name.replace(".attn.qkv.", f".attention.{p}_proj.") for p in "qkv"]
+        return torch.cat([ours[stem] for stem in stems])
+    if ".attention.wqkv." in name:
+        stems = [
+            name.replace(".attention.wqkv.", f".self_attn.{p}_proj.") for p in "qkv"
+        ]
+        return fuse_wqkv([ours[stem] for stem in stems], config)
+    return ours.get(name, tensor)
 
 
 def merge_lora(named: NamedTensors, scale: float) -> Iterator[tuple[str, Tensor]]:

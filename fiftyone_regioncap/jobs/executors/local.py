@@ -15,10 +15,12 @@ import fiftyone.core.media as fom
 
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.options import Options
-from fiftyone_regioncap.core.progress import ProgressListener
+from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
+from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.dataset import runs
 from fiftyone_regioncap.dataset.metadata import correct_metadata
 from fiftyone_regioncap.dataset.targets import Targets
+from fiftyone_regioncap.jobs import costs
 from fiftyone_regioncap.jobs.base import (
     STAGES,
     Item,
@@ -27,7 +29,7 @@ from fiftyone_regioncap.jobs.base import (
     Stage,
     StageSpec,
 )
-from fiftyone_regioncap.jobs.summary import Failure, Report
+from fiftyone_regioncap.jobs.summary import Failure, Report, Summary
 from fiftyone_regioncap.models.registry import ModelSpec
 
 
@@ -54,19 +56,25 @@ class LocalExecutor:
         """Runs a job to its end; see :meth:`Executor.run`."""
         samples = job.samples() if self.samples is None else self.samples
         reasons: list[str] = []
-        stages = list(self._stages(job, reasons))
+        stages = list(self._stages(job, reasons, listener))
         targets = stages[0].targets(samples)
         for stage in stages:
             stage.check(samples)
         summary = stages[-1].summary(samples=len(targets), backends=reasons)
         names = [stage.name for stage in stages]
-        context = RunContext.of(summary, names, listener, cancel)
+        if isinstance(summary, Summary):
+            summary.stages = tuple(names)
+        models = {stage.name: _model_of(stage) for stage in stages}
+        context = RunContext.of(
+            summary, names, listener, cancel, _expected_costs(targets, models)
+        )
         began = time.monotonic()
         items = _load(targets, context)
         for stage in stages:
             items = stage.run(items, context)
         deque(items, maxlen=0)
         summary.seconds = time.monotonic() - began
+        _remember_costs(context, models)
         summary.run = runs.run_key(job.name)
         config = {"job": job.record()}
         for stage in stages:
@@ -75,10 +83,16 @@ class LocalExecutor:
         runs.record_run(samples._root_dataset, summary.run, config, results)
         return summary
 
-    def _stages(self, job: Job, reasons: list[str]) -> Iterator[Stage]:
+    def _stages(
+        self, job: Job, reasons: list[str], listener: ProgressListener | None
+    ) -> Iterator[Stage]:
         """Makes the stages; models are loaded where none was given."""
         for spec in job.stages:
             kind: Any = STAGES[spec.stage]
+            for role in kind.models:
+                if listener is not None and role in spec.models:
+                    message = f"Loading the {role} {spec.models[role].name}"
+                    listener(ProgressEvent(kind.name, message, 0.0, 0, 0, None))
             models = {
                 role: self.models[role]
                 if role in self.models
@@ -87,6 +101,38 @@ class LocalExecutor:
                 if role in self.models or role in spec.models
             }
             yield kind(kind.options.from_mapping(spec.options), **models)
+
+
+def _model_of(stage: Stage) -> str:
+    """Returns the name of a stage's first model; empty when it has none."""
+    record = stage.record().values()
+    models = [one for one in record if isinstance(one, Mapping) and "name" in one]
+    return models[0]["name"] if models else ""
+
+
+def _expected_costs(
+    targets: Targets, models: Mapping[StageName, str]
+) -> dict[StageName, float]:
+    """Returns the seconds that a sample is expected to take in each stage."""
+    frames = 1.0
+    if "propagate" in models:
+        view = targets.dataset.select([target.sample_id for target in targets])
+        frames = view.mean("metadata.total_frame_count") or 100.0
+    return {
+        stage: costs.expected_cost(stage, model)
+        * (frames if stage == "propagate" else 1.0)
+        for stage, model in models.items()
+    }
+
+
+def _remember_costs(context: RunContext, models: Mapping[StageName, str]) -> None:
+    """Keeps what a frame and a caption took."""
+    counts: dict[StageName, str] = {"propagate": "frames", "caption": "captions"}
+    for stage, count in counts.items():
+        units = getattr(context.summary, count, 0)
+        if units and stage in models:
+            seconds, _ = context.reporter.spent(stage)
+            costs.remember_cost(stage, models[stage], seconds / units)
 
 
 def _load(targets: Targets, context: RunContext) -> Iterator[Item]:

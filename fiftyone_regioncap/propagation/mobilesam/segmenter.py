@@ -25,6 +25,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Frame
+from fiftyone_regioncap.models.loading import choose_device, has_bfloat16
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE, TinyViT
 
 INPUT_SIDE: Final = 1024
@@ -191,12 +192,10 @@ class MobileSam(nn.Module):
             ) from error
         model.eval().requires_grad_(False)
         model.image_encoder.fold()
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         for parameter in model.image_encoder.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
-        return model.to(device)
+        return model.to(choose_device(device))
 
     @property
     def device(self) -> torch.device:
@@ -429,7 +428,7 @@ def enlarge(low: Tensor, grid: Grid, stride: int) -> Tensor:
 def half_is_fast(device: torch.device) -> bool:
     """Returns whether a device computes in bfloat16 faster than in float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_bfloat16(device)
     if device.type != "cpu":
         return False
     able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()

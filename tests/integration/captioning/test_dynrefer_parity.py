@@ -339,7 +339,7 @@ def test_texts_and_their_embeddings(
     assert [p for each in prompts for p in each] == texts["attribute"]
     assert [len(each) for each in prompts] == expected["attr_prompts_per_attribute"]
     assert [class_prompt(name) for name in captioner.class_names] == texts["class"]
-    tower = captioner._text_tower
+    tower = captioner.text_tower
     for kind, asked in texts.items():
         theirs = numbers[f"{kind}_ids"]
         ours = tower.token_ids(asked)
@@ -397,7 +397,7 @@ def test_numbers_end_to_end(
     close(run.fused.mean(dim=(1, 2)), theirs["fused_mean"], VISION)
     close(run.tokens, theirs["x_v"], VISION)
     model = captioner.model
-    tag_texts, attribute_texts = captioner._tag_texts, captioner._attribute_texts
+    tag_texts, attribute_texts = captioner.tag_texts, captioner._attribute_texts
     assert tag_texts is not None and attribute_texts is not None
     close(model.tag_logits(run.tokens, tag_texts), theirs["tag_logits"], LOGITS)
     matches = model.match_logits(run.tokens, attribute_texts)
@@ -411,7 +411,7 @@ def test_numbers_end_to_end(
     ]
     assert tags == expected["tags"]
 
-    ids, mask = captioner._controls.encode(expected["captioning"]["controls"])
+    ids, mask = captioner.controls.encode(expected["captioning"]["controls"])
     embeddings, seen = model.prompt(run.tokens, ids, mask)
     close(embeddings, theirs["llm_inputs_embeds"], VISION)
     assert (seen.numpy() == theirs["llm_attention_mask"]).all()
@@ -431,8 +431,8 @@ def test_heads_under_bfloat16(
     theirs = arrays(folder / "end_to_end.npz")["tag_logits_cpu_bf16"]
     captioner.model.mixed = True
     try:
-        assert captioner._tag_texts is not None
-        ours = captioner.model.tag_logits(run.tokens, captioner._tag_texts)
+        assert captioner.tag_texts is not None
+        ours = captioner.model.tag_logits(run.tokens, captioner.tag_texts)
         assert ours.dtype == torch.bfloat16
     finally:
         captioner.model.mixed = False
@@ -444,7 +444,7 @@ def test_captions_of_every_run(
     captioner: DynReferCaptioner, expected: Mapping[str, Any], run: Run
 ) -> None:
     told = expected["captioning"]
-    ids, mask = captioner._controls.encode(told["controls"])
+    ids, mask = captioner.controls.encode(told["controls"])
     for name, theirs in told["runs"].items():
         generated = captioner.model.generate(
             run.tokens, ids, mask, decoding(theirs["settings"])
@@ -466,7 +466,7 @@ def decoding(settings: Mapping[str, Any]) -> Decoding:
 def test_control_tokens(
     captioner: DynReferCaptioner, expected: Mapping[str, Any]
 ) -> None:
-    controls = captioner._controls
+    controls = captioner.controls
     for case in expected["control_tokens"]:
         ids, mask = controls.encode([case["text"]])
         assert ids[0].tolist() == case["input_ids"], case["text"]
@@ -516,7 +516,7 @@ def test_records(
         close(attributes[row], np.array(record["attr"]), SCORES)
         close(classes[row], np.array(record["cls"]), LOGITS)
     settings = json.loads((folder / "model" / "config.json").read_text())
-    ids, mask = captioner._controls.encode(told)
+    ids, mask = captioner.controls.encode(told)
     generated = captioner.model.generate(
         run.tokens, ids, mask, decoding(settings["predict_kwargs"])
     )

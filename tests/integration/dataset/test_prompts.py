@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,6 @@ def test_masks(
         full[22:26, 19:35] = True
         np.testing.assert_array_equal(prompt.mask, full)
         assert prompt.box is None
-
-
-def test_a_mask_that_is_gone(dataset: fo.Dataset) -> None:
-    put(dataset.first(), {1: [box(mask_path="/nowhere/mask.png")]})
-    with pytest.raises(FieldError, match="restore the file"):
-        read(dataset.first())
 
 
 def test_points_with_signs(dataset: fo.Dataset) -> None:
@@ -239,40 +234,175 @@ def test_a_clip_has_the_prompts_of_its_frames(dataset: fo.Dataset) -> None:
 
 def test_no_prompts(dataset: fo.Dataset) -> None:
     put(dataset.first(), {1: [fo.Keypoint(points=[(float("nan"), 0.5)])]})
-    assert read(dataset.first()).prompts == []
+    found = read(dataset.first())
+    assert found.prompts == found.problems == []
+
+
+NAN = float("nan")
+DIAGONAL = [(0.1, 0.1), (0.9, 0.9)]
+BAD_LABELS = {
+    "past the end": (11, box(), "frames 1 to 10"),
+    "no area": (1, fo.Detection(bounding_box=[0.5, 0.5, 0, 0]), "no area"),
+    "outside": (1, fo.Detection(bounding_box=[2, 2, 1, 1]), "outside"),
+    "NaN": (1, fo.Detection(bounding_box=[NAN, 0.5, 0.1, 0.1]), "not finite"),
+    "NaN with a mask": (
+        1,
+        fo.Detection(bounding_box=[NAN, 0, 1, 1], mask=np.ones((2, 2), bool)),
+        "not finite",
+    ),
+    "no box": (1, fo.Detection(label="dog"), "has no box"),
+    "no points": (1, fo.Keypoint(label="dog"), "has no point"),
+    "no vertices": (1, fo.Polyline(label="dog"), "has no vertex"),
+    "a point outside": (1, fo.Keypoint(points=[(1.5, 0.5)]), "outside"),
+    "a mask that is gone": (1, box(mask_path="/nowhere/mask.png"), "restore the file"),
+    "a polygon of two points": (
+        1,
+        fo.Polyline(points=[DIAGONAL], closed=True),
+        "three vertices",
+    ),
+    "more signs than points": (
+        1,
+        fo.Keypoint(points=[(0.5, 0.5)], sam_labels=[1, 0]),
+        "1 points but 2 signs",
+    ),
+    "a sign of -1": (1, fo.Keypoint(points=[(0.5, 0.5)], sam_labels=[-1]), "-1 in"),
+    "signs of text": (
+        1,
+        fo.Keypoint(points=DIAGONAL, sam_labels=["positive", "negative"]),
+        "'positive' in 'sam_labels'; give 1",
+    ),
+    "only off, of nobody": (
+        1,
+        fo.Keypoint(points=[(0.5, 0.5)], sam_labels=[0], index=9),
+        "one on it",
+    ),
+    "a box off the object": (1, box(sam_label=False), "only points can be off"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_a_bad_label_costs_only_itself(dataset: fo.Dataset, case: str) -> None:
+    number, bad, message = BAD_LABELS[case]
+    good = {
+        fo.Detection: box(index=3),
+        fo.Keypoint: fo.Keypoint(points=[(0.5, 0.5)], index=3),
+        fo.Polyline: fo.Polyline(points=[DIAGONAL], index=3),
+    }[type(bad)]
+    put(dataset.first(), {2: [good], number: [bad]})
+    found = read(dataset.first())
+    assert [(prompt.object_id, prompt.frame) for prompt in found.prompts] == [(3, 1)]
+    (problem,) = found.problems
+    assert message in problem
+    assert f"on frame {number}" in problem and f"label {bad.id}" in problem
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_nothing_but_a_bad_label(dataset: fo.Dataset, case: str) -> None:
+    number, bad, message = BAD_LABELS[case]
+    put(dataset.first(), {number: [bad]})
+    with pytest.raises((PromptError, FieldError), match=re.escape(message)):
+        read(dataset.first())
+
+
+def test_points_on_the_edges(dataset: fo.Dataset) -> None:
+    put(dataset.first(), {1: [fo.Keypoint(points=[(1.0, 1.0), (0.0, 0.0)])]})
+    (prompt,) = read(dataset.first()).prompts
+    assert prompt.points.tolist() == [[59.5, 39.5], [0, 0]]
+
+
+def test_signs_that_nobody_gave(dataset: fo.Dataset) -> None:
+    """The App writes an empty list where the attribute is declared."""
+    put(dataset.first(), {1: [fo.Keypoint(points=[(0.5, 0.5)], sam_labels=[])]})
+    (prompt,) = read(dataset.first()).prompts
+    assert prompt.point_signs.tolist() == [True]
+
+
+def click(sign: int | None = None, **attributes: object) -> fo.Keypoint:
+    signs = {} if sign is None else {"sam_labels": [sign]}
+    return fo.Keypoint(points=[(0.5, 0.5)], **signs, **attributes)
+
+
+ONE, OTHER = fo.Instance(), fo.Instance()
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("boxes", "clicked", "about"),
     [
-        ({11: [box()]}, "frames 1 to 10"),
-        ({1: [fo.Detection(bounding_box=[0.5, 0.5, 0, 0])]}, "no area"),
-        ({1: [fo.Detection(bounding_box=[2, 2, 1, 1])]}, "outside"),
-        ({1: [fo.Keypoint(points=[(1.5, 0.5)])]}, "outside"),
-        ({1: [fo.Keypoint(points=[(0.5, 0.5)], sam_labels=[0])]}, "one on it"),
+        ([box(index=7)], click(), 7),
+        ([box(index=7)], click(index=7), 7),
+        ([box(index=7), box(index=8)], click(index=8), 8),
+        ([box(instance=ONE), box(instance=OTHER)], click(instance=OTHER), 2),
+        ([box(label="dog"), box(label="cat")], click(label="cat"), 2),
+        ([box(label="dog"), box(label="dog")], click(index=2), 2),
         (
-            {
-                1: [
-                    fo.Keypoint(points=[(0.5, 0.5)], index=1, label="dog"),
-                    fo.Keypoint(points=[(0.2, 0.5)], index=1, label="cat"),
-                ]
-            },
-            "'dog' and 'cat'",
+            [box(label="car", index=1), box(label="dog", index=1)],
+            click(label="dog", index=1),
+            2,
         ),
+        ([box(label="dog"), box(label="dog")], click(label="dog"), None),
+        ([box(index=7)], click(index=8), None),
+        ([box(index=7)], click(label="cat"), None),
+    ],
+    ids=[
+        "the only object",
+        "by index",
+        "by index of two",
+        "by instance",
+        "by label",
+        "by the number of its track",
+        "by label and index",
+        "of two of one label",
+        "of nobody's index",
+        "of nobody's label",
     ],
 )
-def test_prompts_that_dont_fit(
-    dataset: fo.Dataset, labels: dict[int, list[fo.Label]], message: str
+def test_points_off_from_a_field_of_their_own(
+    dataset: fo.Dataset, boxes: list[fo.Label], clicked: fo.Label, about: int | None
 ) -> None:
-    put(dataset.first(), labels)
-    with pytest.raises(PromptError, match=message):
-        read(dataset.first())
+    sample = dataset.first()
+    put(sample, {3: boxes})
+    sample.frames[3]["off"] = fo.Keypoints(keypoints=[clicked])
+    sample.frames[4]["off"] = fo.Keypoints(keypoints=[clicked])
+    sample.save()
+    found = read(dataset.first(), negative="frames.off")
+    points = [p for p in found.prompts if p.points is not None]
+    assert len(found.prompts) == len(boxes) + len(points)
+    if about is None:
+        assert not points and len(found.problems) == 2
+        assert "which object" in found.problems[0]
+    else:
+        assert [(p.object_id, p.frame) for p in points] == [(about, 2), (about, 3)]
+        assert all(p.negative_only for p in points) and not found.problems
 
 
-def test_signs_that_dont_fit(dataset: fo.Dataset) -> None:
-    put(dataset.first(), {1: [fo.Keypoint(points=[(0.5, 0.5)], sam_labels=[1, 0])]})
-    with pytest.raises(FieldError, match="1 points but 2 signs"):
-        read(dataset.first())
+def test_points_on_an_object_beside_its_box(dataset: fo.Dataset) -> None:
+    sample = dataset.first()
+    put(sample, {1: [box(index=2)]})
+    sample.frames[1]["clicks"] = fo.Keypoints(
+        keypoints=[click(1, index=2), click(0, index=2)]
+    )
+    sample.save()
+    found = read(dataset.first(), negative="frames.clicks")
+    assert [prompt.object_id for prompt in found.prompts] == [2, 2]
+    assert found.prompts[1].point_signs.tolist() == [True, False]
+
+
+def test_a_click_off_the_only_object_needs_no_index(dataset: fo.Dataset) -> None:
+    put(dataset.first(), {2: [click(0)], 5: [click(label="dog")]})
+    found = read(dataset.first())
+    assert [(p.object_id, p.frame) for p in found.prompts] == [(1, 1), (1, 4)]
+    assert found.labels == {1: "dog"} and not found.problems
+
+
+def test_points_off_an_object_that_a_view_hides(dataset: fo.Dataset) -> None:
+    sample = dataset.first()
+    put(sample, {1: [box(label="dog"), box(label="cat")]})
+    sample.frames[1]["off"] = fo.Keypoints(keypoints=[click(label="cat")])
+    sample.save()
+    view = dataset.filter_labels("frames.prompts", F("label") == "dog")
+    found = read(view.first(), negative="frames.off")
+    assert [prompt.object_id for prompt in found.prompts] == [1]
+    assert not found.problems
 
 
 @pytest.mark.parametrize("field", ["frames.absent", "prompts", "tags"])

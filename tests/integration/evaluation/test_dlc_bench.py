@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
-from fiftyone_regioncap.core.errors import BackendError
-from fiftyone_regioncap.evaluation.dlc_bench import (
+from fiftyone_regioncap.core.errors import FatalError
+from fiftyone_regioncap.evaluation.benchmarks.base import Tools
+from fiftyone_regioncap.evaluation.benchmarks.dlc_bench import (
+    DLC_BENCH,
     PROMPT,
-    CachedJudge,
-    DLCBenchError,
-    Report,
-    evaluate,
     parse_answer,
     recognition_question,
     region_of,
-    run,
     score_region,
 )
+from fiftyone_regioncap.evaluation.benchmarks.judges import open_judge
+from fiftyone_regioncap.evaluation.benchmarks.reading import BenchmarkError
+from fiftyone_regioncap.evaluation.benchmarks.report import BenchmarkReport
+from fiftyone_regioncap.evaluation.benchmarks.scoring import score_file
+from tests.support.judge import endpoint
 
 QUESTIONS = [
     {
@@ -72,23 +70,6 @@ class TestRecorded:
     def test_plural_of_the_published_prompts(self, name: str) -> None:
         assert f"are {name} or objects" in recognition_question(name).text
 
-    @pytest.mark.parametrize("name", ["judge_answers", "judge_cache_reference_form"])
-    def test_stored_answers(self, samples: Path, name: str) -> None:
-        """Ours, and the published form: parallel lists of prompts and responses."""
-        folder = samples / "dlc_bench"
-        report = run(
-            folder / "captions.json", folder / "qa.json", str(folder / f"{name}.json")
-        )
-        expected = json.loads((folder / "expected.json").read_text())
-        assert report.positive == pytest.approx(expected["avg_pos"], abs=1e-9)
-        assert report.negative == pytest.approx(expected["avg_neg"], abs=1e-9)
-        assert report.average == pytest.approx(expected["avg"], abs=1e-9)
-        for region in report.regions:
-            wanted = expected["regions"][region.key]
-            assert region.recognized == wanted["recognized"]
-            assert list(region.choices) == wanted["chosen"]
-            assert region.positive == pytest.approx(wanted["score_pos"])
-
     def test_scores(self, recorded: dict) -> None:
         scores = []
         for row in recorded["instances"]:
@@ -106,10 +87,10 @@ class TestRecorded:
             assert score.positive == pytest.approx(expected["score_pos"])
             assert score.negative == pytest.approx(expected["score_neg"])
             scores.append(score)
-        report, aggregate = Report(tuple(scores)), recorded["aggregate"]
-        assert report.positive == pytest.approx(aggregate["avg_pos"])
-        assert report.negative == pytest.approx(aggregate["avg_neg"])
-        assert report.average == pytest.approx(aggregate["avg"])
+        aggregate = recorded["aggregate"]
+        for name, key in (("positive", "avg_pos"), ("negative", "avg_neg")):
+            known = [v for one in scores if (v := getattr(one, name)) is not None]
+            assert sum(known) / len(known) == pytest.approx(aggregate[key])
 
 
 @pytest.fixture
@@ -124,60 +105,24 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def yes(region: object, prompt: str) -> str:
-    return "A"
-
-
-@contextmanager
-def endpoint(answer: Any) -> Iterator[tuple[str, list[dict]]]:
-    asked: list[dict] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.reply({"data": [{"id": "llama"}]})
-
-        def do_POST(self) -> None:
-            length = int(self.headers["content-length"])
-            asked.append(json.loads(self.rfile.read(length)))
-            self.reply(answer)
-
-        def reply(self, body: Any) -> None:
-            content = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def said(text: Any) -> dict:
-    return {"choices": [{"message": {"content": text}}]}
+def scored(files: Path, judge: str, **more: Any) -> BenchmarkReport:
+    tools = Tools(files, judge=open_judge(judge, answers=files / "judge.jsonl"))
+    return score_file(DLC_BENCH, files / "captions.json", tools, **more)
 
 
 class TestRun:
-    def test_endpoint_then_cache(self, files: Path) -> None:
-        paths = files / "captions.json", files / "qa.json"
-        store = files / "answers.json"
-        with endpoint(said("A")) as (url, asked):
-            report = run(*paths, url, cache_file=store)
+    def test_endpoint_then_its_stored_answers(self, files: Path) -> None:
+        with endpoint(lambda body: "A") as (url, asked):
+            report = scored(files, url)
             assert len(asked) == 5
             assert {body["model"] for body in asked} == {"llama"}
             assert {body["temperature"] for body in asked} == {0}
-            again = run(*paths, url, cache_file=store)
-            assert len(asked) == 5
-        assert (report.positive, report.negative, report.average) == (0, 1, 0.5)
-        assert again == run(*paths, str(store)) == report
-        assert "0.000, 1.000, 0.500" in str(report)
+            again = scored(files, url)
+            assert len(asked) == 5 and again.judge["cached"] == 5
+        values = [report.overall[n] for n in ("positive", "negative", "average")]
+        assert values == [0, 1, 0.5]
+        stored = scored(files, str(files / "judge.jsonl"))
+        assert stored.overall == again.overall == report.overall
 
     def test_judgments_of_others(self, files: Path) -> None:
         """Found by their prompts, wherever in the file they are."""
@@ -197,34 +142,18 @@ class TestRun:
             for region in regions
         }
         (files / "theirs.json").write_text(json.dumps({**stored, "avg": 0.69}))
-        report = run(
-            files / "captions.json", files / "qa.json", str(files / "theirs.json")
-        )
-        assert report.average == 0.5
+        assert scored(files, str(files / "theirs.json")).overall["average"] == 0.5
 
     @pytest.mark.parametrize(
         "answer", ["", "E", "e. none", "gibberish", "\n", "I cannot answer that", None]
     )
     def test_nonsense_gives_no_points(self, files: Path, answer: str | None) -> None:
-        with endpoint(said(answer)) as (url, _):
-            report = run(files / "captions.json", files / "qa.json", url)
-        assert report.average == 0
+        with endpoint(lambda body: answer) as (url, _):
+            report = scored(files, url)
+        assert report.overall["average"] == 0
         # Some nonsense holds the word "no", which the protocol takes for an answer.
-        assert report.unreadable >= 3
-        assert report.unrecognized == 2
-
-    @pytest.mark.parametrize("answer", [{}, {"choices": []}, [], {"error": "x"}])
-    def test_no_answer_at_all(self, files: Path, answer: Any) -> None:
-        with (
-            endpoint(answer) as (url, _),
-            pytest.raises(BackendError, match="OpenAI-compatible"),
-        ):
-            run(files / "captions.json", files / "qa.json", url)
-
-    def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        with pytest.raises(BackendError, match="no connection"):
-            run(files / "captions.json", files / "qa.json", "http://127.0.0.1:9/v1")
+        assert report.counts["unreadable"] >= 3
+        assert report.counts["not_recognized"] == 2
 
     def test_a_gate_for_descriptions_of_something_else(self) -> None:
         region = region_of("7", "mug", QUESTIONS)
@@ -232,21 +161,22 @@ class TestRun:
         assert score_region(region, ["No", "C", "B"]).negatives == (-1,)
         assert score_region(region, ["Yes", "C", "A"]).score == 1
 
-    def test_missing_captions(self) -> None:
-        regions = [region_of("7", "mug", QUESTIONS)]
-        for captions in ({}, {"7": "Error: no memory"}):
-            with pytest.raises(DLCBenchError, match="region 7 has no caption"):
-                evaluate(regions, captions, yes)
-            assert evaluate(regions, captions, yes, default="A thing.").average == 0.5
+    @pytest.mark.parametrize(
+        "captions", [{"8": "x"}, {"7": "Error: no memory", "8": ""}]
+    )
+    def test_missing_captions(self, files: Path, captions: dict[str, str]) -> None:
+        (files / "captions.json").write_text(json.dumps(captions))
+        with endpoint(lambda body: "A") as (url, _):
+            with pytest.raises(BenchmarkError, match="7 has no caption"):
+                scored(files, url)
+            assert scored(files, url, default="A thing.").overall["average"] == 0.5
 
     def test_answers_to_other_captions_are_not_taken(self, files: Path) -> None:
-        regions = [region_of("7", "mug", QUESTIONS)]
-        judge = CachedJudge({}, yes)
-        evaluate(regions, {"7": "A mug."}, judge)
-        stored = CachedJudge(judge.answers)
-        assert evaluate(regions, {"7": "A mug."}, stored).average == 0.5
-        with pytest.raises(DLCBenchError, match="no answer"):
-            evaluate(regions, {"7": "A cup."}, stored)
+        with endpoint(lambda body: "A") as (url, _):
+            scored(files, url)
+        (files / "captions.json").write_text(json.dumps({"7": "A cup.", "8": "x"}))
+        with pytest.raises(FatalError, match="about this caption"):
+            scored(files, str(files / "judge.jsonl"))
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -268,5 +198,8 @@ class TestRun:
             path.unlink()
         else:
             path.write_text(content)
-        with pytest.raises(DLCBenchError):
-            run(files / "captions.json", files / "qa.json", str(files / "none.json"))
+        with (
+            endpoint(lambda body: "A") as (url, _),
+            pytest.raises(BenchmarkError),
+        ):
+            scored(files, url, default="x")

@@ -22,6 +22,7 @@ from fiftyone_regioncap.jobs import (
 )
 from fiftyone_regioncap.jobs.base import Job, StageSpec
 from fiftyone_regioncap.models.registry import ModelSpec
+from fiftyone_regioncap.operations import OPERATIONS
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from tests.support.dam import TINY, write_checkpoint
 
@@ -48,6 +49,7 @@ def both(samples, **options):
     return api.propagate_and_caption(
         samples,
         propagator="flow",
+        propagator_options={"sharpen": False},
         captioner="measured",
         progress=options.pop("progress", False),
         **options,
@@ -185,34 +187,8 @@ def test_windows_get_a_caption_each(dataset):
         (lambda s, f: s.set_field("filepath", str(f / "gone.mp4")), "gone.mp4"),
         # The file is no video.
         (lambda s, f: s.set_field("filepath", str(f / "text.mp4")), "text.mp4"),
-        # Nothing is marked.
-        (lambda s, f: s.frames.clear(), "is empty; mark an object"),
-        # A box outside the frame.
-        (
-            lambda s, f: (
-                s.frames[1]
-                .prompts.detections[0]
-                .set_field("bounding_box", [1.5, 1.5, 0.1, 0.1])
-            ),
-            "outside",
-        ),
-        # A mark past the end of the video.
-        (
-            lambda s, f: s.frames.update(
-                {
-                    99: fo.Frame(
-                        prompts=fo.Detections(
-                            detections=[
-                                fo.Detection(bounding_box=[0, 0, 0.5, 0.5], index=7)
-                            ]
-                        )
-                    )
-                }
-            ),
-            "frames 1 to 24",
-        ),
     ],
-    ids=["missing", "no video", "no prompt", "outside", "past the end"],
+    ids=["missing", "no video"],
 )
 def test_a_bad_sample_is_recorded_and_the_others_are_done(
     dataset, tmp_path, damage, says
@@ -229,6 +205,35 @@ def test_a_bad_sample_is_recorded_and_the_others_are_done(
     assert dataset.last()["captions_status"] == "complete"
 
 
+def test_a_video_on_which_nothing_is_marked_is_passed_over(dataset):
+    sample = dataset.first()
+    sample.frames.clear()
+    sample.save()
+    summary = both(dataset)
+    assert summary.ok and summary.unmarked == 1 and summary.captions == 2
+    assert "1 skipped: nothing is marked" in summary.to_markdown()
+    sample.reload()
+    assert not sample["tracks_status"] and not sample["captions_status"]
+    again = both(dataset).to_markdown()
+    assert "1 skipped: tracks complete" in again
+    assert "1 skipped: captions complete" in again
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "says", "silent"),
+    [
+        ("propagate", {"propagator": "flow"}, "**2** tracks on **48** frames", "capt"),
+        ("caption", {"captioner": "measured"}, "**2** captions", "tracks on"),
+    ],
+)
+def test_summaries_tell_what_the_job_is_about(dataset, job, options, says, silent):
+    if job == "caption":
+        api.propagate(dataset, propagator="flow", progress=False)
+    summary = getattr(api, job)(dataset.limit(1), progress=False, **options)
+    assert says.replace("48", str(summary.frames)) in summary.to_markdown()
+    assert silent not in summary.to_markdown().splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("operation", "options", "says"),
     [
@@ -241,8 +246,11 @@ def test_a_bad_sample_is_recorded_and_the_others_are_done(
     ids=["no field", "onto its input", "no identifier", "no tracks", "other kind"],
 )
 def test_wrong_fields_fail_before_any_work(dataset, operation, options, says):
+    wanted = OPERATIONS[operation].models
+    light = {"propagator": "flow", "captioner": "measured"}
+    models = {model.name: light[model.name] for model in wanted}
     with pytest.raises((FieldError, OptionError), match=says):
-        getattr(api, operation)(dataset, progress=False, **options)
+        getattr(api, operation)(dataset, progress=False, **models, **options)
     marked = [frame for s in dataset for frame in s.frames.values()]
     assert marked and all(frame["prompts"] for frame in marked)
     assert not any(f.has_field("tracks") and f["tracks"] for f in marked)

@@ -87,7 +87,31 @@ def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, a
             "something else",
         ),
         ("propagate_masks", {"output": "a b"}, "output", "no field name"),
-        ("caption_tracks", {"output": "filepath"}, "output", "something else"),
+        (
+            "export_captions",
+            {"path": "exported"},
+            "path",
+            "give the whole path",
+        ),
+        (
+            "import_captions",
+            {"path": {"absolute_path": "exported"}},
+            "path",
+            "give the whole path",
+        ),
+        (
+            "propagate_masks",
+            {"output_dir": "masks", "advanced": True},
+            "output_dir",
+            "give the whole path",
+        ),
+        (
+            "propagate_masks",
+            {"propagator_weights": "/nowhere/sam.pt"},
+            "refusal",
+            "no weights at /nowhere/sam.pt",
+        ),
+        ("caption_tracks", {"output": "filepath"}, "output", "FiftyOne's own"),
         (
             "caption_tracks",
             {"captioner": "dam-video"},

@@ -9,7 +9,7 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.operators as foo
 import pytest
-from fiftyone.operators.executor import ExecutionContext
+from fiftyone.operators.executor import ExecutionContext, Executor
 
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from tests.support import ROOT
@@ -59,9 +59,15 @@ def form(name: str, dataset: fo.Dataset, **params: Any) -> dict[str, Any]:
 
 
 def execute(name: str, dataset: fo.Dataset, **params: Any) -> Any:
-    return foo.execute_operator(
-        f"{URI}/{name}", {"dataset": dataset}, params=params
-    ).result
+    """What the App shows at the end."""
+    operator = foo.get_operator(f"{URI}/{name}")
+    context = ExecutionContext(
+        {"dataset_name": dataset.name, "view": [], "params": params},
+        executor=Executor(),
+        operator_uri=operator.uri,
+    )
+    messages = list(operator.execute(context))
+    return messages[-1].body.params["results"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,7 @@ import pytest
 
 from fiftyone_regioncap.captioning.measured import MeasuredCaptioner
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.core.errors import BackendError, OptionError
+from fiftyone_regioncap.core.errors import BackendError, OptionError, WeightsError
 from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.models.registry import ModelCard, ModelRegistry, ModelSpec
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
@@ -52,6 +52,20 @@ def test_cards_are_complete(registry: ModelRegistry[object]) -> None:
             id="option of another backend",
         ),
         pytest.param(
+            PROPAGATORS,
+            ModelSpec("auto", weights="/nowhere/sam.pt"),
+            BackendError,
+            "no weights at /nowhere/sam.pt",
+            id="weights that are missing, of any model",
+        ),
+        pytest.param(
+            PROPAGATORS,
+            ModelSpec("flow", weights="/nowhere/sam.pt"),
+            OptionError,
+            "the propagator flow has no weights",
+            id="weights of a model that has none",
+        ),
+        pytest.param(
             CAPTIONERS,
             ModelSpec("ureca"),
             BackendError,
@@ -83,6 +97,13 @@ def test_specifications_are_checked_before_loading(
     for act in (registry.check, registry.load):
         with pytest.raises(error, match=message):
             act(spec)
+
+
+def test_named_weights_never_fall_back_to_a_model_without(tmp_path: Path) -> None:
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match=r"not sam2.*not mobilesam"):
+        PROPAGATORS.load(ModelSpec("auto", weights=str(torn)))
 
 
 def test_what_is_loaded_is_taken_as_it_is() -> None:

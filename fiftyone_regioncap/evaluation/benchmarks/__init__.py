@@ -1,0 +1,1 @@
+"""Scores captioners on the benchmarks of the literature, one module a benchmark."""

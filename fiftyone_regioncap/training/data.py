@@ -1,0 +1,301 @@
+"""Reads captions out of a dataset as plain examples, and splits them by video."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import fiftyone.core.collections as foco
+import fiftyone.core.media as fom
+
+from fiftyone_regioncap.analysis.facets import facets_of
+from fiftyone_regioncap.captioning.trainable import TrainingText
+from fiftyone_regioncap.core.errors import FieldError, RegionCapError
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.clips import read_image, region_masks
+from fiftyone_regioncap.dataset.encoded import read_encoded
+from fiftyone_regioncap.dataset.regions import read_regions
+from fiftyone_regioncap.dataset.targets import (
+    Sample,
+    Target,
+    media_targets,
+    name_of,
+)
+from fiftyone_regioncap.dataset.tracks import read_tracks
+from fiftyone_regioncap.training.examples import Example
+from fiftyone_regioncap.training.options import DataOptions
+from fiftyone_regioncap.video.clips import plan_clip
+
+_ATTRIBUTES = (
+    "caption",
+    "label",
+    "tags",
+    "support",
+    "index",
+    "confidence",
+    "caption_confidence",
+    "review",
+    "checks",
+    "error",
+)
+
+
+@dataclass
+class Gathered:
+    """Examples of a dataset, and why other captions are none.
+
+    Attributes:
+        examples: The examples.
+        left_out: Number of captions that are no examples, by reason.
+        failures: What could not be read, as sentences that name it.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+def gather(
+    samples: foco.SampleCollection, options: DataOptions, frames: int
+) -> Gathered:
+    """Reads the captions of a dataset or a view as examples.
+
+    A sample that can't be read is a failure of its own; the others go on.
+
+    Args:
+        samples: A dataset or a view, of videos or of images.
+        options: Which captions to take.
+        frames: Number of frames of an example; 0 for captions alone.
+
+    Raises:
+        FieldError: When a field is absent or of another kind.
+    """
+    targets = media_targets(samples)
+    dataset = samples._root_dataset
+    image = dataset.media_type == fom.IMAGE
+    if not image:
+        fields.require_tracks(dataset, options.tracks)
+    found = Gathered()
+    for name in options.captions:
+        captions = CaptionField.of(samples, name)
+        attributes = [
+            attribute
+            for attribute in _ATTRIBUTES
+            if dataset.has_field(f"{captions.labels}.{attribute}")
+        ]
+        if "caption" not in attributes:
+            raise FieldError(
+                f"{name} has no captions; write some with caption_tracks or "
+                "caption_regions, or name another field"
+            )
+        if options.checked and "checks" not in attributes:
+            raise FieldError(
+                f"{name} was not checked; run check_captions, or leave checked off"
+            )
+        by_id = {target.sample_id: target for target in targets}
+        for document, labels in captions.in_view(samples, attributes):
+            target = by_id.get(str(document["_id"]))
+            if target is None:
+                continue
+            wanted = []
+            for label in labels:
+                reason = _unfit(label, options, image)
+                if reason is None:
+                    wanted.append(label)
+                else:
+                    found.left_out[reason] += 1
+            if not wanted:
+                continue
+            sample = targets.load(target)
+            try:
+                made = (_of_image if image else _of_video)(
+                    sample, target, name, wanted, options, frames
+                )
+                for example in made:
+                    if isinstance(example, str):
+                        found.left_out[example] += 1
+                    else:
+                        found.examples.append(example)
+            except (RegionCapError, OSError) as error:
+                found.failures.append(f"{name_of(sample)}: {error}")
+                found.left_out["could not be read"] += len(wanted)
+    return found
+
+
+def _unfit(label: Mapping[str, Any], options: DataOptions, image: bool) -> str | None:
+    """Returns why a caption is not learned; None where it is."""
+    if not (label.get("caption") or "").strip() or label.get("error"):
+        return "no caption"
+    review = label.get("review")
+    if not (image and review is None) and (
+        (review or "unreviewed") not in options.review
+    ):
+        return review or "unreviewed"
+    if options.checked and (label.get("checks") or label.get("checks") is None):
+        return "not checked" if label.get("checks") is None else "a check found faults"
+    confidence = label.get("confidence", label.get("caption_confidence"))
+    if options.min_confidence is not None and (
+        confidence is None or confidence < options.min_confidence
+    ):
+        return "confidence too low"
+    return None
+
+
+def _of_video(
+    sample: Sample,
+    target: Target,
+    source: str,
+    labels: Sequence[Mapping[str, Any]],
+    options: DataOptions,
+    frames: int,
+) -> Iterator[Example | str]:
+    """Yields examples of a video's captions, or why one is none."""
+    _require_media(sample)
+    tracks = {track.object_id: track for track in read_tracks(sample, options.tracks)}
+    plans = {}
+    for label in labels:
+        first, last = label["support"]
+        track = tracks.get(label.get("index", -1))
+        inside = (
+            track is not None
+            and ((track.frames >= first - 1) & (track.frames <= last - 1)).any()
+        )
+        if track is None or not inside:
+            yield "no track"
+        else:
+            plans[str(label["_id"])] = (
+                label,
+                plan_clip(track, (first - 1, last - 1), max(frames, 1)),
+            )
+    wanted = {frame for _, plan in plans.values() for frame in plan.frames}
+    masks = dict(read_encoded(sample, options.tracks, frames=wanted)) if frames else {}
+    for key, (label, plan) in plans.items():
+        shown = [
+            (frame, masks[frame][plan.track.object_id].rle)
+            for frame in dict.fromkeys(plan.frames)
+            if plan.track.object_id in masks.get(frame, {})
+        ]
+        shown = [(frame, rle) for frame, rle in shown if rle.area()]
+        if frames and not shown:
+            yield "no mask"
+            continue
+        yield Example(
+            id=key,
+            path=sample.filepath,
+            kind="video",
+            frames=tuple(frame for frame, _ in shown),
+            masks=tuple(rle.counts.decode("ascii") for _, rle in shown),
+            size=shown[0][1].size if shown else (0, 0),
+            text=text_of(label),
+            source=source,
+            weight=float(options.source_weights.get(source, 1.0)),
+        )
+
+
+def _of_image(
+    sample: Sample,
+    target: Target,
+    source: str,
+    labels: Sequence[Mapping[str, Any]],
+    options: DataOptions,
+    frames: int,
+) -> Iterator[Example | str]:
+    """Yields examples of an image's regions, or why one is none."""
+    _require_media(sample)
+    image = read_image(sample.filepath)
+    height, width = image.shape[:2]
+    known = {str(label["_id"]): label for label in labels}
+    regions = [
+        region
+        for region in read_regions(sample, source, height=height, width=width)
+        if region.id in known
+    ]
+    for region, mask in zip(regions, region_masks(image, regions, None), strict=True):
+        if not mask.any():
+            yield "no mask"
+            continue
+        yield Example(
+            id=region.id,
+            path=sample.filepath,
+            kind="image",
+            frames=(0,),
+            masks=(RLE.encode(mask).counts.decode("ascii"),),
+            size=(height, width),
+            text=text_of(known[region.id]),
+            source=source,
+            weight=float(options.source_weights.get(source, 1.0)),
+        )
+
+
+def _require_media(sample: Sample) -> None:
+    if not Path(sample.filepath).exists():
+        raise RegionCapError(f"{sample.filepath} is missing")
+
+
+def text_of(label: Mapping[str, Any]) -> TrainingText:
+    """Returns what is to be learned of a label, with what can be told of its words."""
+    caption = label["caption"].strip()
+    facets = facets_of(caption)
+    described = {trait.partition(":")[2] for trait in facets.traits}
+    speech = []
+    for word in caption.lower().split():
+        bare = word.strip(".,;:!?()\"'")
+        kind = "XX"
+        if any(bare in (noun, f"{noun}s", f"{noun}es") for noun in facets.nouns):
+            kind = "NN"
+        elif bare in described:
+            kind = "JJ"
+        if bare:
+            speech.append((bare, kind))
+    return TrainingText(
+        caption=caption,
+        label=label.get("label"),
+        tags=tuple(label.get("tags") or ()),
+        speech=tuple(speech),
+        nouns=facets.nouns,
+    )
+
+
+def split(
+    examples: Iterable[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Splits examples into those to learn and those held out, by video or image.
+
+    Captions of one video are near-duplicates of each other, so that a video is never
+    in both. Which one is held out depends on the seed and on its folder and name.
+
+    Args:
+        examples: The examples.
+        share: Share of the videos to hold out; at least one, unless it is 0.
+        seed: Seed of the choice.
+
+    Raises:
+        FieldError: When one side would be empty.
+    """
+    examples = list(examples)
+    if not share:
+        return examples, []
+
+    def order(path: str) -> str:
+        name = "/".join(Path(path).parts[-2:])
+        return sha256(f"{seed}/{name}".encode()).hexdigest()
+
+    paths = sorted({example.path for example in examples}, key=order)
+    count = max(1, round(share * len(paths)))
+    if count >= len(paths):
+        raise FieldError(
+            f"held_out={share:g} of {len(paths)} videos or images leaves "
+            f"{max(len(paths) - count, 0)} to learn from; caption more of them, or "
+            "give held_out=0"
+        )
+    apart = set(paths[:count])
+    return (
+        [example for example in examples if example.path not in apart],
+        [example for example in examples if example.path in apart],
+    )

@@ -1,0 +1,363 @@
+"""Trains a captioner on the captions of a dataset."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import fiftyone.core.collections as foco
+
+from fiftyone_regioncap.captioning.registry import CAPTIONERS
+from fiftyone_regioncap.captioning.trainable import Trainable
+from fiftyone_regioncap.core.errors import (
+    BackendError,
+    FieldError,
+    LicenseError,
+    OptionError,
+    RegionCapError,
+)
+from fiftyone_regioncap.core.markdown import code
+from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
+from fiftyone_regioncap.dataset.runs import record_run, run_key
+from fiftyone_regioncap.models.registry import AUTO, ModelSpec
+from fiftyone_regioncap.training.card import Provenance, write_card
+from fiftyone_regioncap.training.data import Gathered, gather, split
+from fiftyone_regioncap.training.examples import (
+    Example,
+    Examples,
+    read_examples,
+    write_examples,
+)
+from fiftyone_regioncap.training.loop import (
+    HELD_OUT,
+    SETTINGS,
+    TRAIN,
+    Fit,
+    Settings,
+    fit,
+    recipe_class,
+    remove,
+)
+from fiftyone_regioncap.training.options import MAY_DIFFER, TrainOptions
+
+WEIGHTS = "weights"
+"""Folder of the new weights in that of the training."""
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training did.
+
+    Attributes:
+        model: The captioner's name.
+        weights: Folder of the new weights.
+        trained: Number of captions that were learned.
+        held_out: Number of captions of the videos held out.
+        videos: Number of videos or images learned from, and of those held out.
+        fit: Steps, losses and evaluations.
+        left_out: Number of captions that were not learned, by reason.
+        failures: What could not be read.
+        run: Key of the dataset's custom run; None without a dataset.
+    """
+
+    model: str
+    weights: str
+    trained: int
+    held_out: int
+    videos: tuple[int, int]
+    fit: Fit
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    failures: Sequence[str] = ()
+    run: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether all captions that were wanted could be read."""
+        return not self.failures
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Returns the loss of each step that was logged."""
+        return [
+            (int(entry["step"]), float(entry["loss"]))
+            for entry in self.fit.history
+            if "loss" in entry
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the summary as JSON values."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "fit"},
+            "left_out": dict(self.left_out),
+            "failures": list(self.failures),
+            "videos": list(self.videos),
+            "steps": self.fit.steps,
+            "best_step": self.fit.best_step,
+            "losses": self.losses,
+            "evaluations": {str(k): dict(v) for k, v in self.fit.evaluations.items()},
+        }
+
+    def to_markdown(self) -> str:
+        """Returns the summary for people."""
+        losses = self.losses
+        lines = [
+            f"**{self.trained}** captions of {self.videos[0]} videos or images learned "
+            f"in {self.fit.steps} steps; {self.held_out} of {self.videos[1]} held out"
+        ]
+        if losses:
+            lines.append(f"loss {losses[0][1]:.4f} at first, {losses[-1][1]:.4f} now")
+        for step, metrics in self.fit.evaluations.items():
+            shown = ", ".join(
+                f"{k} {v:.4f}" for k, v in metrics.items() if k != "epoch"
+            )
+            kept = " (kept)" if step == self.fit.best_step else ""
+            lines.append(f"held out at step {step}{kept}: {shown}")
+        if self.left_out:
+            reasons = ", ".join(
+                f"{n} {why}" for why, n in sorted(self.left_out.items())
+            )
+            lines.append(f"not learned: {reasons}")
+        lines += [f"failed: {failure}" for failure in self.failures]
+        use = f"--captioner {self.model} --weights {self.weights}"
+        lines.append(f"use it with {code(use)}")
+        return "\n\n".join(lines) + "\n"
+
+
+def train(
+    samples: foco.SampleCollection,
+    options: TrainOptions,
+    *,
+    model: ModelSpec | None,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
+) -> TrainingSummary:
+    """Trains a captioner on the captions of a dataset or a view.
+
+    Killed and called again with the same arguments, it goes on after the last
+    checkpoint and ends with the same weights.
+
+    Args:
+        samples: A dataset or a view.
+        options: Which captions, how, and where to.
+        model: The captioner and the weights to begin with.
+        listener: Called with each event of progress.
+        cancel: Set it to stop after the step at hand, with a checkpoint.
+
+    Raises:
+        OptionError: When an option doesn't fit, or the folder holds another training.
+        FieldError: When there are too few captions, or a field is of another kind.
+        BackendError: When the captioner can't be trained, or memory runs out.
+        LicenseError: When the license of the weights forbids to change them.
+        Cancelled: When ``cancel`` was set.
+    """
+    spec = checked_spec(model)
+    consent = consented(spec)
+    settings = settings_of(spec, options)
+    settings.recipe_options()
+    folder = Path(options.out).expanduser()
+    found = gather(samples, options.data, recipe_class(spec.name).frames)
+    require_enough(found, options)
+    learned, held_out = split(found.examples, options.data.held_out, options.data.seed)
+    settings = replace(settings, captions=digest(learned, held_out))
+    goes_on = begin(folder, settings, options)
+    recipe = settings.load()
+    if not goes_on:
+        learned = readable(learned, recipe, settings, found)
+        held_out = readable(held_out, recipe, settings, found)
+        require_enough(replace(found, examples=learned), options)
+        write_examples(folder / TRAIN, learned)
+        write_examples(folder / HELD_OUT, held_out)
+        settings.write(folder)
+    learned, held_out = (read_examples(folder / name) for name in (TRAIN, HELD_OUT))
+    recipe, result = run_fit(folder, recipe, options, listener, cancel)
+    weights = folder / WEIGHTS
+    recipe.export(weights, adapter=options.export == "adapter")
+    summary = TrainingSummary(
+        model=spec.name,
+        weights=str(weights),
+        trained=len(learned),
+        held_out=len(held_out),
+        videos=(len({e.path for e in learned}), len({e.path for e in held_out})),
+        fit=result,
+        left_out=dict(found.left_out),
+        failures=tuple(found.failures),
+        run=run_key("train"),
+    )
+    dataset = samples._root_dataset
+    provenance = Provenance.of(spec, consent, settings, recipe, dataset.name)
+    write_card(weights, summary, provenance)
+    record_run(
+        dataset,
+        str(summary.run),
+        {"options": options.to_mapping(), "provenance": provenance.to_dict()},
+        {"summary": summary.to_dict()},
+    )
+    return summary
+
+
+def checked_spec(model: ModelSpec | None) -> ModelSpec:
+    """Returns which captioner to train.
+
+    Raises:
+        OptionError: When none is named.
+        BackendError: When it can't be trained.
+    """
+    if not isinstance(model, ModelSpec) or model.name == AUTO:
+        able = [n for n, one in CAPTIONERS.available().items() if one.training]
+        raise OptionError(f"name the captioner to train: {', '.join(able)}")
+    recipe_class(model.name)
+    card = CAPTIONERS[model.name]
+    if (model.weights or card.weights) is None:
+        raise BackendError(f"{model.name} needs weights to begin with: {card.needs}")
+    return model
+
+
+def consented(spec: ModelSpec) -> str | None:
+    """Returns what the user agreed to, where the license wants it.
+
+    Raises:
+        LicenseError: When the license forbids to change the weights.
+    """
+    card = CAPTIONERS[spec.name]
+    if card.derivatives:
+        return None
+    if not spec.accept_license:
+        raise LicenseError(
+            f"the license of {spec.weights or card.weights} ({card.license}) forbids "
+            "to pass on changed weights; give accept_license to train them for "
+            "yourself, which is recorded in the model card"
+        )
+    return f"trained for own use; {card.license} forbids to pass changed weights on"
+
+
+def settings_of(spec: ModelSpec, options: TrainOptions) -> Settings:
+    """Returns all that the training depends on beside its captions."""
+    card = CAPTIONERS[spec.name]
+    return Settings(
+        model=spec.name,
+        weights=str(spec.weights or card.weights),
+        device=spec.device,
+        recipe=dict(options.recipe_options),
+        loop=options.loop,
+        seed=options.data.seed,
+    )
+
+
+def require_enough(found: Gathered, options: TrainOptions) -> None:
+    """Makes sure that there is enough to learn.
+
+    Raises:
+        FieldError: When there are fewer captions than wanted; it says why.
+    """
+    count, least = len(found.examples), options.data.minimum
+    if count >= least:
+        return
+    reasons = ", ".join(f"{n} {why}" for why, n in found.left_out.most_common())
+    detail = f"; not learned: {reasons}" if reasons else ""
+    failed = f"; {found.failures[0]}" if found.failures else ""
+    raise FieldError(
+        f"{count} captions of {', '.join(options.data.captions)} can be learned, fewer "
+        f"than minimum={least}{detail}{failed}. Accept or edit more of them in the "
+        "review panel, or take other ones with review="
+    )
+
+
+def begin(folder: Path, settings: Settings, options: TrainOptions) -> bool:
+    """Returns whether the folder holds this very training, begun before.
+
+    Raises:
+        OptionError: When it holds another one.
+    """
+    if options.restart:
+        remove(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / SETTINGS).is_file():
+        return False
+    before, now = Settings.read(folder).flat(), settings.flat()
+    for name, value in now.items():
+        if name not in MAY_DIFFER and before.get(name) != value:
+            change = "other captions"
+            if name != "captions":
+                change = f"{name}={before.get(name)!r}, not {value!r}"
+            raise OptionError(
+                f"{folder} holds a training with {change}; give another out, or "
+                "restart=True to begin anew"
+            )
+    return True
+
+
+def readable(
+    examples: Sequence[Example],
+    recipe: Trainable,
+    settings: Settings,
+    found: Gathered,
+) -> list[Example]:
+    """Makes each example's inputs once, and leaves out those that can't be made.
+
+    Each of these is a failure of its own, which is added to ``found``.
+    """
+    dataset = Examples(examples, recipe, settings.seed)
+    good = []
+    for place, example in enumerate(examples):
+        try:
+            dataset[place]
+            good.append(example)
+        except RegionCapError as error:
+            found.failures.append(str(error))
+            found.left_out["could not be read"] += 1
+    return good
+
+
+def digest(*examples: Sequence[Example]) -> str:
+    """Identifies examples by their content."""
+    lines = "\n\n".join("\n".join(one.to_json() for one in some) for some in examples)
+    return sha256(lines.encode()).hexdigest()
+
+
+def run_fit(
+    folder: Path,
+    recipe: Trainable,
+    options: TrainOptions,
+    listener: ProgressListener | None,
+    cancel: threading.Event | None,
+) -> tuple[Trainable, Fit]:
+    """Runs the loop, in this process or in several."""
+    reporter = ProgressReporter(["train"], 1, listener, cancel)
+
+    def on_step(step: int, steps: int, loss: float | None) -> None:
+        shown = "" if loss is None else f"loss {loss:.4f}"
+        reporter.update("train", shown, step, steps)
+
+    if options.processes > 1:
+        # Their results are a checkpoint, from which this process only has to read.
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={options.processes}",
+                "-m",
+                "fiftyone_regioncap.training",
+                str(folder),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            raise BackendError(
+                f"training with {options.processes} processes failed: "
+                f"{_last_line(done.stderr)}"
+            )
+    return fit(folder, recipe, on_step=on_step, cancel=cancel)
+
+
+def _last_line(text: str) -> str:
+    errors = [line for line in text.splitlines() if "Error" in line]
+    return (errors or text.splitlines() or ["no message"])[-1]

@@ -1,0 +1,133 @@
+"""What parity tests of training compare: gradients, norms, and the loaded numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from torch import nn
+
+from fiftyone_regioncap.captioning.trainable import TrainingText
+from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.training.examples import Example, write_examples
+from fiftyone_regioncap.training.loop import HELD_OUT, TRAIN, Settings
+from fiftyone_regioncap.training.options import LoopOptions
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The numbers of a reference's training steps, and the set of its checkpoint."""
+
+    values: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+    base: Path
+
+
+def read_golden(golden: Path, model: str, base: str | None = None) -> Golden:
+    """Reads ``<model>_train``; skips the test where there is none."""
+    folder = golden / f"{model}_train"
+    base_folder = golden / (base or model)
+    for path in (folder, base_folder):
+        if not path.is_dir():
+            pytest.skip(f"no folder {path}")
+    with np.load(folder / "train.npz") as stored:
+        arrays = {name: stored[name] for name in stored}
+    values = json.loads((folder / "train.json").read_text())
+    return Golden(values, arrays, base_folder)
+
+
+def gradients(
+    network: nn.Module, names: Mapping[str, str]
+) -> dict[str, NDArray[np.float64]]:
+    """Returns gradients by their published names; zeros where there is none.
+
+    Args:
+        network: The network after its backward pass.
+        names: From published names to ours.
+    """
+    ours = dict(network.named_parameters())
+    found = {}
+    for published, name in names.items():
+        gradient = ours[name].grad
+        found[published] = (
+            np.zeros(tuple(ours[name].shape))
+            if gradient is None
+            else gradient.double().numpy()
+        )
+    return found
+
+
+def close_gradient(
+    ours: NDArray[Any], theirs: NDArray[Any], tolerance: float, name: str = ""
+) -> None:
+    """Compares gradients, relative to the largest entry of the reference's."""
+    assert ours.shape == theirs.shape, name
+    scale = max(float(np.abs(theirs).max(initial=0)), 1e-12)
+    np.testing.assert_allclose(
+        ours, theirs, rtol=0, atol=tolerance * scale, err_msg=name
+    )
+
+
+def close_norms(
+    ours: Iterable[float],
+    theirs: Sequence[float] | NDArray[Any],
+    names: Sequence[str],
+    *,
+    relative: float,
+    absolute: float = 1e-6,
+    skip: float = 0.0,
+) -> None:
+    """Compares norms by name; those below ``skip`` are rounding noise."""
+    for name, mine, wanted in zip(names, ours, theirs, strict=True):
+        if wanted >= skip or wanted == 0:
+            assert mine == pytest.approx(wanted, rel=relative, abs=absolute + skip), (
+                name
+            )
+
+
+def image_examples(
+    folder: Path, cases: Sequence[tuple[str, NDArray[np.bool_], str]]
+) -> list[Example]:
+    """Makes examples of regions of images.
+
+    Args:
+        folder: Folder of the images.
+        cases: File, mask and caption of each.
+    """
+    return [
+        Example(
+            id=f"{number:024x}",
+            path=str(folder / file),
+            kind="image",
+            frames=(0,),
+            masks=(RLE.encode(mask).counts.decode("ascii"),),
+            size=(mask.shape[0], mask.shape[1]),
+            text=TrainingText(caption),
+            source="captions",
+        )
+        for number, (file, mask, caption) in enumerate(cases)
+    ]
+
+
+def start_training(
+    folder: Path,
+    model: str,
+    weights: Path,
+    examples: Sequence[Example],
+    held_out: Sequence[Example] = (),
+    recipe: Mapping[str, Any] | None = None,
+    **loop: Any,
+) -> Path:
+    """Writes the folder of a training; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_examples(folder / TRAIN, examples)
+    write_examples(folder / HELD_OUT, held_out)
+    options = LoopOptions(precision="float32", **{"accumulation": 1, **loop})
+    Settings(model, str(weights), "cpu", recipe or {}, options, 0).write(folder)
+    return folder
