@@ -12,7 +12,7 @@ DATASET ?= regioncap-demo
 # torch stays as it was installed, whatever the other packages would like.
 PINNED := $(VENV)/torch.txt
 
-.PHONY: help demo app doctor test test-all docs pictures lint format clean
+.PHONY: help demo app doctor test test-all gpu-check docs pictures lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make doctor                what was found on this machine, and what to do"
 	@echo "make test                  install the tools too, then run the quick tests"
 	@echo "make test-all              the slow tests as well"
+	@echo "make gpu-check             speed, memory and parity of all models on this GPU"
 	@echo "make docs                  build the documentation as a site, in site/"
 	@echo "make pictures              make the documentation's pictures again"
 	@echo "make lint | make format    check or mend style and types"
@@ -51,6 +52,10 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# On a machine with CUDA, torch comes as a CUDA build by itself (scripts/install-torch).
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu_check --json gpu-check.json $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict

@@ -14,6 +14,7 @@ import torch
 from coverage import Coverage
 
 import fiftyone_regioncap
+from benchmarks import gpu_check
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner, DamVideoCaptioner
@@ -296,6 +297,14 @@ def test_an_image_that_does_not_fit_is_said(make_model, make_clip, monkeypatch):
     with pretended_cuda(), pytest.raises(BackendError, match="memory is full"):
         propagator = Sam2Propagator(make_model(), device="cuda")
         next(propagator.propagate(PropagationRequest(make_clip(2), prompts()[:1])))
+
+
+def test_gpu_check_runs_at_small_shapes() -> None:
+    with pretended_cuda():
+        at = gpu_check.Setting(torch.device("cuda"), published=False)
+        lines = list(gpu_check.measure(["parity", "dam-graphs"], at, minutes=5))
+    assert not [line for line in lines if line.error or line.kept is False]
+    assert "answers equal" in {line.name for line in lines}
 
 
 def test_lines_for_gpus_are_reached(measured: Coverage) -> None:

@@ -346,6 +346,11 @@ def pretended_cuda(card: PretendedCard | None = None) -> Iterator[torch.device]:
         "graph": _capture,
     }
 
+    generator = torch.Generator
+
+    def host_generator(device: Any = "cpu") -> torch.Generator:
+        return generator("cpu")
+
     class Autocast(torch.autocast):
         def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
             device_type = "cpu" if device_type == "cuda" else device_type
@@ -358,6 +363,7 @@ def pretended_cuda(card: PretendedCard | None = None) -> Iterator[torch.device]:
             mock.patch.multiple(torch.cuda, **patched),
             mock.patch.object(threading.Thread, "run", run_with_cuda),
             mock.patch.object(torch, "autocast", Autocast),
+            mock.patch.object(torch, "Generator", host_generator),
             _Moves(),
             _EveryCall(),
         ):
