@@ -274,17 +274,26 @@ def _run(
 ) -> None:
     """Runs the main job on videos with prompts; without any, finds objects first."""
     from fiftyone_regioncap.dataset import videos as datasets
+    from fiftyone_regioncap.jobs.summary import Failure
+
+    failures: list[Failure] = []
+
+    def failed(video: Path, error: RegionCapError, whole: bool) -> None:
+        path, message = str(video), f"{type(error).__name__}: {error}"
+        failures.append(Failure(path, path, "propagate", message, whole))
 
     if prompts:
         if datasets.has_others(name, videos, prompts):
             # What was made from the old prompts is of no use beside the new ones.
             options.update(overwrite=True, overwrite_captions=True)
-        dataset, ids, options["prompts"] = datasets.add_videos(name, videos, prompts)
+        dataset, ids, options["prompts"] = datasets.add_videos(
+            name, videos, prompts, failed=failed
+        )
     else:
-        dataset, ids = datasets.open_videos(name, videos)
+        dataset, ids = datasets.open_videos(name, videos, failed=failed)
         options["prompts"] = f"frames.{datasets.PROMPTS}"
         _propose(dataset.select(ids), options, as_json)
-    _main_job(dataset.select(ids), options, sheet, as_json)
+    _main_job(dataset.select(ids), options, sheet, as_json, failures)
 
 
 def _propose(samples: Any, options: dict[str, Any], as_json: bool) -> None:
@@ -347,13 +356,27 @@ def _prompts(
 
 
 def _main_job(
-    samples: Any, options: dict[str, Any], sheet: Path | None, as_json: bool
+    samples: Any,
+    options: dict[str, Any],
+    sheet: Path | None,
+    as_json: bool,
+    failures: Sequence[Any] = (),
 ) -> None:
-    """Runs the job, shows what came out, and leaves with the exit code."""
+    """Runs the job, shows what came out, and leaves with the exit code.
+
+    Args:
+        samples: Samples with prompts.
+        options: Options of the job.
+        sheet: Path of the contact sheet; None for none.
+        as_json: Whether to print JSON.
+        failures: What failed before the job.
+    """
     from fiftyone_regioncap import api
     from fiftyone_regioncap.visualization import report
 
     summary = api.call(MAIN_JOB, samples, options, sys.stderr.isatty() or not as_json)
+    summary.failures[:0] = failures
+    summary.samples += len({one.filepath for one in failures if one.whole})
     captions = options.get("captions", "captions")
     if sheet is not None:
         tracks = options.get("tracks", "frames.tracks")

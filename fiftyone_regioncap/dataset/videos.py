@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeAlias
 
 import fiftyone as fo
+import fiftyone.core.media as fom
 
-from fiftyone_regioncap.core.errors import Cancelled, RegionCapError
+from fiftyone_regioncap.core.errors import (
+    Cancelled,
+    PromptError,
+    RegionCapError,
+)
 from fiftyone_regioncap.core.options import is_text
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset.fields import caption_fields, track_fields
+from fiftyone_regioncap.dataset.metadata import describe
 from fiftyone_regioncap.dataset.prompts import same_prompts, write_prompts
-from fiftyone_regioncap.video.reader import read_metadata
+from fiftyone_regioncap.propagation.prompts import PromptProblem, check_prompts
+from fiftyone_regioncap.video.reader import VideoMetadata, read_metadata
 
 VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"}
+    {".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov"}
+    | {".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
+
+OnFailure: TypeAlias = Callable[[Path, RegionCapError, bool], None]
+"""Takes a video, why it or one of its prompts can't be used, and whether none of it can
+be."""
 
 PROMPTS = "prompts"
 """The frame-level field for prompts given as boxes or masks."""
@@ -48,7 +62,7 @@ def find_videos(path: str | os.PathLike[str]) -> list[Path]:
     videos = sorted(
         file.resolve()
         for file in path.iterdir()
-        if file.suffix.lower() in VIDEO_SUFFIXES
+        if file.suffix.lower() in VIDEO_SUFFIXES | {".gif"}
         and file.is_file()
         and is_text(file.name)
     )
@@ -80,14 +94,29 @@ def has_others(name: str, videos: Sequence[Path], prompts: Sequence[Prompt]) -> 
         prompts: Prompts for each of the videos.
 
     Raises:
-        PromptError: When a prompt doesn't fit a video.
         RegionCapError: When points are mixed with boxes.
     """
     if not fo.dataset_exists(name):
         return False
     dataset, field = fo.load_dataset(name), _field_of(prompts)
     known = dataset.match(fo.ViewField("filepath").is_in([str(v) for v in videos]))
-    return any(not same_prompts(sample, field, prompts) for sample in known)
+    return any(
+        not same_prompts(sample, field, _fitting(sample, prompts)[0])
+        for sample in known
+    )
+
+
+def _fitting(
+    sample: fo.Sample, prompts: Sequence[Prompt]
+) -> tuple[list[Prompt], list[PromptProblem]]:
+    """Separates the prompts that fit a video from those that don't."""
+    metadata = describe(sample).metadata
+    return check_prompts(
+        prompts,
+        height=metadata.frame_height,
+        width=metadata.frame_width,
+        frame_count=metadata.total_frame_count,
+    )
 
 
 def _field_of(prompts: Sequence[Prompt]) -> str:
@@ -98,7 +127,11 @@ def _field_of(prompts: Sequence[Prompt]) -> str:
 
 
 def add_videos(
-    name: str, videos: Sequence[Path], prompts: Sequence[Prompt]
+    name: str,
+    videos: Sequence[Path],
+    prompts: Sequence[Prompt],
+    *,
+    failed: OnFailure | None = None,
 ) -> tuple[fo.Dataset, list[str], str]:
     """Puts videos with the same prompts into a dataset that stays.
 
@@ -109,43 +142,80 @@ def add_videos(
         name: Name of the dataset; created if absent.
         videos: Absolute paths of the videos.
         prompts: Prompts for each of the videos; all boxes and masks, or all points.
+        failed: Called with each video that can't be used, and each prompt that doesn't
+            fit its video, which are left out; None to raise the first of these errors.
 
     Returns:
         The dataset, the ids of the videos' samples, and the field of the prompts.
 
     Raises:
-        VideoError: When a video can't be read.
-        PromptError: When a prompt doesn't fit a video.
+        VideoError: When a video can't be read, or none of them.
+        PromptError: When a prompt doesn't fit a video, or none fits any.
         RegionCapError: When points are mixed with boxes.
     """
     field = _field_of(prompts)
-    dataset, ids = open_videos(name, videos)
+    dataset, ids = open_videos(name, videos, failed=failed)
+    marked: list[str] = []
+    errors: list[PromptError] = []
     for sample_id in ids:
         sample = dataset[sample_id]
-        write_prompts(sample, field, prompts)
-        sample.save()
-    return dataset, ids, f"frames.{field}"
+        good, problems = _fitting(sample, prompts)
+        for problem in problems:
+            errors.append(PromptError(problem.reason))
+            if failed is None:
+                raise errors[-1]
+            failed(Path(sample.filepath), errors[-1], not good)
+        if good:
+            write_prompts(sample, field, good)
+            sample.save()
+            marked.append(sample_id)
+    if not marked and errors:
+        raise errors[0]
+    return dataset, marked, f"frames.{field}"
 
 
-def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str]]:
+def open_videos(
+    name: str, videos: Sequence[Path], *, failed: OnFailure | None = None
+) -> tuple[fo.Dataset, list[str]]:
     """Puts videos into a dataset that stays.
 
     Args:
         name: Name of the dataset; created if absent.
         videos: Absolute paths of the videos; those in the dataset keep their samples.
+        failed: Called with each video that can't be read, which is left out; None to
+            raise the first of these errors.
 
     Returns:
         The dataset and the ids of the videos' samples.
 
     Raises:
-        VideoError: When a video can't be read; then no dataset is made.
+        VideoError: When a video can't be read, or none of them; then no dataset is
+            made.
+        RegionCapError: When FiftyOne takes a file for an image.
     """
-    measured = [read_metadata(video) for video in videos]
+    measured: dict[Path, VideoMetadata] = {}
+    errors: list[RegionCapError] = []
+    _make_known(videos)
+    for video in videos:
+        try:
+            _refuse_images(video)
+            measured[video] = read_metadata(video)
+        except RegionCapError as error:
+            errors.append(error)
+            if failed is None:
+                raise
+            failed(video, error, True)
+    if not measured and errors:
+        raise errors[0]
     dataset = fo.load_dataset(name) if fo.dataset_exists(name) else _new_dataset(name)
     ids = []
-    for video, metadata in zip(videos, measured, strict=True):
+    for video, metadata in measured.items():
         known = dataset.match(fo.ViewField("filepath") == str(video)).values("id")
-        sample = dataset[known[0]] if known else fo.Sample(filepath=str(video))
+        sample = (
+            dataset[known[0]]
+            if known
+            else fo.Sample(filepath=str(video), media_type=fom.VIDEO)
+        )
         sample.metadata = fo.VideoMetadata(**asdict(metadata))
         if known:
             sample.save()
@@ -153,6 +223,30 @@ def open_videos(name: str, videos: Sequence[Path]) -> tuple[fo.Dataset, list[str
             dataset.add_sample(sample)
         ids.append(sample.id)
     return dataset, ids
+
+
+def _make_known(videos: Iterable[Path]) -> None:
+    """Makes FiftyOne take files for videos.
+
+    It asks the system's table of suffixes, which may be absent, has no .3gp or takes
+    .ts for texts, also when it copies or deletes samples.
+    """
+    for suffix in {video.suffix.lower() for video in videos} & VIDEO_SUFFIXES:
+        known, _ = mimetypes.guess_type(f"video{suffix}")
+        if known is None or not known.startswith("video/"):
+            mimetypes.add_type(f"video/x-{suffix[1:]}", suffix)
+
+
+def _refuse_images(video: Path) -> None:
+    """Makes sure that FiftyOne doesn't take a file for an image.
+
+    Raises:
+        RegionCapError: When it does, as with GIF, which its App can't play.
+    """
+    if fom.get_media_type(str(video)) == fom.IMAGE:
+        raise RegionCapError(
+            f"{video}: FiftyOne takes this kind of file for an image; convert it to MP4"
+        )
 
 
 @contextmanager

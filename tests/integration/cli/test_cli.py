@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 import os
 import shutil
 import signal
@@ -10,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import fiftyone as fo
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -87,6 +90,62 @@ def test_a_folder_of_videos_takes_the_same_prompts(videos, name):
     assert result.exit_code == 0, result.output
     assert "24" in result.output and "caption" in result.output
     assert fo.load_dataset(name).count() == 2
+
+
+def encode(path: Path, codec: str, pixels: str, side: int = 64) -> None:
+    """Writes 6 frames of a red square on gray."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width = stream.height = side
+        stream.pix_fmt = pixels
+        for frame in range(6):
+            picture = np.full((side, side, 3), 90, np.uint8)
+            picture[10:30, 8 + frame : 28 + frame] = 220, 30, 30
+            image = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(image))
+        container.mux(stream.encode())
+
+
+def test_one_bad_file_of_a_folder_costs_only_itself(home, name, monkeypatch):
+    """Containers of odd suffixes, on a system without a table of mime types."""
+    folder = home / "videos"
+    folder.mkdir()
+    for suffix in ("ts", "3gp", "mkv"):
+        encode(folder / f"good.{suffix}", "libx264", "yuv420p")
+    encode(folder / "moving.gif", "gif", "rgb8")
+    encode(folder / "small.mp4", "libx264", "yuv420p", side=16)
+    (folder / "damaged.mp4").write_bytes(b"no video" * 100)
+    (folder / "empty.avi").touch()
+    monkeypatch.setattr("mimetypes.knownfiles", [])
+    mimetypes.init()
+    arguments = ["run", str(folder), "--dataset", name, "--propagator", "flow"]
+    arguments += ["--captioner", "measured", "--json"]
+    boxes = ["--box", "8,10,28,30", "--box", "40,40,50,50"]
+    result = run(*arguments, *boxes)
+    assert result.exit_code == 1, result.output
+    shown = json.loads(result.stdout)
+    assert len(shown["tracks"]) == 7
+    failed = {Path(f["filepath"]).name: f for f in shown["summary"]["failures"]}
+    assert set(failed) == {"small.mp4", "damaged.mp4", "empty.avi", "moving.gif"}
+    assert "convert it to MP4" in failed["moving.gif"]["error"]
+    assert "object 2 on frame 1" in failed["small.mp4"]["error"]
+    assert (failed["small.mp4"]["whole"], failed["empty.avi"]["whole"]) == (False, True)
+    dataset = fo.load_dataset(name)
+    assert dataset.media_type == "video" and len(dataset) == 4
+    assert dataset.count("frames.tracks.detections") == 6 * (3 * 2 + 1)
+    # The same again: what is done stays, and the same is said.
+    again = run(*arguments, *boxes)
+    assert again.exit_code == 1, again.output
+    assert json.loads(again.stdout)["summary"]["frames"] == 0
+
+
+def test_a_folder_of_nothing_but_bad_files(home, name):
+    folder = home / "videos"
+    folder.mkdir()
+    (folder / "damaged.mp4").write_bytes(b"no video" * 100)
+    result = run("run", str(folder), "--box", BOX, "--dataset", name)
+    assert result.exit_code == 3 and "damaged.mp4" in result.output
+    assert not fo.dataset_exists(name)
 
 
 @pytest.mark.parametrize(
