@@ -18,6 +18,7 @@ __all__ = [
     "caption",
     "caption_regions",
     "check_captions",
+    "compare_captions",
     "dense_caption",
     "embed_captions",
     "embed_regions",
@@ -35,6 +36,7 @@ __all__ = [
     "score_benchmark",
     "search_captions",
     "sweep_benchmark",
+    "train",
     "triage_captions",
     "write_hierarchy",
 ]

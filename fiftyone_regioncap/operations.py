@@ -15,7 +15,12 @@ from typing import Any
 from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import OptionField, Options, fields_of, unknown
 from fiftyone_regioncap.core.registry import resolve
-from fiftyone_regioncap.models.registry import AUTO, ModelRegistry, ModelSpec
+from fiftyone_regioncap.models.registry import (
+    AUTO,
+    ModelCard,
+    ModelRegistry,
+    ModelSpec,
+)
 
 _ROOMS = "fiftyone_regioncap"
 _ALL_MEDIA = ("video", "image", "group")
@@ -39,6 +44,7 @@ class ModelChoice:
         default: Name of the default; None when the operation does without by default.
         optional: Whether the operation can do without.
         kind: Key of :data:`REGISTRIES` that it is chosen from; empty for its name.
+        only: Attribute of the cards of models that will do; empty for all models.
     """
 
     name: str
@@ -46,6 +52,17 @@ class ModelChoice:
     default: str | None = AUTO
     optional: bool = False
     kind: str = ""
+    only: str = ""
+
+    @property
+    def cards(self) -> dict[str, ModelCard]:
+        """The cards of the models that it is chosen from, by name."""
+        found = self.registry.available()
+        return {
+            name: card
+            for name, card in found.items()
+            if not self.only or getattr(card, self.only)
+        }
 
     @property
     def registry(self) -> ModelRegistry[Any]:
@@ -70,7 +87,7 @@ class Operation:
         media: Media types of datasets that it can run on; none where it is done to no
             dataset's samples, which it is then not called with.
         positional: Options that the SDK takes by position.
-        arguments: Options that the shell takes as arguments.
+        arguments: Options and models that the shell takes as arguments.
         action: A verb for the App's target picker; empty for the label's first word.
         operator: Name of the App's operator; empty for the name.
         command: Name of the shell's command; empty for the name with dashes.
@@ -430,6 +447,31 @@ _DECLARED = (
         positional=("benchmark", "values"),
         arguments=("benchmark",),
         command="sweep",
+    ),
+    Operation(
+        "train",
+        "Train captioner",
+        "Train a captioner on captions that people accepted or corrected.",
+        "training.options:TrainOptions",
+        run="training.run:train",
+        models=(
+            ModelChoice(
+                "model", "Captioner to train.", "dam", kind="captioner", only="training"
+            ),
+        ),
+        media=_ALL_MEDIA,
+        arguments=("model",),
+        action="Train on",
+        operator="train_captioner",
+    ),
+    Operation(
+        "compare_captions",
+        "Compare captioners",
+        "Write the captions of other weights beside those that are there.",
+        "training.options:CompareOptions",
+        run="training.comparing:compare_captions",
+        models=(CAPTIONER,),
+        positional=("captions", "output"),
     ),
     Operation(
         "export",

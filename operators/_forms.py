@@ -93,6 +93,8 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
     for field in _shown(operation.fields, advanced):
         if field.name == "options":
             _ask_format_options(inputs, ctx, advanced)
+        elif field.name == "recipe_options":
+            _ask_recipe_options(inputs, ctx, operation.models[0], advanced)
         else:
             ask_option(inputs, ctx, field, ctx.params)
     for model in operation.models:
@@ -127,7 +129,7 @@ def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any
     for name, value in params.items():
         if name not in known or value is None or value == "":
             continue
-        if name.endswith("options"):
+        if name.endswith("options") and isinstance(value, Mapping):
             found[name] = {
                 key: inner for key, inner in value.items() if inner not in (None, "")
             }
@@ -321,8 +323,8 @@ def _ask_model(
     inputs: types.Object, ctx: Any, model: ModelChoice, advanced: bool
 ) -> None:
     """Asks for a model: which, its weights, its own options, its license's consent."""
-    registry, cards = model.registry, model.registry.available()
-    texts = {AUTO: f"auto ({registry.choose()[0].name})"}
+    registry, cards = model.registry, model.cards
+    texts = {} if model.only else {AUTO: f"auto ({registry.choose()[0].name})"}
     if model.optional:
         texts = {NONE: "none", **texts}
     for card in cards.values():
@@ -375,6 +377,15 @@ def _ask_format_options(inputs: types.Object, ctx: Any, advanced: bool) -> None:
 
     name = ctx.params.get("format") or next(iter(FORMATS))
     _ask_own_options(inputs, ctx, "options", name, FORMATS[name], advanced)
+
+
+def _ask_recipe_options(
+    inputs: types.Object, ctx: Any, model: ModelChoice, advanced: bool
+) -> None:
+    """Adds the options that only the chosen model's training has."""
+    card = model.cards[ctx.params.get(model.name) or str(model.default)]
+    name, options = "recipe_options", card.training_options
+    _ask_own_options(inputs, ctx, name, f"training {card.name}", options, advanced)
 
 
 def _ask_own_options(

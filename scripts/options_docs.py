@@ -41,6 +41,10 @@ def _lines() -> Iterator[str]:
             if fields_of(card.options):
                 yield from ("", f"## {kind.capitalize()} {card.name}", "")
                 yield markdown_table(card.options)
+            if fields_of(card.training_options):
+                yield from ("", f"## Training {card.name}", "")
+                yield "These are the values of `recipe_options`."
+                yield from ("", markdown_table(card.training_options))
     for name, found in FORMATS.items():
         if fields_of(found):
             yield from ("", f"## Format {name}", "", markdown_table(found))

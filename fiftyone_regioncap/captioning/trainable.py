@@ -186,7 +186,12 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in network.named_parameters() if p.requires_grad}
 
 
-def token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+def token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    count: Tensor | int | None,
+    smoothing: float = 0.0,
+) -> Tensor:
     """Computes the cross-entropy of labeled tokens.
 
     Args:
@@ -195,13 +200,18 @@ def token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None) -> Te
             :data:`IGNORED`.
         count: Number of labels of the whole step, over all its batches and processes;
             None for those of this batch.
+        smoothing: Label smoothing.
 
     Returns:
         The sum over labels, divided by their number.
     """
     flat = labels.flatten()
     total = F.cross_entropy(
-        logits.flatten(0, -2).float(), flat, ignore_index=IGNORED, reduction="sum"
+        logits.flatten(0, -2).float(),
+        flat,
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=smoothing,
     )
     return total / ((flat != IGNORED).sum().clamp_min(1) if count is None else count)
 

@@ -98,15 +98,20 @@ def parameter(field: OptionField, argument: bool = False) -> click.Parameter:
     )
 
 
-def model_parameters(model: ModelChoice) -> list[click.Parameter]:
+def model_parameters(
+    model: ModelChoice, argument: bool = False
+) -> list[click.Parameter]:
     """Returns the click parameters by which a model is chosen."""
     flag = f"--{model.name}"
     default = model.default or "none"
+    name: click.Parameter = click.Option(
+        [flag, model.name],
+        help=f"{model.help} See `regioncap models`.  [default: {default}]",
+    )
+    if argument:
+        name = click.Argument([model.name], type=click.Choice(list(model.cards)))
     return [
-        click.Option(
-            [flag, model.name],
-            help=f"{model.help} See `regioncap models`.  [default: {default}]",
-        ),
+        name,
         click.Option(
             [f"{flag}-weights", f"{model.name}_weights"],
             help=f"Folder, file or hub id of the weights of the {model.name}.",
@@ -127,7 +132,7 @@ def parameters(operation: Operation) -> list[click.Parameter]:
         parameter(one, one.name in operation.arguments) for one in operation.fields
     ]
     for model in operation.models:
-        found += model_parameters(model)
+        found += model_parameters(model, model.name in operation.arguments)
     if operation.loading is not None:
         found += [parameter(field) for field in fields_of(operation.loading)]
     return found

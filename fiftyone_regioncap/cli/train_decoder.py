@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from fiftyone_regioncap.captioning.patchioner.configuration import (
-    DecoderTrainingOptions,
-)
-from fiftyone_regioncap.cli.commands import given, parameter
+from fiftyone_regioncap.cli.commands import given, parameter, show
 from fiftyone_regioncap.core.options import fields_of
+from fiftyone_regioncap.training.options import LoopOptions, TrainOptions
 
-if TYPE_CHECKING:
-    from fiftyone_regioncap.captioning.patchioner.training import Epoch
+_OTHERS = ("out", "held_out", "seed", "recipe_options", "processes", "restart")
 
 
 @click.command()
@@ -25,35 +22,27 @@ if TYPE_CHECKING:
     help="A text file, one caption a line.",
 )
 @click.option("--base", required=True, help="Checkpoint with the text tower.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--device", help="Such as cuda or cpu.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def train_decoder(
-    captions: Path, base: str, out: Path, device: str | None, **values: Any
+    captions: Path, base: str, device: str | None, as_json: bool, **values: Any
 ) -> None:
     """Train a caption decoder on text; killed and run again, it goes on."""
-    from fiftyone_regioncap.captioning.patchioner.training import train_decoder as train
-    from fiftyone_regioncap.models.loading import choose_device
+    options = TrainOptions.from_mapping(given(values), "train-decoder")
 
-    options = DecoderTrainingOptions.from_mapping(given(values), "train-decoder")
-
-    def tell(epoch: Epoch) -> None:
-        held = (
-            ""
-            if epoch.held_out_loss is None
-            else f", held out {epoch.held_out_loss:.4f}"
-        )
-        click.echo(f"epoch {epoch.number}: loss {epoch.loss:.4f}{held}")
+    from fiftyone_regioncap.models.registry import ModelSpec
+    from fiftyone_regioncap.training.run import of_texts, train_on
 
     lines = captions.read_text("utf-8").splitlines()
-    train(
-        [line.strip() for line in lines if line.strip()],
-        base,
-        out,
-        options=options,
-        device=choose_device(device),
-        progress=tell,
-    )
-    click.echo(f"use it with --captioner patchioner --weights {out}")
+    texts = of_texts([line.strip() for line in lines if line.strip()])
+    spec = ModelSpec("patchioner", base, device)
+    summary, _ = train_on(texts, spec, options)
+    show(summary, as_json)
 
 
-train_decoder.params += [parameter(one) for one in fields_of(DecoderTrainingOptions)]
+_LOOP = {one.name for one in fields_of(LoopOptions)}
+train_decoder.params += [
+    parameter(one)
+    for one in fields_of(TrainOptions)
+    if one.name in _LOOP or one.name in _OTHERS
+]

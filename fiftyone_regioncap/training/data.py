@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import fiftyone as fo
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
 
@@ -21,12 +22,7 @@ from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.clips import read_image, region_masks
 from fiftyone_regioncap.dataset.encoded import read_encoded
 from fiftyone_regioncap.dataset.regions import read_regions
-from fiftyone_regioncap.dataset.targets import (
-    Sample,
-    Target,
-    media_targets,
-    name_of,
-)
+from fiftyone_regioncap.dataset.targets import Sample, media_targets, name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.training.examples import Example
 from fiftyone_regioncap.training.options import DataOptions
@@ -79,8 +75,8 @@ def gather(
     targets = media_targets(samples)
     dataset = samples._root_dataset
     image = dataset.media_type == fom.IMAGE
-    if not image:
-        fields.require_tracks(dataset, options.tracks)
+    tracks = None if image else chosen_tracks(dataset, options.tracks)
+    options = replace(options, tracks=tracks)
     found = Gathered()
     for name in options.captions:
         captions = CaptionField.of(samples, name)
@@ -113,9 +109,10 @@ def gather(
             if not wanted:
                 continue
             sample = targets.load(target)
+            read = _of_image if image else _of_video
             try:
-                made = (_of_image if image else _of_video)(
-                    sample, target, name, wanted, options, frames
+                made = (read if frames else _of_text)(
+                    sample, name, wanted, options, frames
                 )
                 for example in made:
                     if isinstance(example, str):
@@ -126,6 +123,20 @@ def gather(
                 found.failures.append(f"{name_of(sample)}: {error}")
                 found.left_out["could not be read"] += len(wanted)
     return found
+
+
+def chosen_tracks(dataset: fo.Dataset, given: str | None) -> str:
+    """Returns the field of the tracks: as given, else the first one there is.
+
+    Raises:
+        FieldError: When it is absent or holds no tracks.
+    """
+    if given is None:
+        given = next(iter(fields.track_fields(dataset)), None)
+        if given is None:
+            raise FieldError("no frame field holds tracks yet; propagate masks first")
+    fields.require_tracks(dataset, given)
+    return given
 
 
 def _unfit(label: Mapping[str, Any], options: DataOptions, image: bool) -> str | None:
@@ -149,7 +160,6 @@ def _unfit(label: Mapping[str, Any], options: DataOptions, image: bool) -> str |
 
 def _of_video(
     sample: Sample,
-    target: Target,
     source: str,
     labels: Sequence[Mapping[str, Any]],
     options: DataOptions,
@@ -157,6 +167,7 @@ def _of_video(
 ) -> Iterator[Example | str]:
     """Yields examples of a video's captions, or why one is none."""
     _require_media(sample)
+    assert options.tracks is not None
     tracks = {track.object_id: track for track in read_tracks(sample, options.tracks)}
     plans = {}
     for label in labels:
@@ -171,10 +182,10 @@ def _of_video(
         else:
             plans[str(label["_id"])] = (
                 label,
-                plan_clip(track, (first - 1, last - 1), max(frames, 1)),
+                plan_clip(track, (first - 1, last - 1), frames),
             )
     wanted = {frame for _, plan in plans.values() for frame in plan.frames}
-    masks = dict(read_encoded(sample, options.tracks, frames=wanted)) if frames else {}
+    masks = dict(read_encoded(sample, options.tracks, frames=wanted))
     for key, (label, plan) in plans.items():
         shown = [
             (frame, masks[frame][plan.track.object_id].rle)
@@ -182,7 +193,7 @@ def _of_video(
             if plan.track.object_id in masks.get(frame, {})
         ]
         shown = [(frame, rle) for frame, rle in shown if rle.area()]
-        if frames and not shown:
+        if not shown:
             yield "no mask"
             continue
         yield Example(
@@ -191,7 +202,29 @@ def _of_video(
             kind="video",
             frames=tuple(frame for frame, _ in shown),
             masks=tuple(rle.counts.decode("ascii") for _, rle in shown),
-            size=shown[0][1].size if shown else (0, 0),
+            size=shown[0][1].size,
+            text=text_of(label),
+            source=source,
+            weight=float(options.source_weights.get(source, 1.0)),
+        )
+
+
+def _of_text(
+    sample: Sample,
+    source: str,
+    labels: Sequence[Mapping[str, Any]],
+    options: DataOptions,
+    frames: int,
+) -> Iterator[Example | str]:
+    """Yields examples of captions alone."""
+    for label in labels:
+        yield Example(
+            id=str(label["_id"]),
+            path=sample.filepath,
+            kind="text",
+            frames=(),
+            masks=(),
+            size=(0, 0),
             text=text_of(label),
             source=source,
             weight=float(options.source_weights.get(source, 1.0)),
@@ -200,7 +233,6 @@ def _of_video(
 
 def _of_image(
     sample: Sample,
-    target: Target,
     source: str,
     labels: Sequence[Mapping[str, Any]],
     options: DataOptions,

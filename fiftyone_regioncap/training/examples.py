@@ -31,7 +31,7 @@ class Example:
     Attributes:
         id: Id of the label that the caption is from.
         path: The video, or the image.
-        kind: What ``path`` is.
+        kind: What ``path`` is; of a text it is a name.
         frames: Frames that show the region, 0-based, ascending; of an image (0,).
         masks: COCO run lengths of the region on each of them.
         size: Height and width in pixels.
@@ -42,7 +42,7 @@ class Example:
 
     id: str
     path: str
-    kind: Literal["video", "image"]
+    kind: Literal["video", "image", "text"]
     frames: tuple[int, ...]
     masks: tuple[str, ...]
     size: tuple[int, int]

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from fiftyone_regioncap.training.options import LoopOptions
 
 SETTINGS = "training.json"
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
-CHECKPOINTS, LOGS, BEST = "checkpoints", "logs", "best"
+CHECKPOINTS, LOGS, BEST, DONE = "checkpoints", "logs", "best", "done.json"
 """Names in the folder of a training."""
 
 _WEIGHTS = "trained.safetensors"
@@ -97,10 +98,7 @@ class Settings:
     def write(self, folder: Path) -> None:
         """Writes the settings into the folder of the training."""
         document = {**vars(self), "loop": self.loop.to_mapping()}
-        text = json.dumps(document, indent=2, sort_keys=True)
-        partial = folder / f"{SETTINGS}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / SETTINGS)
+        write_json(folder / SETTINGS, document)
 
     @classmethod
     def read(cls, folder: Path) -> Settings:
@@ -144,6 +142,20 @@ class Settings:
         for parameter in trained(made.network).values():
             parameter.data = parameter.data.float()
         return made
+
+
+def require_packages() -> None:
+    """Makes sure that what training needs is installed.
+
+    Raises:
+        BackendError: When something is missing; it says how to get it.
+    """
+    missing = [name for name in ("accelerate", "peft") if find_spec(name) is None]
+    if missing:
+        raise BackendError(
+            f"training needs {' and '.join(missing)}; run "
+            "`pip install 'fiftyone-regioncap[training]'`"
+        )
 
 
 def recipe_class(model: str) -> type[Trainable]:
@@ -209,8 +221,11 @@ def fit(
         BackendError: When memory runs out, or the loss is no number.
         Cancelled: When ``cancel`` was set.
     """
+    require_packages()
     settings = Settings.read(folder)
     recipe = recipe or settings.load()
+    if (folder / DONE).is_file():
+        return recipe, finished(folder, recipe)
     train, held_out = (
         Examples(read_examples(folder / name), recipe, settings.seed)
         for name in (TRAIN, HELD_OUT)
@@ -242,15 +257,35 @@ def fit(
             raise
     if cancel is not None and cancel.is_set():
         raise Cancelled("cancelled; run the same training again to go on from here")
-    best = keeper.restore()
-    result = Fit(
-        steps=trainer.state.global_step,
-        best_step=best or trainer.state.global_step,
-        history=tuple(trainer.state.log_history),
-        evaluations=keeper.evaluations,
-    )
+    if trainer.is_world_process_zero():
+        document = {
+            "steps": trainer.state.global_step,
+            "best_step": keeper.best() or trainer.state.global_step,
+            "history": trainer.state.log_history,
+            "evaluations": keeper.evaluations,
+        }
+        write_json(folder / DONE, document)
+    trainer.accelerator.wait_for_everyone()
+    return recipe, finished(folder, recipe)
+
+
+def finished(folder: Path, recipe: Trainable) -> Fit:
+    """Gives a recipe the best weights of a training that is done; the last without any.
+
+    Returns:
+        What it came to.
+    """
+    done = read_json(folder / DONE)
+    evaluations = {int(step): one for step, one in done["evaluations"].items()}
+    found = folder / BEST / _WEIGHTS
+    if not found.is_file():
+        last = last_checkpoint(folder / CHECKPOINTS)
+        assert last is not None  # each epoch ends with one
+        found = last / _WEIGHTS
+    recipe.prepare([e.text.caption for e in read_examples(folder / TRAIN)])
+    load_trained(found, recipe.network)
     recipe.network.eval()
-    return recipe, result
+    return Fit(done["steps"], done["best_step"], tuple(done["history"]), evaluations)
 
 
 def arguments_of(
@@ -375,8 +410,17 @@ class CaptionTrainer(Trainer):
             scores = self._scores()
             metrics |= {f"eval_{name}": value for name, value in scores.items()}
             self.log({f"eval_{name}": value for name, value in scores.items()})
-        if self.is_in_train and self.is_world_process_zero():
-            self._keeper.decide(self.state.global_step, metrics, self.control)
+        from accelerate.utils import broadcast_object_list
+
+        # All processes have to decide alike.
+        (metrics,) = broadcast_object_list([metrics])
+        if self.is_in_train:
+            self._keeper.decide(
+                self.state.global_step,
+                metrics,
+                self.control,
+                write=self.is_world_process_zero(),
+            )
         return metrics
 
     def _scores(self) -> dict[str, float]:
@@ -437,9 +481,21 @@ class Keeper:
         }
 
     def decide(
-        self, step: int, metrics: Mapping[str, float], control: TrainerControl
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        control: TrainerControl,
+        *,
+        write: bool = True,
     ) -> None:
-        """Keeps the weights if they are the best so far, and may stop the training."""
+        """Keeps the weights if they are the best so far, and may stop the training.
+
+        Args:
+            step: The step at hand.
+            metrics: What was evaluated.
+            control: Control of the training.
+            write: Whether this process writes files.
+        """
         self.evaluations[step] = {
             name.removeprefix("eval_"): value
             for name, value in metrics.items()
@@ -447,13 +503,11 @@ class Keeper:
             and not name.endswith(("_runtime", "_per_second"))
         }
         best = self.best()
-        self._folder.mkdir(exist_ok=True)
-        if best == step:
-            save_tensors(self._folder / _WEIGHTS, trained(self._network))
-        text = json.dumps(self.evaluations, indent=2)
-        partial = self._folder / f"{_EVALUATIONS}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self._folder / _EVALUATIONS)
+        if write:
+            self._folder.mkdir(exist_ok=True)
+            if best == step:
+                save_tensors(self._folder / _WEIGHTS, trained(self._network))
+            write_json(self._folder / _EVALUATIONS, self.evaluations)
         since = sum(one > best for one in self.evaluations) if best else 0
         if self._loop.patience is not None and since >= self._loop.patience:
             control.should_training_stop = True
@@ -470,13 +524,6 @@ class Keeper:
         if not values:
             return None
         return min(values, key=lambda s: (values[s] if lower else -values[s], s))
-
-    def restore(self) -> int | None:
-        """Gives the network the best weights; returns their step, None for the last."""
-        best = self.best()
-        if best is not None:
-            load_trained(self._folder / _WEIGHTS, self._network)
-        return best
 
 
 class Watch(TrainerCallback):
@@ -523,6 +570,14 @@ class Watch(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON file; it is whole or not there."""
+    partial = path.with_name(f"{path.name}.partial")
+    text = json.dumps(document, indent=2, sort_keys=True)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def load_trained(path: Path, network: nn.Module) -> None:
     """Loads the trained weights of a checkpoint.
 
@@ -546,7 +601,7 @@ def remove(folder: Path) -> None:
     """Removes what a training left in its folder, but not its weights."""
     for name in (CHECKPOINTS, LOGS, BEST):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (SETTINGS, TRAIN, HELD_OUT):
+    for name in (SETTINGS, TRAIN, HELD_OUT, DONE):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -560,7 +615,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         if is_whole(path):
             found[int(number)] = path
         else:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
     return found[max(found)] if found else None
 
 

@@ -26,13 +26,16 @@ class DataOptions(Options):
     captions: tuple[str, ...] = option(
         ("captions",), "Fields of the captions to learn.", picker="captions"
     )
-    tracks: str = option(
-        "frames.tracks", "Frame field of the captions' tracks.", picker="tracks"
+    tracks: str | None = option(
+        None,
+        "Frame field of the captions' tracks; empty for the first field of tracks.",
+        picker="tracks",
     )
-    review: tuple[Literal["accepted", "edited", "unreviewed"], ...] = option(
+    review: tuple[str, ...] = option(
         ("accepted", "edited"),
         "Which captions to take, by their review; regions of images have none, and "
         "all of them are taken.",
+        choices=REVIEWS,
     )
     checked: bool = option(
         False, "Only captions in which check_captions found nothing wrong."
@@ -123,10 +126,11 @@ class LoopOptions(Options):
     gradient_checkpointing: bool = option(
         False, "Compute activations twice instead of keeping them: less memory."
     )
-    metrics: tuple[Literal["bleu", "rouge_l", "cider", "meteor"], ...] = option(
+    metrics: tuple[str, ...] = option(
         (),
         "Metrics of the captions of the held-out videos after each epoch; meteor "
         "needs Java. Empty for their loss alone.",
+        choices=dict.fromkeys(METRICS, ""),
     )
     evaluated: int = option(
         64, "Most captions that are written for the metrics.", minimum=1, advanced=True
@@ -172,7 +176,7 @@ class TrainOptions(Options):
     )
     recipe_options: Mapping[str, Any] = option(
         None,
-        "Options that only this model's training has; docs/options.md lists them.",
+        "Options that only the training of this model has; docs/options.md lists them.",
     )
     processes: int = option(
         1,
@@ -189,6 +193,26 @@ class TrainOptions(Options):
         if self.recipe_options is None:
             object.__setattr__(self, "recipe_options", {})
         super().__post_init__()
+
+
+@dataclass(frozen=True)
+class CompareOptions(Options):
+    """Options of writing captions of other weights beside those that are there."""
+
+    captions: str = option(
+        "captions", "Field of the captions that are there.", picker="captions"
+    )
+    output: str = option(
+        "captions_new", "Field of the new captions.", picker="new captions"
+    )
+    tracks: str | None = option(
+        None,
+        "Frame field of the captions' tracks; empty for the first field of tracks.",
+        picker="tracks",
+    )
+    prompt: str | None = option(
+        None, "Name of one of the captioner's prompts, or a text of your own."
+    )
 
 
 MAY_DIFFER = ("device", "workers", "checkpoints", "checkpoint_steps", "evaluated")

@@ -27,7 +27,7 @@ from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.dataset.runs import record_run, run_key
 from fiftyone_regioncap.models.registry import AUTO, ModelSpec
 from fiftyone_regioncap.training.card import Provenance, write_card
-from fiftyone_regioncap.training.data import Gathered, gather, split
+from fiftyone_regioncap.training.data import Gathered, gather, split, text_of
 from fiftyone_regioncap.training.examples import (
     Example,
     Examples,
@@ -43,6 +43,7 @@ from fiftyone_regioncap.training.loop import (
     fit,
     recipe_class,
     remove,
+    require_packages,
 )
 from fiftyone_regioncap.training.options import MAY_DIFFER, TrainOptions
 
@@ -157,17 +158,50 @@ def train(
         Cancelled: When ``cancel`` was set.
     """
     spec = checked_spec(model)
+    found = gather(samples, options.data, recipe_class(spec.name).frames)
+    dataset = samples._root_dataset
+    summary, provenance = train_on(
+        found, spec, options, dataset.name, listener=listener, cancel=cancel
+    )
+    record_run(
+        dataset,
+        str(summary.run),
+        {"options": options.to_mapping(), "provenance": provenance.to_dict()},
+        {"summary": summary.to_dict()},
+    )
+    return summary
+
+
+def train_on(
+    found: Gathered,
+    spec: ModelSpec,
+    options: TrainOptions,
+    dataset: str | None = None,
+    *,
+    listener: ProgressListener | None = None,
+    cancel: threading.Event | None = None,
+) -> tuple[TrainingSummary, Provenance]:
+    """Trains a captioner on examples; see :func:`train`.
+
+    Args:
+        found: The examples.
+        spec: The captioner and the weights to begin with.
+        options: How, and where to.
+        dataset: Name of their dataset, for the model card.
+        listener: Called with each event of progress.
+        cancel: Set it to stop after the step at hand, with a checkpoint.
+    """
     consent = consented(spec)
     settings = settings_of(spec, options)
     settings.recipe_options()
     folder = Path(options.out).expanduser()
-    found = gather(samples, options.data, recipe_class(spec.name).frames)
     require_enough(found, options)
     learned, held_out = split(found.examples, options.data.held_out, options.data.seed)
     settings = replace(settings, captions=digest(learned, held_out))
     goes_on = begin(folder, settings, options)
     recipe = settings.load()
     if not goes_on:
+        recipe.prepare([example.text.caption for example in found.examples])
         learned = readable(learned, recipe, settings, found)
         held_out = readable(held_out, recipe, settings, found)
         require_enough(replace(found, examples=learned), options)
@@ -189,16 +223,27 @@ def train(
         failures=tuple(found.failures),
         run=run_key("train"),
     )
-    dataset = samples._root_dataset
-    provenance = Provenance.of(spec, consent, settings, recipe, dataset.name)
+    provenance = Provenance.of(spec, consent, settings, recipe, dataset)
     write_card(weights, summary, provenance)
-    record_run(
-        dataset,
-        str(summary.run),
-        {"options": options.to_mapping(), "provenance": provenance.to_dict()},
-        {"summary": summary.to_dict()},
+    return summary, provenance
+
+
+def of_texts(captions: Sequence[str]) -> Gathered:
+    """Returns captions without regions as examples, for recipes that need no more."""
+    return Gathered(
+        [
+            Example(
+                id=str(number),
+                path=f"caption {number}",
+                kind="text",
+                frames=(),
+                masks=(),
+                size=(0, 0),
+                text=text_of({"caption": caption}),
+            )
+            for number, caption in enumerate(captions)
+        ]
     )
-    return summary
 
 
 def checked_spec(model: ModelSpec | None) -> ModelSpec:
@@ -212,6 +257,7 @@ def checked_spec(model: ModelSpec | None) -> ModelSpec:
         able = [n for n, one in CAPTIONERS.available().items() if one.training]
         raise OptionError(f"name the captioner to train: {', '.join(able)}")
     recipe_class(model.name)
+    require_packages()
     card = CAPTIONERS[model.name]
     if (model.weights or card.weights) is None:
         raise BackendError(f"{model.name} needs weights to begin with: {card.needs}")
@@ -328,14 +374,14 @@ def run_fit(
     cancel: threading.Event | None,
 ) -> tuple[Trainable, Fit]:
     """Runs the loop, in this process or in several."""
-    reporter = ProgressReporter(["train"], 1, listener, cancel)
+    # Cancelling is the loop's, which leaves a checkpoint.
+    reporter = ProgressReporter(["train"], 1, listener)
 
     def on_step(step: int, steps: int, loss: float | None) -> None:
         shown = "" if loss is None else f"loss {loss:.4f}"
         reporter.update("train", shown, step, steps)
 
     if options.processes > 1:
-        # Their results are a checkpoint, from which this process only has to read.
         done = subprocess.run(
             [
                 sys.executable,

@@ -7,15 +7,13 @@ loads like a published one and says nothing sensible.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 
-from fiftyone_regioncap.captioning.patchioner.checkpoint import (
-    PatchionerConfig,
-    save_checkpoint,
-)
+from fiftyone_regioncap.captioning.patchioner.checkpoint import PatchionerConfig
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
 from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
 from fiftyone_regioncap.captioning.patchioner.memory import (
@@ -137,7 +135,10 @@ def write_random_checkpoint(
         vocabulary=None if vocabulary is None else str(vocabulary),
         heads=sizes.decoder.heads,
     )
-    save_checkpoint(folder, config, decoder, projection)
+    torch.save(decoder.published_state_dict(), folder / "decoder.pt")
+    torch.save(dict(projection.state_dict()), folder / "projection.pth")
+    values = {key: value for key, value in asdict(config).items() if value is not None}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
     if memory:
         encoder = ClipTextEncoder(tower, words, projection)
         build_memory(folder / memory_file_name(len(captions)), captions, encoder)

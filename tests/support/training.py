@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from fiftyone_regioncap.captioning.trainable import TrainingText
@@ -131,3 +132,24 @@ def start_training(
     options = LoopOptions(precision="float32", **{"accumulation": 1, **loop})
     Settings(model, str(weights), "cpu", recipe or {}, options, 0).write(folder)
     return folder
+
+
+def drawn_examples(folder: Path, count: int) -> list[Example]:
+    """Draws pictures of a colored square each, with its name as the caption."""
+    colors = {
+        "red": (200, 30, 30),
+        "green": (30, 180, 30),
+        "blue": (30, 30, 200),
+        "white": (240, 240, 240),
+    }
+    cases = []
+    for number in range(count):
+        name, color = list(colors.items())[number % len(colors)]
+        frame = np.full((96, 128, 3), 90, dtype=np.uint8)
+        mask = np.zeros((96, 128), dtype=bool)
+        top, left = 8 + 5 * number, 10 + 11 * number
+        mask[top : top + 30, left : left + 30] = True
+        frame[mask] = color
+        Image.fromarray(frame).save(folder / f"{number}.png")
+        cases.append((f"{number}.png", mask, f"a {name} square"))
+    return image_examples(folder, cases)

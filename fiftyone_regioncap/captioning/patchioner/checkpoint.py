@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import UnionType
@@ -267,6 +267,7 @@ class Checkpoint:
         name: Folder or hub repository, as the user gave it.
         revision: The hub's commit, or the sha256 of the decoder's file.
         given: File names that the user gave, not the configuration.
+        file: File of the configuration.
     """
 
     config: PatchionerConfig
@@ -274,6 +275,7 @@ class Checkpoint:
     name: str
     revision: str
     given: frozenset[str] = frozenset()
+    file: Path = Path("config.yaml")
 
     @classmethod
     def open(
@@ -312,7 +314,7 @@ class Checkpoint:
         overrides = overrides or {}
         config = PatchionerConfig.from_mapping({**values, **overrides})
         given = frozenset(v for v in overrides.values() if isinstance(v, str))
-        checkpoint = cls(config, file.parent, str(source), "unknown", given)
+        checkpoint = cls(config, file.parent, str(source), "unknown", given, file)
         decoder = config.viecap.weight_path if config.viecap else config.decap_weights
         if decoder is None:
             return checkpoint
@@ -357,7 +359,7 @@ class Checkpoint:
         """
         config = self.config
         projection = None
-        if config.dino_model not in _CLIP:
+        if not self.is_clip:
             projection = TextProjection.load(self.find(config.talk2dino_weights))
         vocabulary = vocabulary or ClipVocabulary.load(config.vocabulary)
         return ClipTextEncoder.load(
@@ -392,7 +394,7 @@ class Checkpoint:
             WeightsError: If the projection is not there.
         """
         identity: dict[str, Any] = {"tower": _weights_of(self._part(self.config.clip))}
-        if self.config.dino_model not in _CLIP:
+        if not self.is_clip:
             projection = self.find(self.config.talk2dino_weights)
             identity["projection"] = assets.sha256(projection)
         return _fingerprint(identity)
@@ -414,13 +416,14 @@ class Checkpoint:
             WeightsError: If a file is missing, corrupt or of another model.
         """
         dtype = choose_dtype(dtype, torch.device(device))
-        backbone = self._backbone(device, dtype)
+        backbone = self.backbone(device, dtype)
         language = self._language(device, dtype)
         return Patchioner(backbone, language, self.config.compat)
 
-    def _backbone(self, device: torch.device | str, dtype: torch.dtype) -> Backbone:
+    def backbone(self, device: torch.device | str, dtype: torch.dtype) -> Backbone:
+        """Loads the image tower; see :meth:`load`."""
         config = self.config
-        clip = config.dino_model in _CLIP
+        clip = self.is_clip
         source = self._part(self._backbone_source())
         name = (_CLIP if clip else _DINO).get(config.dino_model) or source
         side = config.resize_dim
@@ -464,12 +467,12 @@ class Checkpoint:
         memory = None
         if config.support_memory_size:
             name = config.memory or memory_file_name(
-                config.support_memory_size, **self._memory_naming()
+                config.support_memory_size, **self.memory_naming()
             )
             half = dtype in (torch.float16, torch.bfloat16)
             memory = TextMemory.load(
                 self.find(name),
-                raw_values=config.dino_model not in _CLIP,
+                raw_values=not self.is_clip,
                 device=device,
                 dtype=torch.float16 if half else torch.float32,
                 width=config.prefix_size,
@@ -485,8 +488,14 @@ class Checkpoint:
             nearest_text=config.calculate_argmax_text,
         )
 
-    def _memory_naming(self) -> dict[str, str]:
-        if self.config.dino_model not in _CLIP:
+    @property
+    def is_clip(self) -> bool:
+        """Whether the backbone is CLIP's own, which needs no projection."""
+        return self.config.dino_model in _CLIP
+
+    def memory_naming(self) -> dict[str, str]:
+        """Returns how the published memories of such a checkpoint are named."""
+        if not self.is_clip:
             return {}
         tower = "ViT-B/16" if "patch16" in self.config.dino_model else "ViT-B/32"
         return {"prefix": "clip-", "postfix": "", "clip": tower}
@@ -537,40 +546,3 @@ def _weights_of(source: str) -> str:
 def _fingerprint(identity: Any) -> str:
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def save_checkpoint(
-    folder: str | Path,
-    config: PatchionerConfig,
-    decoder: PrefixDecoder,
-    projection: TextProjection | None = None,
-) -> Path:
-    """Writes a DeCap checkpoint in the published layout.
-
-    A memory is written beside it by :func:`~.memory.build_memory` under
-    :func:`~.memory.memory_file_name`.
-
-    Args:
-        folder: Folder to write to; made when absent.
-        config: Content of ``config.yaml``, which also names the files.
-        decoder: The trained decoder.
-        projection: The projection that the decoder was trained behind.
-
-    Returns:
-        The folder.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = config.decap_weights or "decoder.pt"
-    torch.save(decoder.published_state_dict(), folder / Path(name).name)
-    if projection is not None:
-        torch.save(
-            dict(projection.state_dict()), folder / Path(config.talk2dino_weights).name
-        )
-    values = {
-        key: value
-        for key, value in asdict(replace(config, decap_weights=name)).items()
-        if value is not None
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    return folder

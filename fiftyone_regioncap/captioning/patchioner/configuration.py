@@ -142,45 +142,71 @@ class PatchionerOptions(Options):
 
 
 @dataclass(frozen=True)
-class DecoderTrainingOptions(Options):
+class PatchionerTrainingOptions(Options):
     """Options of training a decoder; the defaults are the paper's."""
 
-    epochs: int = option(10, "Passes over all captions.", minimum=1)
-    batch_size: int = option(64, "Captions per step.", minimum=1)
-    learning_rate: float = option(
-        1e-5, "Learning rate after the warm-up; it falls to 0 linearly.", minimum=0
+    mitigation: Literal["memory", "noise", "none"] | None = option(
+        None,
+        "What closes the gap between texts and images; empty for a memory with DeCap's "
+        "decoder and noise with ViECap's.",
+        choices={
+            "memory": "regions are projected onto the captions that were learned",
+            "noise": "noise on the captions' embeddings in training",
+            "none": "nothing, as in the paper's ablation",
+        },
     )
-    warmup: int = option(
-        1000, "Steps over which the learning rate rises.", unit="steps", minimum=0
+    noise: float | None = option(
+        None,
+        "Standard deviation of the noise on each channel of an embedding; empty for "
+        "0.08 with DeCap's decoder and 0.126 with ViECap's.",
+        minimum=0,
+        advanced=True,
     )
-    weight_decay: float = option(
-        0.01, "Weight decay of AdamW.", minimum=0, advanced=True
+    fresh: bool | None = option(
+        None,
+        "Begin with random weights: DeCap's decoder, or ViECap's mapping network; "
+        "empty for yes with DeCap's and no with ViECap's.",
+    )
+    trains: Literal["everything", "mapping"] = option(
+        "everything",
+        "What trains of ViECap's decoder.",
+        choices={
+            "everything": "the mapping network and the GPT-2",
+            "mapping": "the mapping network alone",
+        },
     )
     label_smoothing: float = option(
         0.1,
-        "Label smoothing of the cross-entropy.",
+        "Label smoothing of DeCap's cross-entropy.",
         minimum=0,
         maximum=1,
         advanced=True,
     )
-    noise: float = option(
-        0.0,
-        "Standard deviation of the noise on each channel of a caption's embedding; the "
-        "published model without a memory was trained with 0.08.",
-        minimum=0,
-    )
     tokens: int = option(
         20,
-        "Tokens of a caption that are learned, the start token included.",
+        "Tokens of a caption that DeCap learns, the start token included.",
         unit="tokens",
         minimum=1,
         maximum=77,
         advanced=True,
     )
-    held_out: float = option(
-        0.0, "Share of the captions that is not trained on.", minimum=0, maximum=0.99
+    entity_dropout: float = option(
+        0.4,
+        "Chance of each entity to be left out of ViECap's hard prompt.",
+        minimum=0,
+        maximum=1,
+        advanced=True,
     )
-    seed: int = option(42, "Seed of weights, order, noise and dropout.", minimum=0)
+    entities: str | None = option(
+        None,
+        "Text file of entities that ViECap's hard prompt may name, one a line; empty "
+        "for all nouns of the captions.",
+        picker="file",
+        advanced=True,
+    )
+    dropout: float = option(
+        0.1, "Dropout in the GPT-2.", minimum=0, maximum=1, advanced=True
+    )
 
 
 PATCHIONER = ModelCard(
@@ -192,6 +218,8 @@ PATCHIONER = ModelCard(
     license="not stated by its authors",
     commercial=False,
     options=PatchionerOptions,
+    training="fiftyone_regioncap.captioning.patchioner.training:PatchionerTraining",
+    training_options=PatchionerTrainingOptions,
     text_encoder=(
         "fiftyone_regioncap.captioning.patchioner.text_encoder:PatchionerTexts"
     ),

@@ -1,289 +1,495 @@
-"""Training of the decoder on text alone, by the paper's options.
+"""Training of Patch-ioner's decoders on text alone: DeCap's and ViECap's.
 
-A caption's embedding (CLIP's text tower, then Talk2DINO, then length 1) is the prefix
-that the decoder learns to write the caption from. Models with a memory are trained like
-that; models without one get noise on the embedding, so that image embeddings, which lie
-elsewhere, still find the caption (CapDec, arXiv 2211.00575).
+A caption's embedding (CLIP's text tower, then Talk2DINO) is what the decoder learns to
+write the caption from; regions are embedded into the same space later, but elsewhere in
+it. A memory of captions or noise on the embedding closes that gap (CapDec, arXiv
+2211.00575); neither is the paper's ablation.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import random
+import string
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import yaml
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor, nn
 
-from fiftyone_regioncap.captioning.patchioner.checkpoint import (
-    Checkpoint,
-    save_checkpoint,
-)
+from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.checkpoint import Checkpoint
 from fiftyone_regioncap.captioning.patchioner.configuration import (
-    DecoderTrainingOptions,
+    PatchionerTrainingOptions,
 )
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
-from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
+from fiftyone_regioncap.captioning.patchioner.gpt2 import (
+    Gpt2Config,
+    load_gpt2_tokenizer,
+)
+from fiftyone_regioncap.captioning.patchioner.language import (
+    DecapLanguage,
+    Language,
+    ViecapLanguage,
+)
 from fiftyone_regioncap.captioning.patchioner.memory import (
     TextMemory,
     build_memory,
     memory_file_name,
 )
-from fiftyone_regioncap.core.errors import WeightsError
+from fiftyone_regioncap.captioning.patchioner.model import Patchioner
+from fiftyone_regioncap.captioning.patchioner.viecap import (
+    COCO_CATEGORIES,
+    ViecapDecoder,
+    embed_entities,
+    hard_prompt,
+)
+from fiftyone_regioncap.captioning.trainable import (
+    IGNORED,
+    Inputs,
+    Recipe,
+    TrainingDefaults,
+    TrainingNetwork,
+    TrainingText,
+    next_tokens,
+    pad_rows,
+    token_loss,
+)
+from fiftyone_regioncap.core.errors import OptionError, PromptError
+from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
-from fiftyone_regioncap.models.loading import read_torch
+from fiftyone_regioncap.models.loading import choose_device, read_tensors
+from fiftyone_regioncap.models.saving import copy, save_tensors
 
-_IGNORED = 0
-_STATE = "training.pt"
+DECODER = "decoder.safetensors"
+"""File of a trained decoder."""
+
+ENTITIES = 10
+"""Most entities of a caption that are named to ViECap."""
+
+PEOPLE = frozenset(
+    [
+        *("people", "person", "man", "men", "woman", "women", "adult", "boy", "girl"),
+        *("kid", "children", "child", "baby", "guy", "player", "male", "female"),
+        "worker",
+    ]
+)
+"""Entities that are all named "person"."""
+
+NO_ENTITIES = ENGLISH_STOP_WORDS | {
+    "photo",
+    "image",
+    "picture",
+    "pic",
+    "side",
+    "part",
+    "background",
+}
+"""Words of captions that name no thing."""
+
+NOISE = {"decap": 0.08, "viecap": 0.016**0.5}
+"""Standard deviations of the noise that the published decoders were trained with."""
+
+_EXCLAMATION = 0
+"""Id of "!" in both vocabularies, which the authors use for padding: never learned."""
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """Losses of an epoch.
-
-    Attributes:
-        number: Number of the epoch, from 1.
-        loss: Mean loss over the steps, with dropout, noise and label smoothing.
-        held_out_loss: Mean cross-entropy per token of the captions held out; None if
-            there are none.
-    """
-
-    number: int
-    loss: float
-    held_out_loss: float | None
-
-
-def train_decoder(
-    captions: Sequence[str],
-    base: str | Path,
-    out: str | Path,
-    *,
-    options: DecoderTrainingOptions | None = None,
-    sizes: Gpt2Config | None = None,
-    device: torch.device | str = "cpu",
-    progress: Callable[[Epoch], None] | None = None,
-) -> list[Epoch]:
-    """Trains a decoder for a backbone and writes a checkpoint that can be loaded.
-
-    Killed and called again with the same arguments, it goes on after the last whole
-    epoch and ends with the same weights.
+class DecapNetwork(TrainingNetwork):
+    """The loss of captions written from one embedding each.
 
     Args:
-        captions: Captions to learn; they also become the memory of the checkpoint,
-            unless the options ask for noise.
-        base: Checkpoint (folder or hub repository) with the projection and text tower
-            of the backbone; its decoder is not read.
-        out: Folder of the new checkpoint; made when absent.
-        options: Options of training; None for the paper's.
-        sizes: Sizes of the decoder; None is the published one.
-        device: Device to train on.
-        progress: Called after each epoch.
-
-    Returns:
-        All epochs, those of earlier calls included.
-
-    Raises:
-        PromptError: If a caption has more than 77 tokens.
-        WeightsError: If there are no captions, the base lacks its text tower, or
-            ``out`` holds another training.
+        decoder: The decoder; it is shared.
+        smoothing: Label smoothing of the cross-entropy in training.
     """
-    options, sizes = options or DecoderTrainingOptions(), sizes or Gpt2Config()
-    if not captions:
-        raise WeightsError("there is no caption to train on")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    source = Checkpoint.open(base)
-    vocabulary = ClipVocabulary.load(source.config.vocabulary)
-    encode = source.text_encoder(device, vocabulary)
-    features = out / memory_file_name(len(captions))
-    if not features.is_file() or list(TextMemory.load(features).texts) != list(
-        captions
-    ):
-        build_memory(features, captions, encode)
-    table = TextMemory.load(features).embeddings
-    tokens = torch.from_numpy(vocabulary.tokenize(captions)[:, : options.tokens])
-    trainer = _Trainer.start(out, options, sizes, table, tokens, device)
-    for epoch in trainer.epochs():
-        if progress is not None:
-            progress(epoch)
-    memory = options.noise == 0
-    config = replace(
-        source.config,
-        prefix_size=table.shape[1],
-        support_memory_size=len(captions) if memory else 0,
-        decap_weights="decoder.pt",
-        heads=sizes.heads,
-        viecap=None,
-        memory=None,
-        **_absolute_parts(source),
-    )
-    save_checkpoint(out, config, trainer.decoder.cpu(), encode.projection)
-    if not memory:
-        features.unlink()
-    return trainer.history
+
+    def __init__(self, decoder: PrefixDecoder, smoothing: float) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self._smoothing = smoothing
+
+    def forward(
+        self,
+        prefix: Tensor,
+        ids: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """Computes the loss of a batch.
+
+        Args:
+            prefix: Embeddings of length 1, (R, D).
+            ids: Token ids of the captions, int64 (R, T).
+            labels: The same, or :data:`IGNORED`.
+            num_items_in_batch: See :class:`Trainable`.
+        """
+        logits = self.decoder.logits(prefix, ids)
+        smoothing = self._smoothing if self.training else 0.0
+        return {"loss": token_loss(logits, labels, num_items_in_batch, smoothing)}
 
 
-def _absolute_parts(source: Checkpoint) -> dict[str, Any]:
-    """Folders inside the base checkpoint, by paths that hold from elsewhere."""
-    config = source.config
-    return {
-        name: str((source.folder / value).resolve())
-        for name in ("backbone", "clip", "vocabulary")
-        if (value := getattr(config, name)) and (source.folder / value).exists()
-    }
+class ViecapNetwork(TrainingNetwork):
+    """The loss of captions behind a soft and a hard prompt.
+
+    Args:
+        decoder: The decoder; it is shared.
+    """
+
+    def __init__(self, decoder: ViecapDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        prefix: Tensor,
+        ids: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """Computes the loss of a batch.
+
+        Args:
+            prefix: Embeddings of length 1, (R, D).
+            ids: Token ids of hard prompt and caption, int64 (R, T).
+            labels: Token to predict at each place, the soft prompt's first, int64
+                (R, soft + T).
+            num_items_in_batch: See :class:`Trainable`.
+        """
+        decoder = self.decoder
+        soft = decoder.mapping_network(prefix)
+        hidden = decoder.gpt(torch.cat([soft, decoder.gpt.embed(ids)], dim=1))
+        spoken = labels != IGNORED
+        logits = decoder.gpt.logits(hidden[spoken])
+        return {"loss": token_loss(logits, labels[spoken], num_items_in_batch)}
 
 
-@dataclass
-class _Trainer:
-    """A training and its state."""
+class PatchionerTraining(Recipe):
+    """Trains the decoder of a checkpoint: ViECap's where it has one, else DeCap's.
 
-    path: Path
-    options: DecoderTrainingOptions
-    decoder: PrefixDecoder
-    optimizer: torch.optim.AdamW
-    scheduler: torch.optim.lr_scheduler.LambdaLR
-    features: Tensor
-    tokens: Tensor
-    trained: Tensor
-    held_out: Tensor
-    history: list[Epoch]
+    Args:
+        checkpoint: The checkpoint, with text tower and projection.
+        options: How samples are made, and what closes the gap to images.
+        device: Torch device to run on.
+    """
+
+    frames = 0
+    network: DecapNetwork | ViecapNetwork
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: PatchionerTrainingOptions | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self._options = options = options or PatchionerTrainingOptions()
+        self._checkpoint, self.base = checkpoint, checkpoint.folder
+        self._device = choose_device(device)
+        config = checkpoint.config
+        self._kind: Literal["decap", "viecap"] = "viecap" if config.viecap else "decap"
+        self._mitigation = options.mitigation or (
+            "noise" if config.viecap else "memory"
+        )
+        if config.viecap and self._mitigation == "memory":
+            raise OptionError(
+                "mitigation='memory': ViECap has no memory; give noise or none"
+            )
+        self._noise = 0.0
+        if self._mitigation == "noise":
+            chosen = options.noise
+            self._noise = NOISE[self._kind] if chosen is None else chosen
+        self._features: dict[str, Tensor] = {}
+        self._captions: tuple[str, ...] = ()
+        if config.viecap is not None:
+            decoder = self._viecap_decoder()
+            self.network = ViecapNetwork(decoder)
+            self.network.requires_grad_(options.trains == "everything")
+            decoder.mapping_network.requires_grad_(True)
+            self.defaults = TrainingDefaults(
+                2e-5, epsilon=1e-6, schedule="linear", warmup=5000, max_grad_norm=0
+            )
+        else:
+            self._vocabulary = ClipVocabulary.load(config.vocabulary)
+            self.network = DecapNetwork(self._decap_decoder(), options.label_smoothing)
+            self.network.requires_grad_(True)
+            self.defaults = TrainingDefaults(
+                1e-5, weight_decay=0.01, schedule="linear", warmup=1000, max_grad_norm=0
+            )
+        for module in self.network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = options.dropout
+        self.network.to(self._device)
+        gap = f"with {self._mitigation} against the gap to images"
+        self.notes = (f"Trained on text alone, {gap}.",)
 
     @classmethod
-    def start(
+    def from_pretrained(
         cls,
-        out: Path,
-        options: DecoderTrainingOptions,
-        sizes: Gpt2Config,
-        features: Tensor,
-        tokens: Tensor,
-        device: torch.device | str,
-    ) -> _Trainer:
-        """Starts a training, or resumes the one in the folder."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            decoder = PrefixDecoder(features.shape[1], sizes).to(device)
-            order = torch.randperm(len(tokens))
-        kept = len(tokens) - int(len(tokens) * options.held_out)
-        steps = options.epochs * max(1, kept // options.batch_size)
-        optimizer = torch.optim.AdamW(
-            decoder.parameters(),
-            lr=options.learning_rate,
-            weight_decay=options.weight_decay,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _schedule(step, options.warmup, steps)
-        )
-        trainer = cls(
-            out / _STATE,
-            options,
-            decoder,
-            optimizer,
-            scheduler,
-            features,
-            tokens,
-            order[:kept],
-            order[kept:],
-            [],
-        )
-        if trainer.path.is_file():
-            trainer._resume(sizes)
-        return trainer
-
-    def epochs(self) -> Iterator[Epoch]:
-        """Trains the epochs that are left."""
-        for number in range(len(self.history) + 1, self.options.epochs + 1):
-            devices = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices):
-                # An epoch's chance depends on its number only, so that a resumed
-                # training is the same training.
-                torch.manual_seed(self.options.seed * 10_007 + number)
-                loss = self._train()
-            epoch = Epoch(number, loss, self._held_out_loss())
-            self.history.append(epoch)
-            self._save()
-            yield epoch
+        weights: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        options: PatchionerTrainingOptions | None = None,
+    ) -> PatchionerTraining:
+        """Loads a checkpoint to train its decoder; see :class:`Trainable`."""
+        return cls(Checkpoint.open(weights), options, device)
 
     @property
-    def device(self) -> torch.device:
-        return self.decoder.device
+    def revision(self) -> str:
+        """Returns the commit or hash of the weights that training began with."""
+        return self._checkpoint.revision
 
-    def _train(self) -> float:
-        self.decoder.train()
-        order = self.trained[torch.randperm(len(self.trained))]
-        size = min(self.options.batch_size, len(order))
-        losses = []
-        for rows in order[: len(order) // size * size].split(size):
-            loss = self._loss(rows, self.options.label_smoothing, self.options.noise)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.scheduler.step()
-            losses.append(loss.item())
-        return math.fsum(losses) / len(losses)
+    @cached_property
+    def _text_tower(self) -> Callable[[Sequence[str]], Tensor]:
+        vocabulary = None if self._kind == "viecap" else self._vocabulary
+        return self._checkpoint.text_encoder(self._device, vocabulary)
 
-    @torch.no_grad()
-    def _held_out_loss(self) -> float | None:
-        if len(self.held_out) == 0:
-            return None
-        self.decoder.eval()
-        total = count = 0.0
-        for rows in self.held_out.split(self.options.batch_size):
-            tokens = int((self.tokens[rows] != _IGNORED).sum())
-            total += self._loss(rows, 0.0, 0.0).item() * tokens
-            count += tokens
-        return total / count
+    def _decap_decoder(self) -> PrefixDecoder:
+        config, sizes = self._checkpoint.config, Gpt2Config()
+        if config.decap_weights is not None:
+            path = self._checkpoint.find(config.decap_weights)
+            decoder = PrefixDecoder.load(path, config.heads)
+            if self._options.fresh is False:
+                return decoder
+            sizes = decoder.config
+        return PrefixDecoder(config.prefix_size, sizes)
 
-    def _loss(self, rows: Tensor, smoothing: float, noise: float) -> Tensor:
-        prefix = nn.functional.normalize(self.features[rows].to(self.device), dim=1)
-        if noise:
-            prefix = prefix + noise * torch.randn_like(prefix)
-            prefix = nn.functional.normalize(prefix, dim=1)
-        ids = self.tokens[rows].to(self.device)
-        return nn.functional.cross_entropy(
-            self.decoder.logits(prefix, ids).flatten(0, 1),
-            ids.flatten(),
-            ignore_index=_IGNORED,
-            label_smoothing=smoothing,
+    def _viecap_decoder(self) -> ViecapDecoder:
+        config = self._checkpoint.config
+        assert config.viecap is not None
+        path = self._checkpoint.find(config.viecap.weight_path)
+        decoder = ViecapDecoder.from_state_dict(
+            dict(read_tensors(path)),
+            load_gpt2_tokenizer(config.gpt2_vocabulary),
+            config.viecap.heads,
+            source=str(path),
+        )
+        if self._options.fresh:
+            renew_mapping(decoder)
+        return decoder
+
+    def prepare(self, captions: Sequence[str]) -> None:
+        """Embeds all captions, which become the memory where there is one.
+
+        Those that are too long are left to :meth:`encode`, which says so of each.
+        """
+        self._captions = tuple(captions)
+        wanted = [t for t in dict.fromkeys(captions) if t not in self._features]
+        try:
+            found = self._text_tower(wanted).float().cpu() if wanted else ()
+        except PromptError:
+            return
+        # Out of the inference mode that they were made in.
+        self._features.update(
+            (t, v.clone()) for t, v in zip(wanted, found, strict=True)
         )
 
-    def _save(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        torch.save(
-            {
-                "options": asdict(self.options),
-                "sizes": asdict(self.decoder.config),
-                "captions": len(self.tokens),
-                "decoder": self.decoder.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "history": [asdict(epoch) for epoch in self.history],
-            },
-            partial,
-        )
-        partial.replace(self.path)
-
-    def _resume(self, sizes: Gpt2Config) -> None:
-        state = read_torch(self.path, self.device)
-        same = (state.get("options"), state.get("sizes"), state.get("captions")) == (
-            asdict(self.options),
-            asdict(sizes),
-            len(self.tokens),
-        )
-        if not same:
-            raise WeightsError(
-                f"{self.path.parent} holds a training with other options, other sizes "
-                "or other captions; give another folder, or delete training.pt"
+    def encode(
+        self, clip: RegionClip, text: TrainingText, draw: random.Random
+    ) -> Inputs:
+        """Makes embedding, prompt and labels of a caption; see :class:`Trainable`."""
+        if text.caption not in self._features:
+            found = self._text_tower([text.caption]).float().cpu()
+            self._features[text.caption] = found[0].clone()
+        feature = self._features[text.caption]
+        noise = None
+        if self._noise:
+            generator = torch.Generator().manual_seed(draw.getrandbits(63))
+            noise = self._noise * torch.randn(feature.shape, generator=generator)
+        prefix = noisy(feature, noise)
+        if self._kind == "viecap":
+            entities = masked_entities(
+                text.nouns, self._entities, draw, self._options.entity_dropout
             )
-        self.decoder.load_state_dict(state["decoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.history += [Epoch(**epoch) for epoch in state["history"]]
+            return {"prefix": prefix, **self.sequence(entities, text.caption)}
+        ids = self._vocabulary.tokenize([text.caption])[0, : self._options.tokens]
+        labels = [int(token) or IGNORED for token in ids]
+        return {"prefix": prefix, "ids": ids.tolist(), "labels": labels}
+
+    @cached_property
+    def _entities(self) -> Collection[str] | None:
+        given = self._options.entities
+        if given is None:
+            return None
+        lines = Path(given).expanduser().read_text("utf-8").splitlines()
+        return {line.strip().lower() for line in lines if line.strip()}
+
+    def sequence(self, entities: Sequence[str], caption: str) -> dict[str, list[int]]:
+        """Returns ids and labels of ViECap's hard prompt and a caption.
+
+        Args:
+            entities: Names in the hard prompt.
+            caption: The caption, which is made a sentence.
+
+        Raises:
+            PromptError: If both are longer than the decoder reads.
+        """
+        assert isinstance(self.network, ViecapNetwork)
+        decoder = self.network.decoder
+        soft = len(decoder.mapping_network.prefix_const)
+        hard = decoder.tokenizer.encode(hard_prompt(entities))
+        said = decoder.tokenizer.encode(as_sentence(caption))
+        length = soft + len(hard) + len(said)
+        if length > decoder.gpt.config.positions:
+            raise PromptError(
+                f"prompts and caption take {length} tokens, the decoder reads "
+                f"{decoder.gpt.config.positions}; shorten the caption"
+            )
+        labels = [token or IGNORED for token in said]
+        return {
+            "ids": [*hard, *said],
+            "labels": [*[IGNORED] * (soft + len(hard)), *labels],
+        }
+
+    def collate(self, samples: Sequence[Inputs]) -> Inputs:
+        """Makes a batch; see :class:`Trainable`."""
+        labels = [sample["labels"] for sample in samples]
+        if self._kind == "viecap":
+            labels = [next_tokens(row) for row in labels]
+        return {
+            "prefix": torch.stack([sample["prefix"] for sample in samples]),
+            "ids": pad_rows([sample["ids"] for sample in samples], _EXCLAMATION),
+            "labels": pad_rows(labels, IGNORED),
+        }
+
+    def captioner(self) -> PatchionerCaptioner:
+        """Returns a captioner of the decoder that trains, behind the same backbone."""
+        compat = self._checkpoint.config.compat
+        model = Patchioner(self._backbone, self._language(), compat)
+        return PatchionerCaptioner(model, checkpoint=self._checkpoint)
+
+    @cached_property
+    def _backbone(self) -> Any:
+        return self._checkpoint.backbone(self._device, torch.float32)
+
+    def _language(self) -> Language:
+        config = self._checkpoint.config
+        if isinstance(self.network, ViecapNetwork):
+            part = config.viecap
+            assert part is not None
+            names = tuple(sorted(n.lower() for n in part.entities or COCO_CATEGORIES))
+            return ViecapLanguage(
+                self.network.decoder,
+                names,
+                embed_entities(names, self._text_tower),
+                part.prompting,
+                config.compat,
+            )
+        memory = None
+        if self._mitigation == "memory":
+            vectors = torch.stack([self._features[text] for text in self._captions])
+            memory = TextMemory(vectors, self._captions, device=self._device)
+        return DecapLanguage(
+            self.network.decoder, self._vocabulary, memory, normalize=config.normalize
+        )
+
+    def write_merged(self, folder: Path) -> None:
+        """Writes a checkpoint: configuration, decoder, projection and memory.
+
+        Backbone, text tower and vocabularies stay where they are; those in the base's
+        folder come along.
+        """
+        checkpoint, config = self._checkpoint, self._checkpoint.config
+        for name in ("backbone", "clip", "vocabulary", "gpt2_vocabulary"):
+            source = getattr(config, name)
+            inside = source and (checkpoint.folder / source)
+            if inside and inside.exists() and not Path(source).is_absolute():
+                copy(inside, folder / source)
+        values = yaml.safe_load(checkpoint.file.read_text("utf-8"))
+        decoder = self.network.decoder
+        state = dict(decoder.state_dict())
+        if isinstance(decoder, PrefixDecoder):
+            state = decoder.published_state_dict()
+            values["decap_weights"] = DECODER
+            values["support_memory_size"] = 0
+            if self._mitigation == "memory":
+                values["support_memory_size"] = len(self._captions)
+                values.pop("memory", None)
+                name = memory_file_name(
+                    len(self._captions), **checkpoint.memory_naming()
+                )
+                build_memory(folder / name, self._captions, self._from_table)
+            values.pop("viecap", None)
+            values["prefix_size"] = decoder.prefix_width
+            values["heads"] = decoder.config.heads
+        else:
+            values["viecap"] = {**values["viecap"], "weight_path": DECODER}
+        save_tensors(folder / DECODER, state)
+        if not checkpoint.is_clip:
+            projection = checkpoint.find(config.talk2dino_weights)
+            name = Path(config.talk2dino_weights).with_suffix(".safetensors").name
+            save_tensors(folder / name, dict(read_tensors(projection)))
+            values["talk2dino_weights"] = name
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+    def _from_table(self, captions: Sequence[str]) -> Tensor:
+        return torch.stack([self._features[text] for text in captions])
 
 
-def _schedule(step: int, warmup: int, steps: int) -> float:
-    """Returns the factor of the learning rate: warm-up, then a fall to 0."""
-    if step < warmup:
-        return step / max(1, warmup)
-    return max(0.0, (steps - step) / max(1, steps - warmup))
+def noisy(feature: Tensor, noise: Tensor | None) -> Tensor:
+    """Scales an embedding to length 1, adds noise, and scales it again."""
+    unit = nn.functional.normalize(feature, dim=-1)
+    if noise is None:
+        return unit
+    return nn.functional.normalize(unit + noise, dim=-1)
+
+
+def as_sentence(caption: str) -> str:
+    """Returns a caption as ViECap is trained on it: a capital first, a mark last."""
+    text = caption.strip()
+    if text.isupper():
+        text = text.lower()
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith(tuple(string.punctuation)) else f"{text}."
+
+
+def valid_entities(
+    entities: Sequence[str], vocabulary: Collection[str] | None
+) -> list[str]:
+    """Returns the entities that a hard prompt may name, at most ten of them.
+
+    Args:
+        entities: Nouns of a caption, in the singular.
+        vocabulary: Names that may be named, in lower case; None for all nouns that name
+            a thing.
+    """
+    kept = []
+    for entity in entities[:ENTITIES]:
+        name = entity.lower()
+        if name in PEOPLE:
+            kept.append("person")
+        elif (
+            len(name) > 1
+            and name not in NO_ENTITIES
+            and (vocabulary is None or name in vocabulary)
+        ):
+            kept.append(name)
+    return kept
+
+
+def masked_entities(
+    entities: Sequence[str],
+    vocabulary: Collection[str] | None,
+    draw: random.Random,
+    share: float,
+) -> list[str]:
+    """Leaves entities out at random, so that the decoder does not rely on them.
+
+    Args:
+        entities: Nouns of a caption, in the singular.
+        vocabulary: See :func:`valid_entities`.
+        draw: Source of one number an entity.
+        share: Chance of each to be left out.
+    """
+    valid = valid_entities(entities, vocabulary)
+    return list(dict.fromkeys([name for name in valid if draw.random() >= share]))
+
+
+def renew_mapping(decoder: ViecapDecoder) -> None:
+    """Gives a decoder a new mapping network with random weights."""
+    for module in decoder.mapping_network.modules():
+        if isinstance(module, nn.Linear | nn.LayerNorm):
+            module.reset_parameters()
+    nn.init.normal_(decoder.mapping_network.prefix_const)

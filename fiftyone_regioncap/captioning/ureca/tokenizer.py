@@ -125,7 +125,7 @@ def load_tokenizer(folder: Path, family: str) -> UrecaTokenizer:
         WeightsError: When it is missing, corrupt, of the other family, or lacks one of
             URECA's tokens.
     """
-    where = _locate(folder, family)
+    where = locate_tokenizer(folder, family)
     vocabulary: Vocabulary = (
         _InternLM2(where) if family == "internlm2" else _Qwen2(where)
     )
@@ -140,7 +140,18 @@ def load_tokenizer(folder: Path, family: str) -> UrecaTokenizer:
     return UrecaTokenizer(vocabulary, added)
 
 
-def _locate(folder: Path, family: str) -> Path:
+def tokenizer_files(folder: Path, family: str) -> list[Path]:
+    """Returns the files that :func:`load_tokenizer` reads, wherever they are."""
+    where = locate_tokenizer(folder, family)
+    names = (*FILES[family], "added_tokens.json", "tokenizer_config.json", ORDER)
+    found = [where / name for name in names if (where / name).is_file()]
+    if where / ORDER not in found and (where.parent / ORDER).is_file():
+        found.append(where.parent / ORDER)
+    return found
+
+
+def locate_tokenizer(folder: Path, family: str) -> Path:
+    """Returns the folder of a checkpoint's tokenizer; see :func:`load_tokenizer`."""
     places = (folder, folder.parent / f"tokenizer_{family}")
     for place in places:
         if all((place / name).is_file() for name in FILES[family]):

@@ -49,11 +49,12 @@ from fiftyone_regioncap.captioning.ureca.prompts import (
     TOKENS,
     conversation,
 )
+from fiftyone_regioncap.captioning.ureca.tokenizer import tokenizer_files
 from fiftyone_regioncap.captioning.ureca.weights import merge_lora, publish
 from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.loading import read_json, read_tensors
-from fiftyone_regioncap.models.saving import rewrite, save_tensors
+from fiftyone_regioncap.models.saving import copy, rewrite, save_tensors
 
 HEADER = "<|im_start|>assistant\n"
 """Begins an answer, and is not learned."""
@@ -276,6 +277,8 @@ class UrecaTraining(Recipe):
             save_tensors(folder / "model.safetensors", named)
         else:
             rewrite(self.base, folder, lambda n, t: publish(n, t, ours, config))
+        for path in tokenizer_files(self.base, config.family):
+            copy(path, folder / path.name)
         document = read_json(folder / "config.json")
         document |= {"use_llm_lora": 0, "num_mask_token": config.mask_channels}
         (folder / "config.json").unlink()  # it may be the base's own file

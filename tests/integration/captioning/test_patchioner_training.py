@@ -3,23 +3,21 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fiftyone_regioncap.captioning.confidence import SPACE
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
-from fiftyone_regioncap.captioning.patchioner.configuration import (
-    DecoderTrainingOptions,
-)
 from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
-from fiftyone_regioncap.captioning.patchioner.training import (
-    Epoch,
-    train_decoder,
-)
-from fiftyone_regioncap.core.errors import PromptError, WeightsError
+from fiftyone_regioncap.captioning.patchioner.language import DecapLanguage
+from fiftyone_regioncap.core.errors import FieldError, OptionError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
-from tests.support.patchioner import write_random_checkpoint
+from fiftyone_regioncap.models.registry import ModelSpec
+from fiftyone_regioncap.training.options import DataOptions, LoopOptions, TrainOptions
+from fiftyone_regioncap.training.run import TrainingSummary, of_texts, train_on
+from tests.support.patchioner import Sizes, write_random_checkpoint
 
 CAPTIONS = [
     f"a {color} {animal} {verb} on the {place} ."
@@ -29,13 +27,14 @@ CAPTIONS = [
         (("runs", "grass"), ("sleeps", "bed"), ("jumps", "street"), ("sits", "sand")),
     )
 ]
-RECIPE = DecoderTrainingOptions(
-    epochs=300,
+LOOP = LoopOptions(
+    epochs=100,
     batch_size=8,
-    learning_rate=3e-3,
+    accumulation=1,
+    learning_rate=5e-3,
     warmup=10,
-    label_smoothing=0.0,
-    held_out=0.12,
+    precision="float32",
+    checkpoint_steps=1000,
 )
 
 
@@ -64,92 +63,71 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sizes(vocabulary: Path) -> Gpt2Config:
-    return Gpt2Config(64, 2, 4, 40, len(ClipVocabulary.load(vocabulary)))
-
-
-@pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, vocabulary: Path) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    return write_random_checkpoint(folder, vocabulary=vocabulary)
+    sizes = Gpt2Config(64, 2, 4, 40, len(ClipVocabulary.load(vocabulary)))
+    return write_random_checkpoint(folder, Sizes(decoder=sizes), vocabulary=vocabulary)
+
+
+def train(
+    base: Path,
+    out: Path,
+    captions: list[str] = CAPTIONS,
+    loop: LoopOptions = LOOP,
+    held_out: float = 0.12,
+    **recipe: Any,
+) -> TrainingSummary:
+    options = TrainOptions(
+        out=str(out),
+        data=DataOptions(held_out=held_out),
+        loop=loop,
+        recipe_options={"dropout": 0.1, **recipe},
+    )
+    spec = ModelSpec("patchioner", str(base), "cpu")
+    return train_on(of_texts(captions), spec, options)[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_training_learns(
-    base: Path, sizes: Gpt2Config, tmp_path: Path, noise: float
-) -> None:
-    recipe = replace(RECIPE, noise=noise)
-    epochs = train_decoder(CAPTIONS, base, tmp_path, options=recipe, sizes=sizes)
-    first, last = epochs[0], epochs[-1]
-    assert first.held_out_loss and last.held_out_loss
-    assert last.loss < 0.2 * first.loss
-    assert last.held_out_loss < 0.5 * first.held_out_loss
+@pytest.mark.parametrize("mitigation", ["memory", "noise", "none"])
+def test_training_learns(base: Path, tmp_path: Path, mitigation: str) -> None:
+    summary = train(
+        base,
+        tmp_path,
+        held_out=0.0,
+        mitigation=mitigation,
+        noise=0.02,
+        label_smoothing=0.0,
+    )
+    losses = [loss for _, loss in summary.losses]
+    assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
 
-    captioner = PatchionerCaptioner.from_pretrained(tmp_path, "cpu")
+    captioner = PatchionerCaptioner.from_pretrained(summary.weights, "cpu")
     language = captioner.model.language
-    assert (language.memory is None) == bool(noise)
+    assert isinstance(language, DecapLanguage)
+    assert (language.memory is not None) == (mitigation == "memory")
     described = language.describe(torch.from_numpy(captioner.embed_text(CAPTIONS)))
     right = [
         (row.text or "").strip() == caption
         for row, caption in zip(described, CAPTIONS, strict=True)
     ]
-    # Those held out are among them, and made of the same words.
     assert sum(right) >= 0.8 * len(CAPTIONS)
 
 
-class Killed(Exception):
-    pass
+def test_another_training_in_the_same_folder(base: Path, tmp_path: Path) -> None:
+    loop = replace(LOOP, epochs=1)
+    first = train(base, tmp_path, CAPTIONS[:10], loop)
+    again = train(base, tmp_path, CAPTIONS[:10], loop)
+    assert again.fit.evaluations == first.fit.evaluations
+    with pytest.raises(OptionError, match="epochs=1, not 2"):
+        train(base, tmp_path, CAPTIONS[:10], replace(loop, epochs=2))
+    with pytest.raises(OptionError, match="other captions"):
+        train(base, tmp_path, CAPTIONS[:12], loop)
 
 
-def test_a_killed_training_ends_with_the_same_weights(
-    base: Path, sizes: Gpt2Config, tmp_path: Path
-) -> None:
-    recipe = replace(RECIPE, epochs=3, noise=0.01)
-    whole = train_decoder(CAPTIONS, base, tmp_path / "a", options=recipe, sizes=sizes)
-
-    def kill(epoch: Epoch) -> None:
-        if epoch.number == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_decoder(
-            CAPTIONS, base, tmp_path / "b", options=recipe, sizes=sizes, progress=kill
-        )
-    seen: list[int] = []
-    resumed = train_decoder(
-        CAPTIONS,
-        base,
-        tmp_path / "b",
-        options=recipe,
-        sizes=sizes,
-        progress=lambda epoch: seen.append(epoch.number),
-    )
-    assert seen == [3]
-    assert resumed == whole
-    weights = [
-        torch.load(tmp_path / name / "decoder.pt", weights_only=True)
-        for name in ("a", "b")
-    ]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    # And once more: nothing is left to do.
-    again = train_decoder(CAPTIONS, base, tmp_path / "b", options=recipe, sizes=sizes)
-    assert again == whole
-
-
-def test_another_training_in_the_same_folder(
-    base: Path, sizes: Gpt2Config, tmp_path: Path
-) -> None:
-    recipe = replace(RECIPE, epochs=1)
-    train_decoder(CAPTIONS[:8], base, tmp_path, options=recipe, sizes=sizes)
-    with pytest.raises(WeightsError, match="other options"):
-        train_decoder(
-            CAPTIONS[:8], base, tmp_path, options=replace(recipe, seed=1), sizes=sizes
-        )
-
-
-def test_nothing_to_learn(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no caption"):
-        train_decoder([], base, tmp_path)
-    with pytest.raises(PromptError, match="77"):
-        train_decoder(["dog " * 100], base, tmp_path)
+def test_captions_that_cannot_be_learned(base: Path, tmp_path: Path) -> None:
+    loop = replace(LOOP, epochs=1)
+    with pytest.raises(FieldError, match=r"0 captions .* minimum=8"):
+        train(base, tmp_path / "none", [], loop)
+    summary = train(base, tmp_path / "some", [*CAPTIONS[:10], "dog " * 100], loop)
+    assert summary.left_out == {"could not be read": 1}
+    assert "77" in summary.failures[0] and not summary.ok
