@@ -74,7 +74,13 @@ class CaptionerInfo:
 
 
 class Captioner(Protocol):
-    """Generates captions of regions."""
+    """Generates captions of regions.
+
+    A class that a :class:`~fiftyone_regioncap.models.registry.ModelCard` names also has
+    a class method ``from_pretrained(weights, *, device, options)``, which makes it:
+    from the weights (None where the card names none), on a device (None for the best),
+    with the options of its card.
+    """
 
     @property
     def info(self) -> CaptionerInfo:

@@ -67,7 +67,6 @@ class Dam(Format):
             ]
             # Names with dots would be taken for suffixes by WebDataset.
             part.add("samples", {"key": key.replace(".", "_"), "regions": items})
-            part.scratch.mkdir(exist_ok=True)
             (part.scratch / f"{key}.jpg").write_bytes(jpeg(picture))
             part.counts.update(captions=len(items), masks=len(items), frames=1)
 

@@ -49,8 +49,9 @@ class Part:
     """Contribution of one video to an export.
 
     Attributes:
-        folder: Folder for the video's own files, at their paths in the export.
-        scratch: Folder for files that the merge packs into others.
+        folder: Folder for the video's own files, at their paths in the export; it is
+            there, and empty.
+        scratch: Folder, likewise, for files that the merge packs into others.
         counts: Number of masks, tracks, captions and so on, for the manifest.
         labels: Names of the video's objects.
         models: (model, revision) of its captions.
@@ -247,9 +248,10 @@ class Parts:
     def part(self, number: int) -> Part:
         """Begins a video, from nothing."""
         self.drop(number)
-        folder = self.folder(number)
-        folder.mkdir(parents=True)
-        return Part(folder)
+        part = Part(self.folder(number))
+        for folder in (part.folder, part.scratch):
+            folder.mkdir(parents=True)
+        return part
 
     def drop(self, number: int) -> None:
         """Forgets a video."""

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap import api
+from fiftyone_regioncap.exporters.staging import Parts
 
 FRAMES = 24  # of the videos
 HEIGHT, WIDTH = 72, 96
@@ -343,3 +344,12 @@ def test_a_clips_view_that_is_not_cut_keeps_the_video_s_frames(source, tmp_path)
     (line,) = map(json.loads, (out / "tracks.jsonl").read_text().splitlines())
     assert sorted(map(int, line["masks"])) == list(range(12, 24))
     assert line["captions"][0]["first_frame"] == 12
+
+
+def test_a_format_may_write_a_file_right_away(tmp_path):
+    parts = Parts(tmp_path / "parts")
+    for _ in range(2):  # begun again, from nothing
+        part = parts.part(3)
+        for folder in (part.folder, part.scratch):
+            assert not list(folder.iterdir())
+            (folder / "file").touch()
