@@ -474,6 +474,22 @@ _DECLARED = (
         positional=("captions", "output"),
     ),
     Operation(
+        "move_masks",
+        "Move masks",
+        "Move the masks of tracks from the database to files, or back.",
+        "jobs.options:MoveMasksOptions",
+        stages=("move_masks",),
+        positional=("to",),
+    ),
+    Operation(
+        "conform",
+        "Conform videos",
+        "Write videos anew at a constant rate where FiftyOne's App misplaces labels.",
+        "jobs.options:ConformOptions",
+        stages=("conform",),
+        operator="conform_videos",
+    ),
+    Operation(
         "export",
         "Export captions",
         "Write tracks and captions in a format that other tools read.",

@@ -16,7 +16,15 @@ from fiftyone_regioncap.core.errors import Cancelled
 T = TypeVar("T")
 
 Stage: TypeAlias = Literal[
-    "propose", "propagate", "caption", "embed", "export", "read", "train"
+    "propose",
+    "propagate",
+    "caption",
+    "embed",
+    "export",
+    "read",
+    "train",
+    "move",
+    "conform",
 ]
 
 

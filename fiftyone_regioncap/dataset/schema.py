@@ -211,6 +211,11 @@ def declare_status(dataset: fo.Dataset, field: str) -> None:
     )
 
 
+def declare_text(dataset: fo.Dataset, name: str) -> None:
+    """Declares a sample-level field of text."""
+    declare(dataset, [Declared(name, fo.StringField)])
+
+
 def declare_origins(dataset: fo.Dataset, field: str) -> None:
     """Declares the field that says what a field's labels were made from."""
     declare(dataset, [Declared(origin_field(field), fo.DictField)])

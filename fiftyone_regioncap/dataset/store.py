@@ -223,6 +223,13 @@ class Store:
         frames = self.sample.frames
         return isinstance(frames, fofr.FramesView) and frames._needs_frames
 
+    def frame_bytes(self) -> int:
+        """Sums the sizes of the sample's frame documents, in bytes."""
+        size = {"_id": None, "bytes": {"$sum": {"$bsonSize": "$$ROOT"}}}
+        pipeline = [{"$match": {"_sample_id": self.sample_id}}, {"$group": size}]
+        found = list(self.dataset._frame_collection.aggregate(pipeline))
+        return int(found[0]["bytes"]) if found else 0
+
     def sample_document(self, *paths: str) -> Document:
         """Reads some paths of the sample's own document, those that exist."""
         projection = {"_id": 0, **dict.fromkeys(paths, 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from bson import ObjectId
 from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import DocumentTooLarge, OperationFailure
 
-from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.errors import FieldError, VideoError
 from fiftyone_regioncap.core.types import FrameMasks, Mask, Track, crop_mask, paste_mask
 from fiftyone_regioncap.dataset.fields import (
     frames_field,
@@ -28,7 +29,7 @@ from fiftyone_regioncap.dataset.geometry import (
     save_mask,
     stored_mask,
 )
-from fiftyone_regioncap.dataset.metadata import frame_size
+from fiftyone_regioncap.dataset.metadata import describe, frame_size
 from fiftyone_regioncap.dataset.objects import (
     IDENTITY_PATHS,
     Identity,
@@ -53,8 +54,8 @@ from fiftyone_regioncap.dataset.store import (
 )
 
 MaskStorage: TypeAlias = Literal["auto", "inline", "disk"]
-"""Storage of masks: database, PNG files, or files only where a frame's masks would
-near MongoDB's limit."""
+"""Storage of masks: database, PNG files, or files only where a frame's masks, or those
+of the whole video, would near MongoDB's limits."""
 
 CHUNK_FRAMES = 64
 """Frames written at once; what a killed job loses at most."""
@@ -65,6 +66,11 @@ CHUNK_BYTES = 8 * 2**20
 FRAME_BYTES = 8 * 2**20
 """Masks of one frame that still go into the database: half of MongoDB's limit for a
 document, the rest is for the frame's other fields."""
+
+VIDEO_BYTES = 64 * 2**20
+"""Size of a video's frames in the database up to which masks go there too. FiftyOne's
+queries join the frames of a video, for which MongoDB allows 100 MB; the rest is for
+what others write."""
 
 _FrameLabels: TypeAlias = dict[int, Document | None]
 """A frame's labels by object id; None takes the label away that is there."""
@@ -95,6 +101,7 @@ class TrackWriter:
         output_dir: str | Path | None = None,
         chunk_frames: int = CHUNK_FRAMES,
         overwrite_edited: bool = False,
+        expected_frames: int | None = None,
     ) -> None:
         """Declares the field; writes nothing yet.
 
@@ -109,6 +116,8 @@ class TrackWriter:
                 dataset. Files are ``<field>/<sample id>/<frame number>-<index>.png``.
             chunk_frames: Number of frames that are written at once.
             overwrite_edited: Whether labels that a person has edited may be replaced.
+            expected_frames: Number of frames that will be written, from which the total
+                size is estimated; None means all of the video.
 
         Raises:
             FieldError: When the field exists with another type, or ``mask_storage`` is
@@ -128,7 +137,9 @@ class TrackWriter:
             for object_id, instance in (instances or {}).items()
         }
         self._storage = mask_storage
-        self._folder = _mask_folder(self._store, self._name, output_dir)
+        self._folder = mask_folder(self._store, self._name, output_dir)
+        self._expected = expected_frames
+        self._room: int | None = None  # bytes that the video's frames may still grow
         self._chunk_frames = chunk_frames
         self._pending: dict[int, _FrameLabels] = {}  # by frame number
         self._pending_bytes = 0
@@ -232,6 +243,10 @@ class TrackWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
+        if self._storage == "auto" and self._outgrows():
+            self._storage = "disk"
+            for number, labels in self._pending.items():
+                self._move_to_disk(number, labels)
         try:
             self._write(self._pending)
         except (OperationFailure, DocumentTooLarge) as error:
@@ -246,6 +261,23 @@ class TrackWriter:
             [self._update(number, labels) for number, labels in frames.items()],
             (label for labels in frames.values() for label in labels.values() if label),
         )
+
+    def _outgrows(self) -> bool:
+        """Estimates whether the video's masks will be too many for the database."""
+        if self._room is None:
+            self._room = VIDEO_BYTES - self._store.frame_bytes()
+        if self._expected is None:
+            self._expected = 0
+            with contextlib.suppress(VideoError):  # then only what is there counts
+                metadata = describe(self._store.sample).metadata
+                self._expected = metadata.total_frame_count
+        frames = len(self._pending)
+        to_come = self._pending_bytes * max(self._expected, frames) / frames
+        self._expected = max(self._expected - frames, 0)
+        if to_come > self._room:
+            return True
+        self._room -= self._pending_bytes
+        return False
 
     def clear_range(
         self,
@@ -525,7 +557,14 @@ def _mask_bytes(labels: _FrameLabels) -> int:
     return sum(len(label["mask"]) for label in labels.values() if label is not None)
 
 
-def _mask_folder(store: Store, name: str, output_dir: str | Path | None) -> Path:
+def mask_folder(store: Store, name: str, output_dir: str | Path | None) -> Path:
+    """Returns the folder of a sample's masks on disk.
+
+    Args:
+        store: Store of the sample.
+        name: Name of the field, without ``frames.``.
+        output_dir: Folder for masks; None means FiftyOne's folder of the dataset.
+    """
     root = (
         Path(fo.config.default_dataset_dir) / store.dataset.slug
         if output_dir is None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import cv2
 
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.exporters.options import Mode
 from fiftyone_regioncap.exporters.records import VideoRecord
+from fiftyone_regioncap.video.encoding import encode_video
 from fiftyone_regioncap.video.reader import VideoReader
 
 _JPEG_QUALITY = 95
@@ -144,15 +142,6 @@ def cut(video: VideoRecord, support: tuple[int, int], path: Path) -> None:
         OSError: When it can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rate = Fraction(video.timeline.rate_between(*support)).limit_denominator(1001 * 60)
-    with av.open(os.fspath(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.width, stream.height = video.width, video.height
-        # Half the resolution for color, as players expect, takes even sizes.
-        even = video.width % 2 == 0 and video.height % 2 == 0
-        stream.pix_fmt = "yuv420p" if even else "yuv444p"
-        stream.options = {"crf": "18"}
-        for _, frame in read_frames(video, range(support[0], support[1] + 1)):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+    numbers = range(support[0], support[1] + 1)
+    frames = (frame for _, frame in read_frames(video, numbers))
+    encode_video(frames, path, video.timeline.rate_between(*support))

@@ -261,6 +261,8 @@ STAGES: LazyRegistry[type[Stage]] = LazyRegistry(
         "caption_regions": "fiftyone_regioncap.jobs.images:RegionCaptioning",
         "caption_densely": "fiftyone_regioncap.jobs.dense_captioning:DenseCaptioning",
         "embed_regions": "fiftyone_regioncap.jobs.embedding:Embedding",
+        "move_masks": "fiftyone_regioncap.jobs.moving:MovingMasks",
+        "conform": "fiftyone_regioncap.jobs.conforming:Conforming",
     },
     group="fiftyone_regioncap.stages",
 )

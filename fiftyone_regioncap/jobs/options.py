@@ -261,3 +261,29 @@ class DenseCaptionOptions(Options):
         advanced=True,
     )
     overwrite: bool = option(False, "Caption again what is complete.")
+
+
+@dataclass(frozen=True)
+class MoveMasksOptions(Options):
+    """Options of moving masks between the database and files."""
+
+    to: Literal["disk", "inline"] = option(
+        help="Where the masks go.",
+        choices={k: MASK_STORAGE[k] for k in ("disk", "inline")},
+    )
+    tracks: str = option("frames.tracks", "Frame field of the tracks.", picker="tracks")
+    output_dir: str | None = option(
+        None,
+        "Folder for masks on disk; empty for beside the media.",
+        picker="folder",
+        advanced=True,
+    )
+
+
+@dataclass(frozen=True)
+class ConformOptions(Options):
+    """Options of writing videos anew at a constant rate."""
+
+    output_dir: str | None = option(
+        None, "Folder for the copies; empty for beside the originals.", picker="folder"
+    )

@@ -259,6 +259,7 @@ class Propagating:
             mask_storage=options.mask_storage,
             output_dir=options.output_dir,
             overwrite_edited=options.overwrite_edited,
+            expected_frames=stop - start,
         ) as writer:
             if state is None:
                 # Checkpoints go first, as they speak of frames that are cleared now.

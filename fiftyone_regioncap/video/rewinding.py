@@ -11,11 +11,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
-from fractions import Fraction
-
-import av
 
 from fiftyone_regioncap.core.types import Frame
+from fiftyone_regioncap.video.encoding import encode_video
 
 LONGEST_COPY = 4096
 """Number of frames that are copied at once; some 4 GB at 1920 x 1080."""
@@ -39,17 +37,8 @@ def copy_frames(frames: Iterable[tuple[int, Frame]], distance: int) -> str:
     handle, path = tempfile.mkstemp(prefix="regioncap-", suffix=".mkv")
     os.close(handle)
     try:
-        with av.open(path, "w") as container:
-            stream = container.add_stream("libx264rgb", rate=Fraction(_RATE))
-            stream.pix_fmt = "rgb24"
-            stream.gop_size, stream.max_b_frames = distance, 0
-            stream.options = {"qp": "0", "preset": "ultrafast"}
-            for rank, (_, frame) in enumerate(frames):
-                if rank == 0:
-                    stream.height, stream.width = frame.shape[:2]
-                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode())
+        pictures = (frame for _, frame in frames)
+        encode_video(pictures, path, _RATE, lossless=True, key_distance=distance)
     except BaseException:
         os.unlink(path)
         raise
