@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fiftyone_regioncap.core.errors import OptionError
-from fiftyone_regioncap.core.options import OptionField, Options, fields_of, unknown
+from fiftyone_regioncap.core.options import OptionField, Options, unknown
 from fiftyone_regioncap.core.progress import ProgressListener, progress_listener
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.operations import OPERATIONS, Operation
@@ -52,6 +52,7 @@ def run(
     samples: Any,
     options: Options,
     models: Mapping[str, Any],
+    execution: Options | None,
     progress: bool | ProgressListener = True,
     cancel: threading.Event | None = None,
 ) -> Any:
@@ -68,8 +69,8 @@ def run(
             stage: options if alone else getattr(options, stage)
             for stage in operation.stages
         }
-        run_stages = resolve("fiftyone_regioncap.jobs.executors.local:run_stages")
-        return run_stages(samples, operation.name, stages, models, **context)
+        run_stages = resolve("fiftyone_regioncap.jobs.executors.choosing:run_stages")
+        return run_stages(samples, operation.name, stages, models, execution, **context)
 
 
 def function_of(operation: Operation) -> Callable[..., Any]:
@@ -111,8 +112,7 @@ def _parameters(operation: Operation) -> list[inspect.Parameter]:
                 (f"{model.name}_options", None, "Mapping[str, Any] | None"),
             )
         ]
-    if operation.loading is not None:
-        own += [_parameter(field, keyword) for field in fields_of(operation.loading)]
+    own += [_parameter(field, keyword) for field in operation.settings]
     samples = inspect.Parameter("samples", positional, annotation="SampleCollection")
     return [
         *([samples] if operation.media else []),
@@ -132,9 +132,7 @@ def _documentation(operation: Operation) -> str:
     lines = [operation.summary, "", "Args:"]
     if operation.media:
         lines.append("    samples: A dataset or a view.")
-    fields = operation.fields
-    if operation.loading is not None:
-        fields += fields_of(operation.loading)
+    fields = operation.fields + operation.settings
     lines += [f"    {field.name}: {field.documentation}" for field in fields]
     for model in operation.models:
         lines += [

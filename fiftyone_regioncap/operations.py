@@ -132,24 +132,36 @@ class Operation:
         """The options of how all its models are loaded; None where it has none."""
         return resolve(f"{_ROOMS}.models.options:LoadOptions") if self.models else None
 
+    @property
+    def execution(self) -> type[Options] | None:
+        """The options of where its job runs; None for what is no job."""
+        target = "jobs.options:ExecutionOptions"
+        return resolve(f"{_ROOMS}.{target}") if self.stages else None
+
+    @property
+    def settings(self) -> tuple[OptionField, ...]:
+        """The options that it shares with others: of loading and of execution."""
+        shared = filter(None, (self.loading, self.execution))
+        return tuple(field for options in shared for field in fields_of(options))
+
     def parameters(self) -> list[str]:
         """The names of everything that it can be told."""
         names = [one.name for one in self.fields]
         for model in self.models:
             names += [model.name, f"{model.name}_weights", f"{model.name}_options"]
-        if self.loading is not None:
-            names += [one.name for one in fields_of(self.loading)]
-        return names
+        return [*names, *(one.name for one in self.settings)]
 
-    def parse(self, values: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
+    def parse(
+        self, values: Mapping[str, Any]
+    ) -> tuple[Options, dict[str, Any], Options | None]:
         """Validates values by name.
 
         Args:
             values: As a door gives them; those that are absent have the default.
 
         Returns:
-            The options, and by the name of each model its specification, the loaded
-            model that was given, or None.
+            The options; by the name of each model its specification, the loaded model
+            that was given, or None; and where it runs, None for what is no job.
 
         Raises:
             OptionError: When a name is unknown or a value doesn't fit.
@@ -163,15 +175,22 @@ class Operation:
         options = self.options.from_mapping(
             {name: value for name, value in values.items() if name in own}, self.name
         )
-        return options, self._models(values)
+        return options, self._models(values), self._shared(self.execution, values)
+
+    def _shared(
+        self, kind: type[Options] | None, values: Mapping[str, Any]
+    ) -> Options | None:
+        """Reads the options of a kind that it shares with other operations."""
+        if kind is None:
+            return None
+        names = {one.name for one in fields_of(kind)}
+        own = {name: value for name, value in values.items() if name in names}
+        return kind.from_mapping(own, self.name)
 
     def _models(self, values: Mapping[str, Any]) -> dict[str, Any]:
         if self.loading is None:
             return {}
-        names = {one.name for one in fields_of(self.loading)}
-        loading: Any = self.loading.from_mapping(
-            {name: value for name, value in values.items() if name in names}, self.name
-        )
+        loading: Any = self._shared(self.loading, values)
         chosen: dict[str, Any] = {}
         for model in self.models:
             given = values.get(model.name, model.default)

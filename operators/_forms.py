@@ -99,10 +99,9 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
             ask_option(inputs, ctx, field, ctx.params)
     for model in operation.models:
         _ask_model(inputs, ctx, model, advanced)
-    if operation.loading is not None and advanced:
-        for field in fields_of(operation.loading):
-            if field.name == "device":
-                ask_option(inputs, ctx, field, ctx.params)
+    for field in operation.settings if advanced else ():
+        if field.declaration.advanced:
+            ask_option(inputs, ctx, field, ctx.params)
     inputs.bool(ADVANCED, default=False, label="Advanced", view=types.SwitchView())
     missing = [
         field

@@ -133,7 +133,7 @@ def _show_found(ctx: Any, results: Any) -> Iterator[Any]:
         from fiftyone_regioncap.search.results import view_of
 
         values = _forms.parameters(OPERATIONS["search_captions"], ctx.params)
-        options, _ = OPERATIONS["search_captions"].parse(values)
+        options, *_ = OPERATIONS["search_captions"].parse(values)
         yield ctx.ops.set_view(view_of(results, options))
         found = f"{len(results)} found"
     if results.note:

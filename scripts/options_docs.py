@@ -8,6 +8,7 @@ from pathlib import Path
 from fiftyone_regioncap.core.options import fields_of, markdown_table
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.exporters import FORMATS
+from fiftyone_regioncap.jobs.options import ExecutionOptions
 from fiftyone_regioncap.models.options import LoadOptions
 from fiftyone_regioncap.operations import OPERATIONS, REGISTRIES
 
@@ -36,6 +37,7 @@ def _lines() -> Iterator[str]:
         for model in operation.models:
             yield from ("", f"`{model.name}` (default `{model.default}`): {model.help}")
     yield from ("", "## Loading models", "", markdown_table(LoadOptions))
+    yield from ("", "## Where jobs run", "", markdown_table(ExecutionOptions))
     for kind, target in REGISTRIES.items():
         for card in resolve(target).values():
             if fields_of(card.options):

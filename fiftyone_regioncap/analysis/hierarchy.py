@@ -15,14 +15,13 @@ from typing import Any, Generic, TypeVar
 import fiftyone as fo
 import numpy as np
 from bson import ObjectId
-from pymongo import UpdateOne
 
 from fiftyone_regioncap.core.types import Box, Mask, Track, crop_mask
 from fiftyone_regioncap.dataset.clips import read_image
 from fiftyone_regioncap.dataset.fields import require_regions, require_tracks
 from fiftyone_regioncap.dataset.regions import read_regions
 from fiftyone_regioncap.dataset.schema import Declared, declare
-from fiftyone_regioncap.dataset.store import Store, frame_path, now
+from fiftyone_regioncap.dataset.store import FrameUpdate, Store, frame_path, now
 from fiftyone_regioncap.dataset.tracks import read_masks, read_tracks
 
 CONTAINED = 0.8
@@ -158,7 +157,7 @@ def _write_tracks(sample: fo.Sample | fo.SampleView, field: str, share: float) -
         for frame in track.frames.tolist():
             wanted.setdefault(frame, []).append(track.object_id)
     parts = 0
-    updates: list[UpdateOne] = []
+    updates: list[FrameUpdate] = []
     for frame, masks in read_masks(sample, field, wanted):
         positions = containment(masks, share=share)
         parts += sum(position.parent is not None for position in positions.values())
@@ -169,7 +168,7 @@ def _write_tracks(sample: fo.Sample | fo.SampleView, field: str, share: float) -
             values[f"{labels}.$[o{number}].level"] = position.level
             filters.append(_belongs(f"o{number}", tracks[index]))
         updates.append(
-            UpdateOne(
+            FrameUpdate(
                 {"_sample_id": store.sample_id, "frame_number": frame + 1},
                 {"$set": values},
                 array_filters=filters,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Caption, RegionClip
 
 
@@ -50,13 +51,21 @@ def caption_batch(
 
     Returns:
         One caption a clip, in order; a clip that doesn't fit even alone has an error.
+
+    Raises:
+        BackendError: When the captioner gives another number of captions.
     """
     captions: list[Caption] = []
     size = len(clips)
     while len(captions) < len(clips):
         batch = clips[len(captions) : len(captions) + size]
         try:
-            captions.extend(captioner.caption(batch, prompt=prompt))
+            found = captioner.caption(batch, prompt=prompt)
+            if len(found) != len(batch):
+                raise BackendError(
+                    f"the captioner gave {len(found)} captions for {len(batch)} clips"
+                )
+            captions.extend(found)
             continue
         except Exception as error:
             if not is_out_of_memory(error):

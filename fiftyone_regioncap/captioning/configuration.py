@@ -78,7 +78,10 @@ class OpenAIOptions(Options):
         secret=True,
     )
     insecure: bool = option(
-        False, "Send the key unencrypted (http) to another machine.", advanced=True
+        False,
+        "Send the key unencrypted (http) to another machine.",
+        advanced=True,
+        result=False,
     )
     region: RegionView | None = option(
         None,
@@ -92,7 +95,11 @@ class OpenAIOptions(Options):
     )
     frames: int = option(1, "Number of frames of a clip that are shown.", minimum=1)
     concurrency: int = option(
-        8, "Number of requests that are made at once.", minimum=1, advanced=True
+        8,
+        "Number of requests that are made at once.",
+        minimum=1,
+        advanced=True,
+        result=False,
     )
     timeout: float = option(
         120.0,
@@ -100,9 +107,14 @@ class OpenAIOptions(Options):
         unit="seconds",
         minimum=0.001,
         advanced=True,
+        result=False,
     )
     retries: int = option(
-        4, "How often a request that may pass is sent again.", minimum=0, advanced=True
+        4,
+        "How often a request that may pass is sent again.",
+        minimum=0,
+        advanced=True,
+        result=False,
     )
     max_tokens: int = option(
         512, "Greatest length of a caption.", unit="tokens", minimum=1

@@ -13,7 +13,7 @@ import click
 
 from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.markdown import plain
-from fiftyone_regioncap.core.options import OptionField, fields_of
+from fiftyone_regioncap.core.options import OptionField
 from fiftyone_regioncap.operations import ModelChoice, Operation
 
 SOME_FAILED = 1
@@ -133,9 +133,7 @@ def parameters(operation: Operation) -> list[click.Parameter]:
     ]
     for model in operation.models:
         found += model_parameters(model, model.name in operation.arguments)
-    if operation.loading is not None:
-        found += [parameter(field) for field in fields_of(operation.loading)]
-    return found
+    return [*found, *map(parameter, operation.settings)]
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _HERE = "fiftyone_regioncap.cli"
 OTHERS = {
     "benchmark": f"{_HERE}.evaluate:benchmark",
     "evaluate": f"{_HERE}.evaluate:evaluate",
+    "jobs": f"{_HERE}.jobs:jobs",
     "serve": f"{_HERE}.serve:serve",
     "train-decoder": f"{_HERE}.train_decoder:train_decoder",
 }

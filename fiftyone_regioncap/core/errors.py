@@ -68,5 +68,9 @@ class DatabaseError(RegionCapError):
     """FiftyOne has no database and none can be started."""
 
 
+class Fenced(RegionCapError):
+    """Another process works on a sample by now; nothing was written."""
+
+
 class Cancelled(RegionCapError):
     """The user cancelled the job; what was written stays."""

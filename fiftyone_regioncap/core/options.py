@@ -68,6 +68,7 @@ class Declaration:
         advanced: Whether forms show it only under "Advanced".
         flag: Name in the shell without dashes; None derives one from the name.
         secret: Whether the value must never be shown or stored.
+        result: Whether results depend on it; False for what is about speed alone.
     """
 
     help: str
@@ -80,6 +81,7 @@ class Declaration:
     advanced: bool = False
     flag: str | None = None
     secret: bool = False
+    result: bool = True
 
 
 def option(default: Any = MISSING, help: str = "", **declared: Any) -> Any:
@@ -319,6 +321,11 @@ class Options:
             for field in fields_of(type(self))
             if not field.declaration.secret
         }
+
+    def result_facts(self) -> dict[str, Any]:
+        """Returns the options by name on which results depend, as JSON values."""
+        depends = {f.name for f in fields_of(type(self)) if f.declaration.result}
+        return {k: v for k, v in self.to_mapping().items() if k in depends}
 
     def _value(self, field: OptionField) -> Any:
         if field.group is None:

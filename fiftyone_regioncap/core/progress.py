@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
@@ -56,6 +56,13 @@ ProgressListener: TypeAlias = Callable[[ProgressEvent], None]
 """Called with each event, from whichever thread advanced the job."""
 
 
+class Flag(Protocol):
+    """What stops a job, such as a ``threading.Event``."""
+
+    def is_set(self) -> bool:
+        """Returns whether the job is to be stopped."""
+
+
 class ProgressReporter:
     """Turns the steps of a job into progress events, and stops a cancelled job.
 
@@ -75,7 +82,7 @@ class ProgressReporter:
         stages: Sequence[Stage],
         samples: int,
         listener: ProgressListener | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Flag | None = None,
         costs: Mapping[Stage, float] | None = None,
     ) -> None:
         self._costs = {stage: (costs or {}).get(stage, 1.0) for stage in stages}
@@ -133,6 +140,22 @@ class ProgressReporter:
         self.check_cancelled()
         with self._lock:
             event = self._event(stage, f"{stage} {name}", text)
+        self._emit(event)
+
+    def totals(self) -> dict[str, float]:
+        """Returns the totals that events carry, and the share that is done."""
+        with self._lock:
+            event = self._event(next(iter(self._finished)), "")
+        return {
+            "frames_seen": event.frames,
+            "captions_seen": event.captions,
+            "fraction": event.fraction,
+        }
+
+    def say(self, message: str) -> None:
+        """Reports what the job waits for, in one line for people."""
+        with self._lock:
+            event = self._event(next(iter(self._finished)), message)
         self._emit(event)
 
     def add(self, *, frames: int = 0, captions: int = 0) -> None:

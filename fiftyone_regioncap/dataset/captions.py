@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeAlias, cast
 
 import fiftyone as fo
 from bson import ObjectId
-from pymongo import UpdateMany
 from pymongo.errors import DocumentTooLarge, OperationFailure
 
 from fiftyone_regioncap.core.errors import FieldError
@@ -28,6 +27,7 @@ from fiftyone_regioncap.dataset.schema import (
 )
 from fiftyone_regioncap.dataset.store import (
     Document,
+    FrameUpdate,
     Store,
     frame_path,
     is_too_large,
@@ -315,7 +315,8 @@ def mirror_captions(
         for index in sorted(objects)
     }
     belongs = {index: numbers.conditions(index) for index in shown}
-    store.write_frames(name, _mirror_updates(store, name, shown, belongs))
+    updates = _mirror_updates(store, name, shown, belongs)
+    store.write_frames(name, updates, under=field)
     store.reload_frames()
 
 
@@ -324,7 +325,7 @@ def _mirror_updates(
     name: str,
     shown: Mapping[int, Sequence[CaptionRecord]],
     belongs: Mapping[int, Sequence[Document]],
-) -> list[UpdateMany]:
+) -> list[FrameUpdate]:
     """Makes one update per range of frames over which no caption changes.
 
     Ranges are disjoint, so that each frame is written once, however many objects
@@ -369,7 +370,9 @@ def _mirror_updates(
             continue
         query[labels] = {"$elemMatch": {"$or": any_of}}
         values["last_modified_at"] = now()
-        updates.append(UpdateMany(query, {"$set": values}, array_filters=filters))
+        updates.append(
+            FrameUpdate(query, {"$set": values}, many=True, array_filters=filters)
+        )
     return updates
 
 

@@ -15,14 +15,19 @@ import fiftyone.core.media as fom
 import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
-from pymongo import UpdateMany, UpdateOne
 
 from fiftyone_regioncap.core.types import Caption, Mask, crop_mask
 from fiftyone_regioncap.dataset.fields import require_output
 from fiftyone_regioncap.dataset.geometry import inline_mask, relative_box
 from fiftyone_regioncap.dataset.ownership import is_numbered, numbered_id
 from fiftyone_regioncap.dataset.schema import declare_dense
-from fiftyone_regioncap.dataset.store import Document, Store, frame_path, now
+from fiftyone_regioncap.dataset.store import (
+    Document,
+    FrameUpdate,
+    Store,
+    frame_path,
+    now,
+)
 
 Support: TypeAlias = tuple[int, int]
 """(first, last) 0-based frames, inclusive."""
@@ -119,6 +124,16 @@ class DenseWriter:
             if (document.get(name) or {}).get("query") == query
         }
 
+    def errors(self) -> tuple[list[str], int]:
+        """Returns the errors of captions, and how many captions there are."""
+        path = f"{self._field}.detections.caption_error"
+        found = [
+            label.get("caption_error")
+            for _, document in self._documents(path)
+            for label in (document.get(self._field) or {}).get("detections") or []
+        ]
+        return [error for error in found if error], len(found)
+
     def clear(self, supports: Sequence[Support] | None = None) -> None:
         """Removes parts and maps.
 
@@ -206,17 +221,15 @@ class DenseWriter:
             self._store.write_sample({name: value})
             return
         time = now()
-        update = {
-            "$set": {
-                "_dataset_id": self._store.dataset._doc.id,
-                name: value,
-                "last_modified_at": time,
-            },
-            "$setOnInsert": {"created_at": time},
+        change = {
+            "_dataset_id": self._store.dataset._doc.id,
+            name: {"$literal": value},
+            "created_at": {"$ifNull": ["$created_at", time]},
+            "last_modified_at": time,
         }
         key = {"_sample_id": self._store.sample_id, "frame_number": frame + 1}
-        write = UpdateOne(key, update, upsert=True)
-        self._store.write_frames(name, [write], [value])
+        update = FrameUpdate(key, [{"$set": change}], upsert=True)
+        self._store.write_frames(name, [update], [value])
 
     def _unset(
         self, names: Sequence[str | None], support: Support | None, query: Document
@@ -226,6 +239,6 @@ class DenseWriter:
                 found = {f"{name}._cls": {"$exists": True}, **query}
                 found.update(self._store.frame_query(support))
                 update = {"$set": {name: None, "last_modified_at": now()}}
-                self._store.write_frames(name, [UpdateMany(found, update)])
+                self._store.write_frames(name, [FrameUpdate(found, update, many=True)])
             elif not query:
                 self._store.write_sample({name: None})

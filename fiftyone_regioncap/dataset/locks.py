@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from uuid import uuid4
 
 import fiftyone.core.odm as foo
+import pymongo
 from pymongo import WriteConcern
 from pymongo.collection import Collection
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from fiftyone_regioncap.core.errors import DatabaseError
+from fiftyone_regioncap.system import database
 
 SECONDS = 60.0
 """How long a lock holds whose owner died; what it guards takes milliseconds."""
@@ -21,15 +23,49 @@ SECONDS = 60.0
 _PAUSE = 0.02
 
 
-def collection(name: str) -> Collection:
-    """Returns a collection of this package, whose writes outlast a power loss."""
-    concern = WriteConcern("majority", j=True)
+def collection(name: str, *, durable: bool = True) -> Collection:
+    """Returns a collection of this package.
+
+    Args:
+        name: Its name, after ``regioncap.``.
+        durable: Whether its writes wait until they outlast a power loss.
+    """
+    concern = WriteConcern("majority", j=True) if durable else None
     return foo.get_db_conn().get_collection(f"regioncap.{name}", write_concern=concern)
+
+
+def database_id() -> str:
+    """Returns what tells FiftyOne's database from others, whatever its address."""
+    found = collection("database").find_one_and_update(
+        {"_id": "identity"},
+        {"$setOnInsert": {"value": uuid4().hex}},
+        upsert=True,
+        return_document=pymongo.ReturnDocument.AFTER,
+    )
+    return found["value"]
 
 
 def server_time() -> datetime:
     """Returns the server's time; by the time it arrives, the server is past it."""
     return foo.get_db_conn().command("hello")["localTime"]
+
+
+def database_answers(seconds: float = 2.0) -> bool:
+    """Returns whether the database answers in time, and waits for that long if not.
+
+    A private server that was ended is started again.
+    """
+    began = time.monotonic()
+    try:
+        with pymongo.timeout(seconds):
+            foo.get_db_conn().command("ping")
+        return True
+    except PyMongoError:
+        time.sleep(max(began + seconds - time.monotonic(), 0))
+    with suppress(DatabaseError):
+        if database.which() == database.Server("private", None):
+            database.start()
+    return False
 
 
 @contextmanager

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fiftyone as fo
-from pymongo import UpdateOne
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset.fields import require_tracks
 from fiftyone_regioncap.dataset.geometry import inline_mask, save_mask, stored_mask
-from fiftyone_regioncap.dataset.store import Document, Store, frame_path, now
+from fiftyone_regioncap.dataset.store import (
+    Document,
+    FrameUpdate,
+    Store,
+    frame_path,
+    now,
+)
 from fiftyone_regioncap.dataset.tracks import CHUNK_FRAMES, VIDEO_BYTES, mask_folder
 
 
@@ -83,7 +88,7 @@ def move_masks(
                 {f"l{i}._id": label["_id"]} for i, label in enumerate(labels)
             ]
             changes = {"$set": values, "$unset": absent}
-            updates.append(UpdateOne(query, changes, array_filters=chosen))
+            updates.append(FrameUpdate(query, changes, array_filters=chosen))
             moved += len(labels)
         if to == "inline" and room < 0:
             raise FieldError(

@@ -103,6 +103,37 @@ def correct_metadata(sample: fo.Sample | fo.SampleView) -> list[str]:
     return notes
 
 
+class WatchedFile:
+    """Notices that a file was replaced while a job reads it.
+
+    Args:
+        path: The file, or a folder of images.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._state = self._stat()
+
+    def require_unchanged(self) -> None:
+        """Makes sure that the file is the one that the job began with.
+
+        Raises:
+            VideoError: When it was replaced, changed or deleted.
+        """
+        if self._stat() != self._state:
+            raise VideoError(
+                self._path,
+                "the file was replaced while a job read it; run the job again",
+            )
+
+    def _stat(self) -> tuple[int, ...]:
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            raise VideoError(self._path, str(error)) from error
+        return found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns
+
+
 def file_digest(path: str) -> str:
     """Hashes a file's length, beginning and end, to detect that it was replaced.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import fiftyone as fo
 from bson import ObjectId
@@ -69,10 +70,24 @@ def read_regions(
     return found
 
 
+class RegionCaption(NamedTuple):
+    """What is known of a region's caption.
+
+    Attributes:
+        caption: The caption; None where there is none.
+        own: Whether a model wrote it.
+        error: Reason why there is none; None where there is one.
+    """
+
+    caption: str | None
+    own: bool
+    error: str | None
+
+
 def region_captions(
     sample: fo.Sample | fo.SampleView, field: str
-) -> dict[str, tuple[str | None, bool]]:
-    """Reads captions of an image's regions by label id, and if a model wrote them.
+) -> dict[str, RegionCaption]:
+    """Reads captions of an image's regions by label id.
 
     Raises:
         FieldError: When there is no such field.
@@ -81,7 +96,11 @@ def region_captions(
     value = sample[field]
     labels = labels_of(None if value is None else value.to_mongo().to_dict())
     return {
-        str(label["_id"]): (label.get("caption"), bool(label.get("caption_model")))
+        str(label["_id"]): RegionCaption(
+            label.get("caption"),
+            bool(label.get("caption_model")),
+            label.get("caption_error"),
+        )
         for label in labels
         if label.get("bounding_box") or label.get("points")
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -18,7 +18,7 @@ from fiftyone_regioncap.dataset.schema import (
     origin_field,
     status_field,
 )
-from fiftyone_regioncap.dataset.store import Store
+from fiftyone_regioncap.dataset.store import Store, frame_path
 
 State: TypeAlias = Literal["complete", "partial", "failed"]
 """``partial`` from the first write on, ``complete`` or ``failed`` as the last one."""
@@ -57,7 +57,25 @@ def write_status(
     store = Store.of(sample)
     if store.dataset.get_field(error_field(field)) is None:
         declare_status(store.dataset, field)
-    store.write_sample({status_field(field): state, error_field(field): error})
+    values = {status_field(field): state, error_field(field): error}
+    store.write_sample(values, under=frame_path(field))
+
+
+def settle(
+    sample: fo.Sample | fo.SampleView, field: str, errors: Sequence[str], total: int
+) -> None:
+    """Records the state of a sample whose labels were made, some with an error.
+
+    Args:
+        sample: Sample of a dataset.
+        field: Field of the labels.
+        errors: Errors of labels.
+        total: Number of labels.
+    """
+    state: State = "complete"
+    if errors:
+        state = "failed" if len(errors) >= total else "partial"
+    write_status(sample, field, state, errors[0] if errors else None)
 
 
 def read_status(sample: fo.Sample | fo.SampleView, field: str) -> Status:
@@ -104,7 +122,8 @@ def write_origins(
     name = origin_field(field)
     if store.dataset.get_field(name) is None:
         declare_origins(store.dataset, field)
-    store.write_sample({f"{name}.{key}": value for key, value in origins.items()})
+    values = {f"{name}.{key}": value for key, value in origins.items()}
+    store.write_sample(values, under=frame_path(field))
 
 
 def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:

@@ -22,11 +22,13 @@ import fiftyone.core.odm as foo
 import fiftyone.core.sample as fos
 import fiftyone.core.view as fov
 from bson import ObjectId
-from pymongo import UpdateMany, UpdateOne, WriteConcern
+from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
-from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.errors import Fenced, FieldError
 from fiftyone_regioncap.core.field_names import FRAMES_PREFIX
+from fiftyone_regioncap.dataset.leases import Lease, lease_of
+from fiftyone_regioncap.dataset.locks import collection, server_time
 from fiftyone_regioncap.dataset.types import FieldTypes
 
 Document: TypeAlias = dict[str, Any]
@@ -37,6 +39,9 @@ FRAMES_PER_QUERY = 128
 
 _PLACE = re.compile(r"\.\$\[\w*\]")
 """A place in a list, in the path of an update."""
+
+_FENCED = 241
+"""MongoDB's code for a value that can't be converted."""
 
 _TOO_LARGE = {10334, 17419, 17420}  # MongoDB's codes for a document over its limit
 
@@ -102,6 +107,44 @@ def refresh_schema(dataset: fo.Dataset) -> None:
         if there != [item.name for item in getattr(here, kind)]:
             dataset.reload()
             return
+
+
+@dataclass(frozen=True)
+class FrameUpdate:
+    """An update of frame documents.
+
+    Attributes:
+        query: Which documents.
+        change: An update, or the stages of a pipeline.
+        many: Whether all documents are updated, in place of one.
+        upsert: Whether one is made where there is none; for pipelines.
+        array_filters: MongoDB's filters for each ``$[name]`` in the paths.
+    """
+
+    query: Document
+    change: Document | list[Document]
+    many: bool = False
+    upsert: bool = False
+    array_filters: Sequence[Mapping[str, Any]] | None = None
+
+    def operation(self, lease: Lease | None) -> UpdateOne | UpdateMany:
+        """Returns MongoDB's operation, which the server refuses without the lease."""
+        query, change = self.query, self.change
+        if lease is not None and isinstance(change, list):
+            # An error, as what matches nothing would be inserted.
+            number = {"$convert": {"input": "fenced", "to": "int"}}
+            holds = {"$lt": ["$$NOW", lease.until]}
+            checked = {"$cond": [holds, "$frame_number", number]}
+            change = [{"$set": {"frame_number": checked}}, *change]
+        elif lease is not None:
+            query = {**query, **_holds(lease)}
+        kind = UpdateMany if self.many else UpdateOne
+        filters = None if self.array_filters is None else list(self.array_filters)
+        return kind(query, change, upsert=self.upsert, array_filters=filters)
+
+
+def _holds(lease: Lease) -> Document:
+    return {"$expr": {"$lt": ["$$NOW", lease.until]}}
 
 
 @dataclass(frozen=True)
@@ -241,28 +284,41 @@ class Store:
     def write_frames(
         self,
         field: str,
-        operations: Sequence[UpdateOne | UpdateMany],
+        updates: Sequence[FrameUpdate],
         values: Iterable[Document] = (),
+        *,
+        under: str | None = None,
     ) -> None:
         """Runs updates of the frame documents; their order doesn't matter.
 
         Args:
             field: Field that they write, without ``frames.``.
-            operations: The updates.
+            updates: The updates.
             values: The values of the field or its labels that they bring.
+            under: Field whose lease is needed; None for the same one.
 
         Raises:
+            Fenced: When another process works on the sample by now.
             FieldError: When a value has another type than its field, or the field or
                 the sample was deleted meanwhile.
         """
-        if not operations:
+        if not updates:
             return
+        lease = lease_of(self.sample_id, under or field)
         path = f"{FRAMES_PREFIX}{field}"
         check = FieldTypes(self.dataset).check
         for value in values:
             check(path, value)
         self.recheck(path)
-        self.dataset._frame_collection.bulk_write(list(operations), ordered=False)
+        operations = [update.operation(lease) for update in updates]
+        try:
+            self.dataset._frame_collection.bulk_write(operations, ordered=False)
+        except BulkWriteError as error:
+            if _FENCED in {item["code"] for item in error.details["writeErrors"]}:
+                raise Fenced(f"another process works on sample {self.sample_id}") from (
+                    error
+                )
+            raise
 
     def write_sample(
         self,
@@ -271,6 +327,7 @@ class Store:
         *,
         extra: Document | None = None,
         expected: Document | None = None,
+        under: str | None = None,
     ) -> bool:
         """Sets fields of the sample's document and of its object in memory.
 
@@ -280,37 +337,43 @@ class Store:
             extra: Further operators of the update, such as ``$addToSet``.
             expected: Values of fields as they were read; where somebody has changed one
                 since, nothing is written.
+            under: Field whose lease is needed; None for that of the values.
 
         Returns:
             Whether the values were written.
 
         Raises:
+            Fenced: When another process works on the sample by now.
             FieldError: When a value has another type than its field, or a field or the
                 sample was deleted meanwhile.
         """
         types = FieldTypes(self.dataset)
         for path, value in values.items():
             types.check(_PLACE.sub("", path), value)
-        self._require(sorted({path.split(".")[0] for path in values}))
-        same = {name: {"$eq": value} for name, value in (expected or {}).items()}
+        roots = sorted({path.split(".")[0] for path in values})
+        self._require(roots)
+        query: Document = {"_id": self.sample_id}
+        lease = lease_of(self.sample_id, under or roots[0])
+        if lease is not None:
+            query.update(_holds(lease))
+        query |= {name: {"$eq": value} for name, value in (expected or {}).items()}
         result = self.dataset._sample_collection.update_one(
-            {"_id": self.sample_id, **same},
+            query,
             {"$set": {**values, "last_modified_at": now()}, **(extra or {})},
             array_filters=array_filters,
         )
         if not result.matched_count:
             self._require_sample()
+            if lease is not None and server_time() >= lease.until:
+                raise Fenced(f"another process works on sample {self.sample_id}")
             return False
         reload_sample(self.dataset, self.sample_id)
         return True
 
     def sync(self) -> None:
         """Waits until all that was written so far is in the database's journal."""
-        collection = self.dataset._sample_collection.with_options(
-            write_concern=WriteConcern(j=True)
-        )
-        collection.update_one(
-            {"_id": self.sample_id}, {"$set": {"last_modified_at": now()}}
+        collection("database").update_one(
+            {"_id": "journal"}, {"$set": {"written_at": now()}}, upsert=True
         )
 
     def recheck(self, field: str) -> None:

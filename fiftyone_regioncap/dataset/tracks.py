@@ -12,8 +12,7 @@ from typing import Literal, TypeAlias, get_args
 import fiftyone as fo
 import numpy as np
 from bson import ObjectId
-from pymongo import UpdateMany, UpdateOne
-from pymongo.errors import DocumentTooLarge, OperationFailure
+from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError
 
 from fiftyone_regioncap.core.errors import FieldError, VideoError
 from fiftyone_regioncap.core.types import FrameMasks, Mask, Track, crop_mask, paste_mask
@@ -46,6 +45,7 @@ from fiftyone_regioncap.dataset.schema import declare_tracks
 from fiftyone_regioncap.dataset.store import (
     FRAMES_PER_QUERY,
     Document,
+    FrameUpdate,
     Store,
     frame_path,
     is_too_large,
@@ -146,6 +146,8 @@ class TrackWriter:
         self._overwrite_edited = overwrite_edited
         # Object ids, and ids of labels, that stay as they are, by frame number.
         self._kept: dict[int, set[int | ObjectId]] | None = None
+        # Object ids by the ids of labels that may be replaced, by frame number.
+        self._own: dict[int, dict[ObjectId, int]] = {}
 
     def __enter__(self) -> TrackWriter:
         return self
@@ -156,6 +158,8 @@ class TrackWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if isinstance(error, PyMongoError):
+            return  # what it was about to write is made again
         self.flush()
         self._store.reload_frames()
 
@@ -312,11 +316,15 @@ class TrackWriter:
             time = {"$set": {"last_modified_at": now()}}
             query = self._store.frame_query(numbers=chunk)
             pull = {"$pull": {labels: {"_id": {"$in": gone}}}}
-            self._store.write_frames(self._name, [UpdateMany(query, {**pull, **time})])
+            self._store.write_frames(
+                self._name, [FrameUpdate(query, {**pull, **time}, many=True)]
+            )
             # What nobody has a label on is as it was before.
             query = {**query, labels: {"$size": 0}}
             unset = {"$unset": {self._name: ""}}
-            self._store.write_frames(self._name, [UpdateMany(query, {**unset, **time})])
+            self._store.write_frames(
+                self._name, [FrameUpdate(query, {**unset, **time}, many=True)]
+            )
 
     def _owned(
         self, support: tuple[int, int] | None
@@ -338,19 +346,25 @@ class TrackWriter:
             kept.add(label["_id"])
             if label.get("index") is not None:
                 kept.add(label["index"])
+        else:
+            self._own.setdefault(number, {})[label["_id"]] = label["index"]
         return stays
 
-    def _update(self, number: int, labels: _FrameLabels) -> UpdateOne:
+    def _update(self, number: int, labels: _FrameLabels) -> FrameUpdate:
         """Replaces these objects' labels on a frame, sorted by index with the others.
 
-        An update by pipeline does so in one trip and without reading masks back.
+        An update by pipeline does so in one trip and without reading masks back. It
+        names the labels that it replaces, so that others stay that came meanwhile.
         """
         present = [label for label in labels.values() if label is not None]
+        own = self._own.setdefault(number, {})
+        own.update({label["_id"]: label["index"] for label in present})
+        replaced = [label_id for label_id, index in own.items() if index in labels]
         path = f"${self._name}.detections"
         others = {
             "$filter": {
                 "input": {"$ifNull": [path, []]},
-                "cond": {"$not": {"$in": ["$$this.index", [int(i) for i in labels]]}},
+                "cond": {"$not": {"$in": ["$$this._id", replaced]}},
             }
         }
         merged = {
@@ -361,7 +375,7 @@ class TrackWriter:
             }
         }
         time = now()
-        return UpdateOne(
+        return FrameUpdate(
             {"_sample_id": self._store.sample_id, "frame_number": number},
             [
                 {

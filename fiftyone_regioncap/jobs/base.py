@@ -10,24 +10,43 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Protocol, TypeAlias
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
 import fiftyone.core.dataset as fod
 import fiftyone.core.view as fov
-from bson import json_util
+from bson import ObjectId, json_util
+from pymongo.errors import ConnectionFailure, CursorNotFound
 
-from fiftyone_regioncap.core.errors import Cancelled, NothingMarked, VideoError
+from fiftyone_regioncap.core.errors import (
+    Cancelled,
+    FatalError,
+    Fenced,
+    FieldError,
+    NothingMarked,
+    RegionCapError,
+    VideoError,
+)
 from fiftyone_regioncap.core.options import Options
-from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
+from fiftyone_regioncap.core.progress import Flag, ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.registry import LazyRegistry
 from fiftyone_regioncap.core.types import Caption
-from fiftyone_regioncap.dataset import status
-from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, name_of
+from fiftyone_regioncap.dataset import fields, locks, status
+from fiftyone_regioncap.dataset.ownership import refuse_foreign_labels
+from fiftyone_regioncap.dataset.store import Document, frame_path
+from fiftyone_regioncap.dataset.targets import (
+    Sample,
+    Target,
+    Targets,
+    name_of,
+    video_targets,
+)
 from fiftyone_regioncap.jobs.summary import Failure, Report
 from fiftyone_regioncap.models.registry import ModelRegistry, ModelSpec
 
@@ -35,6 +54,12 @@ logger = logging.getLogger(__name__)
 
 Item: TypeAlias = tuple[Target, Sample]
 """A sample and what of it a job works on."""
+
+T = TypeVar("T")
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+DATABASE_GONE = (ConnectionFailure, CursorNotFound)
+"""Errors of a database that is away, or was; the same call may work later."""
 
 _ROOM = 1 << 20  # characters of a view that a run's record still holds
 
@@ -131,11 +156,18 @@ class RunContext:
         summary: Summary of what was done so far.
         reporter: Reports progress to the job's listener.
         stages: Names of the job's stages in their order.
+        began: When it began, by the clock of ``time.monotonic``.
+        on_end: Called with the id of a sample that goes through no further stage, and
+            the reason if it failed.
+        on_lost: Called with the id of a sample that another process has taken over.
     """
 
     summary: Report
     reporter: ProgressReporter
     stages: tuple[StageName, ...]
+    began: float = field(default_factory=time.monotonic)
+    on_end: Callable[[str, str | None], None] = lambda *_: None
+    on_lost: Callable[[str], None] = lambda _: None
 
     @classmethod
     def of(
@@ -143,7 +175,7 @@ class RunContext:
         summary: Report,
         stages: Iterable[StageName],
         listener: ProgressListener | None = None,
-        cancel: threading.Event | None = None,
+        cancel: Flag | None = None,
         costs: Mapping[StageName, float] | None = None,
     ) -> RunContext:
         """Makes the context of a job that begins; see :class:`ProgressReporter`."""
@@ -169,37 +201,52 @@ class RunContext:
         if by_stage is not None:
             by_stage[stage] = by_stage.get(stage, 0) + 1
 
-    def unmarked(self, stage: StageName, sample: Sample) -> None:
+    def unmarked(self, stage: StageName, item: Item) -> None:
         """Counts a sample on which nothing is marked; no later stage gets it."""
         self.count(unmarked=1)
-        self._leave(stage, sample)
+        self._leave(stage, item[1])
+        self.on_end(item[0].sample_id, None)
+
+    def redone(self, what: str, name: str, number: int) -> None:
+        """Says that outdated results of a sample are made anew."""
+        self.summary.notes.append(
+            f"{name}: {number} {what} were made from other prompts, options, models or "
+            "files, and are made again"
+        )
 
     def finished(self, stage: StageName, sample: Sample) -> None:
         """Reports that a sample has passed a stage."""
         self.reporter.finish(stage, name_of(sample))
 
     def failed(
-        self, stage: StageName, sample: Sample, output: str | None, error: Exception
+        self, stage: StageName, item: Item, output: str | None, error: Exception
     ) -> None:
         """Records a failure on the sample and in the summary.
 
         Args:
             stage: The stage that failed; the sample passes through no later one.
-            sample: The sample.
+            item: The sample.
             output: Field whose status says so; None for a stage without one.
             error: The failure.
         """
+        target, sample = item
+        if isinstance(error, Fenced):
+            logger.warning("%s: %s", sample.filepath, error)
+            self.on_lost(target.sample_id)
+            return
+        if not sample._in_db:  # which FiftyOne forgets when it is deleted
+            error, output = FieldError("the sample was deleted while the job ran"), None
         logger.warning("%s: %s", sample.filepath, error, exc_info=error)
         message = f"{type(error).__name__}: {error}"
-        failure = Failure(sample.id, sample.filepath, stage, message)
+        failure = Failure(target.sample_id, sample.filepath, stage, message)
         self.summary.failures.append(failure)
-        if output is not None and not (
-            # Media that can't be read now take nothing from what was made of them.
-            isinstance(error, VideoError)
-            and status.read_status(sample, output).state == "complete"
-        ):
-            status.write_status(sample, output, "failed", error=message)
+        try:
+            if output is not None:
+                self.patiently(partial(_write_failed, sample, output, error, message))
+        except RegionCapError as gone:  # the sample or the field, so nobody misses it
+            logger.info("%s: no status: %s", sample.filepath, gone)
         self._leave(stage, sample)
+        self.on_end(target.sample_id, message)
 
     def _leave(self, stage: StageName, sample: Sample) -> None:
         """Reports that a sample goes through no stage from this one on."""
@@ -211,6 +258,40 @@ class RunContext:
         logger.warning("%s: %s", sample.filepath, message)
         failure = Failure(sample.id, sample.filepath, stage, message, whole=False)
         self.summary.failures.append(failure)
+
+    def patiently(self, action: Callable[[], T]) -> T:
+        """Does something, and again when a database that was away is back.
+
+        Args:
+            action: What to do; it can be repeated.
+
+        Raises:
+            Cancelled: When the job is cancelled while the database is away.
+        """
+        while True:
+            try:
+                return action()
+            except DATABASE_GONE as error:
+                self.wait_for_database(error)
+
+    def wait_for_database(self, error: Exception) -> None:
+        """Waits, and says so, until the database answers again."""
+        began = time.monotonic()
+        logger.warning("the database does not answer; waiting for it (%s)", error)
+        while not locks.database_answers():
+            self.reporter.check_cancelled()
+            waited = int(time.monotonic() - began)
+            self.reporter.say(f"waiting for the database, for {waited} s so far")
+        logger.warning(
+            "the database is back after %d s; the job goes on", time.monotonic() - began
+        )
+
+
+def _write_failed(sample: Sample, output: str, error: Exception, message: str) -> None:
+    # Media that can't be read now take nothing from what was made of them.
+    complete = status.read_status(sample, output).state == "complete"
+    if not (isinstance(error, VideoError) and complete):
+        status.write_status(sample, output, "failed", error=message)
 
 
 class Stage(Protocol):
@@ -229,6 +310,13 @@ class Stage(Protocol):
     options: ClassVar[type[Options]]
     summary: ClassVar[type[Report]]
     models: ClassVar[Mapping[str, ModelRegistry[Any]]]
+
+    @classmethod
+    def writes(cls, options: Any) -> tuple[str, ...]:
+        """Returns the fields that it writes, without ``frames.``.
+
+        Two jobs never write a field of a sample at the same time.
+        """
 
     def targets(self, samples: foco.SampleCollection) -> Targets:
         """Returns the samples that the stage can work on.
@@ -268,6 +356,84 @@ STAGES: LazyRegistry[type[Stage]] = LazyRegistry(
 )
 
 
+class BaseStage(Generic[OptionsT]):
+    """What the stages of this package have in common; see :class:`Stage`.
+
+    Args:
+        options: Options of the stage.
+
+    Attributes:
+        find: Finds the samples in a collection; videos by default.
+    """
+
+    name: ClassVar[StageName]
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]]
+    find: ClassVar[Callable[[foco.SampleCollection], Targets]] = video_targets
+
+    def __init__(self, options: OptionsT) -> None:
+        self._options = options
+
+    @property
+    def output(self) -> str | None:
+        """Field whose status says how far samples have come; None for none."""
+        return getattr(self._options, "output", None)
+
+    @classmethod
+    def writes(cls, options: Any) -> tuple[str, ...]:
+        """Returns the output field; see :meth:`Stage.writes`."""
+        return (frame_path(options.output),)
+
+    def targets(self, samples: foco.SampleCollection) -> Targets:
+        """Returns the samples; see :meth:`Stage.targets`."""
+        return type(self).find(samples)
+
+    def record(self) -> dict[str, Any]:
+        """Returns the stage's first model, if any; see :meth:`Stage.record`."""
+        first = list(self.models)[:1]
+        return {role: model_record(getattr(self, f"_{role}").info) for role in first}
+
+    def require_room(
+        self,
+        samples: foco.SampleCollection,
+        field: str,
+        is_foreign: Callable[[Document, ObjectId, int], bool],
+        *,
+        merge: bool = False,
+    ) -> None:
+        """Makes sure that a field may be written, without a loss of others' labels.
+
+        Args:
+            samples: The samples that would be written.
+            field: The field, with ``frames.`` in front for one of frames.
+            is_foreign: See :func:`.ownership.refuse_foreign_labels`.
+            merge: Whether labels that others made may lie beside the stage's own.
+
+        Raises:
+            FieldError: When it is read-only, FiftyOne's own, or holds others' labels.
+        """
+        dataset = samples._root_dataset
+        fields.require_writable(dataset, field)
+        if not merge:
+            ids = [target.sample_id for target in self.targets(samples)]
+            refuse_foreign_labels(dataset, field, ids, is_foreign)
+
+
+class SampleStage(BaseStage[OptionsT]):
+    """A stage that works on one sample after the other."""
+
+    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
+        """Works on a sample; returns whether there was anything to do."""
+        raise NotImplementedError
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
+        """Works on sample after sample; see :meth:`Stage.run`."""
+
+        def process(target: Target, sample: Sample) -> bool:
+            return self.process(target, sample, context)
+
+        return each_sample(self.name, self.output, process, items, context)
+
+
 class Executor(Protocol):
     """Runs jobs, in this process or elsewhere."""
 
@@ -302,6 +468,19 @@ def model_record(info: Any) -> dict[str, Any]:
     return {name: values[name] for name in named if name in values}
 
 
+def model_facts(model: Any) -> dict[str, Any]:
+    """Returns what results depend on of a model: its record and its own options.
+
+    Args:
+        model: A propagator or captioner that is loaded.
+    """
+    facts = {"model": model_record(model.info)}
+    options = getattr(model, "options", None) or getattr(model, "_options", None)
+    if isinstance(options, Options):
+        facts["options"] = options.result_facts()
+    return facts
+
+
 def each_sample(
     stage: StageName,
     output: str | None,
@@ -321,17 +500,20 @@ def each_sample(
 
     Yields:
         Samples that did not fail.
+
+    Raises:
+        FatalError: When every further sample would fail too.
     """
     for target, sample in items:
         context.reporter.check_cancelled()
         try:
-            worked = process(target, sample)
-        except Cancelled:
+            worked = context.patiently(partial(process, target, sample))
+        except (Cancelled, FatalError):
             raise
         except NothingMarked:
-            context.unmarked(stage, sample)
+            context.unmarked(stage, (target, sample))
         except Exception as error:
-            context.failed(stage, sample, output, error)
+            context.failed(stage, (target, sample), output, error)
         else:
             if not worked:
                 context.passed_over(stage)

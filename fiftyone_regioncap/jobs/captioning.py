@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import fiftyone.core.collections as foco
+from bson import ObjectId
 from fiftyone.core.sample import SampleView
 
 from fiftyone_regioncap.captioning.base import Captioner, CaptionerInfo
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.captioning.summary import change_summary
 from fiftyone_regioncap.core.measurements import Measurements
 from fiftyone_regioncap.core.progress import Stage as StageName
@@ -22,17 +22,20 @@ from fiftyone_regioncap.dataset.captions import (
     Key,
     caption_is_foreign,
     clear_captions,
+    mirror_captions,
     read_captions,
     write_captions,
 )
 from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
+from fiftyone_regioncap.dataset.metadata import file_digest
 from fiftyone_regioncap.dataset.objects import keep_object_numbers
-from fiftyone_regioncap.dataset.ownership import refuse_foreign_labels
-from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
+from fiftyone_regioncap.dataset.store import Document
+from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
-from fiftyone_regioncap.jobs.base import Item, RunContext, model_record
-from fiftyone_regioncap.jobs.clips import OnText, each_clip
+from fiftyone_regioncap.jobs.base import RunContext, model_facts
+from fiftyone_regioncap.jobs.checkpoints import signature
+from fiftyone_regioncap.jobs.clips import ClipStage
 from fiftyone_regioncap.jobs.options import CaptionOptions
 from fiftyone_regioncap.jobs.summary import Report, Summary
 from fiftyone_regioncap.measuring.regions import measure
@@ -44,7 +47,7 @@ SUMMARY = "change summary"
 """The ``prompt`` of captions that are made of a track's other captions."""
 
 
-class TrackCaptioning:
+class TrackCaptioning(ClipStage[CaptionOptions]):
     """Captions the tracks of videos; see :class:`Stage`.
 
     Args:
@@ -58,12 +61,8 @@ class TrackCaptioning:
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"captioner": CAPTIONERS}
 
     def __init__(self, options: CaptionOptions, captioner: Captioner) -> None:
-        self._options = options
+        super().__init__(options)
         self._captioner = captioner
-
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the videos; see :meth:`Stage.targets`."""
-        return video_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the field of the captions; see :meth:`Stage.check`."""
@@ -71,58 +70,36 @@ class TrackCaptioning:
         self._captioner.info.check_prompt(options.prompt)
         fields.require_tracks(dataset, options.tracks)
         fields.require_output(options.output, options.tracks)
-        fields.require_writable(dataset, options.output)
-        if not options.merge:
-            ids = [target.sample_id for target in self.targets(samples)]
-            refuse_foreign_labels(
-                dataset,
-                options.output,
-                ids,
-                lambda label, sample_id, _: caption_is_foreign(
-                    sample_id, options.output, label
-                ),
-            )
+
+        def is_foreign(label: Document, sample_id: ObjectId, _: int) -> bool:
+            return caption_is_foreign(sample_id, options.output, label)
+
+        self.require_room(samples, options.output, is_foreign, merge=options.merge)
         schema.declare_captions(dataset, options.output)
         schema.declare_status(dataset, options.output)
+        schema.declare_origins(dataset, options.output)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Captions sample after sample; batches reach across samples."""
-        captioner, prompt = self._captioner, self._options.prompt
-
-        def infer(
-            clips: Iterator[RegionClip], on_text: OnText
-        ) -> Generator[Caption, None, None]:
-            return caption_stream(captioner, clips, prompt=prompt, on_token=on_text)
-
-        return each_clip(
-            self.name,
-            self._options.output,
-            self._prepare,
-            infer,
-            context.captioned,
-            items,
-            context,
-            depth=captioner.info.batch_size,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Returns the captioner; see :meth:`Stage.record`."""
-        return {"captioner": model_record(self._captioner.info)}
-
-    def _prepare(self, target: Target, sample: Sample) -> _TrackWork | None:
+    def prepare(
+        self, target: Target, sample: Sample, context: RunContext
+    ) -> _TrackWork | None:
+        """Returns the captions that are missing or outdated."""
         options, info = self._options, self._captioner.info
         keep_object_numbers(sample, options.tracks)
         plans = _plans(target, sample, options, info.frames)
-        origins = _origins(sample, options, plans)
-        done = _captioned_already(sample, options, info.model, origins)
-        todo = [plan for plan in plans if _key(plan) not in done]
+        made_by = model_facts(self._captioner)
+        origins = _origins(sample, options, plans, made_by)
+        done, outdated = _captioned_already(sample, options, info.model, origins)
+        todo = [plan for plan, _ in plans if _key(plan) not in done]
+        # Captions of other ranges stay, and so does what a filtered view hides.
+        ours = None if isinstance(sample, SampleView) else _spans(target)
+        work = _TrackWork(sample, options, info, tuple(todo), ours, origins)
         if not todo and _complete(sample, options):
+            work.finish(write=False)
             return None
-        # What a clips view or a filtered view shows is some of many; others stay.
-        some = bool(target.ranges) or isinstance(sample, SampleView)
-        keep = None if some else frozenset(map(_key, plans))
+        if outdated and not options.overwrite:
+            context.redone("captions", name_of(sample), len(outdated))
         status.write_status(sample, options.output, "partial")
-        return _TrackWork(sample, options, info, tuple(todo), keep, origins)
+        return work
 
 
 @dataclass(frozen=True)
@@ -134,16 +111,16 @@ class _TrackWork:
         options: Options of the captioning.
         info: Info of the captioner.
         plans: The captions to make.
-        keep: Captions that stay at the end; None for all.
-        origins: Fingerprints of the tracks.
+        ours: Ranges whose other captions are removed at the end; None for none.
+        origins: What each caption of these ranges is made from.
     """
 
     sample: Sample
     options: CaptionOptions
     info: CaptionerInfo
     plans: tuple[ClipPlan, ...]
-    keep: frozenset[Key] | None
-    origins: Mapping[str, str]
+    ours: frozenset[str] | None
+    origins: Mapping[Key, str]
 
     @property
     def total(self) -> int:
@@ -167,37 +144,52 @@ class _TrackWork:
             ]
         )
 
-    def finish(self) -> None:
-        """Adds summaries, removes captions of other windows, records completion."""
+    def finish(self, *, write: bool = True) -> None:
+        """Adds summaries, removes captions of other windows, records completion.
+
+        Args:
+            write: Whether there are new captions; else only what their tracks show of
+                them is restored, where the tracks were made anew.
+        """
         sample, options = self.sample, self.options
-        summaries = _summaries(sample, options) if options.summary else []
+        keys = set(self.origins)
+        if not write:
+            objects = {index for index, _ in keys}
+            mirror_captions(sample, options.output, options.tracks, objects=objects)
+            return
+        summaries = _summaries(sample, options, keys) if options.summary else []
         self._write(summaries)
-        if self.keep is not None:
+        if self.ours is not None:
+            known = _known(sample, options.output)
+            keys |= {record.key for record in summaries}
+            keys |= {
+                key for key, made in known.items() if _span_of(made) not in self.ours
+            }
             clear_captions(
-                sample,
-                options.output,
-                keep={*self.keep, *(record.key for record in summaries)},
-                tracks_field=options.tracks,
+                sample, options.output, keep=keys, tracks_field=options.tracks
             )
-        status.write_origins(sample, options.output, self.origins)
+            gone = {_origin_key(key): None for key in known.keys() - keys}
+            status.write_origins(sample, options.output, gone)
         made = read_captions(sample, options.output, own=True)
         errors = [record.error for record in made if record.error is not None]
-        state: status.State = "complete"
-        if errors:
-            state = "failed" if len(errors) == len(made) else "partial"
-        status.write_status(
-            sample, options.output, state, errors[0] if errors else None
-        )
+        status.settle(sample, options.output, errors, len(made))
 
     def _write(self, records: list[CaptionRecord]) -> None:
-        if records:
-            write_captions(
-                self.sample,
-                self.options.output,
-                records,
-                tracks_field=self.options.tracks,
-                overwrite=self.options.overwrite_edited,
-            )
+        if not records:
+            return
+        write_captions(
+            self.sample,
+            self.options.output,
+            records,
+            tracks_field=self.options.tracks,
+            overwrite=self.options.overwrite_edited,
+        )
+        whole = next(iter(self.origins.values()))
+        made = {
+            _origin_key(record.key): self.origins.get(record.key, whole)
+            for record in records
+        }
+        status.write_origins(self.sample, self.options.output, made)
 
 
 def _key(plan: ClipPlan) -> Key:
@@ -210,10 +202,10 @@ def _complete(sample: Sample, options: CaptionOptions) -> bool:
 
 def _plans(
     target: Target, sample: Sample, options: CaptionOptions, frames: int
-) -> list[ClipPlan]:
-    """Plans one clip per track and window of a sample."""
+) -> list[tuple[ClipPlan, str]]:
+    """Plans one clip per track and window of a sample, each with its range."""
     return [
-        plan_clip(track, support, frames)
+        (plan_clip(track, support, frames), _span(clip))
         for clip in target.ranges or (None,)
         for track in read_tracks(
             sample, options.tracks, support=clip and (clip[0], clip[1] - 1)
@@ -222,41 +214,93 @@ def _plans(
     ]
 
 
+def _span(clip: tuple[int, int] | None) -> str:
+    return "all" if clip is None else f"{clip[0]}-{clip[1]}"
+
+
+def _spans(target: Target) -> frozenset[str]:
+    return frozenset(_span(clip) for clip in target.ranges or (None,))
+
+
+_MARK = "caption"
+"""Begins the origin of a caption; in older datasets there are origins of tracks."""
+
+
+def _span_of(origin: str) -> str:
+    return origin.split(":")[1]
+
+
+def _origin_key(key: Key) -> str:
+    index, (first, last) = key
+    return status.origin_key(index, first, last + 1)
+
+
 def _origins(
-    sample: Sample, options: CaptionOptions, plans: Iterable[ClipPlan]
-) -> dict[str, str]:
-    """Returns the origins of the tracks of the plans."""
-    objects = {plan.track.object_id for plan in plans}
+    sample: Sample,
+    options: CaptionOptions,
+    plans: Iterable[tuple[ClipPlan, str]],
+    made_by: Mapping[str, Any],
+) -> dict[Key, str]:
+    """Hashes all that each caption depends on: file, track, prompt, options, model."""
     found = status.read_origins(sample, options.tracks)
-    return {
-        key: made for key, made in found.items() if status.origin_object(key) in objects
-    }
+    facts = {**made_by, "prompt": options.prompt, "file": file_digest(sample.filepath)}
+    origins = {}
+    for plan, span in plans:
+        track = plan.track
+        tracked = [
+            found.get(key)
+            for key in sorted(found, key=str)
+            if status.origin_object(key) == track.object_id
+        ]
+        own = (track.frames >= plan.support[0]) & (track.frames <= plan.support[1])
+        made_from = {
+            **facts,
+            "track": tracked,
+            "label": track.label,
+            "frames": list(plan.frames),
+            "boxes": track.boxes[own],
+        }
+        origins[_key(plan)] = f"{_MARK}:{span}:{signature(made_from)}"
+    return origins
+
+
+def _known(sample: Sample, output: str) -> dict[Key, str]:
+    """Returns the origins of captions that were made."""
+    known = {}
+    for key, made in status.read_origins(sample, output).items():
+        index, _, span = key.partition(":")
+        if made.startswith(f"{_MARK}:"):
+            start, _, stop = span.partition("-")
+            known[int(index), (int(start), int(stop) - 1)] = made
+    return known
 
 
 def _captioned_already(
-    sample: Sample, options: CaptionOptions, model: str, origins: Mapping[str, str]
-) -> set[Key]:
-    """Returns the captions that stay: all of a complete sample, else this model's.
+    sample: Sample, options: CaptionOptions, model: str, origins: Mapping[Key, str]
+) -> tuple[set[Key], set[Key]]:
+    """Returns the captions that stay, and those that were made otherwise.
 
-    Those of tracks that were made anew since don't, unless a person reviewed them.
+    Captions that a person reviewed stay. So do those of an older version of this
+    package, which doesn't say what they were made from, as far as they tell.
     """
-    if options.overwrite and options.overwrite_edited:
-        return set()
-    complete = _complete(sample, options)
-    known = status.read_origins(sample, options.output)
-    outdated = {
-        status.origin_object(key)
-        for key, made in origins.items()
-        if known.get(key, made) != made
-    }
-    return {
-        record.key
-        for record in read_captions(sample, options.output, own=True)
-        if record.error is None
-        and (record.review != "unreviewed" or not options.overwrite)
-        and (complete or record.model == model)
-        and (record.index not in outdated or record.review != "unreviewed")
-    }
+    done: set[Key] = set()
+    outdated: set[Key] = set()
+    known, complete = _known(sample, options.output), _complete(sample, options)
+    for record in read_captions(sample, options.output, own=True):
+        if record.error is not None:
+            continue
+        wanted, made = origins.get(record.key), known.get(record.key)
+        if made is None or wanted is None:
+            prompt = record.prompt == options.prompt
+            same = (complete or record.model == model) and prompt
+        else:
+            same = made.split(":")[2] == wanted.split(":")[2]
+        if record.review != "unreviewed":
+            keep = not (options.overwrite and options.overwrite_edited)
+        else:
+            keep = same and not options.overwrite
+        (done if keep else outdated).add(record.key)
+    return done, outdated & origins.keys()
 
 
 def _supports(
@@ -297,11 +341,13 @@ def _record_of(
     )
 
 
-def _summaries(sample: Sample, options: CaptionOptions) -> list[CaptionRecord]:
+def _summaries(
+    sample: Sample, options: CaptionOptions, keys: Collection[Key]
+) -> list[CaptionRecord]:
     """Makes one caption of the whole for each track whose windows differ."""
     by_object: dict[int, list[CaptionRecord]] = {}
     for record in read_captions(sample, options.output, own=True):
-        if record.error is None and record.prompt != SUMMARY:
+        if record.error is None and record.key in keys:
             by_object.setdefault(record.index, []).append(record)
     summaries = []
     for windows in by_object.values():

@@ -6,18 +6,23 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from functools import partial
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.captioning.streaming import caption_stream
+from fiftyone_regioncap.core.errors import Cancelled, FatalError
+from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
-from fiftyone_regioncap.jobs.base import Item, RunContext
+from fiftyone_regioncap.jobs.base import DATABASE_GONE, BaseStage, Item, RunContext
 from fiftyone_regioncap.video.prefetch import prefetch
 
 K = TypeVar("K")
 R = TypeVar("R")
 R_contra = TypeVar("R_contra", contravariant=True)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 RESULTS_PER_WRITE = 64
 """Results are written to the database in chunks of this size, per sample."""
@@ -40,6 +45,47 @@ class ClipWork(Protocol[K, R_contra]):
 
     def finish(self) -> None:
         """Completes the sample, once all results are written."""
+
+
+class ClipStage(BaseStage[OptionsT]):
+    """A stage whose model describes clips; by default a captioner."""
+
+    _captioner: Any
+
+    def prepare(
+        self, target: Target, sample: Sample, context: RunContext
+    ) -> ClipWork[Any, Any] | None:
+        """Returns the work of a sample; None when it is complete."""
+        raise NotImplementedError
+
+    def infer(
+        self, clips: Iterator[RegionClip], on_text: OnText
+    ) -> Generator[Any, None, None]:
+        """Yields one result a clip, in order; batches may reach across samples.
+
+        Args:
+            clips: The clips.
+            on_text: Takes the text so far of the next result.
+        """
+        prompt = getattr(self._options, "prompt", None)
+        return caption_stream(self._captioner, clips, prompt=prompt, on_token=on_text)
+
+    def count(self, result: Any, context: RunContext) -> None:
+        """Counts a result."""
+        context.captioned(result)
+
+    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
+        """Works on sample after sample; see :meth:`Stage.run`."""
+        return each_clip(
+            self.name,
+            self.output,
+            lambda target, sample: self.prepare(target, sample, context),
+            self.infer,
+            lambda result: self.count(result, context),
+            items,
+            context,
+            depth=self._captioner.info.batch_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -79,6 +125,9 @@ def each_clip(
 
     Yields:
         Samples that did not fail.
+
+    Raises:
+        FatalError: When every further clip would fail too.
     """
     pending: deque[_Pending[K, R]] = deque()
     made: list[tuple[K, R]] = []
@@ -88,11 +137,13 @@ def each_clip(
         for item in items:
             work = None
             try:
-                work = prepare(*item)
+                work = context.patiently(partial(prepare, *item))
                 if work is not None:
-                    for number, (key, clip) in enumerate(work.clips(), start=1):
+                    for number, (key, clip) in enumerate(_clips(work, context), 1):
                         pending.append(_Pending(item, work, key, number))
                         yield clip
+            except (Cancelled, FatalError):
+                raise
             except Exception as error:
                 pending.append(_Pending(item, work, error=error))
             else:
@@ -102,10 +153,10 @@ def each_clip(
         """Writes what was made; a failure is that of this sample alone."""
         try:
             if work is not None and made and not broken:
-                work.write(made)
+                context.patiently(partial(work.write, list(made)))
             if work is not None and last and not broken:
-                work.finish()
-        except Cancelled:
+                context.patiently(work.finish)
+        except (Cancelled, FatalError):
             raise
         except Exception as error:
             broken.append(error)
@@ -117,7 +168,7 @@ def each_clip(
         broken.clear()
         _, sample = entry.item
         if error is not None:
-            context.failed(stage, sample, output, error)
+            context.failed(stage, entry.item, output, error)
             return
         if entry.work is None:
             context.passed_over(stage)
@@ -146,3 +197,26 @@ def each_clip(
             context.reporter.update(stage, name, entry.number, entry.work.total)
     while pending:
         yield from end(pending.popleft())
+
+
+def _clips(
+    work: ClipWork[K, Any], context: RunContext
+) -> Iterator[tuple[K, RegionClip]]:
+    """Makes the clips of a sample; those left, when the database was away."""
+    made = 0
+
+    def following() -> Iterator[tuple[K, RegionClip]]:
+        return islice(work.clips(), made, None)
+
+    clips = following()
+    while True:
+        try:
+            found = next(clips, None)
+        except DATABASE_GONE as error:
+            context.wait_for_database(error)
+            clips = following()
+            continue
+        if found is None:
+            return
+        made += 1
+        yield found

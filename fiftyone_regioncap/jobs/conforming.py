@@ -14,13 +14,8 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.dataset import schema
 from fiftyone_regioncap.dataset.store import Store
-from fiftyone_regioncap.dataset.targets import (
-    Sample,
-    Targets,
-    name_of,
-    video_targets,
-)
-from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample
+from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
+from fiftyone_regioncap.jobs.base import RunContext, SampleStage
 from fiftyone_regioncap.jobs.options import ConformOptions
 from fiftyone_regioncap.jobs.summary import Report
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -56,7 +51,7 @@ class ConformSummary(Report):
         return "\n".join(lines + self.remarks())
 
 
-class Conforming:
+class Conforming(SampleStage[ConformOptions]):
     """Writes videos anew at a constant rate, frame for frame; see :class:`Stage`.
 
     The number of every frame stays, so that all labels are about the same pictures.
@@ -70,32 +65,16 @@ class Conforming:
     summary: ClassVar[type[Report]] = ConformSummary
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {}
 
-    def __init__(self, options: ConformOptions) -> None:
-        self._options = options
-
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the videos; see :meth:`Stage.targets`."""
-        return video_targets(samples)
+    @classmethod
+    def writes(cls, options: ConformOptions) -> tuple[str, ...]:
+        """Returns the field of the path; see :meth:`Stage.writes`."""
+        return ("filepath",)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the field of the original's path; see :meth:`Stage.check`."""
         schema.declare_text(samples._root_dataset, ORIGINAL)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Conforms sample after sample."""
-        return each_sample(
-            self.name,
-            None,
-            lambda _, sample: self._sample(sample, context),
-            items,
-            context,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Returns nothing, as there is no model; see :meth:`Stage.record`."""
-        return {}
-
-    def _sample(self, sample: Sample, context: RunContext) -> bool:
+    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
         """Conforms one video; False when the App shows it right."""
         original, name = Path(sample.filepath), name_of(sample)
         with VideoReader(original) as reader:

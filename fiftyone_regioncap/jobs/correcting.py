@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -20,15 +20,10 @@ from fiftyone_regioncap.dataset.corrections import (
     track_labels,
 )
 from fiftyone_regioncap.dataset.prompts import read_prompts
-from fiftyone_regioncap.dataset.targets import (
-    Sample,
-    Target,
-    Targets,
-    name_of,
-    video_targets,
-)
+from fiftyone_regioncap.dataset.store import frame_path
+from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import TrackWriter
-from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
+from fiftyone_regioncap.jobs.base import RunContext, SampleStage
 from fiftyone_regioncap.jobs.checkpoints import signature
 from fiftyone_regioncap.jobs.options import CorrectionOptions
 from fiftyone_regioncap.jobs.summary import Report, Summary
@@ -39,7 +34,7 @@ from fiftyone_regioncap.video.prefetch import prefetch
 from fiftyone_regioncap.video.reader import VideoReader
 
 
-class Correcting:
+class Correcting(SampleStage[CorrectionOptions]):
     """Propagates one object of a track anew from a frame on; see :class:`Stage`.
 
     The frames on the other side of it stay, and so do other objects. Other labels of
@@ -56,12 +51,14 @@ class Correcting:
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"propagator": PROPAGATORS}
 
     def __init__(self, options: CorrectionOptions, propagator: Propagator) -> None:
-        self._options = options
+        super().__init__(options)
         self._propagator = propagator
 
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the videos; see :meth:`Stage.targets`."""
-        return video_targets(samples)
+    @classmethod
+    def writes(cls, options: CorrectionOptions) -> tuple[str, ...]:
+        """Returns the fields of tracks and captions; see :meth:`Stage.writes`."""
+        captions = () if options.captions is None else (options.captions,)
+        return (frame_path(options.tracks), *captions)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Checks the fields; see :meth:`Stage.check`."""
@@ -72,21 +69,7 @@ class Correcting:
         if options.captions is not None:
             fields.require_captions(dataset, options.captions)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Propagates sample after sample."""
-        return each_sample(
-            self.name,
-            None,
-            lambda target, sample: self._sample(target, sample, context),
-            items,
-            context,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Returns the propagator; see :meth:`Stage.record`."""
-        return {"propagator": model_record(self._propagator.info)}
-
-    def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
+    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
         """Propagates one object of one sample."""
         options = self._options
         wanted = None if options.object_id is None else [options.object_id]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -26,16 +26,9 @@ from fiftyone_regioncap.core.types import Frame, Mask
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.clips import read_frames
 from fiftyone_regioncap.dataset.dense import CaptionedPart, DenseWriter, part_is_foreign
-from fiftyone_regioncap.dataset.ownership import refuse_foreign_labels
 from fiftyone_regioncap.dataset.store import frame_path
-from fiftyone_regioncap.dataset.targets import (
-    Sample,
-    Target,
-    Targets,
-    media_targets,
-    name_of,
-)
-from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
+from fiftyone_regioncap.dataset.targets import Sample, Target, media_targets, name_of
+from fiftyone_regioncap.jobs.base import RunContext, SampleStage
 from fiftyone_regioncap.jobs.options import DenseCaptionOptions
 from fiftyone_regioncap.jobs.proposing import require_segmenter
 from fiftyone_regioncap.jobs.summary import Report, Summary
@@ -55,7 +48,7 @@ come from some 37 x 37 patches, and at full size a frame of 4K would exceed what
 database takes in one document."""
 
 
-class DenseCaptioning:
+class DenseCaptioning(SampleStage[DenseCaptionOptions]):
     """Captions all parts of images, or of some frames of videos; see :class:`Stage`.
 
     Images and frames that have parts (and the map of this query) are passed over, so
@@ -75,6 +68,7 @@ class DenseCaptioning:
         "captioner": CAPTIONERS,
         "propagator": PROPAGATORS,
     }
+    find = media_targets
 
     def __init__(
         self,
@@ -87,15 +81,17 @@ class DenseCaptioning:
                 "the captioner captions marked regions only; use the captioner "
                 "patchioner"
             )
-        self._options = options
+        super().__init__(options)
         self._captioner = captioner
         self._segmenter = None if propagator is None else require_segmenter(propagator)
         self._heatmap: str | None = None
         self._vector: NDArray[np.float32] | None = None
 
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the images or videos; see :meth:`Stage.targets`."""
-        return media_targets(samples)
+    @classmethod
+    def writes(cls, options: DenseCaptionOptions) -> tuple[str, ...]:
+        """Returns the fields of parts and maps; see :meth:`Stage.writes`."""
+        maps = () if options.query is None else (frame_path(options.heatmap),)
+        return (frame_path(options.output), *maps)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the fields and embeds the query; see :meth:`Stage.check`."""
@@ -105,30 +101,14 @@ class DenseCaptioning:
             self._heatmap = fields.require_output(options.heatmap, options.output)
             self._vector = self._captioner.embed_text([options.query])[0]
         frames = samples.media_type != fom.IMAGE
-        ids = [target.sample_id for target in self.targets(samples)]
         for field in filter(None, (options.output, self._heatmap)):
             name = frame_path(field)
             path = fields.frames_field(name) if frames else name
-            fields.require_writable(dataset, path)
-            refuse_foreign_labels(dataset, path, ids, part_is_foreign(name, frames))
+            self.require_room(samples, path, part_is_foreign(name, frames))
         schema.declare_dense(dataset, options.output, self._heatmap, frames=frames)
         schema.declare_status(dataset, options.output)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Captions sample after sample."""
-        return each_sample(
-            self.name,
-            self._options.output,
-            lambda target, sample: self._sample(target, sample, context),
-            items,
-            context,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Returns the captioner; see :meth:`Stage.record`."""
-        return {"captioner": model_record(self._captioner.info)}
-
-    def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
+    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
         """Captions one sample; False when all of it was captioned before."""
         options, query = self._options, self._options.query
         with ExitStack() as opened:
@@ -162,7 +142,7 @@ class DenseCaptioning:
                     values = similarity(features, self._vector)
                     writer.write_map(number, values, query)
                 context.reporter.update(self.name, name_of(sample), done, len(left))
-        status.write_status(sample, options.output, "complete")
+        status.settle(sample, options.output, *writer.errors())
         return bool(left)
 
     def _parts(self, frame: Frame, features: FrameFeatures) -> list[CaptionedPart]:

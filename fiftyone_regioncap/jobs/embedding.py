@@ -26,10 +26,10 @@ from fiftyone_regioncap.dataset.embeddings import (
     write_embeddings,
 )
 from fiftyone_regioncap.dataset.store import Document
-from fiftyone_regioncap.dataset.targets import Sample, Targets, media_targets
+from fiftyone_regioncap.dataset.targets import Sample, Target, media_targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
-from fiftyone_regioncap.jobs.base import Item, RunContext
-from fiftyone_regioncap.jobs.clips import OnText, each_clip
+from fiftyone_regioncap.jobs.base import RunContext
+from fiftyone_regioncap.jobs.clips import ClipStage, OnText
 from fiftyone_regioncap.jobs.options import EmbedRegionsOptions
 from fiftyone_regioncap.jobs.summary import Report
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -66,7 +66,7 @@ class EmbedSummary(Report):
         return "\n".join(lines + self.remarks())
 
 
-class Embedding:
+class Embedding(ClipStage[EmbedRegionsOptions]):
     """Embeds the regions of captions; see :class:`Stage`.
 
     Regions that the same model embedded before are left alone, so that a job that was
@@ -81,19 +81,22 @@ class Embedding:
     options = EmbedRegionsOptions
     summary: ClassVar[type[Report]] = EmbedSummary
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"captioner": CAPTIONERS}
+    find = media_targets
+    output = None
 
     def __init__(self, options: EmbedRegionsOptions, captioner: RegionEmbedder) -> None:
         if not isinstance(captioner, RegionEmbedder):
             raise BackendError(
                 "the captioner embeds no regions; take one that does: patchioner"
             )
-        self._options = options
-        self._embedder = captioner
+        super().__init__(options)
+        self._captioner = captioner
         self._shown: frozenset[str] | None = None
 
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the images or videos; see :meth:`Stage.targets`."""
-        return media_targets(samples)
+    @classmethod
+    def writes(cls, options: EmbedRegionsOptions) -> tuple[str, ...]:
+        """Returns the field of the captions; see :meth:`Stage.writes`."""
+        return (options.captions,)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the attributes of embeddings; see :meth:`Stage.check`."""
@@ -103,10 +106,10 @@ class Embedding:
         if dataset.media_type != fom.IMAGE:
             found = self._options.tracks or next(iter(fields.track_fields(dataset)), "")
             self._tracks = fields.require_tracks(dataset, found or fields.TRACKS)
-        space = self._embedder.info.space
+        space = self._captioner.info.space
         if space is None:
             raise BackendError(
-                f"{self._embedder.info.name} doesn't say what its embeddings are of; "
+                f"{self._captioner.info.name} doesn't say what its embeddings are of; "
                 "load it from its checkpoint, with embeddings=True"
             )
         self._space = space
@@ -114,26 +117,15 @@ class Embedding:
         shown = self._captions.ids_in(samples)
         self._shown = None if shown is None else frozenset(shown)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Embeds sample after sample; batches reach across samples."""
-        embedder = self._embedder
+    def infer(
+        self, clips: Iterator[RegionClip], on_text: OnText
+    ) -> Generator[NDArray[np.float32], None, None]:
+        """Yields the embedding of each clip, in order."""
+        while batch := list(islice(clips, self._captioner.info.batch_size)):
+            yield from self._captioner.embed(batch)
 
-        def infer(
-            clips: Iterator[RegionClip], _: OnText
-        ) -> Generator[NDArray[np.float32], None, None]:
-            while batch := list(islice(clips, embedder.info.batch_size)):
-                yield from embedder.embed(batch)
-
-        return each_clip(
-            self.name,
-            None,
-            lambda _, sample: self._prepare(sample, context),
-            infer,
-            lambda _: None,
-            items,
-            context,
-            depth=embedder.info.batch_size,
-        )
+    def count(self, result: Any, context: RunContext) -> None:
+        """Does nothing: embeddings are counted when they are written."""
 
     def record(self) -> dict[str, Any]:
         """Fields and space of the embeddings; see :meth:`Stage.record`."""
@@ -143,7 +135,10 @@ class Embedding:
             "space": asdict(self._space),
         }
 
-    def _prepare(self, sample: Sample, context: RunContext) -> _EmbedWork:
+    def prepare(
+        self, target: Target, sample: Sample, context: RunContext
+    ) -> _EmbedWork:
+        """Returns the regions that this model has not embedded yet."""
         todo: dict[str, Document] = {}
         kept = 0
         query = {"_id": sample._id}
@@ -159,7 +154,7 @@ class Embedding:
                 else:
                     todo[label_id] = label
         context.count(kept=kept)
-        frames = self._embedder.info.frames
+        frames = self._captioner.info.frames
         return _EmbedWork(
             sample, self._captions, self._tracks, self._space, todo, frames, context
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,15 +10,14 @@ import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.captioning.base import Captioner, CaptionerInfo
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
-from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.clips import iter_image_clips
 from fiftyone_regioncap.dataset.regions import region_captions, write_region_captions
-from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, image_targets
-from fiftyone_regioncap.jobs.base import Item, RunContext, model_record
-from fiftyone_regioncap.jobs.clips import each_clip
+from fiftyone_regioncap.dataset.targets import Sample, Target, image_targets
+from fiftyone_regioncap.jobs.base import RunContext
+from fiftyone_regioncap.jobs.clips import ClipStage
 from fiftyone_regioncap.jobs.options import RegionOptions
 from fiftyone_regioncap.jobs.summary import Report, Summary
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -26,7 +25,7 @@ from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 
 
-class RegionCaptioning:
+class RegionCaptioning(ClipStage[RegionOptions]):
     """Captions the regions of images; see :class:`Stage`.
 
     Args:
@@ -43,6 +42,7 @@ class RegionCaptioning:
         "captioner": CAPTIONERS,
         "segmenter": PROPAGATORS,
     }
+    find = image_targets
 
     def __init__(
         self,
@@ -50,13 +50,19 @@ class RegionCaptioning:
         captioner: Captioner,
         segmenter: Propagator | None = None,
     ) -> None:
-        self._options = options
+        super().__init__(options)
         self._captioner = captioner
         self._segmenter = segmenter
 
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the images; see :meth:`Stage.targets`."""
-        return image_targets(samples)
+    @classmethod
+    def writes(cls, options: RegionOptions) -> tuple[str, ...]:
+        """Returns the field of the regions; see :meth:`Stage.writes`."""
+        return (options.field,)
+
+    @property
+    def output(self) -> str:
+        """Field of the regions."""
+        return self._options.field
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the caption attributes of the regions; see :meth:`Stage.check`."""
@@ -66,37 +72,16 @@ class RegionCaptioning:
         schema.declare_regions(dataset, field)
         schema.declare_status(dataset, field)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Captions image after image; batches reach across images."""
-        captioner, prompt = self._captioner, self._options.prompt
-
-        def infer(
-            clips: Iterator[RegionClip], _: object
-        ) -> Generator[Caption, None, None]:
-            return caption_stream(captioner, clips, prompt=prompt)
-
-        return each_clip(
-            self.name,
-            self._options.field,
-            self._prepare,
-            infer,
-            context.captioned,
-            items,
-            context,
-            depth=captioner.info.batch_size,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Returns the captioner; see :meth:`Stage.record`."""
-        return {"captioner": model_record(self._captioner.info)}
-
-    def _prepare(self, target: Target, sample: Sample) -> _RegionWork | None:
+    def prepare(
+        self, target: Target, sample: Sample, context: RunContext
+    ) -> _RegionWork | None:
+        """Returns the regions that have no caption yet."""
         options = self._options
         known = region_captions(sample, options.field)
         todo = [
             label_id
-            for label_id, (caption, own) in known.items()
-            if not caption or (options.overwrite and own)
+            for label_id, label in known.items()
+            if not label.caption or (options.overwrite and label.own)
         ]
         if not todo:
             return None
@@ -139,5 +124,8 @@ class _RegionWork:
         )
 
     def finish(self) -> None:
-        """Records that all regions have captions."""
-        status.write_status(self.sample, self.options.field, "complete")
+        """Records whether all regions have captions."""
+        field = self.options.field
+        captions = region_captions(self.sample, field)
+        errors = [known.error for known in captions.values() if known.error]
+        status.settle(self.sample, field, errors, len(captions))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,8 +11,9 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.mask_storage import move_masks
-from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
-from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample
+from fiftyone_regioncap.dataset.store import frame_path
+from fiftyone_regioncap.dataset.targets import Sample, Target
+from fiftyone_regioncap.jobs.base import RunContext, SampleStage
 from fiftyone_regioncap.jobs.options import MoveMasksOptions
 from fiftyone_regioncap.jobs.summary import Report
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -37,7 +38,7 @@ class MoveSummary(Report):
         return "\n".join([head, *self.remarks()])
 
 
-class MovingMasks:
+class MovingMasks(SampleStage[MoveMasksOptions]):
     """Moves the masks of tracks; see :class:`Stage`.
 
     Args:
@@ -49,12 +50,10 @@ class MovingMasks:
     summary: ClassVar[type[Report]] = MoveSummary
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {}
 
-    def __init__(self, options: MoveMasksOptions) -> None:
-        self._options = options
-
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the videos; see :meth:`Stage.targets`."""
-        return video_targets(samples)
+    @classmethod
+    def writes(cls, options: MoveMasksOptions) -> tuple[str, ...]:
+        """Returns the field of the tracks; see :meth:`Stage.writes`."""
+        return (frame_path(options.tracks),)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Checks the field of the tracks; see :meth:`Stage.check`."""
@@ -62,20 +61,10 @@ class MovingMasks:
         field = fields.require_tracks(dataset, self._options.tracks)
         fields.require_writable(dataset, field)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Moves the masks of sample after sample."""
+    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
+        """Moves the masks of a sample."""
         options = self._options
-
-        def process(target: Target, sample: Sample) -> bool:
-            for moved in move_masks(
-                sample, options.tracks, options.to, options.output_dir
-            ):
-                context.count(moved=moved)
-                context.reporter.check_cancelled()
-            return True
-
-        return each_sample(self.name, None, process, items, context)
-
-    def record(self) -> dict[str, Any]:
-        """Returns nothing, as there is no model; see :meth:`Stage.record`."""
-        return {}
+        for moved in move_masks(sample, options.tracks, options.to, options.output_dir):
+            context.count(moved=moved)
+            context.reporter.check_cancelled()
+        return True

@@ -18,6 +18,49 @@ MASK_STORAGE = {
 
 
 @dataclass(frozen=True)
+class ExecutionOptions(Options):
+    """Options of where a job runs."""
+
+    executor: Literal["auto", "local", "processes", "ray"] = option(
+        "auto",
+        "Where the job runs; equal jobs that run at the same time share the work.",
+        choices={
+            "auto": "processes where there are several GPUs, else local",
+            "local": "in this process",
+            "processes": "in several processes of this machine, one a GPU",
+            "ray": "on a Ray cluster",
+        },
+        advanced=True,
+    )
+    workers: int | None = option(
+        None,
+        "Number of workers of processes or Ray; empty for one a GPU.",
+        minimum=1,
+        advanced=True,
+    )
+    address: str | None = option(
+        None,
+        "Address of a Ray cluster; empty for that of RAY_ADDRESS, else one on this "
+        "machine alone.",
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            OptionError: When one doesn't fit, or is of another executor.
+        """
+        super().__post_init__()
+        if self.address is not None and self.executor != "ray":
+            raise OptionError(f"address={self.address!r}: give executor=ray with it")
+        if self.workers is not None and self.executor in ("auto", "local"):
+            raise OptionError(
+                f"workers={self.workers}: give executor=processes or executor=ray"
+            )
+
+
+@dataclass(frozen=True)
 class PropagateOptions(Options):
     """Options of the propagation of prompts."""
 
@@ -85,6 +128,11 @@ class PropagateOptions(Options):
     overwrite: bool = option(False, "Propagate again what is complete.")
     overwrite_edited: bool = option(
         False, "Also replace labels that a person has edited.", advanced=True
+    )
+    prune: bool = option(
+        False,
+        "Remove the tracks of objects whose prompts were deleted.",
+        advanced=True,
     )
     merge: bool = option(
         False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, TypeAlias
@@ -18,29 +18,29 @@ from fiftyone_regioncap.core.errors import FieldError, NothingMarked, PromptErro
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
 from fiftyone_regioncap.dataset import fields, schema, status
-from fiftyone_regioncap.dataset.metadata import file_digest
-from fiftyone_regioncap.dataset.objects import read_numbers, write_numbers
-from fiftyone_regioncap.dataset.ownership import (
-    refuse_foreign_labels,
-    track_label_is_foreign,
+from fiftyone_regioncap.dataset.metadata import (
+    WatchedFile,
+    file_digest,
 )
+from fiftyone_regioncap.dataset.objects import read_numbers, write_numbers
+from fiftyone_regioncap.dataset.ownership import track_label_is_foreign
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
 from fiftyone_regioncap.dataset.store import Store, frame_path
-from fiftyone_regioncap.dataset.targets import (
-    Sample,
-    Target,
-    Targets,
-    name_of,
-    video_targets,
-)
+from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import (
+    CHUNK_FRAMES,
     TrackWriter,
     foreign_indexes,
     labeled_frames,
     read_tracks,
 )
-from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
-from fiftyone_regioncap.jobs.checkpoints import CheckpointFile, signature
+from fiftyone_regioncap.jobs.base import RunContext, SampleStage, model_facts
+from fiftyone_regioncap.jobs.checkpoints import (
+    CheckpointFile,
+    checkpoint_folder,
+    remove_abandoned,
+    signature,
+)
 from fiftyone_regioncap.jobs.options import PropagateOptions
 from fiftyone_regioncap.jobs.summary import Report, Summary
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -50,11 +50,9 @@ from fiftyone_regioncap.propagation.base import (
     Propagation,
     PropagationRequest,
     Propagator,
-    PropagatorInfo,
 )
 from fiftyone_regioncap.propagation.policy import PolicyPropagator
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
-from fiftyone_regioncap.system import assets
 from fiftyone_regioncap.video.prefetch import prefetch
 from fiftyone_regioncap.video.reader import VideoReader
 
@@ -79,6 +77,7 @@ _NOT_OF_RESULTS = frozenset(
         "overwrite",
         "overwrite_edited",
         "merge",
+        "prune",
     }
 )
 """Options that tracks don't depend on, or that are looked at by themselves."""
@@ -91,7 +90,7 @@ CHECKPOINT_SECONDS = 20.0
 """How much work a killed job repeats at most; saving takes well under a second."""
 
 
-class Propagating:
+class Propagating(SampleStage[PropagateOptions]):
     """Propagates prompts and writes tracks; see :class:`Stage`.
 
     Args:
@@ -105,12 +104,8 @@ class Propagating:
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"propagator": PROPAGATORS}
 
     def __init__(self, options: PropagateOptions, propagator: Propagator) -> None:
-        self._options = options
+        super().__init__(options)
         self._propagator = propagator
-
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the videos; see :meth:`Stage.targets`."""
-        return video_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the field of the tracks; see :meth:`Stage.check`."""
@@ -122,37 +117,32 @@ class Propagating:
             fields.require_prompts(dataset, options.negative_prompts)
         fields.require_output(options.output, *inputs)
         output = fields.frames_field(options.output)
-        fields.require_writable(dataset, output)
-        if not options.merge:
-            ids = [target.sample_id for target in self.targets(samples)]
-            is_foreign = track_label_is_foreign(output)
-            refuse_foreign_labels(dataset, output, ids, is_foreign)
+        is_foreign = track_label_is_foreign(output)
+        self.require_room(samples, output, is_foreign, merge=options.merge)
         schema.declare_tracks(dataset, options.output)
         schema.declare_status(dataset, options.output)
+        schema.declare_origins(dataset, options.output)
+        remove_abandoned()
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Propagates sample after sample and passes on those that have tracks."""
-        return each_sample(
-            self.name,
-            self._options.output,
-            lambda target, sample: self._sample(target, sample, context),
-            items,
-            context,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Returns the propagator; see :meth:`Stage.record`."""
-        return {"propagator": model_record(self._propagator.info)}
-
-    def _sample(self, target: Target, sample: Sample, context: RunContext) -> bool:
+    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
         """Propagates one sample, clip by clip; False when it is complete."""
         options = self._options
         with VideoReader(sample.filepath) as reader:
             spans = target.ranges or ((options.start, options.stop),)
-            found = self._prompts(sample, reader, spans, context)
+            try:
+                found = self._prompts(sample, reader, spans, context)
+            except NothingMarked:
+                self._orphans(sample, frozenset(), context)
+                raise
             problems = [*found.problems, *_problems(found, spans, options)]
-            made_by = _fingerprint(sample, reader, options, self._propagator.info)
+            made_by = _fingerprint(sample, reader, options, self._propagator)
+            if not found.problems:  # what is damaged was not deleted
+                prompted = {prompt.object_id for prompt in found.prompts}
+                self._orphans(sample, prompted, context)
             ranges = _to_do(sample, found, spans, options, made_by)
+            outdated = _outdated(sample, ranges, options)
+            if outdated and not options.overwrite:
+                context.redone("tracks", name_of(sample), outdated)
             if ranges:
                 status.write_status(sample, options.output, "partial")
             for (start, stop), objects in ranges.items():
@@ -215,6 +205,27 @@ class Propagating:
         write_numbers(store, options.output, "prompts", found.numbers)
         return found
 
+    def _orphans(self, sample: Sample, prompted: Set[int], context: RunContext) -> None:
+        """Lists the tracks whose prompts were deleted, and removes them on request."""
+        output = self._options.output
+        if isinstance(sample, SampleView):
+            return  # it may hide their prompts
+        known = status.read_origins(sample, output)
+        made = {status.origin_object(key) for key in known}
+        gone = made - prompted
+        if not gone:
+            return
+        listed = ", ".join(map(str, sorted(gone)))
+        if self._options.prune:
+            with TrackWriter(sample, output) as writer:
+                writer.clear_range(None, gone)
+            keys = [key for key in known if status.origin_object(key) in gone]
+            status.write_origins(sample, output, dict.fromkeys(keys))
+            note = "were removed, as they have no prompt any more"
+        else:
+            note = "have no prompt any more; the option prune removes them"
+        context.summary.notes.append(f"{name_of(sample)}: tracks {listed} {note}")
+
     def _range(
         self,
         sample: Sample,
@@ -228,7 +239,7 @@ class Propagating:
         start = options.start
         stop = min(options.stop or len(reader), len(reader))
         prompts = found.prompts
-        made_by = _fingerprint(sample, reader, options, self._propagator.info)
+        made_by = _fingerprint(sample, reader, options, self._propagator)
         mark = _mark(sample, prompts, options, made_by)
         origins = {
             key: f"{made_from}:{made_by}:{mark.signature}"
@@ -247,6 +258,7 @@ class Propagating:
                 checkpoint=state,
             )
         )
+        file = WatchedFile(sample.filepath)
         reporter = context.reporter
         total = _frames_to_come(prompts, options.direction, start, stop)
         done = 0
@@ -274,13 +286,16 @@ class Propagating:
                         for item in masks.objects.values()
                     ):
                         claimed.add(masks.frame)
+                    seen |= masks.objects.keys()
+                    done += 1
+                    if checkpoint is not None or done % CHUNK_FRAMES == 0:
+                        file.require_unchanged()
                     if checkpoint is not None:
                         writer.flush(durable=True)
                         _save(mark, checkpoint, claimed)
-                    seen |= masks.objects.keys()
-                    done += 1
                     reporter.add(frames=1)
                     reporter.update("propagate", name_of(sample), done, total)
+        file.require_unchanged()
         status.write_origins(sample, options.output, origins)
         mark.remove()
         context.count(frames=done, tracks=len(seen))
@@ -375,6 +390,21 @@ def _to_do(
     return todo
 
 
+def _outdated(
+    sample: Sample,
+    ranges: Mapping[tuple[int, int | None], frozenset[int] | None],
+    options: PropagateOptions,
+) -> int:
+    """Counts the finished tracks of some ranges that are made again."""
+    known = status.read_origins(sample, options.output)
+    return sum(
+        objects is None or status.origin_object(key) in objects
+        for (start, stop), objects in ranges.items()
+        for key in known
+        if key == status.origin_key(status.origin_object(key), start, stop)
+    )
+
+
 def _inside(
     found: PromptSet, options: PropagateOptions, objects: frozenset[int] | None
 ) -> PromptSet:
@@ -398,7 +428,10 @@ def _origins(prompts: list[Prompt], options: PropagateOptions) -> dict[str, str]
 
 
 def _fingerprint(
-    sample: Sample, reader: VideoReader, options: PropagateOptions, info: PropagatorInfo
+    sample: Sample,
+    reader: VideoReader,
+    options: PropagateOptions,
+    propagator: Propagator,
 ) -> str:
     """Hashes all that tracks depend on beside their prompts and their range."""
     made_by = {
@@ -406,9 +439,12 @@ def _fingerprint(
         for name, value in options.to_mapping().items()
         if name not in _NOT_OF_RESULTS
     }
+    facts = model_facts(propagator)
+    own = facts.get("options")
     return signature(
         {
-            "propagator": model_record(info),
+            "propagator": facts["model"],
+            **({"propagator options": own} if own else {}),
             "options": made_by,
             "video": asdict(reader.metadata),
             "file": file_digest(sample.filepath),
@@ -426,7 +462,9 @@ def _mark(
         "range": [options.start, options.stop],
         "prompts": [asdict(prompt) for prompt in prompts],
     }
-    folder = assets.cache_dir() / "jobs" / f"{sample.id}-{frame_path(options.output)}"
+    store = Store.of(sample)
+    name = f"{store.sample_id}-{frame_path(options.output)}"
+    folder = checkpoint_folder(store.dataset) / name
     return CheckpointFile(folder / f"{options.start}.safetensors", signature(facts))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import fiftyone.core.collections as foco
@@ -10,14 +10,11 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.dataset import fields, schema, status
-from fiftyone_regioncap.dataset.ownership import (
-    refuse_foreign_labels,
-    track_label_is_foreign,
-)
+from fiftyone_regioncap.dataset.ownership import track_label_is_foreign
 from fiftyone_regioncap.dataset.prompts import write_prompts
 from fiftyone_regioncap.dataset.store import frame_path
-from fiftyone_regioncap.dataset.targets import Sample, Target, Targets, video_targets
-from fiftyone_regioncap.jobs.base import Item, RunContext, each_sample, model_record
+from fiftyone_regioncap.dataset.targets import Sample, Target
+from fiftyone_regioncap.jobs.base import RunContext, SampleStage
 from fiftyone_regioncap.jobs.options import ProposeOptions
 from fiftyone_regioncap.jobs.summary import Report, Summary
 from fiftyone_regioncap.models.registry import ModelRegistry
@@ -49,7 +46,7 @@ def require_segmenter(model: Propagator | Segmenter) -> Segmenter:
     return cast(Segmenter, model)
 
 
-class Proposing:
+class Proposing(SampleStage[ProposeOptions]):
     """Writes a mask prompt for each object that is found; see :class:`Stage`.
 
     Args:
@@ -63,48 +60,30 @@ class Proposing:
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"propagator": PROPAGATORS}
 
     def __init__(self, options: ProposeOptions, propagator: Propagator) -> None:
-        self._options = options
+        super().__init__(options)
         self._propagator = propagator
         self._segmenter = require_segmenter(propagator)
-
-    def targets(self, samples: foco.SampleCollection) -> Targets:
-        """Returns the videos; see :meth:`Stage.targets`."""
-        return video_targets(samples)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Checks the field of the prompts; see :meth:`Stage.check`."""
         dataset, output = samples._root_dataset, self._options.output
         path = fields.frames_field(fields.require_output(output))
-        fields.require_writable(dataset, path)
-        ids = [target.sample_id for target in self.targets(samples)]
-        refuse_foreign_labels(dataset, path, ids, track_label_is_foreign(path))
+        self.require_room(samples, path, track_label_is_foreign(path))
         schema.declare_status(dataset, output)
 
-    def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
-        """Searches sample after sample."""
-
-        def process(target: Target, sample: Sample) -> bool:
-            options, output = self._options, self._options.output
-            done = status.read_status(sample, output).state == "complete"
-            if done and not options.overwrite:
-                return False
-            with VideoReader(sample.filepath) as reader:
-                start, stop = (target.ranges or ((0, len(reader)),))[0]
-                prompts = propose(
-                    reader,
-                    self._segmenter,
-                    options.proposals,
-                    start=start,
-                    stop=stop,
-                )
-            write_prompts(sample, frame_path(output), prompts)
-            sample.save()
-            status.write_status(sample, output, "complete")
-            context.count(tracks=len(prompts))
-            return True
-
-        return each_sample(self.name, self._options.output, process, items, context)
-
-    def record(self) -> dict[str, Any]:
-        """Returns the propagator; see :meth:`Stage.record`."""
-        return {"propagator": model_record(self._propagator.info)}
+    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
+        """Searches a sample, unless that was done."""
+        options, output = self._options, self._options.output
+        done = status.read_status(sample, output).state == "complete"
+        if done and not options.overwrite:
+            return False
+        with VideoReader(sample.filepath) as reader:
+            start, stop = (target.ranges or ((0, len(reader)),))[0]
+            prompts = propose(
+                reader, self._segmenter, options.proposals, start=start, stop=stop
+            )
+        write_prompts(sample, frame_path(output), prompts)
+        sample.save()
+        status.write_status(sample, output, "complete")
+        context.count(tracks=len(prompts))
+        return True

@@ -17,7 +17,7 @@ from fiftyone_regioncap.core.errors import FieldError, OptionError
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
-from fiftyone_regioncap.jobs.executors.local import run_stages
+from fiftyone_regioncap.jobs.executors.choosing import run_stages
 from fiftyone_regioncap.jobs.options import CaptionOptions
 from fiftyone_regioncap.training.data import chosen_tracks
 from fiftyone_regioncap.training.options import CompareOptions

@@ -32,12 +32,14 @@ class DamOptions(GenerationOptions):
         "Captions written at once; empty for as many as fit.",
         minimum=1,
         advanced=True,
+        result=False,
     )
     workers: int | None = option(
         None,
         "Threads that prepare clips; empty for what suits the machine.",
         minimum=1,
         advanced=True,
+        result=False,
     )
 
     def __post_init__(self) -> None:

@@ -81,6 +81,7 @@ class DynReferOptions(Options):
         "Regions that are encoded together; empty for 32 on a GPU and 2 elsewhere.",
         minimum=1,
         advanced=True,
+        result=False,
     )
     checkpoint: str | None = option(
         None,

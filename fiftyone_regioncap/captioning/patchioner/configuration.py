@@ -67,6 +67,7 @@ class PatchionerOptions(Options):
         unit="frames",
         minimum=1,
         advanced=True,
+        result=False,
     )
     embeddings: bool = option(True, "Store the embedding of each region.")
     compat: Literal["fixed", "reference"] | None = option(

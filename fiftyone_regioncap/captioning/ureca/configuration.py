@@ -37,6 +37,7 @@ class UrecaOptions(GenerationOptions):
         "Captions written at once; empty for what suits the device.",
         minimum=1,
         advanced=True,
+        result=False,
     )
 
 

@@ -131,7 +131,7 @@ def test_a_part_of_what_is_complete_is_complete(dataset) -> None:
     assert propagate(dataset, stop=5).skipped == 1
 
 
-def test_a_file_that_was_replaced_is_done_again(dataset, caplog) -> None:
+def test_a_file_that_was_replaced_is_done_again(dataset) -> None:
     propagate(dataset)
     sample = dataset.first()
     write_shorter(Path(sample.filepath))
@@ -139,7 +139,7 @@ def test_a_file_that_was_replaced_is_done_again(dataset, caplog) -> None:
     assert again.ok and again.frames > 0
     sample.reload()
     assert sample.metadata.total_frame_count == 12
-    assert "metadata is not the file's" in caplog.text
+    assert "corrected the stored metadata" in again.to_markdown()
 
 
 def write_shorter(path: Path) -> None:

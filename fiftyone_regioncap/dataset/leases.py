@@ -1,0 +1,306 @@
+"""Leases: which process may write which field of which sample.
+
+Work is claimed in the database by whoever does it, so that any number of processes on
+any number of machines share a job, and each may die at any time. A lease is a document
+that names its owner and when it expires by the server's clock, which the owner puts off
+as long as it lives; workers' clocks never count.
+
+Every write under a lease carries the moment until which it holds, and the server
+refuses what reaches it later. So a process that was stopped between its last look at
+the lease and its write, and wakes when another one has long taken over, writes nothing.
+That moment lies well before the lease expires, as one command may take a while. Labels
+need no mark for it, so that they are what an undisturbed job writes, and a person who
+replaces a whole field can't remove it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from bson import ObjectId
+from pymongo.errors import DuplicateKeyError, PyMongoError
+
+from fiftyone_regioncap.core.errors import Fenced
+from fiftyone_regioncap.dataset import locks
+
+logger = logging.getLogger(__name__)
+
+SECONDS = float(os.environ.get("REGIONCAP_LEASE_SECONDS", 30.0))
+"""How long a lease lasts that its owner doesn't renew."""
+
+BEATS = 10
+"""How often a lease is renewed in the time that it lasts."""
+
+MARGIN = 0.25
+"""Share of a lease at its end in which nothing is written any more."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, as others can tell whether it lives.
+
+    Attributes:
+        node: Machine, boot and process namespace.
+        pid: Number of the process there.
+        began: When it started, as numbers are used again; empty where unknown.
+    """
+
+    node: str
+    pid: int
+    began: str
+
+    @classmethod
+    def this(cls) -> Process:
+        """Returns the process that calls."""
+        return _process(os.getpid())
+
+    def is_dead(self) -> bool:
+        """Returns whether it has certainly ended; False for those of other machines."""
+        return self.node == _node() and _began(self.pid) != self.began
+
+
+@cache
+def _process(pid: int) -> Process:
+    return Process(_node(), pid, _began(pid) or "")
+
+
+def _began(pid: int) -> str | None:
+    """Returns when a process of this machine started; None when it has ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state[0] in "ZX" else state[19]
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return None
+    try:  # not Linux
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # somebody else's, but alive
+        pass
+    return ""
+
+
+@cache
+def _node() -> str:
+    parts = [socket.gethostname()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            link = path.endswith("pid")
+            parts.append(os.readlink(path) if link else Path(path).read_text().strip())
+        except OSError:  # not Linux: the name of the machine has to do
+            continue
+    return ":".join(parts)
+
+
+@dataclass
+class Lease:
+    """The right to write a field of a sample.
+
+    Attributes:
+        unit: Id of the lease.
+        owner: Id of the owner, unique among all that ever claim.
+        token: Number of the claim, greater than those of earlier owners.
+        until: Moment of the server's clock until which writes go through.
+        lost: Whether somebody else may have it by now.
+    """
+
+    unit: str
+    owner: str
+    token: int
+    until: datetime
+    lost: bool = False
+
+
+_held: dict[tuple[str, str], Lease] = {}
+"""Leases of this process, by sample id and field."""
+
+
+def lease_of(sample_id: ObjectId | str, name: str) -> Lease | None:
+    """Returns the lease under which this process writes a field of a sample.
+
+    Args:
+        sample_id: Id of the sample.
+        name: Name of the field, without ``frames.``.
+
+    Returns:
+        The lease; None where the field is written outside of jobs.
+
+    Raises:
+        Fenced: When it was lost.
+    """
+    lease = _held.get((str(sample_id), name))
+    if lease is not None and lease.lost:
+        raise Fenced(f"another process works on {name} of sample {sample_id} by now")
+    return lease
+
+
+@dataclass
+class Leases:
+    """The leases of one run of a job in this process.
+
+    Use it as a context manager, which renews them in a thread and releases them.
+
+    Attributes:
+        dataset_id: Id of the dataset.
+        fields: Fields that are written, without ``frames.``.
+        job: What tells jobs apart whose results differ.
+        on_beat: Called with the server's time after each renewal.
+    """
+
+    dataset_id: ObjectId
+    fields: Sequence[str]
+    job: str
+    on_beat: Callable[[datetime], None] = lambda _: None
+    owner: str = field(default_factory=lambda: uuid4().hex)
+    _mine: dict[str, list[Lease]] = field(default_factory=dict)
+    _changing: threading.RLock = field(default_factory=threading.RLock)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Leases:
+        self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        assert self._thread is not None
+        self._thread.join()
+        for sample_id in list(self._mine):
+            self.release(sample_id)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Ids of the samples that this run works on."""
+        return frozenset(self._mine)
+
+    def claim(self, sample_id: str) -> Mapping[str, Any] | None:
+        """Claims all fields of a sample, or none.
+
+        Args:
+            sample_id: Id of the sample.
+
+        Returns:
+            None when they were claimed; else the lease that another one holds.
+        """
+        taken: list[Lease] = []
+        now = locks.server_time()
+        for name in sorted(self.fields):
+            lease = Lease(
+                f"{self.dataset_id}/{name}/{sample_id}",
+                self.owner,
+                int(now.timestamp() * 1000),
+                now + timedelta(seconds=SECONDS * (1 - MARGIN)),
+            )
+            other = self._take(lease, now)
+            if other is not None:
+                self._give_back(taken)
+                return other
+            taken.append(lease)
+        with self._changing:
+            self._mine[sample_id] = taken
+            for name, lease in zip(sorted(self.fields), taken, strict=True):
+                _held[sample_id, name] = lease
+        return None
+
+    def any_free(self, sample_ids: Iterable[str]) -> bool:
+        """Returns whether any of some samples can be claimed now."""
+        units = {
+            f"{self.dataset_id}/{name}/{sample_id}": sample_id
+            for sample_id in sample_ids
+            for name in self.fields
+        }
+        query = {
+            "_id": {"$in": list(units)},
+            "expires_at": {"$gte": locks.server_time()},
+        }
+        taken = {
+            units[there["_id"]]
+            for there in locks.collection("leases").find(query)
+            if not Process(there["node"], there["pid"], there["began"]).is_dead()
+        }
+        return taken != set(units.values())
+
+    def release(self, sample_id: str) -> None:
+        """Gives a sample back; whoever comes next may claim it at once."""
+        with self._changing:
+            leases = self._mine.pop(sample_id, [])
+            for name in self.fields:
+                if _held.get((sample_id, name)) in leases:
+                    del _held[sample_id, name]
+        try:
+            self._give_back(leases)
+        except PyMongoError as error:  # they expire
+            logger.warning("leases of sample %s not given back: %s", sample_id, error)
+
+    def _take(self, lease: Lease, now: datetime) -> Mapping[str, Any] | None:
+        """Takes a lease that is free, has expired, or whose owner is dead."""
+        leases = locks.collection("leases")
+        process = Process.this()
+        change = {
+            "$set": {
+                "job": self.job,
+                "owner": lease.owner,
+                "token": lease.token,
+                "node": process.node,
+                "pid": process.pid,
+                "began": process.began,
+                "claimed_at": now,
+                "expires_at": now + timedelta(seconds=SECONDS),
+            }
+        }
+        query: dict[str, Any] = {"_id": lease.unit, "expires_at": {"$lt": now}}
+        while True:
+            try:
+                leases.update_one(query, change, upsert=True)
+            except DuplicateKeyError:
+                there = leases.find_one({"_id": lease.unit})
+            else:
+                return None
+            if there is None:  # it was given back just now
+                continue
+            if not Process(there["node"], there["pid"], there["began"]).is_dead():
+                return there
+            query = {"_id": lease.unit, "owner": there["owner"]}
+
+    def _give_back(self, leases: Iterable[Lease]) -> None:
+        units = [lease.unit for lease in leases]
+        if units:
+            query = {"_id": {"$in": units}, "owner": self.owner}
+            locks.collection("leases", durable=False).delete_many(query)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(min(SECONDS / BEATS, 2.0)):
+            try:
+                self._renew()
+            except Exception as error:  # the server's clock decides what holds
+                logger.info("leases not renewed: %s", error)
+
+    def _renew(self) -> None:
+        now = locks.server_time()
+        with self._changing:
+            mine = [lease for leases in self._mine.values() for lease in leases]
+        if mine:
+            leases = locks.collection("leases", durable=False)
+            units = {"_id": {"$in": [lease.unit for lease in mine]}}
+            query = {**units, "owner": self.owner}
+            expires = now + timedelta(seconds=SECONDS)
+            leases.update_many(query, {"$set": {"expires_at": expires}})
+            kept = {found["_id"] for found in leases.find(query, {"_id": 1})}
+            for lease in mine:
+                if lease.unit in kept:
+                    lease.until = now + timedelta(seconds=SECONDS * (1 - MARGIN))
+                else:
+                    lease.lost = True
+        self.on_beat(now)

@@ -1,0 +1,358 @@
+"""The driver: keeps the workers of a job alive, wherever they run, and reports on them.
+
+Workers claim their samples in the database, so that the driver hands out nothing. It
+replaces workers that die, and notes on which samples they did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+from uuid import uuid4
+
+from fiftyone_regioncap.core.errors import (
+    BackendError,
+    Cancelled,
+    FatalError,
+    RegionCapError,
+)
+from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
+from fiftyone_regioncap.dataset import locks, runs, status
+from fiftyone_regioncap.dataset.targets import Targets
+from fiftyone_regioncap.jobs.base import DATABASE_GONE, STAGES, Job
+from fiftyone_regioncap.jobs.board import DEATHS_FAILED, Run, State
+from fiftyone_regioncap.jobs.executors.working import (
+    CancelFlags,
+    job_signature,
+    writes,
+)
+from fiftyone_regioncap.jobs.summary import Failure, Report, Summary
+
+logger = logging.getLogger(__name__)
+
+_PROBED = 8
+
+POLL = 0.2
+"""Seconds between looks at the workers."""
+
+PATIENCE = 30.0
+"""Seconds that workers have to stop after the job was cancelled."""
+
+QUICK_DEATHS = 5
+"""Deaths in a row, with no sample at hand, after which a worker is not replaced."""
+
+FAILED, FATAL, STOPPED = 3, 4, 5
+"""Exit codes of a worker: it can't work here, nobody can, it was told to stop."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is told, as plain values.
+
+    Attributes:
+        job: The job; see :meth:`Job.to_dict`.
+        run: Id of the run on the board.
+        group: Group of the run.
+        dataset_id: Id of the dataset.
+        fields: Fields that are written.
+        signature: Hash of what the results depend on.
+        owner: Owner of the worker's leases.
+        name: Name of the worker on the board.
+        database: Identity of the database, so that no other one is taken for it.
+        paths: Some media that the driver sees.
+    """
+
+    job: Mapping[str, Any]
+    run: str
+    group: str
+    dataset_id: str
+    fields: tuple[str, ...]
+    signature: str
+    owner: str
+    name: str
+    database: str
+    paths: Sequence[str] = ()
+
+    def to_json(self) -> str:
+        """Returns it as a line of text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Assignment:
+        """Returns the inverse of :meth:`to_json`."""
+        return cls(**json.loads(text))
+
+
+class WorkerHandle(Protocol):
+    """A worker that was started."""
+
+    def ended(self) -> int | None:
+        """Returns its exit code, negative for a signal; None while it lives."""
+
+    def end(self) -> None:
+        """Ends it at once."""
+
+
+Spawn = Callable[[int, Assignment], WorkerHandle]
+"""Starts the worker of a slot."""
+
+
+@dataclass
+class _Slot:
+    """The place of a worker and of those that replace it."""
+
+    number: int
+    handle: WorkerHandle | None = None
+    owner: str = ""
+    name: str = ""
+    deaths: int = 0
+    restart_at: float = 0.0
+    finished: bool = False
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Driver:
+    """Runs a job by workers elsewhere.
+
+    Attributes:
+        job: The job; its models are loaded by the workers.
+        executor: Name of the executor, for the board.
+        workers: Number of workers.
+        spawn: Starts a worker.
+        listener: Called with progress events.
+        cancel: Set by any thread to stop the job.
+    """
+
+    job: Job
+    executor: str
+    workers: int
+    spawn: Spawn
+    listener: ProgressListener | None = None
+    cancel: threading.Event | None = None
+
+    def run(self) -> Report:
+        """Runs the job to its end; see :meth:`Executor.run`."""
+        began = time.monotonic()
+        first: Any = STAGES[self.job.stages[0].stage]
+        last: Any = STAGES[self.job.stages[-1].stage]
+        samples = self.job.samples()
+        self._root = samples._root_dataset
+        self._targets: Targets = first.find(samples)
+        self._run = Run.begin(
+            self.job.name,
+            self.job.dataset,
+            self._root._doc.id,
+            writes(self.job),
+            job_signature(self.job, {}),
+            executor=self.executor,
+            workers=self.workers,
+            samples=len(self._targets),
+        )
+        ids = [target.sample_id for target in self._targets[:_PROBED]]
+        paths = self._targets.dataset.select(ids).values("filepath")
+        self._paths = [path for path in paths if os.path.exists(path)]
+        self._flags = CancelFlags(self.cancel, self._run.cancelled)
+        self._failures: list[Failure] = []
+        self._fraction, self._began = 0.0, began
+        slots = [_Slot(number) for number in range(self.workers)]
+        state: State = "failed"
+        try:
+            self._watch(slots)
+            self._failures += self._untold()
+            state = "done"
+        except Cancelled:
+            state = "cancelled"
+            raise
+        finally:
+            for slot in slots:
+                if slot.handle is not None and slot.handle.ended() is None:
+                    slot.handle.end()
+            with contextlib.suppress(Exception):  # the job's own error is what counts
+                self._run.end(state, {})
+        summary = self._summary(last.summary)
+        summary.seconds = time.monotonic() - began
+        self._record(summary)
+        return summary
+
+    def _watch(self, slots: Sequence[_Slot]) -> None:
+        """Keeps workers alive until none has anything left to do."""
+        beat = 0.0
+        while not all(slot.finished for slot in slots):
+            try:
+                if time.monotonic() - beat > 1:
+                    beat = time.monotonic()
+                    self._run.beat(locks.server_time(), {})
+                    self._report(slots)
+                for slot in slots:
+                    self._look_after(slot)
+            except DATABASE_GONE as error:
+                logger.warning("the database does not answer: %s", error)
+            if self._flags.is_set():
+                self._stop(slots)
+            time.sleep(POLL)
+        gave_up = [slot for slot in slots if slot.errors]
+        if len(gave_up) == len(slots):
+            raise BackendError("no worker can run: " + gave_up[0].errors[-1])
+
+    def _look_after(self, slot: _Slot) -> None:
+        """Starts or replaces the worker of a slot."""
+        if slot.finished:
+            return
+        if slot.handle is None:
+            if time.monotonic() >= slot.restart_at:
+                slot.owner, slot.name = uuid4().hex, f"w{slot.number}_{uuid4().hex[:6]}"
+                slot.handle = self.spawn(slot.number, self._assignment(slot))
+            return
+        code = slot.handle.ended()
+        if code is None:
+            return
+        if code in (0, STOPPED):
+            slot.finished = True
+            return
+        known = self._board()["board"].get(slot.name, {})
+        if code == FATAL:
+            raise FatalError(known.get("error", "a worker met an error that stays"))
+        if code == FAILED:
+            slot.finished = True
+            slot.errors.append(known.get("error", "a worker can't work here"))
+            logger.warning("worker %d: %s", slot.number, slot.errors[-1])
+            return
+        self._died(slot, code)
+
+    def _died(self, slot: _Slot, code: int) -> None:
+        """Notes what a worker died on, and has it replaced."""
+        samples = self._run.died(slot.owner)
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        logger.warning("worker %d died (%s) with %s", slot.number, how, samples)
+        for sample_id, outcome in self._run.outcomes(samples).items():
+            if outcome.deaths >= DEATHS_FAILED and outcome.state is None:
+                self._fail(
+                    sample_id,
+                    f"the worker died {outcome.deaths} times on this sample ({how})",
+                )
+        slot.handle = None
+        slot.deaths = 0 if samples else slot.deaths + 1
+        slot.restart_at = time.monotonic() + min(2.0**slot.deaths - 1, 60.0)
+        if slot.deaths >= QUICK_DEATHS:
+            slot.finished = True
+            slot.errors.append(f"it died {slot.deaths} times in a row ({how})")
+
+    def _untold(self) -> list[Failure]:
+        """Returns the failures of this run, also those of workers that died since."""
+        stage: Any = STAGES[self.job.stages[0].stage]
+        found = self._run.failures()
+        paths = self._targets.dataset.select(list(found)).values(["id", "filepath"])
+        known = dict(zip(*paths, strict=True))
+        return [
+            Failure(i, known.get(i, i), stage.name, outcome.error or "failed")
+            for i, outcome in found.items()
+        ]
+
+    def _fail(self, sample_id: str, error: str) -> None:
+        """Records that a sample can't be done."""
+        self._run.settle(sample_id, error)
+        try:
+            sample = self._targets.dataset[sample_id]
+        except KeyError:
+            return
+        for name in self._run.fields:
+            with contextlib.suppress(RegionCapError):
+                status.write_status(sample, name, "failed", error)
+
+    def _stop(self, slots: Sequence[_Slot]) -> None:
+        """Tells all workers to stop, and waits until they have."""
+        locks.collection("jobs").update_one(
+            {"_id": self._run.id}, {"$set": {"cancel": True}}
+        )
+        until = time.monotonic() + PATIENCE
+        alive = [slot.handle for slot in slots if slot.handle and not slot.finished]
+        while any(handle.ended() is None for handle in alive):
+            if time.monotonic() > until:
+                break
+            time.sleep(POLL)
+        raise Cancelled("cancelled; run the same job again to go on from here")
+
+    def _assignment(self, slot: _Slot) -> Assignment:
+        run = self._run
+        return Assignment(
+            self.job.to_dict(),
+            run.id,
+            run.group,
+            str(run.dataset_id),
+            run.fields,
+            run.signature,
+            slot.owner,
+            slot.name,
+            locks.database_id(),
+            self._paths,
+        )
+
+    def _board(self) -> dict[str, Any]:
+        found = locks.collection("jobs").find_one({"_id": self._run.id}) or {}
+        return {"board": {}, **found}
+
+    def _report(self, slots: Sequence[_Slot]) -> None:
+        """Tells the listener how far all workers are."""
+        if self.listener is None:
+            return
+        known = [item.get("progress", {}) for item in self._board()["board"].values()]
+        total = len(self._targets)
+        done = self._run.settled()
+        fraction = done / total if total else 1.0
+        self._fraction = max(self._fraction, fraction)
+        alive = sum(slot.handle is not None and not slot.finished for slot in slots)
+        elapsed = time.monotonic() - self._began
+        first: Any = STAGES[self.job.stages[0].stage]
+        self.listener(
+            ProgressEvent(
+                stage=first.name,
+                message=f"{done}/{total} samples, {alive} workers",
+                fraction=self._fraction,
+                frames=sum(int(item.get("frames_seen", 0)) for item in known),
+                captions=sum(int(item.get("captions_seen", 0)) for item in known),
+                eta=elapsed / fraction - elapsed if fraction else None,
+            )
+        )
+
+    def _summary(self, kind: type[Report]) -> Report:
+        """Adds up the reports of all workers, those that died as far as they came."""
+        summary = kind(samples=len(self._targets), failures=list(self._failures))
+        if isinstance(summary, Summary):
+            names = (STAGES[spec.stage].name for spec in self.job.stages)
+            summary.stages = tuple(names)
+        counted = {item.name for item in fields(kind)} - {"samples"}
+        for item in self._board()["board"].values():
+            report = item.get("report") or item.get("progress") or {}
+            for name, value in report.items():
+                if name in counted and isinstance(value, int):
+                    setattr(summary, name, getattr(summary, name) + value)
+                elif name in counted and isinstance(value, dict):
+                    total = getattr(summary, name)
+                    for key, number in value.items():
+                        total[key] = total.get(key, 0) + number
+            for name in ("backends", "notes"):
+                lines = getattr(summary, name)
+                lines += [line for line in report.get(name, ()) if line not in lines]
+            summary.failures += [Failure(**one) for one in report.get("failures", ())]
+        # A worker's own word on a failure names the stage.
+        own = {one.sample_id for one in summary.failures[len(self._failures) :]}
+        summary.failures = [
+            one
+            for place, one in enumerate(summary.failures)
+            if place >= len(self._failures) or one.sample_id not in own
+        ]
+        return summary
+
+    def _record(self, summary: Report) -> None:
+        summary.run = runs.run_key(self.job.name)
+        config = {"job": self.job.record(), "executor": self.executor}
+        results = {"summary": summary.to_dict()}
+        runs.record_run(self._root, summary.run, config, results)

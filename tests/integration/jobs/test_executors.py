@@ -1,0 +1,258 @@
+"""Jobs on several workers end as an undisturbed one does, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fiftyone as fo
+import pytest
+
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.errors import (
+    BackendError,
+    Cancelled,
+    FieldError,
+    OptionError,
+)
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset import locks
+from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.jobs import board
+from fiftyone_regioncap.jobs.executors import processes
+from fiftyone_regioncap.propagation.flow import FlowPropagator
+
+PROMPTS = [
+    Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
+    Prompt(2, 0, box=(60, 40, 76, 56), label="brick"),
+]
+FRAMES = 27  # of each of the videos of tests/conftest.py, in both directions
+
+MODELS = {"propagator": "flow", "captioner": "measured"}
+
+
+@pytest.fixture
+def dataset(
+    videos: list[Path], fiftyone_database: str, tmp_path: Path, monkeypatch
+) -> Iterator[fo.Dataset]:
+    """Four videos with prompts."""
+    monkeypatch.setenv("REGIONCAP_CACHE", str(tmp_path / "cache"))
+    paths = [tmp_path / f"{name}.mp4" for name in "abcd"]
+    for path in paths:
+        shutil.copy(videos[0], path)
+    made, _, _ = datasets.add_videos("executors", paths, PROMPTS)
+    yield made
+    made.delete()
+
+
+def run(dataset: fo.Dataset, executor: str = "processes", **options: object):
+    if executor != "local":
+        options.setdefault("workers", 2)
+    options.setdefault("progress", False)
+    options = {**MODELS, **options}
+    return api.propagate_and_caption(dataset, executor=executor, **options)
+
+
+def undisturbed(dataset: fo.Dataset, contents: Callable) -> dict:
+    """What a job in one process writes, which is removed again."""
+    assert run(dataset, "local").ok
+    found = contents(dataset)
+    dataset.delete_frame_field("tracks")
+    fields = [
+        f"{n}_{k}"
+        for n in ("tracks", "captions")
+        for k in ("status", "error", "origin")
+    ]
+    dataset.delete_sample_fields(["captions", *fields])
+    return found
+
+
+def left_over() -> list[int]:
+    """Counts what must not outlast a job."""
+    names = ("leases", "outcomes", "locks")
+    return [locks.collection(name).count_documents({}) for name in names]
+
+
+def workers() -> list[int]:
+    """Numbers of the worker processes of this test."""
+    found = subprocess.run(
+        ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True
+    ).stdout
+    rows = [line.split(None, 2) for line in found.splitlines()[1:]]
+    own = str(os.getpid())
+    return [int(p) for p, parent, args in rows if parent == own and "_worker" in args]
+
+
+SITE = """
+import os, sys
+if sys.argv[:1] == ["-m"] and os.environ.get("DEADLY"):
+    import fiftyone_regioncap.propagation.flow as flow
+    real = flow.FlowPropagator.propagate
+    def propagate(self, request):
+        if "b.mp4" in str(request.frames.path):
+            os.kill(os.getpid(), 11)
+        return real(self, request)
+    flow.FlowPropagator.propagate = propagate
+"""
+
+
+def working() -> int | None:
+    """Number of a process that is at work on a sample."""
+    found = locks.collection("leases").find_one({})
+    return None if found is None else found["pid"]
+
+
+def test_workers_killed_and_stopped(dataset, contents, monkeypatch) -> None:
+    expected = undisturbed(dataset, contents)
+    monkeypatch.setenv("REGIONCAP_LEASE_SECONDS", "2")
+    done: list[str] = []
+    over = threading.Event()
+
+    def disturb() -> None:
+        while not over.wait(0.02) and len(done) < 2:
+            pid = working()
+            if pid is None:
+                continue
+            if not done:
+                os.kill(pid, signal.SIGKILL)
+                done.append("killed")
+                time.sleep(1)  # its driver notices
+            else:
+                os.kill(pid, signal.SIGSTOP)
+                done.append("stopped")
+                time.sleep(4)  # somebody else takes over
+                os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        made = run(dataset)
+    finally:
+        over.set()
+        thread.join()
+    assert done == ["killed", "stopped"]
+    assert made.ok, made.failures
+    assert contents(dataset) == expected
+    assert left_over() == [0, 0, 0] and workers() == []
+
+
+def test_a_sample_that_kills_its_workers(dataset, tmp_path, monkeypatch) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    path = f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("DEADLY", "1")
+    made = run(dataset)
+    (failure,) = made.failures
+    assert failure.filepath.endswith("b.mp4")
+    assert "the worker died 3 times on this sample (signal 11)" in failure.error
+    dataset.reload()
+    states = dict(zip("abcd", dataset.values("tracks_status"), strict=True))
+    assert states == {**dict.fromkeys("acd", "complete"), "b": "failed"}
+    assert left_over() == [0, 0, 0]
+
+
+DRIVER = """
+import sys
+import fiftyone as fo
+from fiftyone_regioncap import api
+made = api.propagate_and_caption(
+    fo.load_dataset(sys.argv[1]), propagator="flow", captioner="measured",
+    progress=False, overwrite=True, overwrite_captions=True,
+)
+print(made.frames, made.captions, made.ok)
+"""
+
+
+def test_two_drivers_share_the_work(dataset, contents) -> None:
+    expected = undisturbed(dataset, contents)
+    command = [sys.executable, "-c", DRIVER, dataset.name]
+    drivers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [driver.communicate()[0].split() for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0]
+    assert {words[2] for words in said} == {"True"}
+    if all(int(words[0]) for words in said):  # they ran at the same time
+        assert sum(int(words[0]) for words in said) == 4 * FRAMES
+        assert sum(int(words[1]) for words in said) == 8
+    assert contents(dataset) == expected
+    assert left_over() == [0, 0, 0]
+
+
+def test_another_job_on_the_same_field_is_refused(dataset) -> None:
+    errors: list[str] = []
+
+    def other(event) -> None:
+        if event.frames == 5 and not errors:
+            with pytest.raises(FieldError, match="with other options") as refused:
+                api.propagate(dataset, propagator=FlowPropagator(), stop=5)
+            errors.append(str(refused.value))
+            # One that writes another field is not in the way.
+            made = api.propagate(
+                dataset, propagator=FlowPropagator(), output="other", progress=False
+            )
+            assert made.ok
+
+    assert run(dataset, "local", progress=other).ok
+    (running,) = [job for job in board.jobs(3) if job["id"] in errors[0]]
+    assert running["state"] == "done" and "jobs cancel" in errors[0]
+
+
+@pytest.mark.parametrize("executor", ["local", "processes"])
+def test_cancelling_from_elsewhere(dataset, executor) -> None:
+    asked: list[float] = []
+
+    def listen(event) -> None:
+        if event.frames and not asked:
+            running = [job for job in board.jobs(5) if job["state"] == "running"]
+            assert len(running) == 1 and board.cancel(running[0]["id"])
+            asked.append(time.monotonic())
+        time.sleep(0.05)
+
+    with pytest.raises(Cancelled):
+        run(dataset, executor, progress=listen)
+    assert board.jobs(1)[0]["state"] == "cancelled"
+    assert left_over()[0] == 0 and workers() == []
+    assert not board.cancel(board.jobs(1)[0]["id"])
+
+
+def test_a_model_that_is_loaded_can_not_be_sent(dataset) -> None:
+    with pytest.raises(OptionError, match="give the propagator by its name"):
+        api.propagate(dataset, propagator=FlowPropagator(), executor="processes")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"executor": "cluster"}, "executor='cluster': give one of"),
+        ({"workers": 2}, "workers=2: give executor=processes"),
+        ({"executor": "processes", "address": "auto"}, "give executor=ray"),
+        ({"executor": "processes", "workers": 0}, "at least 1"),
+    ],
+    ids=["unknown", "workers alone", "address alone", "no workers"],
+)
+def test_options_that_do_not_fit(dataset, options, says) -> None:
+    with pytest.raises(OptionError, match=says):
+        api.propagate(dataset, **options)
+
+
+def test_no_worker_can_run(dataset, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    weights = str(tmp_path / "empty")
+    with pytest.raises(BackendError, match=r"no worker can run: .*WeightsError"):
+        run(dataset, captioner_weights=weights, captioner="dam")
+
+
+def test_each_worker_has_a_gpu(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert processes.has_gpus(2) and not processes.has_gpus(3)
+    assert processes.gpus() == ["3", "5"]
+    assert processes.worker_environment("5", 2)["CUDA_VISIBLE_DEVICES"] == "5"

@@ -1,0 +1,112 @@
+"""Jobs on Ray: real actors, real nodes, a real database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fiftyone as fo
+import pytest
+
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset import locks
+from fiftyone_regioncap.dataset import videos as datasets
+
+ray = pytest.importorskip("ray")
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [
+    Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
+    Prompt(2, 0, box=(60, 40, 76, 56), label="brick"),
+]
+MODELS = {"propagator": "flow", "captioner": "measured"}
+
+
+@pytest.fixture
+def dataset(
+    videos: list[Path], fiftyone_database: str, tmp_path: Path, monkeypatch
+) -> Iterator[fo.Dataset]:
+    """Four videos with prompts."""
+    monkeypatch.setenv("REGIONCAP_CACHE", str(tmp_path / "cache"))
+    paths = [tmp_path / f"{name}.mp4" for name in "abcd"]
+    for path in paths:
+        shutil.copy(videos[0], path)
+    made, _, _ = datasets.add_videos("on_ray", paths, PROMPTS)
+    yield made
+    made.delete()
+
+
+@pytest.fixture
+def expected(dataset, contents) -> dict:
+    """What an undisturbed job in one process writes, which is removed again."""
+    assert api.propagate_and_caption(dataset, **MODELS, progress=False).ok
+    found = contents(dataset)
+    dataset.delete_frame_field("tracks")
+    kinds = ("status", "error", "origin")
+    fields = [f"{name}_{kind}" for name in ("tracks", "captions") for kind in kinds]
+    dataset.delete_sample_fields(["captions", *fields])
+    return found
+
+
+def test_an_actor_that_is_killed(dataset, expected, contents) -> None:
+    over, killed = threading.Event(), []
+
+    def kill() -> None:
+        while not over.wait(0.02) and not killed:
+            lease = locks.collection("leases").find_one({})
+            if lease is not None:
+                os.kill(lease["pid"], signal.SIGKILL)
+                killed.append(lease["pid"])
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        made = api.propagate_and_caption(
+            dataset, **MODELS, executor="ray", workers=2, progress=False
+        )
+    finally:
+        over.set()
+        thread.join()
+    assert killed and made.ok, made.failures
+    assert contents(dataset) == expected
+    assert locks.collection("leases").count_documents({}) == 0
+    assert not ray.is_initialized()
+
+
+def test_three_nodes_of_which_one_is_lost(dataset, expected, contents) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    lost: list[bool] = []
+
+    def lose(event) -> None:
+        if event.frames and not lost:
+            lost.append(True)
+            cluster.remove_node(nodes[0])
+
+    try:
+        made = api.propagate_and_caption(
+            dataset,
+            **MODELS,
+            executor="ray",
+            address=cluster.address,
+            workers=3,
+            progress=lose,
+        )
+    finally:
+        cluster.shutdown()
+    assert made.ok, made.failures
+    assert contents(dataset) == expected
+
+
+def test_no_cluster_at_the_address(dataset) -> None:
+    with pytest.raises(BackendError, match="no Ray cluster at"):
+        api.propagate(dataset, propagator="flow", executor="ray", address="127.0.0.1:1")
