@@ -98,7 +98,7 @@ class BenchmarkOptions(Options):
         choices=dict.fromkeys(METRICS, ""),
         advanced=True,
     )
-    models: Mapping[str, Any] = option(
+    models: Mapping[str, Any] | None = option(
         None,
         "Folders of models that metrics need, by name: clip and pac for CLIP-S, PAC-S "
         "and RefPAC-S, bert for BERTScore, embedder for sentence embeddings.",

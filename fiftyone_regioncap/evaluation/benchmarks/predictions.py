@@ -107,7 +107,7 @@ class Predictions:
             count += 1
             value, error = _prediction(record)
             if error is not None:
-                self.problems.add("failed", item.id)
+                self.problems.add("failed", f"{item.id} ({error[:80]})")
             yield Answer(item, value, missing=error is not None)
         if whole:
             self._note_left_over()

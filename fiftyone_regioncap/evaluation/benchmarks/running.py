@@ -375,10 +375,10 @@ def _clip(item: Item, media: Path, count: int, window: int | None) -> RegionClip
     chosen = sample_frames(marked, count)
     with VideoReader(path) as reader:
         size = reader.metadata.frame_height, reader.metadata.frame_width
-        frames = [frame for _, frame in reader.read(chosen)]
+        frames = dict(reader.read(sorted(set(chosen))))
         fps = reader.fps
     return RegionClip(
-        frames,
+        [frames[number] for number in chosen],
         [item.regions[number].mask(*size) for number in chosen],
         tuple(chosen),
         fps=fps,

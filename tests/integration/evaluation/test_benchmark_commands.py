@@ -1,0 +1,174 @@
+"""Every benchmark by the shell's commands: prepared, run, scored, shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import fiftyone as fo
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from fiftyone_regioncap.cli.main import main
+from fiftyone_regioncap.evaluation import captions
+from fiftyone_regioncap.evaluation.benchmarks.registry import BENCHMARKS
+from tests.support.judge import endpoint
+
+pytestmark = pytest.mark.usefixtures("fiftyone_database", "no_java")
+
+FOLDERS = {
+    "dlc-bench": "dlc_bench",
+    "videorefer-bench-d": "videorefer_bench_d",
+    "videorefer-bench-q": "videorefer_bench_q",
+    "hc-stvg": "hc_stvg",
+    "plm-rcap": "plm_videobench",
+    "plm-rdcap": "plm_videobench",
+    "plm-rtloc": "plm_videobench",
+    "refcocog": "refcocog",
+    "vg-regions": "vg_region",
+    "vg-dense": "dense_captioning",
+    "ref-l4": "ref_l4",
+    "lvis-keywords": "lvis_keywords",
+    "paco-keywords": "paco_keywords",
+    "ovad": "ovad",
+    "coco-recognition": "coco_recognition",
+    "ureca": "ureca_testset",
+}
+"""Folder of the samples, by benchmark."""
+
+
+@pytest.fixture(scope="module")
+def no_java() -> Iterator[None]:
+    """Java takes its time to start; elsewhere its numbers are compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captions.shutil, "which", lambda name: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[str]:
+    def answer(body: dict[str, Any]) -> str:
+        text = json.dumps(body["messages"])
+        return '{"score": 5}' if "JSON" in text else "A"
+
+    with endpoint(answer) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=6)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(110):
+            pixels = np.full((48, 64, 3), number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def annotations(name: str, samples: Path, folder: Path) -> Path:
+    """Copies the files of a benchmark, without predictions and expected scores."""
+    source = samples / FOLDERS[name]
+    if not source.is_dir():
+        pytest.skip(f"no folder {source}")
+    for file in BENCHMARKS[name].files:
+        for path in source.glob(file.name):
+            if path.is_file() and "expected" not in path.name:
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+    (folder / "detections.json").unlink(missing_ok=True)
+    return folder
+
+
+def make_media(name: str, folder: Path, media: Path, video: Path) -> None:
+    """Makes an image or a video for each item."""
+    for item in BENCHMARKS[name].load(folder):
+        path = media / (item.media or "x.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".mp4":
+            shutil.copy(video, path)
+        elif BENCHMARKS[name].unit == "track":
+            path.mkdir(exist_ok=True)
+            for number in range(max(item.regions, default=0) + 1):
+                frame = np.zeros((48, 64, 3), np.uint8)
+                Image.fromarray(frame).save(path / f"{number:05}.png")
+        else:
+            path = path if path.suffix else path.with_suffix(".png")
+            mask = next(iter(item.regions.values())).segmentation
+            if path.exists() and not isinstance(mask, dict):
+                continue
+            size = mask["size"] if isinstance(mask, dict) else (128, 160)
+            pixels = np.full((*size, 3), 90, np.uint8)
+            Image.fromarray(pixels).save(path)
+
+
+def regioncap(*arguments: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if code == 0 else result.output
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_from_published_files_to_a_table(
+    name: str, samples: Path, tmp_path: Path, video: Path, judge: str
+) -> None:
+    benchmark = BENCHMARKS[name]
+    folder = annotations(name, samples, tmp_path / "files")
+    media = tmp_path / "media"
+    if name == "ureca":  # whose masks are in files of their own
+        for item in benchmark.load(folder):
+            mask = {"size": [4, 4], "counts": [0, 8, 8]}
+            one = [{"id": 1000 + n, "segmentation": mask} for n in range(99)]
+            content = json.dumps({"annotations": one})
+            (folder / f"{item.media}.json").write_text(content)
+    make_media(name, folder, media, video)
+    made = None
+    if name != "videorefer-bench-q":  # folders of frames, which the App can't show
+        made = regioncap(
+            *("benchmark", "prepare", name, "--from", str(folder)),
+            *("--media", str(media), "--overwrite"),
+        )
+    captioner = ["--captioner", "measured"]
+    if benchmark.follows:
+        captioner = ["--captioner", "openai", "--captioner-weights", judge]
+        captioner += ["--captioner-option", "model=stand-in"]
+    place = ["--from", str(folder), "--media", str(media)] if made is None else []
+    judged = ["--judge", judge] if "judge" in benchmark.needs else []
+    output = tmp_path / "out"
+    report = regioncap(
+        *("benchmark", "run", name, *captioner, *judged, *place),
+        *("--output", str(output), "--key", "ours"),
+    )
+    items = [item.id for item in benchmark.load(folder)]
+    assert report["items"] == len(items) and report["overall"]
+    lines = (output / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == items
+    text = (output / "report.md").read_text()
+    assert benchmark.title in text and "this run" in text
+    assert (output / "report.html").stat().st_size > 1000
+    again = regioncap(
+        *("benchmark", "score", name, *judged, *place),
+        *("--captions", str(output / "predictions.jsonl")),
+        *("--output", str(tmp_path / "again"), "--key", "again"),
+    )
+    assert again["overall"] == report["overall"]
+    if made is not None:
+        dataset = fo.load_dataset(made["dataset"])
+        assert dataset.has_run("ours") and made["items"] == len(items)
+        scores = dataset.values(f"truth.{_list(dataset)}.ours_score", unwind=True)
+        assert len(scores) == len(items)
+        dataset.delete()
+
+
+def _list(dataset: fo.Dataset) -> str:
+    return dataset.get_field("truth").document_type._LABEL_LIST_FIELD
