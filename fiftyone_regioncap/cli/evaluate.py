@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from fiftyone_regioncap.cli import evaluate_patchioner
 from fiftyone_regioncap.cli.commands import command_of
 from fiftyone_regioncap.operations import OPERATIONS
 
@@ -26,8 +25,6 @@ for _operation in OPERATIONS.values():
     for _group in (evaluate, benchmark):
         if _operation.command.startswith(f"{_group.name} "):
             _group.add_command(command_of(_operation))
-
-evaluate.add_command(evaluate_patchioner.command, "patchioner")
 
 
 @benchmark.command("list")

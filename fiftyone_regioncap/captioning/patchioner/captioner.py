@@ -153,6 +153,7 @@ class PatchionerCaptioner(PatchionerTexts):
     Attributes:
         model: Backbone and language part.
         options: Options of weighting and captioning.
+        weighting: Weighting of the patches of a region.
         info: Name, weights, license and needs.
     """
 
@@ -168,7 +169,7 @@ class PatchionerCaptioner(PatchionerTexts):
         self.model = model
         self.options = options = options or PatchionerOptions()
         self._features = FeatureCache(model.backbone, options.cached_frames)
-        self._weighting = Weighting(options.weighting, options.variance)
+        self.weighting = Weighting(options.weighting, options.variance)
         embeds = checkpoint is not None and options.embeddings
         self.info = CaptionerInfo(
             name="patchioner",
@@ -282,7 +283,7 @@ class PatchionerCaptioner(PatchionerTexts):
             rows = embed_regions(
                 features,
                 [one.region for one in regions],
-                self._weighting,
+                self.weighting,
                 compat=self.model.compat,
             )
         except PromptError as error:

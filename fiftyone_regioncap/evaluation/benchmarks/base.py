@@ -22,7 +22,6 @@ from fiftyone_regioncap.evaluation.benchmarks.reading import (
 from fiftyone_regioncap.video.clips import box_mask
 
 if TYPE_CHECKING:
-    from fiftyone_regioncap.captioning.base import Captioner
     from fiftyone_regioncap.core.types import Caption
     from fiftyone_regioncap.evaluation.benchmarks.judges import Judge
     from fiftyone_regioncap.search.embedding import TextEmbedder
@@ -250,8 +249,11 @@ class Scores:
     comparable: bool = True
 
 
-Describe: TypeAlias = "Callable[[Captioner, Iterable[Item], Path], Iterator[Caption]]"
-"""Answers items by a captioner's own way; takes the folder of the media too."""
+Describe: TypeAlias = (
+    "Callable[[Any, Iterable[Item], Path, str | None], Iterator[Caption]]"
+)
+"""Answers items by a captioner's own way; takes the captioner, the items, the folder of
+the media and the baseline."""
 
 
 @dataclass(frozen=True)

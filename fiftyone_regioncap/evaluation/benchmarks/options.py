@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fiftyone_regioncap.core.options import Options, group, option
 from fiftyone_regioncap.evaluation.benchmarks.registry import BENCHMARKS
@@ -143,6 +143,17 @@ class RunOptions(BenchmarkOptions):
     prompt: str | None = option(
         None,
         "Name of one of the captioner's prompts, or a text; empty for the benchmark's.",
+    )
+    baseline: Literal["crop", "image", "cls"] | None = option(
+        None,
+        "What is described in place of the region, to compare with; empty for the "
+        "region.",
+        choices={
+            "crop": "the region's box, cut out of the picture",
+            "image": "the whole picture",
+            "cls": "the image token of the box cut out; Patch-ioner's tasks alone",
+        },
+        advanced=True,
     )
     window: int | None = option(
         None,

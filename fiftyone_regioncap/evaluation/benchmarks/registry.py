@@ -28,6 +28,10 @@ ENTRIES = {
     "paco-keywords": f"{_HERE}.keywords:PACO",
     "ovad": f"{_HERE}.ovad:OVAD",
     "coco-recognition": f"{_HERE}.coco_recognition:COCO_RECOGNITION",
+    "patchioner-trace": f"{_HERE}.patchioner:TRACE",
+    "patchioner-dense": f"{_HERE}.patchioner:DENSE",
+    "patchioner-region-set": f"{_HERE}.patchioner:REGION_SET",
+    "patchioner-image": f"{_HERE}.patchioner:IMAGE",
     "ureca": f"{_HERE}.ureca:URECA",
 }
 """``"module:attribute"`` by name, in the order of the docs."""

@@ -12,13 +12,15 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.core.errors import OptionError, RegionCapError
 from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
-from fiftyone_regioncap.core.types import Caption, RegionClip
+from fiftyone_regioncap.core.types import Caption, RegionClip, box_of_mask
 from fiftyone_regioncap.evaluation.benchmarks import datasets
 from fiftyone_regioncap.evaluation.benchmarks.base import (
     Benchmark,
@@ -131,6 +133,7 @@ def run_benchmark(
         else {},
         "prompt": prompt,
         "window": options.window,
+        "baseline": options.baseline,
         "checksums": checksums_of(benchmark, place.folder),
     }
     predictions = output / PREDICTIONS
@@ -280,9 +283,12 @@ def _predict(
     progress = ProgressReporter(("caption",), 1, listener, cancel)
     own = benchmark.describe.get(captioner.info.name)
     if own is None:
-        answers = describe(captioner, left(), place.media, prompt, options.window)
+        answers = describe(
+            captioner, left(), place.media, prompt, options.window, options.baseline
+        )
     else:
-        answers = zip(left(), own(captioner, left(), place.media), strict=True)
+        found = own(captioner, left(), place.media, options.baseline)
+        answers = zip(left(), found, strict=True)
     began = time.monotonic()
     with path.open("a", encoding="utf-8") as file:
         for number, (item, caption) in enumerate(answers, 1):
@@ -308,6 +314,7 @@ def describe(
     media: Path,
     prompt: str | None = None,
     window: int | None = None,
+    baseline: str | None = None,
 ) -> Iterator[tuple[Item, Caption]]:
     """Describes items, whose regions the captioner gets as masks.
 
@@ -318,6 +325,8 @@ def describe(
         prompt: What is asked where an item has no question of its own.
         window: Number of marked frames around the middle one that are shown of a
             video; None for all.
+        baseline: ``"crop"`` or ``"image"`` to describe the region's box cut out, or the
+            whole picture, in place of the region; None for the region.
 
     Yields:
         Each item with its caption, which has an error where it can't be described.
@@ -333,6 +342,7 @@ def describe(
             for item in own:
                 try:
                     clip = _clip(item, media, captioner.info.frames, window)
+                    clip = _instead(clip, baseline)
                 except RegionCapError as error:
                     waiting.append((item, str(error)))
                 else:
@@ -384,6 +394,29 @@ def _clip(item: Item, media: Path, count: int, window: int | None) -> RegionClip
         fps=fps,
         support=(marked[0], marked[-1]),
     )
+
+
+def _instead(clip: RegionClip, baseline: str | None) -> RegionClip:
+    """Returns what a baseline shows in place of the region.
+
+    Raises:
+        RegionCapError: If the mask is empty, or the baseline is another captioner's.
+    """
+    if baseline is None:
+        return clip
+    if baseline == "cls":
+        raise BenchmarkError("the baseline cls is Patch-ioner's own, on its tasks")
+    frames = list(clip.frames)
+    if baseline == "crop":
+        frames = []
+        for frame, mask in zip(clip.frames, clip.masks, strict=True):
+            box = box_of_mask(mask)
+            if box is None:
+                raise BenchmarkError("the mask is empty")
+            x1, y1, x2, y2 = map(int, box)
+            frames.append(np.ascontiguousarray(frame[y1:y2, x1:x2]))
+    masks = [np.ones(frame.shape[:2], dtype=bool) for frame in frames]
+    return replace(clip, frames=frames, masks=masks)
 
 
 def _score(

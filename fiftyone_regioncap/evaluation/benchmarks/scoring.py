@@ -18,6 +18,7 @@ from fiftyone_regioncap.evaluation.benchmarks.base import (
 from fiftyone_regioncap.evaluation.benchmarks.predictions import Predictions
 from fiftyone_regioncap.evaluation.benchmarks.reading import BenchmarkError, sha256_of
 from fiftyone_regioncap.evaluation.benchmarks.report import BenchmarkReport
+from fiftyone_regioncap.evaluation.captions import shared_meteor
 
 _PACKAGES = (
     "pycocoevalcap",
@@ -70,7 +71,7 @@ def score_file(
             count += 1
             yield _prepared(benchmark, one, default)
 
-    with Predictions(predictions) as found:
+    with Predictions(predictions) as found, shared_meteor():
         items: Iterator[Item] = islice(benchmark.load(tools.folder), limit)
         how = {"whole": limit is None, "skip": benchmark.missing == "skip"}
         if benchmark.pair is None:

@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.evaluation.dense import (
+    Detection,
+    ImageMatches,
     Match,
     box_iou,
     dense_map,
+    edges_iou,
     match,
     merged,
     support_iou,
@@ -107,3 +110,61 @@ def test_overlap_of_boxes_is_symmetric_and_a_share(one, other):
     assert box_iou(one, other) == pytest.approx(box_iou(other, one))
     assert 0 <= box_iou(one, other) <= 1 + 1e-9
     assert box_iou(one, one) == pytest.approx(1)
+
+
+DOG, CAT = (0, 0, 10, 10), (50, 50, 60, 60)
+TRUTH = [(DOG, "a dog"), ((0, 0, 10, 11), "the dog"), (CAT, "a cat")]  # two objects
+
+
+def said_by_images(*images: list[tuple[tuple[float, ...], str, float]]) -> ImageMatches:
+    found = ImageMatches()
+    for boxes in images:
+        found.add([Detection(box, sure, text) for box, text, sure in boxes], TRUTH)
+    return found
+
+
+def same(pairs: list[tuple[str, tuple[str, ...]]]) -> list[float]:
+    """Stands for METEOR: 1 for the words of a reference."""
+    return [float(text in references) for text, references in pairs]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        # Several references of a region are one object: a perfect set gets all.
+        pytest.param([(DOG, "the dog", 2), (CAT, "a cat", 1)], 1.0, id="perfect"),
+        # One object found of two: precision 1 up to recall 0.5, of 51 of 100 points.
+        pytest.param([(DOG, "a dog", 2)], 0.51, id="one of two"),
+        pytest.param(
+            [((80, 80, 90, 90), "a dog", 2), (DOG, "a dog", 1)],
+            0.255,
+            id="a surer wrong one halves the precision up to there",
+        ),
+        pytest.param(
+            [(DOG, "a dog", 2), ((0, 0, 10, 11), "the dog", 1)],
+            0.51,
+            id="the second on the same object is wrong",
+        ),
+        pytest.param([(DOG, "a cat", 2)], 0.0, id="wrong words in the right place"),
+        pytest.param([], 0.0, id="nothing"),
+    ],
+)
+def test_described_boxes(boxes, expected):
+    found = said_by_images(boxes)
+    assert found.result(same(found.placed())).mean == pytest.approx(expected)
+
+
+def test_boxes_alone_count_by_place():
+    found = said_by_images([((0, 0, 10, 5.5), "x", 1)])
+    places = found.result().by_threshold
+    assert places[0.5, -1.0] == pytest.approx(0.51) and places[0.6, -1.0] == 0
+    assert same(found.placed()) == [0]
+
+
+def test_images_without_a_described_box_leave_the_denominator():
+    alone, beside = (
+        said_by_images([(DOG, "a dog", 1)]),
+        said_by_images([(DOG, "a dog", 1)], []),
+    )
+    assert alone.objects == beside.objects == 2
+    assert edges_iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
