@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import fiftyone as fo
@@ -23,7 +25,12 @@ import fiftyone.core.sample as fos
 import fiftyone.core.view as fov
 from bson import ObjectId
 from pymongo import UpdateMany, UpdateOne
-from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
+from pymongo.errors import (
+    BulkWriteError,
+    DocumentTooLarge,
+    OperationFailure,
+    PyMongoError,
+)
 
 from fiftyone_regioncap.core.errors import Fenced, FieldError
 from fiftyone_regioncap.core.field_names import FRAMES_PREFIX
@@ -369,6 +376,52 @@ class Store:
             return False
         reload_sample(self.dataset, self.sample_id)
         return True
+
+    @contextmanager
+    def restored_on_error(
+        self, frame_field: str, *sample_fields: str
+    ) -> Iterator[None]:
+        """Puts fields back as they were if the block fails, files of masks included.
+
+        Their values are held in memory meanwhile. What can't be put back, because the
+        database is gone, stays as the block left it.
+
+        Args:
+            frame_field: Field of frames with labels, without ``frames.``.
+            *sample_fields: Fields of the sample.
+        """
+        frames = self.dataset._frame_collection
+        query = {"_sample_id": self.sample_id}
+        labels = list(frames.find(query, {frame_field: 1}))
+        paths = {
+            Path(label["mask_path"])
+            for document in labels
+            for label in (document.get(frame_field) or {}).get("detections") or ()
+            if label.get("mask_path")
+        }
+        files = {path: path.read_bytes() for path in paths if path.is_file()}
+        values = self.sample_document(*sample_fields)
+        try:
+            yield
+        except BaseException:
+            with suppress(PyMongoError, OSError):
+                for path, content in files.items():
+                    path.write_bytes(content)
+                frames.update_many(
+                    {**query, "_id": {"$nin": [one["_id"] for one in labels]}},
+                    {"$unset": {frame_field: ""}},
+                )
+                for old in labels:
+                    value = {frame_field: old.get(frame_field)}
+                    change = "$unset" if old.get(frame_field) is None else "$set"
+                    frames.update_one({"_id": old["_id"]}, {change: value})
+                self.dataset._sample_collection.update_one(
+                    {"_id": self.sample_id},
+                    {"$set": {name: values.get(name) for name in sample_fields}},
+                )
+                reload_sample(self.dataset, self.sample_id)
+                self.reload_frames()
+            raise
 
     def sync(self) -> None:
         """Waits until all that was written so far is in the database's journal."""

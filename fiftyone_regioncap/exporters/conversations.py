@@ -91,7 +91,9 @@ def read_conversations(path: Path) -> Iterator[ImportedVideo | BrokenVideo]:
 def _read_video(name: str, items: list[Any]) -> ImportedVideo:
     found = ImportedVideo(name)
     for number, value in enumerate(items, 1):
-        item = Entry(value, f"item {value.get('id', number) if value else number}")
+        item = Entry(value, f"item number {number}")
+        if item.get("id") is not None:
+            item.what = f"item {item.key('id')}"
         known = item.optional(RECORD, Entry)
         index = number if known is None else known.integer("index")
         regions = item.items("annotation")

@@ -19,6 +19,7 @@ from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.captions import write_captions
 from fiftyone_regioncap.dataset.metadata import correct_metadata, describe
+from fiftyone_regioncap.dataset.store import Store, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Targets, video_targets
 from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.exporters.base import ImportableFormat
@@ -58,6 +59,13 @@ def run(
     progress = ProgressReporter([STAGE], len(targets), listener, cancel)
     schema.declare_tracks(targets.dataset, options.tracks)
     schema.declare_captions(targets.dataset, options.captions)
+    statuses = [
+        name(field)
+        for field in (options.tracks, options.captions)
+        for name in (schema.status_field, schema.error_field)
+    ]
+    for field in (options.tracks, options.captions):
+        schema.declare_status(targets.dataset, field)
     for video in videos:
         progress.check_cancelled()
         try:
@@ -67,7 +75,10 @@ def run(
             with contextlib.suppress(VideoError):  # its media may be gone
                 summary.notes += correct_metadata(sample)
             _check(video, sample)
-            _write(video, sample, options, summary)
+            with Store.of(sample).restored_on_error(
+                frame_path(options.tracks), options.captions, *statuses
+            ):
+                _write(video, sample, options, summary)
         except Exception as error:
             logger.warning("%s: %s", video.name, error, exc_info=True)
             message = f"{type(error).__name__}: {error}"
@@ -112,7 +123,7 @@ class _Finder:
             same = [
                 key for key, media in paths.items() if media == entry.get("filepath")
             ]
-            if entry.get("sample_id") in wanted and not same:
+            if str(entry.get("sample_id")) in wanted and not same:
                 same = [str(entry["sample_id"])]
             if same:
                 ids[name] = set(same)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from fiftyone_regioncap.core.options import is_text
 from fiftyone_regioncap.core.types import RLE, polygons_to_mask
 from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.captions import caption_from_json
@@ -76,7 +77,7 @@ class ImportedVideo:
     def add_label(self, index: int, label: Any) -> None:
         """Names an object, unless the file has no name for it."""
         if label is not None and label != NO_LABEL:
-            self.labels[index] = text(label, "label")
+            self.labels[index] = text(label, f"the label of object {index}")
 
     def add_caption(self, value: Any, **known: Any) -> None:
         """Adds a caption that an export of ours has written.
@@ -139,6 +140,7 @@ def read_videos(
         read: The function that reads one.
     """
     for name, value in videos:
+        name = name.encode(errors="backslashreplace").decode()
         found: ImportedVideo | BrokenVideo
         try:
             found = read(name, value)
@@ -205,10 +207,7 @@ class Entry:
 
     def items(self, key: str) -> list[Any]:
         """Returns a list; empty when it is absent."""
-        found = self.get(key, [])
-        if not isinstance(found, list):
-            raise ExportError(f"{key!r} of {self.what} is no list: {_shown(found)}")
-        return found
+        return array(self.get(key, []), f"{key!r} of {self.what}")
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         """Returns an object; empty when it is absent."""
@@ -268,7 +267,7 @@ def grouped(
 
 
 def integer(value: Any, what: str) -> int:
-    """Returns a whole number, given as one or as its digits.
+    """Returns a whole number of at most 64 bits, given as one or as its digits.
 
     Args:
         value: The value, as the file has it.
@@ -278,11 +277,13 @@ def integer(value: Any, what: str) -> int:
         ExportError: When it is none.
     """
     try:
-        if isinstance(value, bool) or int(value) != float(value):
-            raise ValueError
-        return int(value)
+        whole = int(value)
+        fits = whole == float(value) and -(2**63) <= whole < 2**63
+        if fits and not isinstance(value, bool):
+            return whole
     except (TypeError, ValueError, OverflowError):
-        raise ExportError(f"{what} is no whole number: {_shown(value)}") from None
+        pass
+    raise ExportError(f"{what} is no whole number: {_shown(value)}")
 
 
 def number(value: Any, what: str) -> float:
@@ -296,8 +297,15 @@ def number(value: Any, what: str) -> float:
 
 def text(value: Any, what: str) -> str:
     """Returns a text; see :func:`integer`."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_text(value):
         raise ExportError(f"{what} is no text: {_shown(value)}")
+    return value
+
+
+def array(value: Any, what: str) -> list[Any]:
+    """Returns a list; see :func:`integer`."""
+    if not isinstance(value, list):
+        raise ExportError(f"{what} is no list: {_shown(value)}")
     return value
 
 

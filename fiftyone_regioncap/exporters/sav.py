@@ -20,6 +20,7 @@ from fiftyone_regioncap.exporters.reading import (
     BrokenVideo,
     Entry,
     ImportedVideo,
+    array,
     integer,
     read_document,
     read_videos,
@@ -170,11 +171,17 @@ def _read_masklets(document: Entry, found: ImportedVideo, first: int) -> None:
     document.require("masklet")
     ids = [first + integer(i, "masklet_id") for i in document.items("masklet_id")]
     stride = document.optional("annotation_stride", integer) or STRIDE
-    for number, masks in enumerate(document.items("masklet")):
+    for number, value in enumerate(document.items("masklet")):
+        masks = array(value, f"number {number} of 'masklet'")
+        if len(masks) != len(ids):
+            raise ExportError(
+                f"number {number} of 'masklet' has {len(masks)} masks, 'masklet_id' "
+                f"{len(ids)} ids"
+            )
         for index, mask in zip(ids, masks, strict=True):
             found.add_mask(number * stride, index, mask)
     for index, label in zip(ids, document.items("masklet_label"), strict=False):
         found.add_label(index, label)
     for index, captions in zip(ids, document.items("masklet_captions"), strict=False):
-        for caption in captions:
+        for caption in array(captions, f"the captions of masklet {index}"):
             found.add_caption(caption, index=index)

@@ -487,6 +487,46 @@ def test_files_of_another_kind_are_refused(untouched, tmp_path, name, content):
     assert not back.videos
 
 
+@pytest.mark.parametrize("storage", ["inline", "disk"])
+def test_an_import_that_fails_half_way_changes_nothing(
+    dataset, contents, tmp_path, storage
+):
+    """The caption of one video is larger than a document, after its tracks."""
+    out = tmp_path / "out"
+    export(dataset, out, "jsonl", media="none")
+    file = out / "tracks.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    frames = lines[0]["masks"]
+    frames["1"] = frames.pop(next(iter(frames)))
+    lines[0]["captions"][0]["caption"] = "x" * 2**24
+    file.write_text("\n".join(map(json.dumps, lines)))
+
+    def into(tracks):
+        return api.import_captions(
+            dataset,
+            "jsonl",
+            out,
+            tracks=tracks,
+            mask_storage=storage,
+            output_dir=str(tmp_path / "masks"),
+            overwrite=True,
+            progress=False,
+        )
+
+    before = contents(dataset)
+    done = into("frames.tracks")
+    (failure,) = done.failures
+    assert "don't fit into one document" in failure.error
+    bad = Path(failure.name).name
+    assert done.videos == 1
+    assert contents(dataset)[bad] == before[bad]
+    into("frames.other")
+    dataset.reload()
+    sample = next(s for s in dataset if s.filepath.endswith(bad))
+    assert sample["other_status"] is None
+    assert not any(frame["other"] for frame in sample.frames.values())
+
+
 def test_a_reviewed_caption_survives_an_import(dataset, tmp_path, contents_of):
     export(dataset, tmp_path / "out", "jsonl", media="none")
     record = CaptionRecord(7, (0, 23), "disc", "By hand.", review="edited")
