@@ -130,6 +130,20 @@ _HEAD_ENDS = _words(
 )
 
 
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+"""A clause of Chinese or Japanese, which put no spaces between words."""
+
+_MEASURE = re.compile(
+    "^(?:[这那]是?)?[一二两三四五]?[个只辆名位条张件头匹棵座架块朵把](?=.)"
+)
+"""A number and a measure word before a noun."""
+
+_UNSPACED_ENDS = re.compile("(?<=.)[在正是有与及被坐站躺趴走跑がはをにで]")
+"""Verbs and particles that may follow the first noun of a clause."""
+
+_MOST_CHARACTERS = 8
+
+
 def short_label(text: str) -> str | None:
     """Returns a name for the object: the head of the first sentence.
 
@@ -137,8 +151,13 @@ def short_label(text: str) -> str | None:
         text: A caption such as ``"A white cat with black spots sits on a wall."``.
 
     Returns:
-        Such as ``"white cat"``, at most four words; None when the text has no words.
+        Such as ``"white cat"``, at most four words, or at most eight characters of
+        Chinese or Japanese; None when the text has no words.
     """
+    first = _LETTER.search(text)
+    if first and (unspaced := _UNSPACED.match(text, first.start())):
+        noun = _UNSPACED_ENDS.split(_MEASURE.sub("", unspaced[0]), maxsplit=1)[0]
+        return (noun or unspaced[0])[-_MOST_CHARACTERS:]
     words = re.findall(r"[\w'-]+|[,.;:!?]", text)
     head: list[str] = []
     for word in words:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.fields import require_output
@@ -130,7 +131,7 @@ class CaptionEvaluation:
             _table("", {"all": self.overall}),
             _table("label", self.by_label),
             _table("size", self.by_size),
-            *(f"- {note}" for note in self.notes),
+            *(f"- {escape(note)}" for note in self.notes),
         ]
         return "\n\n".join(lines) + "\n"
 

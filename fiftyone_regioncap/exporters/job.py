@@ -17,6 +17,7 @@ import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.__about__ import __version__
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter, Stage
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.targets import Targets, video_targets
@@ -84,13 +85,13 @@ class ExportSummary:
         lines = [
             f"**{self.videos}** videos {self.verb} in {self.seconds:.1f} s: "
             f"{counts or 'nothing'}",
-            f"- {self.path}",
+            f"- {escape(self.path)}",
         ]
         if self.resumed:
             lines.append(f"- {self.resumed} videos were done before")
         failed = [f"FAILED {item.name}: {item.error}" for item in self.failures]
         for more in (self.notes, failed):
-            lines += [f"- {line}" for line in first_lines(more)]
+            lines += [f"- {escape(line)}" for line in first_lines(more)]
         return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import Stage
 
 MOST_LINES = 10
@@ -77,9 +78,8 @@ class Report:
     def remarks(self) -> list[str]:
         """Lines on backends, notes and failures, for people."""
         failed = [f"FAILED {one.filepath}: {one.error}" for one in self.failures]
-        return [f"- {line}" for line in self.backends] + [
-            f"- {line}" for lines in (self.notes, failed) for line in first_lines(lines)
-        ]
+        listed = [*self.backends, *first_lines(self.notes), *first_lines(failed)]
+        return [f"- {escape(line)}" for line in listed]
 
 
 _WRITTEN = {

@@ -18,6 +18,7 @@ from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaption
 from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
 from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.core.errors import BackendError, FieldError
+from fiftyone_regioncap.core.markdown import plain
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.dataset.captions import (
@@ -196,7 +197,7 @@ def test_bad_input(dataset: fo.Dataset, checkpoint: Path) -> None:
     last.save()
     summary = embed(dataset, checkpoint)
     assert summary.embedded == 2 and len(summary.failures) == 1 and not summary.ok
-    assert "FAILED /nowhere/video.mp4" in summary.to_markdown()
+    assert "FAILED /nowhere/video.mp4" in plain(summary.to_markdown())
 
 
 def test_the_command(dataset: fo.Dataset, checkpoint: Path) -> None:
