@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fiftyone_regioncap.core.errors import OptionError
@@ -196,17 +197,21 @@ class Operation:
             given = values.get(model.name, model.default)
             if given == NONE and model.optional:
                 given = None
+            if isinstance(given, bool | int | float | list | tuple | Mapping):
+                raise OptionError(f"{model.name}={given!r}: give a name, or a model")
             if given is not None and not isinstance(given, str):
                 chosen[model.name] = given
                 continue
             weights = values.get(f"{model.name}_weights")
+            if weights is not None and not isinstance(weights, str | Path):
+                raise OptionError(f"{model.name}_weights={weights!r}: give a path")
             own_options = values.get(f"{model.name}_options") or {}
             if given is None and not (weights or own_options):
                 chosen[model.name] = None
                 continue
             chosen[model.name] = ModelSpec(
                 given or AUTO,
-                weights,
+                None if weights is None else str(weights),
                 loading.device,
                 own_options,
                 loading.accept_license,

@@ -289,6 +289,8 @@ class Options:
         known = _all_fields(cls)
         names = {field.name for field in known}
         where = f"{owner}: " if owner else ""
+        if not isinstance(values, Mapping):
+            raise OptionError(f"{where}give options by name, not {values!r}")
         for name in values:
             if name not in names:
                 raise OptionError(where + unknown(name, names))
@@ -387,7 +389,7 @@ def unknown(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     if not names:
         return f"unknown option {name!r}; there are none"
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"unknown option {name!r}{hint} known options: {', '.join(names)}"
 

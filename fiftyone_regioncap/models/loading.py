@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.options import is_text
 from fiftyone_regioncap.system import assets
 
 T = TypeVar("T")
@@ -187,8 +188,10 @@ def weight_files(folder: Path) -> list[Path]:
         names = read_json(index).get("weight_map")
         if not isinstance(names, Mapping) or not names:
             raise WeightsError(f"{index} is no safetensors index: it has no weight_map")
+        if not all(map(is_file_name, names.values())):
+            raise WeightsError(f"{index} names files that no folder can have")
         # Names come out of a file: they must stay inside the folder.
-        paths = [folder / Path(str(name)).name for name in sorted(set(names.values()))]
+        paths = [folder / Path(name).name for name in sorted(set(names.values()))]
     else:
         paths = [folder / SINGLE]
     missing = [path.name for path in paths if not path.is_file()]
@@ -198,6 +201,11 @@ def weight_files(folder: Path) -> list[Path]:
             "fetch the checkpoint again (only safetensors are read)"
         )
     return paths
+
+
+def is_file_name(value: Any) -> bool:
+    """Returns whether a value of a configuration may be the path of a file."""
+    return isinstance(value, str) and is_text(value) and len(value.encode()) < 256
 
 
 def revision_of(folder: Path, files: Sequence[Path] | None = None) -> str:
@@ -280,7 +288,8 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
         ("hidden_size", None if config.get("head_dim") else heads),
         ("num_attention_heads", config.get("num_key_value_heads")),
     ):
-        if config.get(key) and parts and config[key] % parts:
+        whole = isinstance(parts, int) and isinstance(config.get(key), int)
+        if whole and config[key] % parts:
             raise WeightsError(
                 f"{where}: {key} {config[key]} cannot be split by {parts} heads"
             )

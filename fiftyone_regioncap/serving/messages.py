@@ -40,7 +40,8 @@ class RequestError(Exception):
         param: str | None = None,
         detail: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(message)
+        # What is repeated of the request may hold half a character.
+        super().__init__(message.encode(errors="backslashreplace").decode())
         self.status = status
         self.param = param
         self.detail = detail
@@ -222,6 +223,10 @@ def decode(image: Image.Image) -> Image.Image:
 
 
 def _role_error(number: int, role: object) -> RequestError:
+    if isinstance(role, float | list | dict):
+        role = str(role)[:100]
+    if isinstance(role, str):
+        role = role.encode(errors="backslashreplace").decode()
     roles = "'user' or 'assistant'"
     message = f"Input should be {roles}"
     detail = {

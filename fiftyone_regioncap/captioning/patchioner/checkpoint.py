@@ -54,6 +54,7 @@ from fiftyone_regioncap.models.loading import (
     choose_dtype,
     config_errors,
     fetch_checkpoint,
+    is_file_name,
     read_tensors,
     revision_of,
 )
@@ -333,6 +334,8 @@ class Checkpoint:
         Raises:
             WeightsError: If it is not there.
         """
+        if not is_file_name(name) and name not in self.given:
+            raise WeightsError(f"{self.name} names a file {name!r}, which none can be")
         path = Path(name).expanduser()
         inside = (self.folder / path).resolve()
         candidates = [self.folder / path.name]

@@ -13,6 +13,7 @@ from fiftyone_regioncap.models.loading import (
     build_config,
     check_report,
     check_sizes,
+    config_errors,
     fetch_checkpoint,
     read_json,
     revision_of,
@@ -121,10 +122,12 @@ def _load_config(folder: Path, architecture: Architecture) -> Any:
         )
     if architecture is SAM3_TRACKER and raw.get("tracker_config"):
         raw = raw["tracker_config"]
-    _check_sizes(raw, str(path))
-    raw = {key: value for key, value in raw.items() if key != "model_type"}
-    for part in ("prompt_encoder_config", "mask_decoder_config"):
-        raw[part] = {k: v for k, v in raw.get(part, {}).items() if k != "model_type"}
+    with config_errors(str(path)):
+        _check_sizes(raw, str(path))
+        raw = {key: value for key, value in raw.items() if key != "model_type"}
+        for part in ("prompt_encoder_config", "mask_decoder_config"):
+            named = raw.get(part, {}).items()
+            raw[part] = {k: v for k, v in named if k != "model_type"}
     kind = getattr(transformers, architecture.family + "Config")
     return build_config(kind, raw, str(path))
 

@@ -28,31 +28,9 @@ from fiftyone_regioncap.models.sampling import GREEDY
 from fiftyone_regioncap.serving import ServerSettings, running, serve
 from fiftyone_regioncap.serving.messages import RequestError, RequestLimits, parse
 from tests.support.dam import generate, write_checkpoint
+from tests.support.serving import QUESTION, png, question, rgba
 
-QUESTION = "Describe the masked region in detail."
 JSON = {"Content-Type": "application/json"}
-
-
-def png(rgba: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(rgba).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def image_part(url: str) -> dict:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def rgba(seed: int = 0, size: int = 64) -> np.ndarray:
-    image = np.random.default_rng(seed).integers(0, 255, (size, size, 4), np.uint8)
-    image[..., 3] = 0
-    image[10:40, 10 + seed % 20 : 50, 3] = 255
-    return image
-
-
-def question(*urls: str, text: str = QUESTION) -> list[dict]:
-    parts = [image_part(url) for url in urls]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
 @pytest.fixture(scope="module")
