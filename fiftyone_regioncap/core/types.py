@@ -135,8 +135,7 @@ def polygons_to_mask(
     """Rasterizes polygons to a mask by the even-odd rule.
 
     A pixel is inside if its center is. Drawing libraries also set the pixels under the
-    outline, which makes every mask grow; this one is exact, so that masks survive the
-    round trip through polygons.
+    outline, which makes every mask grow; this one is exact.
 
     Args:
         polygons: Polygons, each float (N, 2) of x, y in pixels, N >= 3; parts outside
@@ -166,53 +165,6 @@ def polygons_to_mask(
         columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.int64)
         np.add.at(flips, (rows, columns), 1)
     return (np.cumsum(flips, axis=1)[:, :width] & 1).astype(bool)
-
-
-def mask_to_polygons(mask: Mask) -> list[NDArray[np.float64]]:
-    """Traces a mask along its pixel edges; the inverse of :func:`polygons_to_mask`.
-
-    Args:
-        mask: Object mask, bool (H, W).
-
-    Returns:
-        Closed rings of corners, each float64 (N, 2) of x, y in pixels; holes are rings
-        of their own (even-odd rule).
-    """
-    padded = np.pad(mask, 1).astype(np.int8)
-    # Vertical edges between unlike neighbors, by the row they belong to and their x.
-    rows, columns = np.nonzero(np.diff(padded, axis=1))
-    upward = np.diff(padded, axis=1)[rows, columns] > 0
-    top = np.stack([columns, rows - 1], axis=1)
-    bottom = np.stack([columns, rows], axis=1)
-    starts = [np.where(upward[:, None], bottom, top)]
-    ends = [np.where(upward[:, None], top, bottom)]
-    rows, columns = np.nonzero(np.diff(padded, axis=0))
-    rightward = np.diff(padded, axis=0)[rows, columns] > 0
-    left = np.stack([columns - 1, rows], axis=1)
-    right = np.stack([columns, rows], axis=1)
-    starts.append(np.where(rightward[:, None], left, right))
-    ends.append(np.where(rightward[:, None], right, left))
-
-    following: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for start, end in zip(
-        np.concatenate(starts).tolist(), np.concatenate(ends).tolist(), strict=True
-    ):
-        following.setdefault(tuple(start), []).append(tuple(end))
-    rings = []
-    while following:
-        first = next(iter(following))
-        ring, point = [], first
-        while point in following:
-            ring.append(point)
-            nexts = following[point]
-            point = nexts.pop()
-            if not nexts:
-                del following[ring[-1]]
-        corners = np.asarray(ring, dtype=np.float64)
-        turning = np.roll(corners, 1, axis=0) - corners
-        straight = (turning == corners - np.roll(corners, -1, axis=0)).all(axis=1)
-        rings.append(corners[~straight])
-    return rings
 
 
 @dataclass(frozen=True)

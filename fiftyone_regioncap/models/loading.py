@@ -479,7 +479,7 @@ def load_strict(
             misshapen[places[name]] = (
                 f"{published} is {tuple(tensor.shape)}, not {tuple(wanted[name])}"
             )
-        elif _is_all_nan(tensor):
+        elif is_all_nan(tensor):
             empty.append(published)
         elif name == places[name] or places[name] not in state:
             cast = dtype if tensor.is_floating_point() else None
@@ -537,7 +537,7 @@ def check_report(
         )
 
 
-def _is_all_nan(tensor: Tensor) -> bool:
+def is_all_nan(tensor: Tensor) -> bool:
     """Returns whether all values are NaN; looks at one value of a sound tensor."""
     if not tensor.is_floating_point() or not tensor.numel():
         return False

@@ -15,6 +15,7 @@ from fiftyone_regioncap.models.loading import (
     check_sizes,
     config_errors,
     fetch_checkpoint,
+    is_all_nan,
     read_json,
     revision_of,
 )
@@ -170,15 +171,11 @@ def _load_model(folder: Path, config: Any, architecture: Architecture) -> Any:
         report["missing_keys"],
         report["unexpected_keys"],
         [k if isinstance(k, str) else k[0] for k in report["mismatched_keys"]],
-        [name for name, tensor in model.state_dict().items() if _all_nan(tensor)],
+        [name for name, tensor in model.state_dict().items() if is_all_nan(tensor)],
         f"Give a video checkpoint of {architecture.label} such as "
         f"{architecture.example}",
     )
     return model.eval().requires_grad_(False)
-
-
-def _all_nan(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() and bool(tensor.numel() and tensor.isnan().all())
 
 
 def set_image_size(config: Any, image_size: int) -> None:
