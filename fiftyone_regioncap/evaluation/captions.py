@@ -36,7 +36,7 @@ Texts: TypeAlias = dict[str, list[str]]
 _meteor: ContextVar[list[Any] | None] = ContextVar("meteor", default=None)
 
 _PUNCTUATION = re.compile(r"[^\w\s']|(?<!\w)'|'(?!\w)")
-_INSTALL = "run `pip install 'fiftyone-regioncap[metrics]'`"
+_INSTALL = "run `pip install pycocoevalcap`"
 
 
 @dataclass(frozen=True)

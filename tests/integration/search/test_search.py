@@ -130,7 +130,7 @@ def test_tags_and_attributes_are_found_too(described):
     assert texts(find(dataset, "striped")) == ["It moves."]
 
 
-@given(st.text())
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 @settings(
     max_examples=60,
     deadline=None,
@@ -255,7 +255,7 @@ def test_without_the_model_words_still_work_and_it_says_what_to_install(
     results = search(dataset, "truck")
     assert results.mode == "text" and len(results) == 1
     assert "pip install" in results.note
-    with pytest.raises(BackendError, match=r"fiftyone-regioncap\[search\]"):
+    with pytest.raises(BackendError, match="pip install sentence-transformers"):
         find(dataset, "truck", "semantic")
 
 

@@ -32,7 +32,7 @@ def test_rle_gives_the_mask_back(mask):
 @given(masks)
 def test_squares_around_its_pixels_give_the_mask_back(mask):
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64)
-    squares = [corners + (x, y) for y, x in np.argwhere(mask)]
+    squares = [corners + place[::-1] for place in np.argwhere(mask)]
     assert np.array_equal(polygons_to_mask(squares, *mask.shape), mask)
 
 

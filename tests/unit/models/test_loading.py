@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.models import loading
 from fiftyone_regioncap.models.loading import (
     INDEX,
     build_config,
@@ -266,11 +267,14 @@ def test_devices_that_are_not_here(device: str, says: str) -> None:
         choose_device(device)
 
 
-def test_device_and_dtype() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(loading, "has_bfloat16", lambda device: native)
     assert choose_device("cpu") == torch.device("cpu")
     assert (choose_device().type == "cuda") == torch.cuda.is_available()
     assert choose_dtype(None, torch.device("cpu")) == torch.float32
-    assert choose_dtype(None, torch.device("cuda")) == torch.bfloat16
+    on_gpu = choose_dtype(None, torch.device("cuda"))
+    assert on_gpu == (torch.bfloat16 if native else torch.float32)
     assert choose_dtype("float16", torch.device("cpu")) == torch.float16
     assert choose_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
     for dtype in ("float16", torch.float64):
