@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import torch
 from torch import Tensor
 
 from fiftyone_regioncap.core.types import Prompt
@@ -88,6 +89,8 @@ class Bank:
         memories: Memory tokens (n, c) of tracked frames.
         prompt_pointers: Object pointers (C,) of conditioning frames.
         pointers: Object pointers (C,) of tracked frames.
+        restarted: Frame and direction of the last prompt that contradicted what was
+            remembered, which is not looked at since; None where none did.
     """
 
     object_id: int
@@ -98,6 +101,7 @@ class Bank:
     memories: dict[int, Tensor] = field(default_factory=dict)
     prompt_pointers: dict[int, Tensor] = field(default_factory=dict)
     pointers: dict[int, Tensor] = field(default_factory=dict)
+    restarted: tuple[int, Step] | None = None
 
     def __post_init__(self) -> None:
         self.prompted = sorted(self.prompts)
@@ -112,9 +116,17 @@ class Bank:
         """Returns the last prompted frame."""
         return self.prompted[-1]
 
+    def is_hidden(self, frame: int) -> bool:
+        """Returns whether a frame lies before the prompt that contradicted it."""
+        if self.restarted is None:
+            return False
+        start, step = self.restarted
+        return (frame - start) * step < 0
+
     def attended(self, frame: int, limits: Limits) -> list[int]:
         """Returns the conditioning frames whose memories ``frame`` uses, ascending."""
-        return nearest(self.prompted, frame, limits.conditioning)
+        visible = [t for t in self.prompted if not self.is_hidden(t)]
+        return nearest(visible, frame, limits.conditioning)
 
     def missing(self, frame: int, limits: Limits) -> list[int]:
         """Conditioning frames that must be encoded before ``frame`` can be tracked."""
@@ -125,18 +137,28 @@ class Bank:
         return wanted
 
     def recall(
-        self, frame: int, step: Step, limits: Limits
+        self, frame: int, step: Step, limits: Limits, *, carried: bool = False
     ) -> tuple[tuple[int, ...], list[Tensor]]:
         """Returns the memories that a frame looks at.
+
+        Args:
+            frame: The frame.
+            step: Direction of the pass.
+            limits: Reach of the model's memory.
+            carried: Whether to leave out the frame's own prompt and those to come.
 
         Returns:
             Their distances in frames (0 for conditioning frames) and tokens (n, c).
         """
         attended = self.attended(frame, limits)
+        if carried:
+            attended = [t for t in attended if (frame - t) * step > 0]
         offsets = [0] * len(attended)
         tokens = [self.conditioning[t] for t in attended]
         for offset in range(limits.memories - 1, 0, -1):
             other = frame - step * offset
+            if self.is_hidden(other):
+                continue
             memory = self.memories.get(other)
             if memory is None and other not in attended:
                 memory = self.conditioning.get(other)
@@ -146,16 +168,28 @@ class Bank:
         return tuple(offsets), tokens
 
     def recall_pointers(
-        self, frame: int, step: Step, limits: Limits
+        self, frame: int, step: Step, limits: Limits, *, carried: bool = False
     ) -> tuple[list[int], list[Tensor]]:
-        """Returns the object pointers for a frame: distances in frames, and (C,)."""
+        """Returns the object pointers for a frame: distances in frames, and (C,).
+
+        Args:
+            frame: The frame.
+            step: Direction of the pass.
+            limits: Reach of the model's memory.
+            carried: Whether to leave out that of the frame's own prompt.
+        """
         # In order of time, so that a bank read from a file adds up to the same bits.
-        behind = [t for t in sorted(self.prompt_pointers) if (frame - t) * step >= 0]
+        behind = [
+            t
+            for t in sorted(self.prompt_pointers)
+            if (frame - t) * step >= int(carried) and not self.is_hidden(t)
+        ]
         offsets = [(frame - t) * step for t in behind]
         pointers = [self.prompt_pointers[t] for t in behind]
         for offset in range(1, limits.pointers):
-            pointer = self.pointers.get(frame - step * offset)
-            if pointer is not None:
+            other = frame - step * offset
+            pointer = self.pointers.get(other)
+            if pointer is not None and not self.is_hidden(other):
                 offsets.append(offset)
                 pointers.append(pointer)
         return offsets, pointers
@@ -205,6 +239,9 @@ class Bank:
         }
         for frame, outcome in self.outcomes.items():
             state |= {f"{part}/{frame}": t for part, t in vars(outcome).items()}
+        if self.restarted is not None:
+            frame, step = self.restarted
+            state[f"restarted/{frame}"] = torch.tensor([float(step)])
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -213,6 +250,8 @@ class Bank:
             table, _, frame = name.partition("/")
             if table in _TABLES:
                 getattr(self, table)[int(frame)] = tensor
+            elif table == "restarted":
+                self.restarted = int(frame), 1 if float(tensor) > 0 else -1
             elif table == "logits":
                 # Files tend to give scalars back as arrays of one.
                 self.outcomes[int(frame)] = Outcome(

@@ -56,6 +56,13 @@ class Sam2Options(Options):
         minimum=1,
         advanced=True,
     )
+    forget_contradicted: bool = option(
+        False,
+        "Forget what is remembered of an object when a later prompt of it marks "
+        "something else, as when a wrong box is corrected; SAM 2's own predictor keeps "
+        "looking at both.",
+        advanced=True,
+    )
     revision: str | None = option(
         None,
         "Load this commit, tag or branch of the hub repository.",

@@ -113,6 +113,7 @@ class SamVideoPropagator:
             choose_dtype(options.dtype, place),
             options.object_chunk,
             options.max_conditioning_frames,
+            options.forget_contradicted,
         )
         self._fill_hole_area = options.fill_hole_area
         card = self.card

@@ -29,6 +29,9 @@ from fiftyone_regioncap.propagation.stream import Pass, PassIterator, State
 KEPT_FEATURES = 2
 """Frames whose image features are kept: the current one and the last prompted one."""
 
+CONTRADICTION = 0.5
+"""IoU of an object's carried mask and its prompt, below which they contradict."""
+
 MAX_CARRIED_LOGIT = 32.0
 """Bound of the carried mask's logits that points correct, as SAM 2 sets it."""
 
@@ -66,11 +69,14 @@ class Compute:
         object_chunk: Maximum number of objects in a batch.
         max_conditioning_frames: Maximum number of prompted frames of an object to
             attend to, where the model itself sets no lower limit.
+        forget_contradicted: Whether a prompt that contradicts what is remembered of its
+            object hides it from then on.
     """
 
     dtype: torch.dtype
     object_chunk: int
     max_conditioning_frames: int
+    forget_contradicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,9 @@ class LogitsStream(PassIterator[FrameLogits]):
             identity: Value that distinguishes the model from others, by its ``repr``.
         """
         cap = compute.max_conditioning_frames
-        super().__init__(request, (identity, model.image_size, str(compute.dtype), cap))
+        facts = [identity, model.image_size, str(compute.dtype), cap]
+        facts += ["forgets"] * compute.forget_contradicted
+        super().__init__(request, tuple(facts))
         self._model = model
         self._compute = compute
         self._chunk = compute.object_chunk
@@ -151,6 +159,7 @@ class LogitsStream(PassIterator[FrameLogits]):
         self.close()
         if self.pass_index < len(self.passes):
             for bank in self._banks.values():
+                bank.restarted = None
                 bank.forget(bank.first - 1, -1, self._limits, returning=False)
 
     def _state(self) -> State:
@@ -185,6 +194,8 @@ class LogitsStream(PassIterator[FrameLogits]):
     def _look(self, banks: Sequence[Bank], frame: int, step: Step) -> FrameLogits:
         feed = self._reading_from(frame)
         self._condition(banks, frame, feed)
+        if self._compute.forget_contradicted:
+            self._find_contradictions(banks, frame, step, feed)
         tracked = [bank for bank in banks if frame not in bank.prompts]
         encoded = self._track(tracked, frame, step, feed) if tracked else []
         found = dict(zip((bank.object_id for bank in tracked), encoded, strict=True))
@@ -212,6 +223,31 @@ class LogitsStream(PassIterator[FrameLogits]):
                 if frame in bank.prompts or frame in bank.corrections
             ),
         )
+
+    def _find_contradictions(
+        self, banks: Sequence[Bank], frame: int, step: Step, feed: FrameFeed
+    ) -> None:
+        """Hides the memory of objects whose prompt here is unlike their carried mask.
+
+        An object that was lost contradicts nothing.
+        """
+        prompted = [
+            bank
+            for bank in banks
+            if frame in bank.prompts
+            and bank.recall(frame, step, self._limits, carried=True)[1]
+        ]
+        if not prompted:
+            return
+        carried = self._track(prompted, frame, step, feed, carried=True)
+        for bank, encoded in zip(prompted, carried, strict=True):
+            one = encoded.outcome.logits > 0
+            if encoded.outcome.presence <= 0 or not one.any():
+                continue
+            other = bank.outcomes[frame].logits > 0
+            shared, both = (one & other).sum(), (one | other).sum()
+            if shared < CONTRADICTION * both:
+                bank.restarted = frame, step
 
     def _reading_from(self, frame: int) -> FrameFeed:
         if self._feed is None:
@@ -286,15 +322,22 @@ class LogitsStream(PassIterator[FrameLogits]):
         )
 
     def _track(
-        self, banks: Sequence[Bank], frame: int, step: Step, feed: FrameFeed
+        self,
+        banks: Sequence[Bank],
+        frame: int,
+        step: Step,
+        feed: FrameFeed,
+        *,
+        carried: bool = False,
     ) -> list[_Encoded]:
+        """Tracks objects to a frame; ``carried`` leaves out their prompts on it."""
         features = self._features_of(frame, feed)
         groups: dict[tuple[tuple[int, ...], int, int], list[_Remembered]] = {}
         for bank in banks:
             remembered = _Remembered(
                 bank,
-                *bank.recall(frame, step, self._limits),
-                *bank.recall_pointers(frame, step, self._limits),
+                *bank.recall(frame, step, self._limits, carried=carried),
+                *bank.recall_pointers(frame, step, self._limits, carried=carried),
                 bank.corrections.get(frame),
             )
             groups.setdefault(remembered.key, []).append(remembered)

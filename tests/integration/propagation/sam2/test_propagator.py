@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 from fiftyone_regioncap.core.errors import BackendError, VideoError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.sam2.configuration import Sam2Options
 from fiftyone_regioncap.propagation.sam2.model import TrackerModel
 from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
 
@@ -218,6 +219,54 @@ def test_clicks_off_the_object_correct_the_carried_mask(
         else:
             assert difference < 1e-4, key  # batches of other sizes round otherwise
         assert prompted == (frame == first or key == (click, 1))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+@pytest.mark.parametrize("later", ["another", "the same"])
+def test_what_a_later_prompt_contradicts_is_forgotten(
+    make_model, make_clip, direction, later
+):
+    model, clip = make_model(), make_clip(8)
+    torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 99)
+    keeping, forgetting = (
+        Sam2Propagator(
+            model, device="cpu", options=Sam2Options(forget_contradicted=forgets)
+        )
+        for forgets in (False, True)
+    )
+
+    def logits(propagator, prompts, checkpoint=None):
+        request = PropagationRequest(clip, prompts, direction, checkpoint=checkpoint)
+        return {found.frame: found.logits[0] for found in propagator.logits(request)}
+
+    first, then = (6, 3) if direction == "backward" else (1, 4)
+    old = mask(1, first)
+    (carried,) = (
+        found.objects[1].mask
+        for found in keeping.propagate(
+            PropagationRequest(clip, [old], direction, overlap=True)
+        )
+        if found.frame == then
+    )
+    marked = ~carried if later == "another" else carried
+    new = Prompt(1, then, mask=marked)
+    both, fresh = logits(keeping, [old, new]), logits(keeping, [new])
+    found = logits(forgetting, [old, new])
+    assert found.keys() == both.keys()
+    after = range(then - 1, -1, -1) if direction == "backward" else range(then + 1, 8)
+    for frame in found:
+        expected = fresh if later == "another" and frame in after else both
+        assert (found[frame] - expected[frame]).abs().max() < 1e-4, frame
+    if later == "another":
+        assert max((both[t] - fresh[t]).abs().max() for t in after) > 1e-2
+    # A run that goes on from a checkpoint forgets the same.
+    run = forgetting.logits(PropagationRequest(clip, [old, new], direction))
+    while next(run).frame != after[0]:
+        pass
+    kept = load(save({k: np.ascontiguousarray(v) for k, v in run.checkpoint().items()}))
+    rest = logits(forgetting, [old, new], kept)
+    assert rest
+    assert all(torch.equal(rest[frame], found[frame]) for frame in rest)
 
 
 def test_points_refine_a_mask(propagator, make_clip):
