@@ -453,6 +453,16 @@ class Staging:
         return self._root / "old"
 
 
+def _is_as_written(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Returns whether a file is gone, or is as the manifest of its export says."""
+    path = folder / str(entry["path"])
+    if not os.path.lexists(path):
+        return True
+    if "link" in entry or path.is_symlink():
+        return path.is_symlink() and os.readlink(path) == entry.get("link")
+    return path.stat().st_size == entry.get("bytes")
+
+
 def _read_json(path: Path) -> Any:
     """Returns the value of a JSON file; None when it is not there, or damaged."""
     try:
@@ -483,6 +493,8 @@ def files_of(folder: Path) -> Iterator[Path]:
 def manifest_files(folder: Path) -> set[str] | None:
     """Lists the files that an export has written into a folder, by its manifest.
 
+    A file of another size than the manifest says is somebody else's by now.
+
     Returns:
         Paths within the folder, that of the manifest included; None when there is no
         manifest of an export.
@@ -491,6 +503,7 @@ def manifest_files(folder: Path) -> set[str] | None:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if not manifest["generator"].startswith(GENERATOR):
             return None
-        return {MANIFEST, *(str(entry["path"]) for entry in manifest["files"])}
+        written = (one for one in manifest["files"] if _is_as_written(folder, one))
+        return {MANIFEST, *(str(entry["path"]) for entry in written)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

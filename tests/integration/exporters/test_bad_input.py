@@ -128,6 +128,29 @@ def test_only_files_of_the_earlier_export_are_replaced(source, tmp_path):
     assert (out / "annotations.json").exists()
 
 
+@pytest.mark.parametrize(
+    "entry", [{}, {"bytes": 5, "sha256": "0"}, {"link": "/nowhere"}]
+)
+def test_a_manifest_by_hand_gives_away_no_file(source, tmp_path, entry):
+    out = tmp_path / "out"
+    (out / "videos").mkdir(parents=True)
+    (out / "videos/mine.mp4").write_text("mine")
+    files = [{"path": "videos/mine.mp4", **entry}]
+    manifest = {"generator": "fiftyone-regioncap 1", "files": files}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    export(source, out, "csv", media="none", overwrite=True)
+    assert (out / "videos/mine.mp4").read_text() == "mine"
+
+
+def test_a_changed_file_of_an_export_is_not_replaced(source, tmp_path):
+    out = tmp_path / "out"
+    export(source, out, "csv", media="none")
+    (out / "captions.csv").write_text("corrected by hand")
+    with pytest.raises(ExportError, match="in the way"):
+        export(source, out, "csv", media="none", overwrite=True)
+    assert (out / "captions.csv").read_text() == "corrected by hand"
+
+
 def test_an_empty_folder_is_filled(source, tmp_path):
     (tmp_path / "out").mkdir()
     assert export(source, tmp_path / "out", media="none").ok
