@@ -139,8 +139,8 @@ def fetch_checkpoint(
         source: A folder, or a hub repository as ``owner/name`` or, pinned to a commit,
             tag or branch, ``owner/name@revision``.
         files: Patterns of the files to download; never pickles of code.
-        revision: Commit, tag or branch of the repository; None for the latest, or the
-            one that ``source`` names.
+        revision: Commit, tag or branch of the repository; None for the one that
+            ``source`` names, or else the commit that was fetched first here.
         advice: Sentence that tells the user what to do when there is no such
             checkpoint.
 
@@ -155,16 +155,8 @@ def fetch_checkpoint(
         raise WeightsError(
             f"{source} is no folder and no hub repository (owner/name). {advice}"
         )
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision or pinned or None,
-                allow_patterns=list(files),
-            )
-        )
+        return assets.snapshot(repository, files, revision=revision or pinned or None)
     # The hub's client raises its own errors, its HTTP library's and OSError.
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]

@@ -12,7 +12,7 @@ import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -356,7 +356,7 @@ def license_accepted(name: str) -> bool:
         WeightsError: When the name is unknown.
     """
     wanted = get(name).license
-    return not wanted.consent or _accepted().get(name) == wanted.id
+    return not wanted.consent or _read_notes(_consents()).get(name) == wanted.id
 
 
 def accept_license(name: str) -> None:
@@ -369,13 +369,7 @@ def accept_license(name: str) -> None:
         WeightsError: When the name is unknown.
     """
     wanted = get(name).license
-    noted = _consents()
-    noted.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(noted):
-        accepted = {**_accepted(), name: wanted.id}
-        partial = noted.with_suffix(".part")
-        partial.write_text(json.dumps(accepted, indent=2, sort_keys=True))
-        partial.replace(noted)
+    _note(_consents(), name, wanted.id)
 
 
 def require_license(name: str) -> None:
@@ -508,29 +502,18 @@ def _by_hand(asset: Asset, source: ArchiveMember, why: str) -> str:
 
 def _snapshot(source: HubRepo) -> Path | None:
     """Returns the repository in the hub's own cache."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                source.repo,
-                allow_patterns=list(source.patterns),
-                local_files_only=True,
-            )
-        )
+        return snapshot(source.repo, source.patterns, local=True)
     except LocalEntryNotFoundError:
         return None
 
 
 def _fetch_snapshot(asset: Asset, source: HubRepo) -> Path:
-    from huggingface_hub import snapshot_download
-
     try:
         # Resumes on its own and keeps partial files in the hub's cache.
-        return Path(
-            snapshot_download(source.repo, allow_patterns=list(source.patterns))
-        )
+        return snapshot(source.repo, source.patterns)
     except Exception as error:  # the hub's client raises its HTTP library's errors too
         raise WeightsError(
             f"{asset.name} is not on this machine and the hub did not give it: "
@@ -540,13 +523,65 @@ def _fetch_snapshot(asset: Asset, source: HubRepo) -> Path:
         ) from error
 
 
+def snapshot(
+    repository: str,
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    local: bool = False,
+) -> Path:
+    """Returns a repository of the hub in its cache, downloading what is missing.
+
+    The commit that was fetched first is noted and asked for from then on, so that
+    weights never change unasked; ``hub-revisions.json`` in the folder of settings has
+    the commits.
+
+    Args:
+        repository: Id of the repository, ``owner/name``.
+        patterns: Patterns of the files to download.
+        revision: Commit, tag or branch; None for the commit that is noted, or the
+            latest where none is.
+        local: Whether to look in the cache only.
+
+    Raises:
+        Exception: Errors of the hub's client, of its HTTP library, and OSError.
+    """
+    from huggingface_hub import snapshot_download
+
+    noted = config_dir() / "hub-revisions.json"
+    known = _read_notes(noted).get(repository)
+    found = Path(
+        snapshot_download(
+            repository,
+            revision=revision or known,
+            allow_patterns=list(patterns),
+            local_files_only=local,
+        )
+    )
+    if revision is None and known is None and not local:
+        _note(noted, repository, found.name)
+    return found
+
+
+def _note(path: Path, key: str, value: str) -> None:
+    """Adds a value to a small JSON file that several processes may write."""
+    with _locked(path):
+        values = {**_read_notes(path), key: value}
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(values, indent=2, sort_keys=True))
+        partial.replace(path)
+
+
+def _read_notes(path: Path) -> dict[str, str]:
+    """Reads texts by key; none where the file is absent or of no use."""
+    try:
+        noted = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(noted, dict):
+        return {}
+    return {key: value for key, value in noted.items() if isinstance(value, str)}
+
+
 def _consents() -> Path:
     return config_dir() / "licenses.json"
-
-
-def _accepted() -> dict[str, str]:
-    try:
-        noted = json.loads(_consents().read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return noted if isinstance(noted, dict) else {}

@@ -315,6 +315,22 @@ def test_a_pinned_revision_of_the_hubs_cache(
         assert revision_of(folder) == commit
 
 
+def test_the_commit_that_was_fetched_first_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGIONCAP_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for letter in "ab":  # the hub's latest moves
+        commit = letter * 40
+        for name in ("refs/main", f"snapshots/{commit}/config.json"):
+            path = tmp_path / "models--owner--name" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}" if path.suffix else commit)
+        assert revision_of(fetch_checkpoint("owner/name")) == "a" * 40
+    assert revision_of(fetch_checkpoint("owner/name@main")) == "b" * 40
+
+
 def test_revisions_of_folders(tmp_path: Path) -> None:
     one, several = tmp_path / "one", tmp_path / "several"
     for folder in (one, several):
