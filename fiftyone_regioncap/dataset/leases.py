@@ -20,7 +20,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -247,15 +247,12 @@ class Leases:
     def _take(self, lease: Lease, now: datetime) -> Mapping[str, Any] | None:
         """Takes a lease that is free, has expired, or whose owner is dead."""
         leases = locks.collection("leases")
-        process = Process.this()
         change = {
             "$set": {
                 "job": self.job,
                 "owner": lease.owner,
                 "token": lease.token,
-                "node": process.node,
-                "pid": process.pid,
-                "began": process.began,
+                **asdict(Process.this()),
                 "claimed_at": now,
                 "expires_at": now + timedelta(seconds=SECONDS),
             }
@@ -270,7 +267,9 @@ class Leases:
                 return None
             if there is None:  # it was given back just now
                 continue
-            if not Process(there["node"], there["pid"], there["began"]).is_dead():
+            process = Process(there["node"], there["pid"], there["began"])
+            # It is ours where an answer was lost, as the database went away.
+            if there["owner"] != self.owner and not process.is_dead():
                 return there
             query = {"_id": lease.unit, "owner": there["owner"]}
 
