@@ -26,6 +26,7 @@ from fiftyone_regioncap.core.errors import (
     BackendError,
     Cancelled,
     FieldError,
+    OptionError,
     PromptError,
 )
 from fiftyone_regioncap.core.types import RegionClip
@@ -295,13 +296,18 @@ def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights)
 @pytest.mark.parametrize(
     ("options", "arguments", "error", "says"),
     [
-        ({}, {"captioner": "measured"}, BackendError, "use the captioner patchioner"),
+        (
+            {},
+            {"captioner": "measured", "weights": None},
+            BackendError,
+            "use the captioner patchioner",
+        ),
         ({}, {"propagator": "flow"}, BackendError, "choose mobilesam or sam2"),
         ({}, {"weights": "./no"}, BackendError, "no weights at"),
-        ({"output": "a b"}, {}, FieldError, "no field name"),
-        ({"output": "filepath"}, {}, FieldError, "FiftyOne's own"),
+        ({"output": "a b"}, {}, OptionError, "no field name"),
+        ({"output": "filepath"}, {}, OptionError, "FiftyOne's own"),
         ({"query": "x", "heatmap": "frames.everything"}, {}, FieldError, "overwritten"),
-        ({"query": "x", "heatmap": "filepath"}, {}, FieldError, "FiftyOne's own"),
+        ({"query": "x", "heatmap": "filepath"}, {}, OptionError, "FiftyOne's own"),
         ({"query": "red " * 99}, {}, PromptError, "77"),
     ],
 )
@@ -359,7 +365,7 @@ def test_form(dataset, images, form):
     assert {"output", "every", "query", "captioner_weights", "propagator"} <= set(asked)
     assert asked["output"]["default"] == "everything" and "heatmap" not in asked
     asked = form(images, query="a disc", heatmap="tags", advanced=True)
-    assert "something else" in asked["heatmap"]["error_message"]
+    assert "another field" in asked["heatmap"]["error_message"]
 
 
 def test_operator(dataset, weights, operator):

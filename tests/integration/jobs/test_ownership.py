@@ -11,7 +11,7 @@ import pytest
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.measured import MeasuredCaptioner
-from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.errors import FieldError, OptionError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.propagation.flow import FlowPropagator
@@ -172,7 +172,7 @@ def test_read_only_fields_are_refused(dataset, field) -> None:
 def test_fields_of_fiftyone_are_refused(dataset, job, field) -> None:
     if job is caption:
         propagate(dataset)
-    with pytest.raises(FieldError, match="FiftyOne's own"):
+    with pytest.raises(OptionError, match="FiftyOne's own"):
         job(dataset, output=field)
 
 
