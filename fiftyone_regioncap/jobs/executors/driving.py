@@ -176,6 +176,8 @@ class Driver:
                 if slot.handle is not None and slot.handle.ended() is None:
                     slot.handle.end()
             with contextlib.suppress(Exception):  # the job's own error is what counts
+                owners = {"owner": {"$in": [slot.owner for slot in slots]}}
+                locks.collection("leases").delete_many(owners)
                 self._run.end(state, {})
         summary = self._summary(last.summary)
         summary.seconds = time.monotonic() - began
