@@ -16,6 +16,8 @@ NO_FIELD = "-"
 
 ORDER = {"view": "As in the view", "confidence": "Least sure first"}
 
+JUDGE = {"no": "No", "open": "Yes", "blind": "Yes, without knowing which is which"}
+
 
 class Prompt(foo.Operator):
     """Returns what a person answers in a dialog.
@@ -80,7 +82,7 @@ class ChooseCaptions(Prompt):
     name = "choose_captions"
     label = "What to review"
     submit = "Show"
-    answers = ("captions", "compare", "tracks", "order")
+    answers = ("captions", "compare", "judge", "tracks", "order")
 
     def ask(self, inputs: types.Object, ctx: Any) -> None:
         """Shows the fields that there are."""
@@ -91,12 +93,14 @@ class ChooseCaptions(Prompt):
         choices: dict[str, dict[str, str]] = {
             "captions": {field: field for field in known},
             "compare": {NO_FIELD: "nothing", **{field: field for field in others}},
+            "judge": JUDGE,
             "tracks": {field: field for field in tracks or [NO_FIELD]},
             "order": ORDER,
         }
         labels = {
             "captions": "Captions",
             "compare": "Compare them with",
+            "judge": "Say which is better",
             "tracks": "Tracks to show",
             "order": "Order",
         }

@@ -22,6 +22,12 @@ from fiftyone_regioncap.dataset.captions import Review
 from fiftyone_regioncap.review import card as review_card
 from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.card import Card
+from fiftyone_regioncap.review.preferences import (
+    Preference,
+    is_swapped,
+    prefer,
+    preferences,
+)
 from fiftyone_regioncap.review.session import REVIEWS, Change, Ref, ReviewQueue
 
 from ._recent import Recent
@@ -75,6 +81,7 @@ class _Settings:
     Attributes:
         captions: Field of the captions.
         compare: Another such field to compare with, or ``NO_FIELD``.
+        judge: Key of ``JUDGE``: whether to say which of both is better.
         tracks: Field of the tracks, or ``NO_FIELD``.
         show: Key of ``SHOW``: which captions are shown.
         order: Key of ``ORDER``: how captions are sorted.
@@ -82,9 +89,20 @@ class _Settings:
 
     captions: str = NO_FIELD
     compare: str = NO_FIELD
+    judge: str = "no"
     tracks: str = NO_FIELD
     show: str = "unreviewed"
     order: review.Order = "view"
+
+    @property
+    def judged(self) -> bool:
+        """Whether a person says which of two captions is better."""
+        return self.compare != NO_FIELD and self.judge != "no"
+
+    @property
+    def blind(self) -> bool:
+        """Whether they are shown so that nothing tells which is which."""
+        return self.judged and self.judge == "blind"
 
     @property
     def reviews(self) -> tuple[Review, ...]:
@@ -249,6 +267,23 @@ class ReviewPanel(foo.Panel):
             return
         self._apply(ctx, action)
 
+    def prefer(self, ctx: Any) -> None:
+        """Keeps which of both captions is better, and goes on."""
+        session = _session(ctx)
+        settings, ref = session.settings, session.ref
+        if ref is None:
+            return
+        place = ctx.params.get("place")
+        chosen: Preference = "same"
+        if place is not None:
+            first = is_swapped(ref.label_id) if settings.blind else True
+            chosen = "new" if (place == 0) == first else "old"
+        prefer(ctx.dataset, settings.captions, {ref.label_id: chosen})
+        self._step(ctx, 1)
+        found = preferences(ctx.dataset, settings.compare, settings.captions)
+        counts = ", ".join(f"{n} {name}" for name, n in found.preferred.items())
+        ctx.ops.notify(f"Of {found.pairs} pairs: {counts}")
+
     def undo(self, ctx: Any) -> None:
         """Takes the last change back, and shows it."""
         session = _session(ctx)
@@ -360,6 +395,9 @@ class ReviewPanel(foo.Panel):
         if card is not None:
             assert position is not None
             own, other = review_card.texts(card)
+            sides = (own, other)
+            if session.settings.blind and not is_swapped(card.ref.label_id):
+                sides = (other or "", own)
             strip, problem = self._strip(ctx, card)
             place = f"{position + 1:,} / {len(queue):,}"
             session.ref, session.seen = card.ref, card.record.caption
@@ -370,8 +408,8 @@ class ReviewPanel(foo.Panel):
                 "no_strip": problem,
                 "timeline": review_card.data_url(review_card.draw_timeline(card)),
                 "own": own,
-                "sides.own": own,
-                "sides.other": other,
+                "sides.own": sides[0],
+                "sides.other": sides[1],
                 "facts": review_card.measurements(card),
             }
         ctx.panel.set_data(data)
@@ -465,11 +503,25 @@ class ReviewPanel(foo.Panel):
         if settings.compare != NO_FIELD:
             sides = panel.h_stack("sides", gap=3)
             names = {"own": settings.captions, "other": settings.compare}
+            if settings.blind:
+                names = {"own": "First", "other": "Second"}
             for name, field in names.items():
                 sides.md("", name=name, label=field, space=6)
         else:
             panel.md("", name="own")
-        panel.md("", name="facts")
+        if settings.judged:
+            row = panel.h_stack("judging", gap=1)
+            for place, label in enumerate(("Left is better", "Right is better")):
+                row.btn(
+                    f"better_{place}",
+                    label,
+                    on_click=self.prefer,
+                    params={"place": place},
+                    variant="outlined",
+                )
+            row.btn("as_good", "Both as good", on_click=self.prefer, variant="outlined")
+        if not settings.blind:
+            panel.md("", name="facts")
 
     def _render_buttons(self, panel: types.Object, session: _Session) -> None:
         row = panel.h_stack("buttons", gap=1)

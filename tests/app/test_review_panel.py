@@ -15,6 +15,7 @@ import fiftyone_regioncap as frc
 from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.review.preferences import choice
 
 pytestmark = pytest.mark.app
 
@@ -142,3 +143,27 @@ def test_a_person_reviews_captions(
     page.get_by_text("2 of 4").wait_for()
     reviews = [label.review for label in labels(dataset)]
     assert reviews == ["accepted", "edited", "unreviewed", "unreviewed"]
+
+
+def test_a_person_says_which_caption_is_better(
+    dataset: fo.Dataset, serve: Callable[[str], str], page: Any
+) -> None:
+    page.goto(serve(dataset.name))
+    page.locator("[data-cy=tag-captions]").first.wait_for()  # the grid is drawn
+    page.get_by_role("button", name="Dismiss").click()
+    page.get_by_title("New panel").first.click()
+    page.get_by_text("Region captions", exact=True).first.click()
+    page.get_by_text("0 of 4").wait_for()
+    page.get_by_role("button", name="Fields and order").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("nothing", exact=True).click()
+    page.get_by_role("option", name="other_captions").click()
+    dialog.get_by_text("No", exact=True).click()
+    page.get_by_role("option", name="Yes, without knowing which is which").click()
+    dialog.get_by_role("button", name="Show", exact=True).click()
+    page.get_by_text("First", exact=True).wait_for()
+    assert page.get_by_text("the model said").count() == 0
+    page.get_by_role("button", name="Left is better").click()
+    page.get_by_text("Of 2 pairs").wait_for()
+    label = labels(dataset)[0]
+    assert label["preferred"] == choice(label.id, 0)

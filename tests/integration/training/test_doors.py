@@ -30,7 +30,7 @@ from fiftyone_regioncap.dataset.captions import (
     write_captions,
 )
 from fiftyone_regioncap.dataset.tracks import TrackWriter
-from fiftyone_regioncap.training.comparing import pairs, prefer, preferences
+from fiftyone_regioncap.review.preferences import pairs, prefer, preferences
 from fiftyone_regioncap.training.data import gather, split
 from fiftyone_regioncap.training.options import DataOptions
 from tests.support.dam import TINY, write_checkpoint
@@ -110,7 +110,7 @@ def test_train_then_caption(dataset: fo.Dataset, base: Path, tmp_path: Path) -> 
         captioner_options={"max_new_tokens": 4},
         progress=False,
     )
-    assert compared.ok and compared.pairs == len(
+    assert compared.ok and compared.found.pairs == len(
         list(pairs(dataset, "captions", "captions_new"))
     )
     revisions = {

@@ -14,15 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerControl
 
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.captioning.trainable import Trainable, trained
+from fiftyone_regioncap.core.errors import BackendError, Cancelled
 from fiftyone_regioncap.training.examples import Example
 from fiftyone_regioncap.training.loop import (
     CHECKPOINTS,
+    Keeper,
     fit,
     is_whole,
     last_checkpoint,
+    load_trained,
 )
+from fiftyone_regioncap.training.options import LoopOptions
 from tests.support import ROOT
 from tests.support.dam import TINY, write_checkpoint
 from tests.support.training import drawn_examples, start_training
@@ -177,3 +182,66 @@ def test_two_processes_have_the_gradients_of_one(
     for key, gradient in one.items():
         scale = max(float(gradient.abs().max()), 1e-3)
         torch.testing.assert_close(two[key], gradient, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    ("precision", "twice"),
+    [
+        pytest.param("float32", True, id="activations computed twice"),
+        pytest.param("bfloat16", False, id="bfloat16"),
+        pytest.param("bfloat16", True, id="both"),
+    ],
+)
+def test_less_memory_learns_as_well(
+    base: Path, examples: list[Example], tmp_path: Path, precision: str, twice: bool
+) -> None:
+    plain, _ = losses_and_recipe(start(tmp_path / "plain", base, examples))
+    folder = start(
+        tmp_path / "less",
+        base,
+        examples,
+        precision=precision,
+        gradient_checkpointing=twice,
+    )
+    less, recipe = losses_and_recipe(folder)
+    close = 1e-5 if precision == "float32" else 0.05
+    assert less == pytest.approx(plain, rel=close)
+    kinds = {parameter.dtype for parameter in trained(recipe.network).values()}
+    assert kinds == {torch.float32}
+
+
+def losses_and_recipe(folder: Path) -> tuple[list[float], Trainable]:
+    recipe, result = fit(folder)
+    return [entry["loss"] for entry in result.history if "loss" in entry], recipe
+
+
+def test_a_loss_that_is_no_number_stops_the_training(
+    base: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    folder = start(tmp_path, base, examples, learning_rate=1e30, max_grad_norm=0.0)
+    with pytest.raises(BackendError, match="lower learning_rate"):
+        fit(folder)
+
+
+def test_training_stops_when_it_gets_no_better(tmp_path: Path) -> None:
+    network = torch.nn.Linear(1, 1)
+    loop = LoopOptions(patience=2, best="cider")
+    kept = []
+    for begin, values in ((0, [0.1, 0.5]), (20, [0.2, 0.5, 0.9])):
+        keeper = Keeper(tmp_path, loop, network, begin)
+        control = TrainerControl()
+        for number, value in enumerate(values, start=1):
+            network.weight.data.fill_(value)
+            step = begin + 10 * number
+            keeper.decide(step, {"eval_cider": value, "eval_loss": 1.0}, control)
+            kept.append((step, keeper.best(), control.should_training_stop))
+    # The second run goes on from step 20; step 40 is no better than step 20 was.
+    assert kept == [
+        (10, 10, False),
+        (20, 20, False),
+        (30, 20, False),
+        (40, 20, True),
+        (50, 50, True),
+    ]
+    load_trained(tmp_path / "best" / "trained.safetensors", network)
+    assert network.weight.item() == pytest.approx(0.9)
