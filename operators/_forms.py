@@ -366,8 +366,9 @@ def _ask_model(
         if not ctx.params.get("accept_license"):
             consent.invalid = True
             consent.error_message = "Accept the license to download the weights"
-    name = f"{model.name}_options"
-    _ask_own_options(inputs, ctx, name, card.name, card.options, advanced)
+    if not model.only:
+        name = f"{model.name}_options"
+        _ask_own_options(inputs, ctx, name, card.name, card.options, advanced)
 
 
 def _ask_format_options(inputs: types.Object, ctx: Any, advanced: bool) -> None:

@@ -456,6 +456,11 @@ def models(name: str | None, as_json: bool) -> None:
                 "options": {
                     field.name: field.documentation for field in fields_of(card.options)
                 },
+                "trainable": card.training is not None,
+                "recipe_options": {
+                    field.name: field.documentation
+                    for field in fields_of(card.training_options)
+                },
             }
             for kind, card in cards
         ]
@@ -472,6 +477,11 @@ def models(name: str | None, as_json: bool) -> None:
             click.echo(f"  {card.name:14} {card.summary}")
             click.echo(f"  {'':14} {card.license}{use}; {state}")
             for field in fields_of(card.options) if name else ():
+                click.echo(f"    {field.name}: {field.documentation}")
+            training = fields_of(card.training_options) if name else ()
+            if training:
+                click.echo("  and of its training, as --recipe-option:")
+            for field in training:
                 click.echo(f"    {field.name}: {field.documentation}")
 
 

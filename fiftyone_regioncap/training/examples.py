@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from PIL import Image, ImageOps
 from torch.utils.data import Dataset, Sampler
 
 from fiftyone_regioncap.captioning.trainable import Inputs, Trainable, TrainingText
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.types import RLE, Frame, RegionClip
+from fiftyone_regioncap.video.images import load_image
 from fiftyone_regioncap.video.reader import VideoReader
 
 VIDEOS_OPEN = 4
@@ -112,7 +111,10 @@ class Reader:
 
     def _frames(self, example: Example) -> list[Frame]:
         if example.kind == "image":
-            return [_image(example.path)]
+            try:
+                return [load_image(example.path)]
+            except (OSError, SyntaxError, ValueError) as error:
+                raise RegionCapError(f"it can't be read: {error}") from error
         frames = dict(self._video(example.path).read(sorted(set(example.frames))))
         return [frames[frame] for frame in example.frames]
 
@@ -125,14 +127,6 @@ class Reader:
                 self._videos.popitem(last=False)[1].close()
         self._videos.move_to_end(path)
         return self._videos[path]
-
-
-def _image(path: str) -> Frame:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except OSError as error:
-        raise RegionCapError(f"{path} can't be read as an image: {error}") from error
 
 
 class Examples(Dataset[Inputs]):

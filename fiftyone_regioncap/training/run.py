@@ -257,6 +257,11 @@ def checked_spec(model: ModelSpec | None) -> ModelSpec:
         able = [n for n, one in CAPTIONERS.available().items() if one.training]
         raise OptionError(f"name the captioner to train: {', '.join(able)}")
     recipe_class(model.name)
+    if model.options:
+        raise OptionError(
+            f"model_options ({', '.join(model.options)}) are those of captioning; give "
+            "those of training as recipe_options"
+        )
     require_packages()
     card = CAPTIONERS[model.name]
     if (model.weights or card.weights) is None:

@@ -129,7 +129,7 @@ def start_training(
     folder.mkdir(parents=True, exist_ok=True)
     write_examples(folder / TRAIN, examples)
     write_examples(folder / HELD_OUT, held_out)
-    options = LoopOptions(precision="float32", **{"accumulation": 1, **loop})
+    options = LoopOptions(**{"precision": "float32", "accumulation": 1, **loop})
     Settings(model, str(weights), "cpu", recipe or {}, options, 0).write(folder)
     return folder
 

@@ -64,5 +64,5 @@ def test_the_docs_hold_the_declared_benchmarks() -> None:
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_every_option_of_a_backend_is_a_full_sentence(kind: str) -> None:
     for card in resolve(REGISTRIES[kind]).values():
-        for field in fields_of(card.options):
+        for field in (*fields_of(card.options), *fields_of(card.training_options)):
             assert field.declaration.help.endswith("."), (card.name, field.name)

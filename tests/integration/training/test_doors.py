@@ -100,6 +100,7 @@ def test_train_then_caption(dataset: fo.Dataset, base: Path, tmp_path: Path) -> 
     card = (Path(summary.weights) / "README.md").read_text()
     assert "2 captions of 1 videos" in card and dataset.name in card
     assert dataset.get_run_info(summary.run) is not None
+    assert list((tmp_path / "logs").glob("events.*"))
     compared = api.compare_captions(
         dataset,
         "captions",
@@ -119,6 +120,53 @@ def test_train_then_caption(dataset: fo.Dataset, base: Path, tmp_path: Path) -> 
         for record in read_captions(sample, "captions_new")
     }
     assert len(revisions) == 1 and None not in revisions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "folder", "recipe", "own"),
+    [
+        pytest.param(
+            "dynrefer", "dynrefer/model", {}, {"tasks": ("caption",)}, id="dynrefer"
+        ),
+        pytest.param(
+            "ureca",
+            "ureca/model_qwen2",
+            {"rank": 2, "max_tiles": 1},
+            {"max_new_tokens": 4, "max_tiles": 1},
+            id="ureca",
+        ),
+        pytest.param("patchioner", None, {"dropout": 0.0}, {}, id="patchioner"),
+    ],
+)
+def test_every_model_captions_what_it_was_trained_on(
+    dataset: fo.Dataset,
+    golden: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    model: str,
+    folder: str | None,
+    recipe: dict[str, Any],
+    own: dict[str, Any],
+) -> None:
+    base = checkpoint if folder is None else golden / folder
+    if not base.is_dir():
+        pytest.skip(f"no folder {base}")
+    values = options(base, tmp_path, model=model, recipe_options=recipe, epochs=1)
+    summary = api.train(dataset, **values, metrics=("rouge_l",), progress=False)
+    assert summary.ok and summary.fit.evaluations
+    done = api.caption(
+        dataset,
+        output="again",
+        captioner=model,
+        weights=summary.weights,
+        device="cpu",
+        captioner_options=own,
+        progress=False,
+    )
+    assert done.ok
+    made = [record for sample in dataset for record in read_captions(sample, "again")]
+    assert len(made) == 4 and all(record.error is None for record in made)
 
 
 def test_by_the_shell(dataset: fo.Dataset, base: Path, tmp_path: Path) -> None:
@@ -241,6 +289,10 @@ def unknown_recipe_option(dataset: fo.Dataset, values: dict[str, Any]) -> None:
     values["recipe_options"] = {"ranks": 2}
 
 
+def options_of_captioning(dataset: fo.Dataset, values: dict[str, Any]) -> None:
+    values["model_options"] = {"max_new_tokens": 3}
+
+
 def weights_of_no_field(dataset: fo.Dataset, values: dict[str, Any]) -> None:
     values["source_weights"] = {"others": 2.0}
 
@@ -255,6 +307,9 @@ def weights_of_no_field(dataset: fo.Dataset, values: dict[str, Any]) -> None:
         pytest.param(unchecked, FieldError, "check_captions", id="not checked"),
         pytest.param(not_a_checkpoint, WeightsError, "missing", id="no checkpoint"),
         pytest.param(unknown_recipe_option, OptionError, "rank", id="recipe's option"),
+        pytest.param(
+            options_of_captioning, OptionError, "recipe_options", id="model's option"
+        ),
         pytest.param(weights_of_no_field, OptionError, "others", id="source weights"),
     ],
 )
