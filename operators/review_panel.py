@@ -24,9 +24,9 @@ from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.card import Card
 from fiftyone_regioncap.review.preferences import (
     Preference,
+    counts,
     is_swapped,
     prefer,
-    preferences,
 )
 from fiftyone_regioncap.review.session import REVIEWS, Change, Ref, ReviewQueue
 
@@ -280,9 +280,9 @@ class ReviewPanel(foo.Panel):
             chosen = "new" if (place == 0) == first else "old"
         prefer(ctx.dataset, settings.captions, {ref.label_id: chosen})
         self._step(ctx, 1)
-        found = preferences(ctx.dataset, settings.compare, settings.captions)
-        counts = ", ".join(f"{n} {name}" for name, n in found.preferred.items())
-        ctx.ops.notify(f"Of {found.pairs} pairs: {counts}")
+        found = counts(ctx.dataset, settings.captions)
+        told = ", ".join(f"{number} {name}" for name, number in found.items())
+        ctx.ops.notify(f"Preferred so far: {told}")
 
     def undo(self, ctx: Any) -> None:
         """Takes the last change back, and shows it."""

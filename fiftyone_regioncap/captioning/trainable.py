@@ -140,7 +140,10 @@ class Trainable(Protocol):
         """Is told all captions to learn, before the first step."""
 
     def captioner(self) -> Captioner:
-        """Returns a captioner of the same modules, to evaluate what was learned."""
+        """Returns a captioner of the same modules, to evaluate what was learned.
+
+        Recipes that learn from captions alone need none.
+        """
 
     def export(self, folder: Path, *, adapter: bool = False) -> None:
         """Writes the weights in the layout that the captioner loads, as safetensors.

@@ -164,12 +164,23 @@ def prefer(
 def preferences(
     samples: foco.SampleCollection, captions: str, output: str
 ) -> Preferences:
-    """Counts pairs, and what people preferred; see :func:`pairs`."""
-    counts: Counter[str] = Counter()
-    total = equal = 0
-    for pair in pairs(samples, captions, output):
-        total += 1
-        equal += pair.old.strip() == pair.new.strip()
-        if pair.preferred is not None:
-            counts[pair.preferred] += 1
-    return Preferences(captions, output, total, equal, dict(counts))
+    """Counts pairs, and what people preferred.
+
+    Captions that were judged in the review panel beside one of other windows count too.
+    """
+    found = list(pairs(samples, captions, output))
+    equal = sum(pair.old.strip() == pair.new.strip() for pair in found)
+    return Preferences(captions, output, len(found), equal, counts(samples, output))
+
+
+def counts(samples: foco.SampleCollection, output: str) -> dict[str, int]:
+    """Counts the captions of a field by what people preferred."""
+    field = CaptionField.of(samples, output)
+    if not field.dataset.has_field(f"{field.labels}.{PREFERRED}"):
+        return {}
+    judged = (
+        label.get(PREFERRED)
+        for _, labels in field.in_view(samples, [PREFERRED])
+        for label in labels
+    )
+    return dict(Counter(choice for choice in judged if choice is not None))

@@ -234,7 +234,7 @@ def fit(
     arguments = arguments_of(settings, recipe.defaults, folder, bool(len(held_out)))
     begin = last_checkpoint(folder / CHECKPOINTS)
     done = 0 if begin is None else read_json(begin / _STATE)["global_step"]
-    keeper = Keeper(folder, settings.loop, recipe.network, done)
+    keeper = Keeper(folder, settings.loop, done)
     with _quiet():
         trainer = CaptionTrainer(
             recipe=recipe,
@@ -266,6 +266,8 @@ def fit(
         }
         write_json(folder / DONE, document)
     trainer.accelerator.wait_for_everyone()
+    if trainer.is_fsdp_enabled:  # its pieces are of no use here; the next call loads
+        return recipe, read_fit(folder)
     return recipe, finished(folder, recipe)
 
 
@@ -275,8 +277,6 @@ def finished(folder: Path, recipe: Trainable) -> Fit:
     Returns:
         What it came to.
     """
-    done = read_json(folder / DONE)
-    evaluations = {int(step): one for step, one in done["evaluations"].items()}
     found = folder / BEST / _WEIGHTS
     if not found.is_file():
         last = last_checkpoint(folder / CHECKPOINTS)
@@ -285,6 +285,13 @@ def finished(folder: Path, recipe: Trainable) -> Fit:
     recipe.prepare([e.text.caption for e in read_examples(folder / TRAIN)])
     load_trained(found, recipe.network)
     recipe.network.eval()
+    return read_fit(folder)
+
+
+def read_fit(folder: Path) -> Fit:
+    """Reads what a training that is done came to."""
+    done = read_json(folder / DONE)
+    evaluations = {int(step): one for step, one in done["evaluations"].items()}
     return Fit(done["steps"], done["best_step"], tuple(done["history"]), evaluations)
 
 
@@ -353,6 +360,7 @@ class CaptionTrainer(Trainer):
         self, recipe: Trainable, settings: Settings, keeper: Keeper, **arguments: Any
     ) -> None:
         self._recipe, self._settings, self._keeper = recipe, settings, keeper
+        self._names = list(trained(recipe.network))  # before anything wraps it
         super().__init__(model=recipe.network, **arguments)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -390,9 +398,9 @@ class CaptionTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        network = self.accelerator.unwrap_model(self.model)
-        whole = network.state_dict() if state_dict is None else state_dict
-        tensors = {name: whole[name] for name in trained(network)}
+        if state_dict is None:
+            state_dict = self.accelerator.unwrap_model(self.model).state_dict()
+        tensors = {name: state_dict[name] for name in self._names}
         save_tensors(folder / _WEIGHTS, tensors)
 
     def _load_from_checkpoint(
@@ -414,13 +422,12 @@ class CaptionTrainer(Trainer):
 
         # All processes have to decide alike.
         (metrics,) = broadcast_object_list([metrics])
+        step = self.state.global_step
         if self.is_in_train:
-            self._keeper.decide(
-                self.state.global_step,
-                metrics,
-                self.control,
-                write=self.is_world_process_zero(),
-            )
+            if self._keeper.decide(step, metrics, self.control):
+                self.save_model(str(self._keeper.folder), _internal_call=True)
+            if self.is_world_process_zero():
+                self._keeper.write()
         return metrics
 
     def _scores(self) -> dict[str, float]:
@@ -463,38 +470,30 @@ class Keeper:
     Args:
         folder: Folder of the training.
         loop: Options of the optimization.
-        network: The network that trains.
         begin: The step that the training goes on from.
 
     Attributes:
+        folder: Folder of the best weights.
         evaluations: Values on the held-out examples by step.
     """
 
-    def __init__(
-        self, folder: Path, loop: LoopOptions, network: nn.Module, begin: int
-    ) -> None:
-        self._folder, self._loop, self._network = folder / BEST, loop, network
-        path = self._folder / _EVALUATIONS
+    def __init__(self, folder: Path, loop: LoopOptions, begin: int) -> None:
+        self.folder, self._loop = folder / BEST, loop
+        path = self.folder / _EVALUATIONS
         known = read_json(path) if path.is_file() and begin else {}
         self.evaluations: dict[int, dict[str, float]] = {
             int(step): values for step, values in known.items() if int(step) <= begin
         }
 
     def decide(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        control: TrainerControl,
-        *,
-        write: bool = True,
-    ) -> None:
-        """Keeps the weights if they are the best so far, and may stop the training.
+        self, step: int, metrics: Mapping[str, float], control: TrainerControl
+    ) -> bool:
+        """Returns whether a step is the best so far; may stop the training.
 
         Args:
             step: The step at hand.
             metrics: What was evaluated.
             control: Control of the training.
-            write: Whether this process writes files.
         """
         self.evaluations[step] = {
             name.removeprefix("eval_"): value
@@ -503,14 +502,15 @@ class Keeper:
             and not name.endswith(("_runtime", "_per_second"))
         }
         best = self.best()
-        if write:
-            self._folder.mkdir(exist_ok=True)
-            if best == step:
-                save_tensors(self._folder / _WEIGHTS, trained(self._network))
-            write_json(self._folder / _EVALUATIONS, self.evaluations)
         since = sum(one > best for one in self.evaluations) if best else 0
         if self._loop.patience is not None and since >= self._loop.patience:
             control.should_training_stop = True
+        return best == step
+
+    def write(self) -> None:
+        """Writes the evaluations; once the best weights are there."""
+        self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / _EVALUATIONS, self.evaluations)
 
     def best(self) -> int | None:
         """Returns the step of the best evaluation, the earliest of equals."""

@@ -158,6 +158,21 @@ class LoopOptions(Options):
         0, "Processes that read videos and make inputs.", minimum=0, advanced=True
     )
 
+    def __post_init__(self) -> None:
+        """Validates each option, and that what decides is computed.
+
+        Raises:
+            OptionError: When a value doesn't fit.
+        """
+        super().__post_init__()
+        known = [*("bleu_1", "bleu_2", "bleu_3", "bleu_4"), *METRICS[1:]]
+        computed = [name for name in known if name.startswith(self.metrics)]
+        if self.best not in ("loss", *computed):
+            raise OptionError(
+                f"best={self.best!r} is not computed; give one of "
+                f"{', '.join(['loss', *computed])}, or name it in metrics"
+            )
+
 
 @dataclass(frozen=True)
 class TrainOptions(Options):

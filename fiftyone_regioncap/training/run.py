@@ -194,6 +194,11 @@ def train_on(
     consent = consented(spec)
     settings = settings_of(spec, options)
     settings.recipe_options()
+    if options.loop.metrics and not recipe_class(spec.name).frames:
+        raise OptionError(
+            f"{spec.name} learns from captions alone, without regions to write some "
+            "for; leave metrics out, and compare captions afterwards"
+        )
     folder = Path(options.out).expanduser()
     require_enough(found, options)
     learned, held_out = split(found.examples, options.data.held_out, options.data.seed)

@@ -164,6 +164,6 @@ def test_a_person_says_which_caption_is_better(
     page.get_by_text("First", exact=True).wait_for()
     assert page.get_by_text("the model said").count() == 0
     page.get_by_role("button", name="Left is better").click()
-    page.get_by_text("Of 2 pairs").wait_for()
+    page.get_by_text("Preferred so far: 1").wait_for()
     label = labels(dataset)[0]
     assert label["preferred"] == choice(label.id, 0)

@@ -13,14 +13,13 @@ import string
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor, nn
 
-from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.checkpoint import Checkpoint
 from fiftyone_regioncap.captioning.patchioner.configuration import (
     PatchionerTrainingOptions,
@@ -30,21 +29,12 @@ from fiftyone_regioncap.captioning.patchioner.gpt2 import (
     Gpt2Config,
     load_gpt2_tokenizer,
 )
-from fiftyone_regioncap.captioning.patchioner.language import (
-    DecapLanguage,
-    Language,
-    ViecapLanguage,
-)
 from fiftyone_regioncap.captioning.patchioner.memory import (
-    TextMemory,
     build_memory,
     memory_file_name,
 )
-from fiftyone_regioncap.captioning.patchioner.model import Patchioner
 from fiftyone_regioncap.captioning.patchioner.viecap import (
-    COCO_CATEGORIES,
     ViecapDecoder,
-    embed_entities,
     hard_prompt,
 )
 from fiftyone_regioncap.captioning.trainable import (
@@ -352,37 +342,6 @@ class PatchionerTraining(Recipe):
             "ids": pad_rows([sample["ids"] for sample in samples], _EXCLAMATION),
             "labels": pad_rows(labels, IGNORED),
         }
-
-    def captioner(self) -> PatchionerCaptioner:
-        """Returns a captioner of the decoder that trains, behind the same backbone."""
-        compat = self._checkpoint.config.compat
-        model = Patchioner(self._backbone, self._language(), compat)
-        return PatchionerCaptioner(model, checkpoint=self._checkpoint)
-
-    @cached_property
-    def _backbone(self) -> Any:
-        return self._checkpoint.backbone(self._device, torch.float32)
-
-    def _language(self) -> Language:
-        config = self._checkpoint.config
-        if isinstance(self.network, ViecapNetwork):
-            part = config.viecap
-            assert part is not None
-            names = tuple(sorted(n.lower() for n in part.entities or COCO_CATEGORIES))
-            return ViecapLanguage(
-                self.network.decoder,
-                names,
-                embed_entities(names, self._text_tower),
-                part.prompting,
-                config.compat,
-            )
-        memory = None
-        if self._mitigation == "memory":
-            vectors = torch.stack([self._features[text] for text in self._captions])
-            memory = TextMemory(vectors, self._captions, device=self._device)
-        return DecapLanguage(
-            self.network.decoder, self._vocabulary, memory, normalize=config.normalize
-        )
 
     def write_merged(self, folder: Path) -> None:
         """Writes a checkpoint: configuration, decoder, projection and memory.
