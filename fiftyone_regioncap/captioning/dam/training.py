@@ -139,6 +139,8 @@ class DamTraining(Recipe):
                 network.projector,
             ):
                 module.requires_grad_(True)
+            # Tower and adapters add to the same tokens: one number format for both.
+            network.encoder.float()
         self.defaults = TrainingDefaults(
             learning_rate={"everything": 1e-5, "adapters": 5e-5}.get(
                 options.stage, 1e-4
