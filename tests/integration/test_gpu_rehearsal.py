@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from coverage import Coverage
+from torch.utils._pytree import tree_map
 
 import fiftyone_regioncap
 from benchmarks import gpu_check
@@ -20,11 +22,15 @@ from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner, DamVideoCaptioner
 from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.captioning.dam.training import DamTraining
 from fiftyone_regioncap.captioning.dynrefer.captioner import DynReferCaptioner
 from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
+from fiftyone_regioncap.captioning.dynrefer.training import DynReferTraining
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
+from fiftyone_regioncap.captioning.trainable import TrainingText
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
+from fiftyone_regioncap.captioning.ureca.training import UrecaTraining
 from fiftyone_regioncap.cli.doctor import _torch
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Prompt, RegionClip
@@ -59,26 +65,29 @@ def measured() -> Iterator[Coverage]:
 
 
 def clips(count: int = 5, frames: int = 8) -> list[RegionClip]:
-    random = np.random.default_rng(0)
+    noise = np.random.default_rng(0)
     made = []
     for number in range(count):
         mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
         mask[10:40, 5 + 4 * number : 40 + 4 * number] = True
         shape = (frames, HEIGHT, WIDTH, 3)
-        pictures = list(random.integers(0, 255, shape, dtype=np.uint8))
+        pictures = list(noise.integers(0, 255, shape, dtype=np.uint8))
         made.append(RegionClip(pictures, [mask] * frames, tuple(range(frames))))
     return made
 
 
 @pytest.fixture(scope="module")
-def captioners(
-    tmp_path_factory: pytest.TempPathFactory, golden: Path
-) -> dict[str, Made]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "dam").mkdir()
     dam.write_checkpoint(folder / "dam")
     patchioner.write_random_checkpoint(folder / "patchioner")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioners(folder: Path, golden: Path) -> dict[str, Made]:
     config = ureca.config_of(ureca.SIZES["tiny"], mask_channels=3, tile=56)
 
     def of_dam(kind: type[DamCaptioner], **options: Any) -> Made:
@@ -297,6 +306,41 @@ def test_an_image_that_does_not_fit_is_said(make_model, make_clip, monkeypatch):
     with pretended_cuda(), pytest.raises(BackendError, match="memory is full"):
         propagator = Sam2Propagator(make_model(), device="cuda")
         next(propagator.propagate(PropagationRequest(make_clip(2), prompts()[:1])))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights"),
+    [
+        (DamTraining, "dam"),
+        (DynReferTraining, "dynrefer/model"),
+        (UrecaTraining, "ureca/model_qwen2"),
+    ],
+)
+def test_a_training_step_is_that_of_the_cpu(recipe, weights, golden, folder):
+    path = (folder if weights == "dam" else golden) / weights
+    if not path.is_dir():
+        pytest.skip(f"no folder {path}")
+    here = training_step(recipe, path, "cpu")
+    with pretended_cuda():
+        there = training_step(recipe, path, "cuda")
+    assert there == pytest.approx(here, rel=1e-4)
+
+
+def training_step(recipe: Any, folder: Path, device: str) -> tuple[float, float]:
+    """Returns the loss and the norm of all gradients."""
+    torch.manual_seed(0)
+    made = recipe.from_pretrained(folder, device=device)
+    text = TrainingText("a red car on a road")
+    samples = [made.encode(clip, text, random.Random(1)) for clip in clips(2)]
+    batch = tree_map(
+        lambda x: x.to(device) if isinstance(x, torch.Tensor) else x,
+        dict(made.collate(samples)),
+    )
+    loss = made.network(**batch)["loss"]
+    loss.backward()
+    some = [p.grad for p in made.network.parameters() if p.grad is not None]
+    assert some
+    return loss.item(), torch.nn.utils.get_total_norm(some).item()
 
 
 def test_gpu_check_runs_at_small_shapes() -> None:

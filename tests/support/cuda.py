@@ -126,6 +126,10 @@ class _Moves(TorchFunctionMode):
             return _to(args[0], GPU)
         if func is Tensor.to:
             return _to(*args, **kwargs)
+        if func is torch._C._nn.pad_sequence and isinstance(args[0][0], CudaTensor):
+            # It makes its result where PyTorch believes that the inputs are.
+            rows = [_to(row, "cpu") for row in args[0]]
+            return _to(func(rows, *args[1:], **kwargs), GPU)
         if func is Tensor.new_tensor:
             device = kwargs.pop("device", args[0].device)
             return _to(
@@ -161,6 +165,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [value for value in leaves if isinstance(value, Tensor)]
     ours = [isinstance(tensor, CudaTensor) for tensor in tensors]
     target = kwargs.get("device")
+    if any(ours) and name.startswith("new_"):
+        target = None  # autograd names the device that PyTorch believes in
     on_gpu = any(ours) if target is None else torch.device(target).type == "cuda"
     if target is not None and on_gpu and torch.device(target).index:
         raise RuntimeError("CUDA error: invalid device ordinal")
