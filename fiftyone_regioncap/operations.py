@@ -250,6 +250,13 @@ class Operation:
 PROPAGATOR = ModelChoice("propagator", "Model that carries masks on.")
 CAPTIONER = ModelChoice("captioner", "Model that describes.")
 
+_OF_MASKS = ModelChoice(
+    "propagator",
+    "Model that carries masks on, for benchmarks of masks.",
+    None,
+    optional=True,
+)
+
 _DECLARED = (
     Operation(
         "propose",
@@ -443,7 +450,7 @@ _DECLARED = (
         "Let a captioner answer a benchmark, and score it.",
         "evaluation.benchmarks.options:RunOptions",
         run="evaluation.benchmarks.running:run_benchmark",
-        models=(CAPTIONER,),
+        models=(CAPTIONER, _OF_MASKS),
         media=(),
         positional=("benchmark",),
         arguments=("benchmark",),
@@ -466,7 +473,7 @@ _DECLARED = (
         "Run a benchmark once for each value of some options, and compare.",
         "evaluation.benchmarks.options:SweepOptions",
         run="evaluation.benchmarks.sweeps:sweep_benchmark",
-        models=(CAPTIONER,),
+        models=(CAPTIONER, _OF_MASKS),
         media=(),
         positional=("benchmark", "values"),
         arguments=("benchmark",),

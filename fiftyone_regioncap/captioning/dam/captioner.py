@@ -234,7 +234,10 @@ class DamCaptioner:
             shown = [shown[int(step)] for step in np.linspace(0, last, count)]
         made = {
             number: self.dam.processor.views(
-                clip.frames[number], clip.masks[number], self._views
+                clip.frames[number],
+                clip.masks[number],
+                self._views,
+                self._options.focal,
             )[0]
             for number in dict.fromkeys(shown)
         }

@@ -21,6 +21,13 @@ class DamOptions(GenerationOptions):
     quantization: Literal["8bit", "4bit"] | None = option(
         None, "Precision of the language model's weights.", advanced=True
     )
+    focal: float = option(
+        3.0,
+        "Size of the crop view in sizes of the object; the published models were "
+        "trained with 3.",
+        minimum=1,
+        advanced=True,
+    )
     samples: int = option(
         1,
         "Captions drawn per region, at a temperature above 0; the most typical one is "

@@ -35,11 +35,16 @@ class Window(NamedTuple):
     y2: int
 
 
-def crop_window(mask: Mask) -> Window:
+FOCAL = 3.0
+"""Sides of the focal crop in sides of the object, as the published models take it."""
+
+
+def crop_window(mask: Mask, focal: float = FOCAL) -> Window:
     """Returns the window of the focal crop: three times the object, cut at the image.
 
     Args:
         mask: Object mask, bool (H, W).
+        focal: Sides of the window in sides of the object's box, at least 1.
 
     Raises:
         PromptError: When the mask is empty.
@@ -54,8 +59,12 @@ def crop_window(mask: Mask) -> Window:
     # upper edges; the published model was trained so.
     x = int(left + (right - left) / 2 - w / 2)
     y = int(top + (bottom - top) / 2 - h / 2)
+    dx, dy = int((focal - 1) / 2 * w), int((focal - 1) / 2 * h)
     return Window(
-        max(x - w, 0), max(y - h, 0), min(x + 2 * w, width), min(y + 2 * h, height)
+        max(x - dx, 0),
+        max(y - dy, 0),
+        min(x + w + dx, width),
+        min(y + h + dy, height),
     )
 
 
@@ -103,6 +112,7 @@ class Processor:
         image: NDArray[np.uint8] | Image.Image,
         mask: NDArray[np.generic] | Image.Image,
         cache: FullViews | None = None,
+        focal: float = FOCAL,
     ) -> tuple[Views, Window]:
         """Makes both views of one object.
 
@@ -113,6 +123,7 @@ class Processor:
             mask: Object mask, (H, W); values above 0 belong to the object.
             cache: Cache of full views, used when several objects are on the same
                 frames.
+            focal: Sides of the crop view in sides of the object's box.
 
         Returns:
             uint8 (8, S, S) and the window that the crop view shows.
@@ -132,7 +143,7 @@ class Processor:
                 f"the mask is {marked.shape[1]}x{marked.shape[0]}, the image "
                 f"{picture.width}x{picture.height}; give a mask of the image's size"
             )
-        window = crop_window(marked)
+        window = crop_window(marked, focal)
         full = cache.get(image) if cache else None
         if full is None:
             full = self._image(picture)

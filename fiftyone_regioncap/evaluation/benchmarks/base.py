@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fiftyone_regioncap.evaluation.benchmarks.judges import Judge
     from fiftyone_regioncap.search.embedding import TextEmbedder
 
-Unit: TypeAlias = Literal["image region", "image", "track"]
+Unit: TypeAlias = Literal["image region", "image", "track", "video"]
 
 Need: TypeAlias = Literal["java", "judge", "sentence embeddings"]
 
@@ -280,6 +280,8 @@ class Benchmark:
         predict: Makes a prediction of a caption; None for its text.
         describe: How a captioner that has a way of its own answers the items, by the
             captioner's name; others get masks.
+        propagate: How a propagator answers, for benchmarks of masks; takes the
+            propagator, the items, the folder of the media and that of predictions.
         pair: Pairs items with a file of predictions in a form of the benchmark's own;
             None for the shared forms.
         missing: What is done with items without a prediction.
@@ -306,6 +308,7 @@ class Benchmark:
     postprocess: Callable[[str], str] | None = None
     predict: Callable[[Caption, Item], Any] | None = None
     describe: Mapping[str, Describe] = field(default_factory=dict)
+    propagate: Callable[[Any, Iterable[Item], Path, Path], Iterator[str]] | None = None
     pair: Callable[..., Iterator[Answer]] | None = None
     missing: Literal["empty", "error", "skip"] = "empty"
     needs: frozenset[Need] = frozenset()

@@ -178,13 +178,13 @@ LVIS = _declare(
     "lvis-keywords",
     "LVIS keywords (Osprey)",
     "objects",
-    "lvis_val_*.json",
+    "lvis_val*.json",
     "4,004 objects of 1,000 images",
 )
 PACO = _declare(
     "paco-keywords",
     "PACO keywords (Osprey)",
     "objects and their parts",
-    "paco_val_*.json",
+    "paco_val*.json",
     "4,263 objects and parts of 1,000 images",
 )

@@ -56,10 +56,7 @@ class Predictions:
 
     Args:
         path: A file of JSON lines, a JSON list of such objects, an object of
-            predictions by id, or a folder of such files.
-
-    Raises:
-        BenchmarkError: If there is nothing, or nothing of these forms.
+            predictions by id, or a folder of such files; read when they are paired.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,13 +65,10 @@ class Predictions:
         self._by_id: dict[str, list[Any]] = {}
         self._by_answer: dict[str, deque[Any]] = {}
         self._taken: set[str] = set()
-        paths = [path]
+        self._unread = [path]
         if path.is_dir():
-            paths = sorted(one for one in path.iterdir() if "json" in one.suffix)
-            if not paths:
-                raise BenchmarkError(f"{path} has no file of JSON or JSON lines")
-        for one in paths:
-            self._index(one)
+            found = (one for one in path.iterdir() if "json" in one.suffix)
+            self._unread = sorted(found, reverse=True)
 
     def __enter__(self) -> Predictions:
         return self
@@ -94,8 +88,11 @@ class Predictions:
             skip: Whether items without a prediction are left out.
 
         Raises:
-            BenchmarkError: If none of the predictions is for an item.
+            BenchmarkError: If the files are of no such form, or none of the predictions
+                is for an item.
         """
+        while self._unread:
+            self._index(self._unread.pop())
         count = 0
         for item in items:
             record = self._take(item)
@@ -111,6 +108,8 @@ class Predictions:
             yield Answer(item, value, missing=error is not None)
         if whole:
             self._note_left_over()
+        if not (self._by_id or self._by_answer):
+            raise BenchmarkError("there are no predictions: no JSON, and no JSON lines")
         if not count:
             known = next(iter([*self._by_id, *self._by_answer]), "none")
             raise BenchmarkError(

@@ -32,6 +32,10 @@ ENTRIES = {
     "patchioner-dense": f"{_HERE}.patchioner:DENSE",
     "patchioner-region-set": f"{_HERE}.patchioner:REGION_SET",
     "patchioner-image": f"{_HERE}.patchioner:IMAGE",
+    "davis": f"{_HERE}.segmentation:DAVIS",
+    "mose": f"{_HERE}.segmentation:MOSE",
+    "sa-v": f"{_HERE}.segmentation:SA_V",
+    "youtube-vis": f"{_HERE}.segmentation:YOUTUBE_VIS",
     "ureca": f"{_HERE}.ureca:URECA",
 }
 """``"module:attribute"`` by name, in the order of the docs."""

@@ -48,6 +48,8 @@ from fiftyone_regioncap.evaluation.benchmarks.registry import BENCHMARKS
 from fiftyone_regioncap.evaluation.benchmarks.report import BenchmarkReport
 from fiftyone_regioncap.evaluation.benchmarks.scoring import checksums_of, score_file
 from fiftyone_regioncap.models.registry import AUTO, ModelSpec
+from fiftyone_regioncap.propagation.base import Propagator
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.system import assets
 from fiftyone_regioncap.video.reader import VideoReader
@@ -100,6 +102,7 @@ def score_benchmark(options: ScoreOptions, **_: Any) -> BenchmarkReport:
 def run_benchmark(
     options: RunOptions,
     captioner: Captioner | ModelSpec,
+    propagator: Propagator | ModelSpec | None = None,
     listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> BenchmarkReport:
@@ -110,6 +113,7 @@ def run_benchmark(
     Args:
         options: Which benchmark, and how the captioner is prompted.
         captioner: The captioner, or its specification.
+        propagator: The propagator, for benchmarks of masks, or its specification.
         listener: Called with progress events.
         cancel: Set it to stop after the prediction at hand.
 
@@ -120,6 +124,8 @@ def run_benchmark(
     """
     place = _Place.of(options)
     benchmark = place.benchmark
+    if benchmark.propagate is not None:
+        return _run_masks(place, options, propagator, listener, cancel)
     made = CAPTIONERS.obtain(_with_protocol(captioner, benchmark), [])
     key = options.key or made.info.name
     output = _output(options, key)
@@ -143,6 +149,31 @@ def run_benchmark(
     if made.info.model != method:
         method = f"{method} ({Path(made.info.model).name})"
     return _score(place, options, predictions, key, method, settings)
+
+
+def _run_masks(
+    place: _Place,
+    options: RunOptions,
+    propagator: Propagator | ModelSpec | None,
+    listener: ProgressListener | None,
+    cancel: threading.Event | None,
+) -> BenchmarkReport:
+    """Lets a propagator carry the objects of a benchmark on, and scores the masks."""
+    if propagator is None:
+        raise OptionError(
+            f"{place.benchmark.title} is of masks: name a propagator, such as mobilesam"
+        )
+    made = PROPAGATORS.obtain(propagator, [])
+    key = options.key or made.info.name
+    output = _output(options, key) / "predictions"
+    settings = {"propagator": made.info.name, "model": made.info.model}
+    items = list(islice(place.benchmark.load(place.folder), options.limit))
+    progress = ProgressReporter(("propagate",), len(items), listener, cancel)
+    assert place.benchmark.propagate is not None
+    for video in place.benchmark.propagate(made, items, place.media, output):
+        progress.check_cancelled()
+        progress.finish("propagate", video)
+    return _score(place, options, output, key, made.info.name, settings)
 
 
 class _Place:

@@ -111,6 +111,7 @@ class SweepReport:
 def sweep_benchmark(
     options: SweepOptions,
     captioner: ModelSpec,
+    propagator: ModelSpec | None = None,
     listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> SweepReport:
@@ -121,6 +122,7 @@ def sweep_benchmark(
     Args:
         options: The benchmark, and the values by option.
         captioner: Specification of the captioner.
+        propagator: Specification of the propagator, for benchmarks of masks.
         listener: Called with progress events.
         cancel: Set it to stop after the prediction at hand.
 
@@ -153,7 +155,7 @@ def sweep_benchmark(
         }
         weights = own.pop(WEIGHTS, captioner.weights)
         spec = replace(captioner, weights=weights, options={**captioner.options, **own})
-        report = run_benchmark(RunOptions(**run), spec, listener, cancel)
+        report = run_benchmark(RunOptions(**run), spec, propagator, listener, cancel)
         runs.append((chosen, report))
     sweep = SweepReport(tuple(values), tuple(runs))
     if output is not None:
