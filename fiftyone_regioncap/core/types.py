@@ -60,6 +60,37 @@ class RLE:
         return int(coco_mask.area(coco))
 
 
+def run_lengths(counts: str) -> list[int]:
+    """Decodes COCO's compressed run lengths.
+
+    pycocotools doesn't check them, and writes past its memory when they are damaged.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts.encode("ascii", "replace"):
+        digit = character - 48
+        if not 0 <= digit < 64 or shift > 30:
+            raise ValueError("the run lengths of a mask are damaged")
+        value |= (digit & 0x1F) << shift
+        shift += 5
+        if digit & 0x20:
+            continue
+        if digit & 0x10:
+            value -= 1 << shift
+        if len(runs) > 2:
+            value += runs[-2]
+        if value < 0:
+            raise ValueError("the run lengths of a mask are damaged")
+        runs.append(value)
+        value = shift = 0
+    if shift:
+        raise ValueError("the run lengths of a mask end too early")
+    return runs
+
+
 def box_of_mask(mask: Mask) -> Box | None:
     """Computes the tight box of a mask, bool (H, W); None if it is empty."""
     rows = np.flatnonzero(mask.any(axis=1))

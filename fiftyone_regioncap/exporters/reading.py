@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap.core.options import is_text
-from fiftyone_regioncap.core.types import RLE, polygons_to_mask
+from fiftyone_regioncap.core.types import RLE, polygons_to_mask, run_lengths
 from fiftyone_regioncap.dataset.captions import CaptionRecord
 from fiftyone_regioncap.exporters.captions import caption_from_json
 from fiftyone_regioncap.exporters.staging import ExportError
@@ -402,7 +402,10 @@ def read_mask(value: Any, size: tuple[int, int] | None = None) -> RLE:
         if any(run < 0 for run in runs):
             raise ExportError("a mask has run lengths below 0")
     else:
-        runs = _decode_runs(text(counts, "run lengths of a mask"))
+        try:
+            runs = run_lengths(text(counts, "run lengths of a mask"))
+        except ValueError as error:
+            raise ExportError(str(error)) from None
     if sum(runs) != height * width:
         raise ExportError(
             f"the runs of a mask cover {sum(runs)} of {height * width} pixels; it is "
@@ -414,34 +417,6 @@ def read_mask(value: Any, size: tuple[int, int] | None = None) -> RLE:
             (height, width), coco_mask.frPyObjects(plain, height, width)["counts"]
         )
     return RLE((height, width), counts.encode("ascii"))
-
-
-def _decode_runs(counts: str) -> list[int]:
-    """Decodes COCO's compressed run lengths.
-
-    pycocotools doesn't check them, and writes past its memory when they are damaged.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts.encode("ascii", "replace"):
-        digit = character - 48
-        if not 0 <= digit < 64 or shift > 30:
-            raise ExportError("the run lengths of a mask are damaged")
-        value |= (digit & 0x1F) << shift
-        shift += 5
-        if digit & 0x20:
-            continue
-        if digit & 0x10:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if value < 0:
-            raise ExportError("the run lengths of a mask are damaged")
-        runs.append(value)
-        value = shift = 0
-    if shift:
-        raise ExportError("the run lengths of a mask end too early")
-    return runs
 
 
 def _read_polygons(value: list[Any], size: tuple[int, int] | None) -> RLE:

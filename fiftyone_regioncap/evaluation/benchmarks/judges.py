@@ -348,8 +348,7 @@ class StoredAnswers:
                 str(entry.get("Answer", entry.get("caption"))),
             )
             said = next((entry[n] for n in _ANSWER_NAMES[:-1] if n in entry), None)
-            if isinstance(said, str):
-                self._judged[about] = said
+            self._judged.setdefault(about, said if isinstance(said, str) else "")
 
     def __call__(self, question: Question) -> Completion:
         """Returns the stored answer to this very question."""

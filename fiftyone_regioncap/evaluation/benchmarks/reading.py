@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap.core.errors import RegionCapError
-from fiftyone_regioncap.core.types import Box, Mask
+from fiftyone_regioncap.core.types import Box, Mask, run_lengths
 
 
 class BenchmarkError(RegionCapError, ValueError):
@@ -160,8 +160,12 @@ def read_segmentation(value: Any, height: int, width: int) -> Mask:
                     f"a mask is {size[1]}x{size[0]}, its image {width}x{height}; give "
                     "the images that the annotations are of"
                 )
-            encoded = value
-            if isinstance(value["counts"], list):
+            encoded, runs = value, value["counts"]
+            plain = isinstance(runs, list)
+            lengths = runs if plain else run_lengths(runs)
+            if sum(lengths) != height * width or min(lengths) < 0:
+                raise ValueError("its runs don't cover the image")
+            if plain:
                 encoded = coco_mask.frPyObjects(dict(value), height, width)
         else:
             polygons = list(value)
@@ -169,9 +173,9 @@ def read_segmentation(value: Any, height: int, width: int) -> Mask:
                 polygons = [polygons]
             encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         return np.asarray(coco_mask.decode(encoded), dtype=bool)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, BenchmarkError):
-            raise
+    except BenchmarkError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BenchmarkError(f"a segmentation is no mask: {error!r}") from error
 
 

@@ -126,7 +126,8 @@ def run_benchmark(
     benchmark = place.benchmark
     if benchmark.propagate is not None:
         return _run_masks(place, options, propagator, listener, cancel)
-    made = CAPTIONERS.obtain(_with_protocol(captioner, benchmark), [])
+    captioner = _with_protocol(captioner, benchmark)
+    made = CAPTIONERS.obtain(captioner, [])
     key = options.key or made.info.name
     output = _output(options, key)
     prompt = _prompt(options, benchmark, made)

@@ -17,6 +17,10 @@ from PIL import Image
 
 from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.evaluation import captions
+from fiftyone_regioncap.evaluation.benchmarks.reading import (
+    BenchmarkError,
+    read_segmentation,
+)
 from fiftyone_regioncap.evaluation.benchmarks.registry import BENCHMARKS
 from tests.support.judge import endpoint
 
@@ -116,6 +120,94 @@ def regioncap(*arguments: str, code: int = 0) -> Any:
     result = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return json.loads(result.stdout) if code == 0 else result.output
+
+
+def entities(folder: Path) -> None:
+    """Writes Flickr30k Entities of a picture, in its files' layout."""
+    for name, text in {
+        "Sentences/1.txt": "[/EN#5/people A man] with [/EN#6/other a hat] .\n",
+        "Annotations/1.xml": "<annotation><object><name>5</name><bndbox><xmin>1</xmin>"
+        "<ymin>2</ymin><xmax>40</xmax><ymax>60</ymax></bndbox></object><object>"
+        "<name>6</name><nobndbox>1</nobndbox></object></annotation>",
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+
+
+def davis(folder: Path) -> None:
+    """Writes DAVIS of a video, in its folders' layout."""
+    for frame in range(3):
+        for kind, suffix in (("Annotations", "png"), ("JPEGImages", "jpg")):
+            values = np.zeros((48, 64), np.uint8)
+            values[10:30, 10 + frame : 30 + frame] = 1
+            path = folder / kind / "480p" / "walk" / f"{frame:05}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values if suffix == "png" else values * 200).save(path)
+
+
+def test_flickr30k_entities(tmp_path: Path) -> None:
+    entities(tmp_path)
+    Image.new("RGB", (80, 80)).save(tmp_path / "1.jpg")
+    (item,) = BENCHMARKS["flickr30k-entities"].load(tmp_path)
+    assert item.references == ("A man",)  # the hat has no box
+    report = regioncap(
+        *("benchmark", "run", "flickr30k-entities", "--from", str(tmp_path)),
+        *("--captioner", "measured", "--output", str(tmp_path / "out")),
+    )
+    assert report["items"] == 1 and "rouge_l" in report["overall"]
+
+
+def test_davis(tmp_path: Path) -> None:
+    davis(tmp_path)
+    report = regioncap(
+        *("benchmark", "run", "davis", "--from", str(tmp_path)),
+        *("--propagator", "flow", "--output", str(tmp_path / "out")),
+    )
+    assert report["overall"]["j"] > 0.5
+
+
+def test_patchioner(tmp_path: Path, checkpoint: Path) -> None:
+    trace = {"7": {"captions": ["a dog"], "traces": [[{"x": 0.5, "y": 0.5, "t": 0}]]}}
+    (tmp_path / "trace.json").write_text(json.dumps(trace))
+    Image.new("RGB", (90, 60)).save(tmp_path / "7.png")
+    report = regioncap(
+        *("benchmark", "run", "patchioner-trace", "--from", str(tmp_path)),
+        *("--captioner", "patchioner", "--captioner-weights", str(checkpoint)),
+        *("--output", str(tmp_path / "out")),
+    )
+    assert report["items"] == 1 and report["settings"]["options"]["compat"]
+
+
+def test_list() -> None:
+    listed = regioncap("benchmark", "list")
+    assert [one["name"] for one in listed] == list(BENCHMARKS)
+    told = CliRunner().invoke(main, ["benchmark", "list", "dlc-bench"]).stdout
+    assert "CC BY-NC-SA 4.0" in told and "DAM-3B released: positive 51" in told
+
+
+def test_a_judge_that_sees_the_pictures(samples: Path, tmp_path: Path) -> None:
+    source = samples / "dlc_bench"
+    if not source.is_dir():
+        pytest.skip(f"no folder {source}")
+    with endpoint(lambda body: "A") as (url, asked):
+        report = regioncap(
+            *("benchmark", "score", "dlc-bench", "--from", str(source)),
+            *("--captions", str(source / "captions.json"), "--judge", url),
+            *("--judge-pictures", "--output", str(tmp_path)),
+        )
+    content = asked[0]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
+    assert "in this image." in content[-1]["text"] and report["judge"]["calls"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [("zzzz", "no mask"), ([0, 4, 4], "no mask"), ([-4, 20], "no mask")],
+)
+def test_damaged_masks(counts: Any, message: str) -> None:
+    with pytest.raises(BenchmarkError, match=message):
+        read_segmentation({"size": [4, 4], "counts": counts}, 4, 4)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
