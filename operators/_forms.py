@@ -282,6 +282,8 @@ def _fields(ctx: Any, kind: str) -> list[str]:
     if kind == "prompts":
         return list(fields.prompt_fields(dataset))
     if kind == "tracks":
+        if getattr(ctx.view, "_is_dynamic_groups", False):  # of images
+            return list(fields.region_fields(dataset))
         return list(fields.track_fields(dataset))
     if kind == "regions":
         return list(fields.region_fields(dataset))

@@ -53,6 +53,8 @@ class OperationOperator(foo.Operator):
         """Returns the form."""
         inputs = types.Object()
         media = None if ctx.dataset is None else ctx.dataset.media_type
+        if media == "image" and getattr(ctx.view, "_is_dynamic_groups", False):
+            media = "video" if "video" in self.operation.media else media
         if media in self.operation.media or not self.operation.media:
             try:
                 _forms.ask(inputs, ctx, self.operation)

@@ -242,9 +242,11 @@ def show_tracks(
         as_json: Whether to print JSON.
         sheet: A contact sheet that was made.
     """
+    from fiftyone_regioncap.dataset.sequences import as_videos
     from fiftyone_regioncap.visualization import report
 
-    rows = [] if captions is None else report.track_rows(samples, captions)
+    with as_videos(samples) as videos:
+        rows = [] if captions is None else report.track_rows(videos.samples, captions)
     if as_json:
         document = {
             "dataset": samples._root_dataset.name,

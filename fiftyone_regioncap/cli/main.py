@@ -245,6 +245,9 @@ def run(
 ) -> None:
     """Mask and describe the marked objects of VIDEO, or of a folder's videos.
 
+    A folder of images is one video, whose frames are the images in the order of their
+    names; what is written goes to the images.
+
     Each --box is an object of its own; the n-th --label and --at belong to the n-th
     box, and a single one belongs to all. All --point together mark one object. With
     --propose, the objects are found by the propagator's model.
@@ -259,10 +262,14 @@ def run(
     ensure_database()
     from fiftyone_regioncap.dataset import videos as datasets
 
-    videos = datasets.find_videos(video)
+    images = datasets.find_images(video)
+    videos = [] if images else datasets.find_videos(video)
     name = name or f"regioncap-{video.stem}"
     with datasets.dropped_if_empty(name):
-        _run(videos, name, prompts, options, sheet, as_json)
+        if images:
+            _run_images(images, name, prompts, options, sheet, as_json)
+        else:
+            _run(videos, name, prompts, options, sheet, as_json)
 
 
 def _run(
@@ -295,6 +302,27 @@ def _run(
         options["prompts"] = f"frames.{datasets.PROMPTS}"
         _propose(dataset.select(ids), options, as_json)
     _main_job(dataset.select(ids), options, sheet, as_json, failures)
+
+
+def _run_images(
+    images: Sequence[Path],
+    name: str,
+    prompts: Sequence[Prompt],
+    options: dict[str, Any],
+    sheet: Path | None,
+    as_json: bool,
+) -> None:
+    """Runs the main job on a sequence of images; see :func:`_run`."""
+    from fiftyone_regioncap.dataset import videos as datasets
+
+    samples, others = datasets.add_images(name, images, prompts)
+    if others:
+        options.update(overwrite=True, overwrite_captions=True)
+    pointed = any(prompt.points is not None for prompt in prompts)
+    options["prompts"] = f"frames.{datasets.POINTS if pointed else datasets.PROMPTS}"
+    if not prompts:
+        _propose(samples, options, as_json)
+    _main_job(samples, options, sheet, as_json)
 
 
 def _propose(samples: Any, options: dict[str, Any], as_json: bool) -> None:
@@ -373,6 +401,7 @@ def _main_job(
         failures: What failed before the job.
     """
     from fiftyone_regioncap import api
+    from fiftyone_regioncap.dataset.sequences import as_videos
     from fiftyone_regioncap.visualization import report
 
     summary = api.call(MAIN_JOB, samples, options, sys.stderr.isatty() or not as_json)
@@ -381,7 +410,8 @@ def _main_job(
     captions = options.get("captions", "captions")
     if sheet is not None:
         tracks = options.get("tracks", "frames.tracks")
-        report.write_sheet(samples, tracks, captions, sheet)
+        with as_videos(samples) as videos:
+            report.write_sheet(videos.samples, tracks, captions, sheet)
     show_tracks(samples, summary, captions, as_json, sheet)
 
 

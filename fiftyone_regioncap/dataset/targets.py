@@ -99,7 +99,7 @@ def video_targets(collection: foco.SampleCollection) -> Targets:
     return Targets(
         dataset,
         tuple(Target(key) for key in collection.values("id")),
-        collection if _hides_labels(collection) else None,
+        collection if hides_labels(collection) else None,
     )
 
 
@@ -107,7 +107,7 @@ _FRAME_STAGES = (fosg.MatchFrames, fosg.SelectFrames, fosg.ExcludeFrames)
 """Stages of views of videos that hide frames with all their labels."""
 
 
-def _hides_labels(collection: foco.SampleCollection) -> bool:
+def hides_labels(collection: foco.SampleCollection) -> bool:
     """Returns whether the collection is a view that hides labels of its samples."""
     return isinstance(collection, fov.DatasetView) and (
         any(collection._get_filtered_fields(frames=frames) for frames in (False, True))
@@ -137,7 +137,7 @@ def image_targets(collection: foco.SampleCollection) -> Targets:
             "samples; give a view of image samples"
         )
     ids = tuple(Target(key) for key in collection.values("id"))
-    keeps_view = collection._is_generated or _hides_labels(collection)
+    keeps_view = collection._is_generated or hides_labels(collection)
     return Targets(collection._dataset, ids, collection if keeps_view else None)
 
 

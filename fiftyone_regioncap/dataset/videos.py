@@ -23,7 +23,9 @@ from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset.fields import caption_fields, track_fields
 from fiftyone_regioncap.dataset.metadata import describe
 from fiftyone_regioncap.dataset.prompts import same_prompts, write_prompts
+from fiftyone_regioncap.dataset.sequences import as_videos
 from fiftyone_regioncap.propagation.prompts import PromptProblem, check_prompts
+from fiftyone_regioncap.video.image_source import images_in
 from fiftyone_regioncap.video.reader import VideoMetadata, read_metadata
 
 VIDEO_SUFFIXES = frozenset(
@@ -71,6 +73,63 @@ def find_videos(path: str | os.PathLike[str]) -> list[Path]:
             f"{path} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
         )
     return videos
+
+
+def find_images(path: str | os.PathLike[str]) -> list[Path]:
+    """Returns the images of a folder that is a sequence of images, in their order.
+
+    Returns:
+        None of a folder that holds videos too, or of anything else.
+    """
+    if not os.path.isdir(path):
+        return []
+    if any(file.suffix.lower() in VIDEO_SUFFIXES for file in Path(path).iterdir()):
+        return []
+    return [file.resolve() for file in images_in(path)]
+
+
+def add_images(
+    name: str, images: Sequence[Path], prompts: Sequence[Prompt]
+) -> tuple[fo.DatasetView, bool]:
+    """Puts a sequence of images with prompts into a dataset of images that stays.
+
+    Args:
+        name: Name of the dataset; created if absent.
+        images: Absolute paths of the images of one folder, in their order.
+        prompts: Prompts, as for a video; none to leave those that are there.
+
+    Returns:
+        The view that groups the images, in their order; and whether they had other
+        prompts before.
+
+    Raises:
+        VideoError: When an image can't be read.
+        PromptError: When a prompt doesn't fit.
+        RegionCapError: When the dataset holds no images, or points are mixed with
+            boxes.
+    """
+    dataset = fo.load_dataset(name) if fo.dataset_exists(name) else _new_dataset(name)
+    if dataset.media_type not in (None, fom.IMAGE):
+        raise RegionCapError(f"{name} is no dataset of images; choose another name")
+    known = set(dataset.values("filepath"))
+    folder = str(images[0].parent)
+    new = [
+        fo.Sample(filepath=str(image), sequence=folder, frame_number=number)
+        for number, image in enumerate(images, start=1)
+        if str(image) not in known
+    ]
+    dataset.add_samples(new, progress=False)
+    own = dataset.match(fo.ViewField("sequence") == folder)
+    view = own.group_by("sequence", order_by="frame_number")
+    if not prompts:
+        return view, False
+    field = _field_of(prompts)
+    with as_videos(view) as videos:
+        sample = videos.samples.first()
+        others = not new and not same_prompts(sample, field, prompts)
+        write_prompts(sample, field, prompts)
+        sample.save()
+    return view, others
 
 
 def open_dataset(name: str) -> fo.Dataset:
@@ -267,7 +326,9 @@ def dropped_if_empty(name: str) -> Iterator[None]:
         if is_new and fo.dataset_exists(name):
             dataset = fo.load_dataset(name)
             written = [*caption_fields(dataset), *track_fields(dataset)]
-            written = [field for field in written if field != f"frames.{PROMPTS}"]
+            written += dataset.get_field_schema(embedded_doc_type=fo.Detections)
+            prompts = {PROMPTS, f"frames.{PROMPTS}"}
+            written = [field for field in written if field not in prompts]
             if not any(dataset.count(f"{field}.detections") for field in written):
                 fo.delete_dataset(name)
         raise

@@ -25,7 +25,7 @@ from cachetools import LRUCache
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.video.decord_source import DecordSource, DecordUnfit
-from fiftyone_regioncap.video.image_folder import ImageFolderSource
+from fiftyone_regioncap.video.image_source import ImageSource, is_image_source
 from fiftyone_regioncap.video.pyav_source import SEEK_WORTH, PyAVSource
 from fiftyone_regioncap.video.rewinding import LONGEST_COPY, copy_frames
 from fiftyone_regioncap.video.sources import FrameSource, VideoMetadata
@@ -85,7 +85,8 @@ class VideoReader:
 
         Args:
             path: A video file, or a folder whose images, in natural order of their
-                names ("9.jpg" before "10.jpg"), are the frames.
+                names ("9.jpg" before "10.jpg"), are the frames, or a list of images
+                (:func:`fiftyone_regioncap.video.image_source.write_list`).
             cache_frames: Number of decoded frames to keep, at least 1.
             fps: Frames per second of an image folder, 30 by default; video files
                 state their own.
@@ -112,10 +113,8 @@ class VideoReader:
         self._copy: PyAVSource | None = None
         self._copied = range(0)
         wanted = _backend(backend)
-        if os.path.isdir(self.path):
-            folder = ImageFolderSource(
-                self.path, DEFAULT_IMAGE_FPS if fps is None else fps
-            )
+        if is_image_source(self.path):
+            folder = ImageSource(self.path, DEFAULT_IMAGE_FPS if fps is None else fps)
             self._source = folder
             self.metadata: VideoMetadata = folder.metadata
             self.timeline = Timeline.constant(len(self), self.fps)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.dataset.clips import read_image
 from fiftyone_regioncap.evaluation.benchmarks.reading import BenchmarkError
-from fiftyone_regioncap.video.image_folder import IMAGE_SUFFIXES
+from fiftyone_regioncap.video.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
 _NUMBER = re.compile(r"(\d+)$")

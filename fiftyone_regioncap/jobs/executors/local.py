@@ -6,14 +6,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.core.progress import ProgressListener
-from fiftyone_regioncap.jobs.base import Job
+from fiftyone_regioncap.dataset.sequences import Videos, as_videos
+from fiftyone_regioncap.jobs.base import STAGES, Job, StageSpec
 from fiftyone_regioncap.jobs.board import Run, State
 from fiftyone_regioncap.jobs.executors.working import (
     CancelFlags,
@@ -24,6 +26,9 @@ from fiftyone_regioncap.jobs.executors.working import (
     writes,
 )
 from fiftyone_regioncap.jobs.summary import Report
+
+_FRAME_PICKERS = ("prompts", "tracks")
+"""What picks, in the App, options that name fields of frames."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,22 @@ class LocalExecutor:
         cancel: threading.Event | None = None,
     ) -> Report:
         """Runs a job to its end; see :meth:`Executor.run`."""
-        prepared = Prepared.of(job, self.samples, self.models, listener)
+        samples = job.samples() if self.samples is None else self.samples
+        with as_videos(samples) as videos:
+            prepared = Prepared.of(
+                _on_frames(job, videos), videos.samples, self.models, listener
+            )
+            if videos.samples is not samples:
+                prepared = replace(prepared, root=samples._root_dataset)
+            return self._run(job, prepared, listener, cancel)
+
+    def _run(
+        self,
+        job: Job,
+        prepared: Prepared,
+        listener: ProgressListener | None,
+        cancel: threading.Event | None,
+    ) -> Report:
         run = Run.begin(
             job.name,
             job.dataset,
@@ -76,3 +96,16 @@ class LocalExecutor:
         prepared.remember_costs(context)
         context.patiently(lambda: prepared.record(context.summary))
         return context.summary
+
+
+def _on_frames(job: Job, videos: Videos) -> Job:
+    """Returns a job that finds fields of images on the frames of their videos."""
+
+    def stage(spec: StageSpec) -> StageSpec:
+        options = dict(spec.options)
+        for one in fields_of(STAGES[spec.stage].options):
+            if one.declaration.picker in _FRAME_PICKERS and options.get(one.name):
+                options[one.name] = videos.frames_field(options[one.name])
+        return replace(spec, options=options)
+
+    return replace(job, stages=tuple(map(stage, job.stages)))

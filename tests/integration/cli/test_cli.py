@@ -16,10 +16,12 @@ import fiftyone as fo
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.video.reader import VideoReader
 
 BOX = "10,20,34,44"
 
@@ -90,6 +92,32 @@ def test_a_folder_of_videos_takes_the_same_prompts(videos, name):
     assert result.exit_code == 0, result.output
     assert "24" in result.output and "caption" in result.output
     assert fo.load_dataset(name).count() == 2
+
+
+def test_a_folder_of_images_is_a_video(videos, name, home):
+    folder = home / "images"
+    folder.mkdir()
+    with VideoReader(videos[0]) as reader:
+        for number, frame in enumerate(reader):
+            Image.fromarray(frame).save(folder / f"{number}.png")
+    arguments = ["run", str(folder), "--box", BOX, "--label", "disc", "--at", "3"]
+    arguments += ["--dataset", name, "--propagator", "flow", "--captioner", "measured"]
+    result = run(*arguments, "--sheet", str(home / "sheet.png"), "--json")
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    assert shown["dataset"] == name
+    assert shown["summary"]["frames"] >= 24
+    (track,) = shown["tracks"]
+    assert "red" in track["caption"] and track["support"] == [1, 24]
+    assert (home / "sheet.png").exists()
+    dataset = fo.load_dataset(name)
+    assert dataset.media_type == "image" and len(dataset) == 24
+    by_number = {sample.frame_number: sample for sample in dataset}
+    assert Path(by_number[11].filepath).name == "10.png"
+    assert by_number[4].prompts.detections[0].label == "disc"
+    assert all("red" in s.tracks.detections[0].caption for s in dataset)
+    again = json.loads(run(*arguments, "--json").stdout)
+    assert again["summary"]["skipped"] == 2
 
 
 def encode(path: Path, codec: str, pixels: str, side: int = 64) -> None:

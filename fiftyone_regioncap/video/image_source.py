@@ -1,10 +1,11 @@
-"""Folders of images as videos."""
+"""Ordered images as videos: those of a folder, or those that a list names."""
 
 from __future__ import annotations
 
 import mimetypes
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fiftyone_regioncap.core.errors import VideoError
@@ -12,16 +13,20 @@ from fiftyone_regioncap.core.types import Frame
 from fiftyone_regioncap.video.images import IMAGE_SUFFIXES, load_image
 from fiftyone_regioncap.video.sources import VideoMetadata
 
+LIST_SUFFIX = ".frames"
+"""Suffix of a text file that lists images, the frames of a video in their order."""
 
-class ImageFolderSource:
-    """The images of a folder, in natural order of their names.
+
+class ImageSource:
+    """Ordered images as the frames of a video.
 
     Args:
-        path: Path of the folder.
+        path: Path of a folder, whose images are the frames in natural order of their
+            names; or of a list that :func:`write_list` made.
         fps: Frames per second, which images do not state.
 
     Raises:
-        VideoError: If the folder holds no images, or the first cannot be read.
+        VideoError: If there are no images, or the first cannot be read.
         ValueError: If ``fps`` is not positive.
     """
 
@@ -29,20 +34,14 @@ class ImageFolderSource:
         if not fps > 0:
             raise ValueError(f"fps is {fps}; give a positive number")
         self._path = path
-        self._files = sorted(
-            (
-                file
-                for file in Path(path).iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and not file.name.startswith(".")
-            ),
-            key=_natural,
-        )
+        self._files = images_in(path) if os.path.isdir(path) else _read_list(path)
         if not self._files:
             raise VideoError(path, "the folder holds no images")
         self._shape = self._load(0).shape
         self.metadata = VideoMetadata(
-            size_bytes=sum(file.stat().st_size for file in self._files),
+            size_bytes=sum(
+                file.stat().st_size for file in self._files if file.exists()
+            ),
             mime_type=mimetypes.guess_type(self._files[0])[0],
             frame_width=self._shape[1],
             frame_height=self._shape[0],
@@ -79,6 +78,47 @@ class ImageFolderSource:
 
     def close(self) -> None:
         """Does nothing: no file is open between two frames."""
+
+
+def images_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """Returns the images directly inside a folder, in natural order of their names."""
+    return sorted(
+        (
+            file
+            for file in Path(folder).iterdir()
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        ),
+        key=_natural,
+    )
+
+
+def is_image_source(path: str) -> bool:
+    """Returns whether a path is a folder, or a list of images."""
+    return path.endswith(LIST_SUFFIX) or os.path.isdir(path)
+
+
+def write_list(path: Path, files: Sequence[str]) -> None:
+    """Writes a list of images, with sizes and times that tell when one was replaced.
+
+    Args:
+        path: Path of the list, which ends with :data:`LIST_SUFFIX`.
+        files: Absolute paths of the images in their order.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for file in files:
+        state = os.stat(file) if os.path.exists(file) else None
+        facts = f"{state.st_size} {state.st_mtime_ns}" if state else "missing"
+        lines.append(f"{facts}\t{file}\n")
+    path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+
+
+def _read_list(path: str) -> list[Path]:
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise VideoError(path, f"the list of images can't be read: {error}") from None
+    return [Path(line.partition("\t")[2]) for line in text.splitlines() if line]
 
 
 def _natural(file: Path) -> tuple[list[tuple[int, str]], str]:

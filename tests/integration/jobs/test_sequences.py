@@ -1,0 +1,130 @@
+"""Ordered groups of images are videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import fiftyone as fo
+import numpy as np
+import pytest
+
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.dataset.sequences import as_videos
+from fiftyone_regioncap.video.reader import VideoReader
+
+FRAMES = 12
+
+
+@pytest.fixture
+def images(
+    videos: list[Path], fiftyone_database: str, tmp_path: Path, monkeypatch
+) -> Iterator[fo.Dataset]:
+    """The frames of two videos as images in any order; each fourth has a box."""
+    monkeypatch.setenv("REGIONCAP_CACHE", str(tmp_path / "cache"))
+    dataset = fo.Dataset()
+    samples = []
+    for path in videos:
+        with VideoReader(path) as reader:
+            for number in range(FRAMES):
+                file = tmp_path / path.stem / f"{number}.png"
+                file.parent.mkdir(exist_ok=True)
+                cv2.imwrite(str(file), reader[number][:, :, ::-1])
+                sample = fo.Sample(filepath=str(file), scene=path.stem, number=number)
+                if number == 3:
+                    box = [10 / 96, 20 / 72, 24 / 96, 24 / 72]
+                    label = fo.Detection(label="disc", bounding_box=box, index=7)
+                    sample["prompts"] = fo.Detections(detections=[label])
+                samples.append(sample)
+    order = np.random.default_rng(0).permutation(len(samples))
+    dataset.add_samples([samples[i] for i in order])
+    yield dataset
+    dataset.delete()
+
+
+def sequences(images: fo.Dataset) -> fo.DatasetView:
+    return images.group_by("scene", order_by="number")
+
+
+def both(samples, **options):
+    return api.propagate_and_caption(
+        samples, propagator="flow", captioner="measured", progress=False, **options
+    )
+
+
+def found(images: fo.Dataset) -> dict[tuple[str, int], fo.Detection]:
+    images.reload()
+    return {
+        (sample.scene, sample.number): label
+        for sample in images
+        if sample.tracks is not None
+        for label in sample.tracks.detections
+    }
+
+
+@pytest.mark.parametrize("prompts", ["prompts", "frames.prompts"])
+def test_tracks_and_captions_are_labels_of_the_images(
+    images: fo.Dataset, videos: list[Path], prompts: str
+) -> None:
+    before = set(fo.list_datasets())
+    summary = both(sequences(images), prompts=prompts)
+    assert summary.ok, summary.failures
+    assert (summary.samples, summary.tracks, summary.captions) == (2, 2, 2)
+    tracks = found(images)
+    assert len(tracks) == 2 * FRAMES
+    for (scene, number), label in tracks.items():
+        assert (label.index, label.label, label.keyframe) == (7, "disc", number == 3)
+        assert "red" in label.caption and label.caption_model
+        assert label.instance.id == tracks[scene, 0].instance.id
+        assert label.mask is not None
+    assert set(images.values("tracks_status")) == {"complete"}
+    assert set(fo.list_datasets()) == before
+    for prompted in images.exists("prompts"):
+        assert not prompted.prompts.detections[0].has_attribute("caption_model")
+    assert both(sequences(images), prompts=prompts).skipped == 4  # each stage of each
+
+
+def test_groups_that_a_view_leaves_out_stay_as_they_are(images: fo.Dataset) -> None:
+    both(sequences(images).limit(1), prompts="prompts")
+    tracks = found(images)
+    assert len(tracks) == FRAMES and len({scene for scene, _ in tracks}) == 1
+    left = [label.bounding_box[0] for _, label in sorted(tracks.items())]
+    assert left[-1] > left[0]  # the disc moves right
+
+
+def test_what_a_person_changes_meanwhile_stays(images: fo.Dataset) -> None:
+    def box(label: str) -> fo.Detections:
+        return fo.Detections(
+            detections=[fo.Detection(label=label, bounding_box=[0, 0, 1, 1])]
+        )
+
+    with as_videos(sequences(images).limit(1)) as videos:
+        (video,) = videos.samples
+        video.frames[4]["tracks"] = box("ours")
+        video.frames[4].prompts.detections[0].label = "ours"
+        video.frames[5]["prompts"] = box("ours")
+        video.save()
+        sample = images[str(videos.images[video.id][3])]
+        sample["tracks"] = box("mine")
+        sample.prompts.detections[0].label = "mine"
+        sample.save()
+        following = str(videos.images[video.id][4])
+    images.reload()
+    sample = images[sample.id]
+    assert [label.label for label in sample.tracks.detections] == ["mine", "ours"]
+    assert [label.label for label in sample.prompts.detections] == ["mine"]
+    assert images[following].prompts.detections[0].label == "ours"
+
+
+@pytest.mark.parametrize("case", ["no order", "hidden labels"])
+def test_groups_that_are_no_videos(images: fo.Dataset, case: str) -> None:
+    view = {
+        "no order": lambda: images.group_by("scene"),
+        "hidden labels": lambda: images.filter_labels(
+            "prompts", fo.ViewField("index") == 7
+        ).group_by("scene", order_by="number"),
+    }[case]()
+    with pytest.raises(FieldError, match="group"):
+        both(view)
