@@ -35,3 +35,8 @@ def plain(markdown: str) -> str:
         markdown: Made with :func:`escape` and :func:`code`.
     """
     return _MARKS.sub(lambda mark: mark[1] or mark[2] or "", markdown)
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a bold number with its noun: ``**1** track``, ``**2** tracks``."""
+    return f"**{count}** {noun if count == 1 else noun + 's'}"

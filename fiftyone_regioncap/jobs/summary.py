@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fiftyone_regioncap.core.markdown import escape
+from fiftyone_regioncap.core.markdown import counted, escape
 from fiftyone_regioncap.core.progress import Stage
 
 MOST_LINES = 10
@@ -129,13 +129,16 @@ class Summary(Report):
     def to_markdown(self) -> str:
         """Returns a few lines for people."""
         made = {
-            "propose": f"**{self.tracks}** objects proposed",
-            "propagate": f"**{self.tracks}** tracks on **{self.frames}** frames",
-            "caption": f"**{self.captions}** captions",
+            "propose": f"{counted(self.tracks, 'object')} proposed",
+            "propagate": (
+                f"{counted(self.tracks, 'track')} on {counted(self.frames, 'frame')}"
+            ),
+            "caption": counted(self.captions, "caption"),
         }
         what = " and ".join(made[name] for name in self.stages if name in made)
         lines = [
-            f"{what or 'Done'}, for **{self.samples}** samples in {self.seconds:.1f} s"
+            f"{what or 'Done'}, for {counted(self.samples, 'sample')} in "
+            f"{self.seconds:.1f} s"
         ]
         for stage, count in self.complete_before.items():
             lines.append(f"- {count} skipped: {_WRITTEN[stage]} complete already")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fiftyone_regioncap.core.markdown import code, escape, plain
+from fiftyone_regioncap.core.markdown import code, counted, escape, plain
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,11 @@ def test_a_terminal_shows_the_text_itself(text):
 
 def test_a_terminal_shows_line_breaks():
     assert plain(escape("one\ntwo")) == "one\ntwo"
+
+
+def test_numbers_and_nouns_agree() -> None:
+    assert [counted(n, "track") for n in (0, 1, 2)] == [
+        "**0** tracks",
+        "**1** track",
+        "**2** tracks",
+    ]
