@@ -65,6 +65,7 @@ class Predictions:
         self._by_id: dict[str, list[Any]] = {}
         self._by_answer: dict[str, deque[Any]] = {}
         self._taken: set[str] = set()
+        self._failed: set[str] = set()
         self._unread = [path]
         if path.is_dir():
             found = (one for one in path.iterdir() if "json" in one.suffix)
@@ -138,7 +139,13 @@ class Predictions:
             raise BenchmarkError(f"{path} has a prediction that is no JSON object")
         key = next((record[name] for name in _IDS if name in record), None)
         if key is not None:
-            self._by_id.setdefault(str(key), []).append(place)
+            key = str(key)
+            if key in self._failed:  # and was asked again
+                self._failed.remove(key)
+                del self._by_id[key]
+            self._by_id.setdefault(key, []).append(place)
+            if record.get("error"):
+                self._failed.add(key)
             return
         answer = record.get("Answer", record.get("caption"))
         if not isinstance(answer, str):

@@ -358,6 +358,42 @@ def test_sweep(tmp_path: Path, fiftyone_database: str, samples: Path) -> None:
         )
 
 
+def test_a_run_goes_on_where_it_was_killed(
+    tmp_path: Path, fiftyone_database: str
+) -> None:
+    keywords(tmp_path, {})
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.jpg")
+    out = tmp_path / "out"
+
+    def run(url: str, **more: Any) -> BenchmarkReport:
+        return api.run_benchmark(
+            "lvis-keywords",
+            folder=str(tmp_path),
+            output=str(out),
+            captioner="openai",
+            captioner_weights=url,
+            captioner_options={"model": "stand-in"},
+            progress=False,
+            **more,
+        )
+
+    with endpoint(lambda body: "a cat") as (url, asked):
+        whole = run(url)
+        assert len(asked) == 3
+        path = out / "predictions.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        failed = b'{"id": "1", "pred": "", "error": "no memory"}\n'
+        path.write_bytes(lines[0] + failed + lines[2][:9])
+        again = run(url)
+        assert len(asked) == 5  # the failed one and the one that was cut off
+        assert again.overall == whole.overall and again.ok
+        assert "doubled" not in again.counts
+        with pytest.raises(BenchmarkError, match="made with another prompt"):
+            run(url, prompt="short")
+        run(url, prompt="short", overwrite=True)
+        assert len(asked) == 8
+
+
 def test_bert_score(tmp_path: Path) -> None:
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
