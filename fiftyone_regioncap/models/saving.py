@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,15 @@ def copy(source: Path, target: Path) -> None:
         shutil.copytree(
             source.resolve(), target, copy_function=_link, dirs_exist_ok=True
         )
-    elif not (target.exists() and target.samefile(source)):
-        target.unlink(missing_ok=True)
+    else:
         _link(str(source), str(target))
 
 
 def _link(source: str, target: str) -> None:
+    if os.path.exists(target) and os.path.samefile(source, target):
+        return
+    # Never into a file that is there: it may be a link to another checkpoint's.
+    Path(target).unlink(missing_ok=True)
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without hard links
@@ -181,9 +184,3 @@ def apply_adapter(folder: Path, modules: Mapping[str, nn.Module]) -> None:
         else:
             weight.copy_((weight.float() + value.to(weight.device)).to(weight.dtype))
     check_report(folder, (), unexpected, misshapen)
-
-
-def forget(paths: Iterable[Path]) -> None:
-    """Removes files that may be absent."""
-    for path in paths:
-        path.unlink(missing_ok=True)

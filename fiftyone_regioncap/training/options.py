@@ -193,10 +193,25 @@ class TrainOptions(Options):
         None,
         "Options that only the training of this model has; docs/options.md lists them.",
     )
+    executor: Literal["local", "ray"] = option(
+        "local",
+        "Where the steps run.",
+        choices={
+            "local": "on this machine",
+            "ray": "on a Ray cluster that reads and writes the same folders",
+        },
+        advanced=True,
+    )
     processes: int = option(
         1,
         "Processes that train together, such as one per GPU.",
         minimum=1,
+        advanced=True,
+    )
+    address: str | None = option(
+        None,
+        "Address of a Ray cluster; empty for that of RAY_ADDRESS, else one on this "
+        "machine alone.",
         advanced=True,
     )
     restart: bool = option(

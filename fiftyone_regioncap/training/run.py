@@ -25,6 +25,7 @@ from fiftyone_regioncap.core.errors import (
 from fiftyone_regioncap.core.markdown import code
 from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.dataset.runs import record_run, run_key
+from fiftyone_regioncap.jobs.executors.on_ray import connected
 from fiftyone_regioncap.models.registry import AUTO, ModelSpec
 from fiftyone_regioncap.training.card import Provenance, write_card
 from fiftyone_regioncap.training.data import Gathered, gather, split, text_of
@@ -35,6 +36,7 @@ from fiftyone_regioncap.training.examples import (
     write_examples,
 )
 from fiftyone_regioncap.training.loop import (
+    DONE,
     HELD_OUT,
     SETTINGS,
     TRAIN,
@@ -391,27 +393,60 @@ def run_fit(
         shown = "" if loss is None else f"loss {loss:.4f}"
         reporter.update("train", shown, step, steps)
 
-    if options.processes > 1:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc_per_node={options.processes}",
-                "-m",
-                "fiftyone_regioncap.training",
-                str(folder),
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if done.returncode:
-            raise BackendError(
-                f"training with {options.processes} processes failed: "
-                f"{_last_line(done.stderr)}"
-            )
+    if (folder / DONE).is_file():
+        pass
+    elif options.executor == "ray":
+        _fit_on_ray(folder, options)
+    elif options.processes > 1:
+        _fit_in_processes(folder, options.processes)
+    # What others did is only loaded.
     return fit(folder, recipe, on_step=on_step, cancel=cancel)
+
+
+def _fit_in_processes(folder: Path, count: int) -> None:
+    """Runs the loop in several processes of this machine.
+
+    Raises:
+        BackendError: When one fails.
+    """
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    command = [*launcher, "-m", "fiftyone_regioncap.training", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise BackendError(
+            f"training with {count} processes failed: {_last_line(done.stderr)}"
+        )
+
+
+def _fit_on_ray(folder: Path, options: TrainOptions) -> None:
+    """Runs the loop by Ray Train; its workers read and write the same folder.
+
+    Raises:
+        BackendError: When Ray is absent, can't connect, or a worker fails.
+    """
+    with connected(options.address) as ray:
+        from ray.train import RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        cards = int(ray.cluster_resources().get("GPU", 0))
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={"folder": str(folder.resolve())},
+            scaling_config=ScalingConfig(
+                num_workers=options.processes, use_gpu=bool(cards)
+            ),
+            run_config=RunConfig(storage_path=str(folder.resolve() / "ray")),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray's own, with the worker's as its cause
+            raise BackendError(f"training on Ray failed: {error}") from error
+
+
+def _ray_worker(config: Mapping[str, str]) -> None:
+    fit(Path(config["folder"]))
 
 
 def _last_line(text: str) -> str:

@@ -92,7 +92,7 @@ class RayExecutor:
             BackendError: When Ray is absent, or there is no cluster at the address, or
                 its machines can't reach the database.
         """
-        with _connected(self.address) as ray:
+        with connected(self.address) as ray:
             _require_database(ray)
             cards = int(ray.cluster_resources().get("GPU", 0))
             workers = self.workers or cards or 2
@@ -114,7 +114,7 @@ class RayExecutor:
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
+def connected(address: str | None) -> Iterator[Any]:
     """Connects to a cluster, unless this process is connected to one already.
 
     Raises:

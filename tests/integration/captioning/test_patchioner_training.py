@@ -28,7 +28,7 @@ CAPTIONS = [
     )
 ]
 LOOP = LoopOptions(
-    epochs=100,
+    epochs=120,
     batch_size=8,
     accumulation=1,
     learning_rate=5e-3,
@@ -81,7 +81,7 @@ def train(
         out=str(out),
         data=DataOptions(held_out=held_out),
         loop=loop,
-        recipe_options={"dropout": 0.1, **recipe},
+        recipe_options={"dropout": 0.0, **recipe},
     )
     spec = ModelSpec("patchioner", str(base), "cpu")
     return train_on(of_texts(captions), spec, options)[0]

@@ -187,6 +187,22 @@ def test_by_the_shell(dataset: fo.Dataset, base: Path, tmp_path: Path) -> None:
     assert run.exit_code == 2 and "dam-video" in run.output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_processes_train_together(
+    dataset: fo.Dataset, base: Path, tmp_path: Path, executor: str
+) -> None:
+    if executor == "ray":
+        pytest.importorskip("ray")
+    values = options(base, tmp_path, epochs=1, held_out=0.0, batch_size=1)
+    summary = api.train(
+        dataset, **values, executor=executor, processes=2, progress=False
+    )
+    # Two steps of two processes for four captions.
+    assert summary.ok and summary.fit.steps == 2
+    assert (Path(summary.weights) / "README.md").is_file()
+
+
 def test_preferences_are_counted_blindly(dataset: fo.Dataset) -> None:
     for sample in dataset:
         write_captions(

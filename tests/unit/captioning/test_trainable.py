@@ -20,6 +20,7 @@ from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.saving import (
     adapter_base,
     apply_adapter,
+    copy,
     rewrite,
     save_tensors,
 )
@@ -97,3 +98,15 @@ def test_modules_that_do_not_train_stay_in_eval_mode() -> None:
     network.llm.requires_grad_(True)
     network.train()
     assert network.llm.training and not network.frozen.training
+
+
+def test_writing_again_leaves_the_base_alone(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    for name, text in (("one", "1"), ("two", "2")):
+        (base / name).mkdir(parents=True)
+        (base / name / "config.json").write_text(text)
+    copy(base / "one", out / "part")
+    copy(base / "one", out / "part")
+    copy(base / "two", out / "part")  # in the place of what is shared with the first
+    assert (out / "part" / "config.json").read_text() == "2"
+    assert (base / "one" / "config.json").read_text() == "1"
