@@ -44,6 +44,7 @@ from fiftyone_regioncap.evaluation.benchmarks.reading import (
     BenchmarkError,
     find,
     read_object,
+    read_records,
 )
 from fiftyone_regioncap.evaluation.benchmarks.visual_genome import (
     LICENSE,
@@ -54,10 +55,23 @@ from fiftyone_regioncap.evaluation.benchmarks.visual_genome import (
 )
 
 _FILE = "*.json"
+_NARRATIVES = "*narratives*.jsonl"
+_TRIMMED = 0.15
+"""Share of a narrative's points that is left out at either end."""
 
 
 def load_traces(folder: Path) -> Iterator[Item]:
-    """Reads traces of the mouse with what was said meanwhile, image by image."""
+    """Reads traces of the mouse with what was said meanwhile, image by image.
+
+    They are in the published set, or made of Localized Narratives as its authors did:
+    the first and the last 15 % of a trace's points are left out. They also had a
+    language model rewrite the captions, which is not done here.
+    """
+    narratives = sorted(folder.glob(_NARRATIVES))
+    if narratives:
+        for path in narratives:
+            yield from _narratives(path)
+        return
     with _layout(folder, _FILE) as read:
         for image, entry in sorted(read.items()):
             pairs = zip(entry["captions"], entry["traces"], strict=True)
@@ -65,6 +79,20 @@ def load_traces(folder: Path) -> Iterator[Item]:
                 points = tuple((point["x"], point["y"]) for point in trace)
                 region = Region(points=points)
                 yield Item(f"{image}_{number}", image, {0: region}, (caption,))
+
+
+def _narratives(path: Path) -> Iterator[Item]:
+    try:
+        for number, entry in enumerate(read_records(path)):
+            points = [(p["x"], p["y"]) for part in entry["traces"] for p in part]
+            cut = int(_TRIMMED * len(points))
+            region = Region(points=tuple(points[cut : len(points) - cut]))
+            image = str(entry["image_id"])
+            yield Item(f"{image}_{number}", image, {0: region}, (entry["caption"],))
+    except (KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"{path} is no file of Localized Narratives: {error!r} is missing"
+        ) from error
 
 
 def load_region_sets(folder: Path) -> Iterator[Item]:
@@ -292,9 +320,16 @@ TRACE = _declare(
     summary="Describes what a trace of the mouse runs over.",
     size="Localized Narratives of the Karpathy test images",
     license="Localized Narratives CC BY 4.0; pictures of COCO and Flickr30k",
-    files=(File(_FILE, f"{_CODE}: trace_capt_*_test.json"),),
+    files=(
+        File(_FILE, f"{_CODE}: trace_capt_*_test.json", optional=True),
+        File(_NARRATIVES, "google.github.io/localized-narratives", optional=True),
+    ),
     load=load_traces,
-    traps=_TRAPS,
+    traps=(
+        *_TRAPS,
+        "A set made of Localized Narratives has captions that no language model "
+        "rewrote: not the published set.",
+    ),
 )
 DENSE = _declare(
     "dense",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,15 +103,6 @@ def is_lines(path: Path) -> bool:
     except (ValueError, RecursionError):
         return path.suffix == ".jsonl" and first.strip() != b"["
     return isinstance(value, dict) and (more or path.suffix == ".jsonl")
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def coco_entries(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

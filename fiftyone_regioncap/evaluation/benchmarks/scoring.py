@@ -16,9 +16,10 @@ from fiftyone_regioncap.evaluation.benchmarks.base import (
     Tools,
 )
 from fiftyone_regioncap.evaluation.benchmarks.predictions import Predictions
-from fiftyone_regioncap.evaluation.benchmarks.reading import BenchmarkError, sha256_of
+from fiftyone_regioncap.evaluation.benchmarks.reading import BenchmarkError
 from fiftyone_regioncap.evaluation.benchmarks.report import BenchmarkReport
 from fiftyone_regioncap.evaluation.captions import shared_meteor
+from fiftyone_regioncap.system import assets
 
 _PACKAGES = (
     "pycocoevalcap",
@@ -138,7 +139,7 @@ def checksums_of(benchmark: Benchmark, folder: Path) -> dict[str, str]:
             )
         for path in paths:
             if path.suffix in (".json", ".jsonl"):
-                found[path.relative_to(folder).as_posix()] = sha256_of(path)
+                found[path.relative_to(folder).as_posix()] = assets.sha256(path)
     return found
 
 

@@ -124,6 +124,20 @@ def test_annotation_files(tmp_path: Path) -> None:
     assert items["image"]["42"].references == ("a dog on the grass", "one brown dog")
 
 
+def test_traces_made_of_localized_narratives(tmp_path: Path) -> None:
+    points = [{"x": n / 20, "y": 0.5, "t": n} for n in range(20)]
+    entry = {"image_id": 42, "caption": "a dog", "traces": [points[:8], points[8:]]}
+    path = tmp_path / "coco_val_localized_narratives.jsonl"
+    path.write_text(json.dumps(entry) + "\n")
+    (item,) = BENCHMARKS["patchioner-trace"].load(tmp_path)
+    kept = item.regions[0].points
+    assert kept is not None and item.media == "42"
+    assert [x * 20 for x, _ in kept] == pytest.approx(range(3, 17))
+    path.write_text(json.dumps({"caption": "a dog"}) + "\n")
+    with pytest.raises(BenchmarkError, match="Localized Narratives"):
+        list(BENCHMARKS["patchioner-trace"].load(tmp_path))
+
+
 def test_image_captions_from_another_file(tmp_path: Path) -> None:
     one = {"images": TASKS["image"]["images"][:1]}
     (tmp_path / "coco-test.json").write_text(json.dumps(one))
