@@ -7,14 +7,21 @@ import sys
 # importable only from here; an installed one wins.
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))
 
-from .operators import OPERATORS
-
 
 def register(plugin):
     """Registers every operator with FiftyOne.
 
+    Where a package is missing, one operator that says so is registered in their place:
+    FiftyOne shows nothing at all of a plugin that can't be imported.
+
     Args:
         plugin: the plugin context that FiftyOne passes in.
     """
-    for operator in OPERATORS:
+    try:
+        from .operators import OPERATORS as operators
+    except ImportError as error:
+        from ._missing import explaining
+
+        operators = (explaining(error),)
+    for operator in operators:
         plugin.register(operator)

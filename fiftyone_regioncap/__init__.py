@@ -40,6 +40,7 @@ __all__ = [
     "sweep_benchmark",
     "train",
     "triage_captions",
+    "undo_captions",
     "write_hierarchy",
 ]
 

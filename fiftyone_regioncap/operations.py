@@ -299,6 +299,15 @@ _DECLARED = (
         operator="caption_tracks",
     ),
     Operation(
+        "undo_captions",
+        "Undo captions",
+        "Put captions back as they were before the last job on their field.",
+        "jobs.options:UndoOptions",
+        run="jobs.undoing:undo_captions",
+        positional=("captions",),
+        action="Undo captions of",
+    ),
+    Operation(
         "propagate_and_caption",
         "Propagate and caption",
         "Mask the marked objects through videos and describe each of them.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._from_picture import PICTURE_OPERATORS
 from ._operations import OPERATION_OPERATORS
 from ._review_prompts import ChooseCaptions, EditCaption
 from .jobs_panel import JobsPanel
@@ -10,6 +11,7 @@ from .search_panel import SearchPanel
 
 OPERATORS = (
     *OPERATION_OPERATORS,
+    *PICTURE_OPERATORS,
     ReviewPanel,
     EditCaption,
     ChooseCaptions,

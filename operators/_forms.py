@@ -11,9 +11,15 @@ from fiftyone.operators import types
 
 from fiftyone_regioncap.core.errors import FieldError, OptionError, RegionCapError
 from fiftyone_regioncap.core.options import OptionField, Options, fields_of
+from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.dataset import caption_fields, fields
 from fiftyone_regioncap.models.registry import AUTO
-from fiftyone_regioncap.operations import NONE, ModelChoice, Operation
+from fiftyone_regioncap.operations import NONE, REGISTRIES, ModelChoice, Operation
+
+from . import _scope
+
+_ROLES = {"propagate": "propagator", "caption": "captioner"}
+"""Models of the stages that can say before a run what they would do."""
 
 ADVANCED = "advanced"
 """The switch that shows the options that few need."""
@@ -86,9 +92,7 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
             refuse(inputs, NO_FIELD[kind])
             return
     if operation.media:
-        inputs.view_target(
-            ctx, action_description=operation.action, allow_selected_samples=True
-        )
+        _scope.ask(inputs, ctx, operation)
     advanced = bool(ctx.params.get(ADVANCED))
     for field in _shown(operation.fields, advanced):
         if field.name == "options":
@@ -111,9 +115,50 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
     if missing or any(prop.invalid for prop in inputs.properties.values()):
         return
     try:
-        operation.parse(parameters(operation, ctx.params))
+        options, models = operation.parse(parameters(operation, ctx.params))
     except RegionCapError as error:
         refuse(inputs, str(error))
+        return
+    _tell(inputs, ctx, operation, options, models)
+
+
+def _tell(
+    inputs: types.Object,
+    ctx: Any,
+    operation: Operation,
+    options: Any,
+    models: Mapping[str, Any],
+) -> None:
+    """Says what would be written, kept and replaced, where a job can tell."""
+    stages = [stage for stage in _ROLES if stage in operation.stages]
+    if not stages:
+        return
+    from fiftyone_regioncap.jobs.preview import preview
+
+    several = len(operation.stages) > 1
+    groups: dict[str, Any] = dict.fromkeys(_ROLES)
+    for stage in stages:
+        groups[stage] = getattr(options, stage) if several else options
+    names = {stage: _name_of(models[_ROLES[stage]], _ROLES[stage]) for stage in stages}
+    found = preview(_scope.samples(ctx, operation), **groups, models=names)
+    shown = found.to_markdown()
+    if names.get("caption") == "measured":
+        shown += (
+            "\n- `measured` is no AI model: it states color, size, place and motion as "
+            "measured in the video"
+        )
+    inputs.md(shown, name="preview")
+
+
+def _name_of(spec: Any, role: str) -> str:
+    """Returns the name of the model that a specification stands for."""
+    name = getattr(spec, "name", AUTO)
+    return resolve(REGISTRIES[role]).choose()[0].name if name == AUTO else name
+
+
+def known_fields(ctx: Any, kind: str) -> list[str]:
+    """Returns the dataset's fields of a kind, such as ``"tracks"``."""
+    return _fields(ctx, kind)
 
 
 def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +189,12 @@ def ask_option(
 ) -> None:
     """Adds the input of an option, and what is wrong with the value that it has."""
     value = params.get(field.name)
-    prop = _input(inputs, ctx, field, value)
+    offered = _scope.offered(ctx, params).get(field.name)
+    if field.name in ("object_id", "frame") and offered is not None:
+        about = {"label": field.label, "description": field.declaration.help}
+        prop = pick(inputs, field.name, offered, **about)
+    else:
+        prop = _input(inputs, ctx, field, value)
     if value is None or value == "":
         return
     try:
@@ -368,7 +418,7 @@ def _ask_model(
         if not ctx.params.get("accept_license"):
             consent.invalid = True
             consent.error_message = "Accept the license to download the weights"
-    if not model.only:
+    if advanced and not model.only:
         name = f"{model.name}_options"
         _ask_own_options(inputs, ctx, name, card.name, card.options, advanced)
 

@@ -68,11 +68,12 @@ class JobLog:
     """The jobs of a dataset, newest first.
 
     Args:
-        dataset: The dataset.
+        dataset: The dataset; None for jobs without one.
     """
 
-    def __init__(self, dataset: fo.Dataset) -> None:
-        self._store = ExecutionStore.create(STORE, dataset._doc.id)
+    def __init__(self, dataset: fo.Dataset | None) -> None:
+        dataset_id = None if dataset is None else dataset._doc.id
+        self._store = ExecutionStore.create(STORE, dataset_id)
 
     def begin(self, label: str) -> RunningJob:
         """Records that a job begins, and forgets the oldest ones."""

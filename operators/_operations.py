@@ -13,9 +13,43 @@ from fiftyone.operators.executor import ExecutionContext
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.progress import ProgressListener
+from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.schema import status_field
 from fiftyone_regioncap.operations import OPERATIONS, Operation
 
-from . import _forms, _running
+from . import _forms, _running, _scope
+
+_BUTTONS = {
+    "propagate": ("animation", "prompts"),
+    "caption": ("chat", "tracks"),
+    "search_captions": ("manage_search", "captions"),
+}
+"""Operations with a button above the grid: its icon, and the fields that it needs."""
+
+_UNDOABLE = {"caption": "output", "propagate_and_caption": "captions"}
+"""Options with the field of captions whose last write can be undone."""
+
+_ICONS = {
+    "undo_captions": "undo",
+    "propose": "auto_awesome",
+    "propagate": "animation",
+    "propagate_from": "start",
+    "caption": "chat",
+    "propagate_and_caption": "movie_filter",
+    "caption_regions": "image_search",
+    "dense_caption": "grid_view",
+    "make_unique": "difference",
+    "search_captions": "manage_search",
+    "embed_captions": "scatter_plot",
+    "embed_regions": "blur_on",
+    "extract_facets": "category",
+    "check_captions": "fact_check",
+    "triage_captions": "rule",
+    "evaluate_captions": "grading",
+    "export": "file_download",
+    "import_captions": "file_upload",
+}
+"""Icons of the operators in the App's browser."""
 
 
 class OperationOperator(foo.Operator):
@@ -35,18 +69,21 @@ class OperationOperator(foo.Operator):
             label=self.operation.label,
             description=self.operation.summary,
             dynamic=True,
+            icon=_ICONS.get(self.operation.name, "subtitles"),
             execute_as_generator=True,
             allow_immediate_execution=True,
             allow_delegated_execution=True,
         )
 
     def resolve_placement(self, ctx: Any) -> types.Placement | None:
-        """Returns a button above the grid for what is wanted often."""
-        if self.operation.name != "search_captions":
+        """Returns a button above the grid for what is wanted often, where it can be."""
+        icon, needed = _BUTTONS.get(self.operation.name, (None, ""))
+        media = None if ctx.dataset is None else ctx.dataset.media_type
+        if icon is None or media not in self.operation.media:
             return None
-        button = types.Button(
-            label=self.operation.label, icon="manage_search", prompt=True
-        )
+        if not _forms.known_fields(ctx, needed):
+            return None
+        button = types.Button(label=self.operation.label, icon=icon, prompt=True)
         return types.Placement(types.Places.SAMPLES_GRID_ACTIONS, button)
 
     def resolve_input(self, ctx: Any) -> types.Property:
@@ -71,11 +108,15 @@ class OperationOperator(foo.Operator):
         def job(listener: ProgressListener, cancel: threading.Event) -> Any:
             # Here, and not before, so that what is wrong is said in words.
             values = _forms.parameters(self.operation, ctx.params)
-            samples = ctx.target_view() if self.operation.media else None
+            samples = None
+            if self.operation.media:
+                samples = _scope.samples(ctx, self.operation)
             return api.call(self.operation, samples, values, listener, cancel)
 
         afterwards = AFTERWARDS.get(self.operation.name)
-        return _running.run(ctx, self.operation.label, job, afterwards)
+        option = _UNDOABLE.get(self.operation.name)
+        undo = None if option is None else ctx.params.get(option) or "captions"
+        return _running.run(ctx, self.operation.label, job, afterwards, undo)
 
     def resolve_output(self, ctx: Any) -> types.Property:
         """Returns the summary."""
@@ -137,7 +178,7 @@ def _show_found(ctx: Any, results: Any) -> Iterator[Any]:
         values = _forms.parameters(OPERATIONS["search_captions"], ctx.params)
         options, *_ = OPERATIONS["search_captions"].parse(values)
         yield ctx.ops.set_view(view_of(results, options))
-        found = f"{len(results)} found"
+        found = results.tally()
     if results.note:
         found = f"{found}. {results.note}"
     yield ctx.ops.notify(found, variant="success" if results.hits else "warning")
@@ -170,7 +211,26 @@ def _show_benchmark(ctx: Any, result: Any) -> Iterator[Any]:
         yield ctx.ops.set_view(result.worst())
 
 
+def _let_annotate(ctx: Any, summary: Any) -> Iterator[Any]:
+    """Lets FiftyOne's Annotate correct the tracks.
+
+    Annotate shows a field once it has a schema for it, which a person would have to
+    set up by hand.
+    """
+    dataset = ctx.dataset
+    dataset.reload()
+    for field in fields.track_fields(dataset):
+        written = dataset.has_field(status_field(field))
+        if written and field not in (dataset.label_schemas or {}):
+            schema = dataset.generate_label_schemas(field, scan_samples=False)
+            dataset.update_label_schema(field, schema)
+            dataset.activate_label_schemas(field)
+    yield ctx.ops.reload_dataset()
+
+
 AFTERWARDS: Mapping[str, _running.Afterwards] = {
+    "propagate": _let_annotate,
+    "propagate_and_caption": _let_annotate,
     "search_captions": _show_found,
     "embed_captions": _show_map,
     "evaluate_captions": _show_worst,

@@ -169,6 +169,7 @@ def describe(event: ProgressEvent) -> str:
 
 
 def _stream(ctx: Any, work: _Work, afterwards: Afterwards | None) -> Iterator[Any]:
+    known = _field_names(ctx.dataset)
     label, fraction, began = "Starting", 0.0, time.monotonic()
     for event in work:
         if event is not None:
@@ -180,15 +181,38 @@ def _stream(ctx: Any, work: _Work, afterwards: Afterwards | None) -> Iterator[An
     if work.error is not None:
         yield from show_error(ctx, work.error)
         return
-    yield from (afterwards or _reload)(ctx, work.outcome)
+    yield from _show_written(ctx, known)
+    if afterwards is not None:
+        yield from afterwards(ctx, work.outcome)
     yield ctx.ops.show_output(
         outputs=types.Property(outputs()).to_json(), results=results(work.outcome)
     )
 
 
-def _reload(ctx: Any, outcome: Any) -> Iterator[Any]:
-    """Shows what was written."""
+def _field_names(dataset: Any) -> set[str]:
+    """Returns the fields that a dataset has now."""
+    if dataset is None:
+        return set()
+    return {*dataset.get_field_schema(), *(dataset.get_frame_field_schema() or ())}
+
+
+def _show_written(ctx: Any, known: set[str]) -> Iterator[Any]:
+    """Lets the App show new fields and labels.
+
+    The App learns of new fields in the grid alone, so an open sample is closed where
+    there are some; else it shows its labels anew.
+    """
+    if ctx.dataset is None:
+        return
+    ctx.dataset.reload()
     yield ctx.ops.reload_dataset()
+    if ctx.current_sample is None:
+        return
+    if _field_names(ctx.dataset) - known:
+        yield ctx.ops.close_sample()
+        yield ctx.ops.notify("Open the sample again to see the new fields")
+    else:
+        yield ctx.ops.reload_samples()
 
 
 def show_error(ctx: Any, error: BaseException) -> Iterator[Any]:

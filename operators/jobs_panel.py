@@ -10,6 +10,7 @@ from fiftyone.operators import types
 from fiftyone.operators.categories import Categories
 
 from ._jobs import JobLog, JobRecord
+from ._layout import NARROW, WRAP, panel_layout
 
 MILLISECONDS_BETWEEN_LOOKS = 2000
 
@@ -60,6 +61,13 @@ class JobsPanel(foo.Panel):
         ctx.ops.notify("The job stops after the step at hand; what it wrote stays")
         self.look(ctx)
 
+    def undo(self, ctx: Any) -> None:
+        """Asks before the captions of a job are taken back."""
+        record = JobLog(ctx.dataset).get(ctx.params["job"])
+        if record is not None:
+            uri = f"{self.plugin_name}/undo_captions"
+            ctx.prompt(uri, params={"captions": record.undo}, on_success=self.look)
+
     def show_failed(self, ctx: Any) -> None:
         """Shows the samples that failed."""
         record = JobLog(ctx.dataset).get(ctx.params["job"])
@@ -74,15 +82,18 @@ class JobsPanel(foo.Panel):
             panel.md(NONE_YET, name="none_yet")
         for number, record in enumerate(records):
             panel.md("", name=f"text_{number}")
+            undoable = record.undo if number == _last_undoable(records) else None
             runs = record.state == "running" and not record.gone
-            if not (runs or record.failed):
+            if not (runs or record.failed or undoable):
                 continue
-            row = panel.h_stack(f"buttons_{number}", gap=1)
+            row = panel.h_stack(f"buttons_{number}", gap=1, componentsProps=WRAP)
             if runs:
                 self._button(row, "cancel", "Cancel", self.cancel, record)
             if record.failed:
                 label = f"Show {len(record.failed)} failed"
                 self._button(row, "failed", label, self.show_failed, record)
+            if undoable:
+                self._button(row, "undo", "Undo its captions", self.undo, record)
         if any(record.state == "running" and not record.gone for record in records):
             panel.view(
                 "again",
@@ -92,8 +103,7 @@ class JobsPanel(foo.Panel):
             )
         else:
             panel.btn("look", "Refresh", on_click=self.look, variant="outlined")
-        layout = types.GridView(orientation="vertical", gap=1.5, px=2, py=1)
-        return types.Property(panel, view=layout)
+        return types.Property(panel, view=panel_layout(ctx))
 
     def _button(
         self,
@@ -109,7 +119,15 @@ class JobsPanel(foo.Panel):
             on_click=action,
             params={"job": record.id},
             variant="outlined",
+            componentsProps=NARROW,
         )
+
+
+def _last_undoable(records: list[JobRecord]) -> int | None:
+    """Returns the place of the last job that wrote captions; older ones are final."""
+    ended = ("done", "canceled")
+    found = (n for n, one in enumerate(records) if one.undo and one.state in ended)
+    return next(found, None)
 
 
 def _records(ctx: Any) -> list[JobRecord]:

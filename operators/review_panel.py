@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fiftyone as fo
 import fiftyone.operators as foo
@@ -19,9 +19,7 @@ from fiftyone_regioncap.core.errors import FieldError, RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.captions import Review
-from fiftyone_regioncap.review import card as review_card
 from fiftyone_regioncap.review import session as review
-from fiftyone_regioncap.review.card import Card
 from fiftyone_regioncap.review.preferences import (
     Preference,
     counts,
@@ -30,12 +28,16 @@ from fiftyone_regioncap.review.preferences import (
 )
 from fiftyone_regioncap.review.session import REVIEWS, Change, Ref, ReviewQueue
 
+from ._layout import NARROW, WRAP, panel_layout
 from ._recent import Recent
 from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt
 
+if TYPE_CHECKING:
+    from fiftyone_regioncap.review.card import Card
+
 NO_CAPTIONS = (
-    "No field of this dataset holds captions of tracks. Run **propagate_and_caption** "
-    "or **caption_tracks** on videos first."
+    "No field of this dataset holds captions of tracks. Run **Propagate and caption** "
+    "or **Caption tracks** on videos first."
 )
 IMAGES = (
     "This panel goes through captions of tracks in videos. Those of the regions of "
@@ -394,7 +396,7 @@ class ReviewPanel(foo.Panel):
         card = None if position is None else self._card(ctx, queue[position])
         if card is not None:
             assert position is not None
-            own, other = review_card.texts(card)
+            own, other = _cards().texts(card)
             sides = (own, other)
             if session.settings.blind and not is_swapped(card.ref.label_id):
                 sides = (other or "", own)
@@ -403,14 +405,14 @@ class ReviewPanel(foo.Panel):
             session.ref, session.seen = card.ref, card.record.caption
             session.pictured = strip is not None
             data |= {
-                "title": f"{place} · {review_card.title(card)}",
+                "title": f"{place} · {_cards().title(card)}",
                 "strip": strip,
                 "no_strip": problem,
-                "timeline": review_card.data_url(review_card.draw_timeline(card)),
+                "timeline": _cards().data_url(_cards().draw_timeline(card)),
                 "own": own,
                 "sides.own": sides[0],
                 "sides.other": sides[1],
-                "facts": review_card.measurements(card),
+                "facts": _cards().measurements(card),
             }
         ctx.panel.set_data(data)
         if position is not None:
@@ -419,7 +421,7 @@ class ReviewPanel(foo.Panel):
     def _card(self, ctx: Any, ref: Ref) -> Card | None:
         settings = _session(ctx).settings
         try:
-            return review_card.load_card(
+            return _cards().load_card(
                 ctx.dataset, settings.captions, ref, compare=_or_none(settings.compare)
             )
         except RegionCapError as error:
@@ -440,7 +442,7 @@ class ReviewPanel(foo.Panel):
         key = (str(dataset._doc.id), card.ref, card.record.support, tracks)
 
         def draw() -> str:
-            return review_card.data_url(review_card.draw_strip(dataset, card, tracks))
+            return _cards().data_url(_cards().draw_strip(dataset, card, tracks))
 
         return _pictures.get(key) or _pictures.put(key, _artist.submit(draw))
 
@@ -466,15 +468,12 @@ class ReviewPanel(foo.Panel):
                 self._render_caption(panel, session)
             self._render_buttons(panel, session)
             self._render_bulk(panel)
-        layout = types.GridView(orientation="vertical", gap=1.5, px=2, py=1)
-        return types.Property(panel, view=layout)
+        return types.Property(panel, view=panel_layout(ctx))
 
     def _render_head(self, panel: types.Object, settings: _Settings) -> None:
         # Buttons and prompts alone: the App keeps what is put into a panel's inputs in
         # the state of the panel. Unlike stacks, this wraps where the panel is narrow.
-        wrap = {"grid": {"sx": {"display": "flex", "flexWrap": "wrap"}}}
-        narrow = {"item": {"sx": {"width": "auto"}}}
-        head = panel.h_stack("head", gap=1, componentsProps=wrap)
+        head = panel.h_stack("head", gap=1, componentsProps=WRAP)
         for name, (label, _) in SHOW.items():
             head.btn(
                 name,
@@ -482,14 +481,14 @@ class ReviewPanel(foo.Panel):
                 on_click=self.show,
                 params={"show": name},
                 variant="contained" if name == settings.show else "outlined",
-                componentsProps=narrow,
+                componentsProps=NARROW,
             )
         head.btn(
             "choose",
             "Fields and order",
             on_click=self.choose,
             icon="tune",
-            componentsProps=narrow,
+            componentsProps=NARROW,
         )
         panel.md("", name="progress")
 
@@ -510,7 +509,7 @@ class ReviewPanel(foo.Panel):
         else:
             panel.md("", name="own")
         if settings.judged:
-            row = panel.h_stack("judging", gap=1)
+            row = panel.h_stack("judging", gap=1, componentsProps=WRAP)
             for place, label in enumerate(("Left is better", "Right is better")):
                 row.btn(
                     f"better_{place}",
@@ -524,7 +523,7 @@ class ReviewPanel(foo.Panel):
             panel.md("", name="facts")
 
     def _render_buttons(self, panel: types.Object, session: _Session) -> None:
-        row = panel.h_stack("buttons", gap=1)
+        row = panel.h_stack("buttons", gap=1, componentsProps=WRAP)
         if session.ref is not None:
             self._button(row, "accept", "Accept", "A", self.accept, "contained")
             self._button(row, "edit", "Edit", "E", self.edit)
@@ -550,11 +549,11 @@ class ReviewPanel(foo.Panel):
             on_click=action,
             variant=variant,
             title=f"Alt+{key}",
-            componentsProps={"button": {"accessKey": key.lower()}},
+            componentsProps={"button": {"accessKey": key.lower()}, **NARROW},
         )
 
     def _render_bulk(self, panel: types.Object) -> None:
-        row = panel.h_stack("bulk_actions", gap=1)
+        row = panel.h_stack("bulk_actions", gap=1, componentsProps=WRAP)
         for name, (verb, _, _) in BULK.items():
             what = "all reviewed" if name == "reset" else "all unreviewed"
             row.btn(
@@ -563,6 +562,7 @@ class ReviewPanel(foo.Panel):
                 on_click=self.ask_all,
                 params={"action": name},
                 variant="outlined",
+                componentsProps=NARROW,
             )
 
 
@@ -621,6 +621,13 @@ class ChangeAll(foo.Operator):
         if changed.skipped:
             note += f"; {changed.skipped:,} have no text, or are gone"
         yield ctx.ops.notify(note, variant="success")
+
+
+def _cards() -> Any:
+    """Returns the module that draws cards; its libraries take long to import."""
+    from fiftyone_regioncap.review import card
+
+    return card
 
 
 def _pick(chosen: str, default: str, known: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from fiftyone_regioncap.dataset.objects import keep_object_numbers
 from fiftyone_regioncap.dataset.store import Document
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
+from fiftyone_regioncap.jobs import undoing
 from fiftyone_regioncap.jobs.base import RunContext, model_facts
 from fiftyone_regioncap.jobs.checkpoints import signature
 from fiftyone_regioncap.jobs.clips import ClipStage
@@ -63,6 +64,7 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
     def __init__(self, options: CaptionOptions, captioner: Captioner) -> None:
         super().__init__(options)
         self._captioner = captioner
+        self._undoable = False
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Declares the field of the captions; see :meth:`Stage.check`."""
@@ -96,10 +98,19 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
         if not todo and _complete(sample, options):
             work.finish(write=False)
             return None
+        self._keep_for_undo(sample)
         if outdated and not options.overwrite:
             context.redone("captions", name_of(sample), len(outdated))
         status.write_status(sample, options.output, "partial")
         return work
+
+    def _keep_for_undo(self, sample: Sample) -> None:
+        """Keeps the captions of a sample, in place of those of the job before."""
+        output = self._options.output
+        if not self._undoable:
+            undoing.begin(sample._dataset, output)
+            self._undoable = True
+        undoing.keep(sample, output, self._options.tracks)
 
 
 @dataclass(frozen=True)

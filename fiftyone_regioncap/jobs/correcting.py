@@ -56,9 +56,8 @@ class Correcting(SampleStage[CorrectionOptions]):
 
     @classmethod
     def writes(cls, options: CorrectionOptions) -> tuple[str, ...]:
-        """Returns the fields of tracks and captions; see :meth:`Stage.writes`."""
-        captions = () if options.captions is None else (options.captions,)
-        return (frame_path(options.tracks), *captions)
+        """Returns the field of the tracks; see :meth:`Stage.writes`."""
+        return (frame_path(options.tracks),)
 
     def check(self, samples: foco.SampleCollection) -> None:
         """Checks the fields; see :meth:`Stage.check`."""
@@ -66,8 +65,6 @@ class Correcting(SampleStage[CorrectionOptions]):
         fields.require_writable(dataset, fields.require_tracks(dataset, options.tracks))
         if options.prompts is not None:
             fields.require_prompts(dataset, options.prompts)
-        if options.captions is not None:
-            fields.require_captions(dataset, options.captions)
 
     def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
         """Propagates one object of one sample."""
@@ -98,8 +95,6 @@ class Correcting(SampleStage[CorrectionOptions]):
             )
             self._write(sample, own, (start, stop), prefetch(propagation), context)
         _note_origin(sample, options, object_id, prompts)
-        if options.captions is not None:
-            mark_outdated(sample, options.captions, {object_id})
         return True
 
     def _drawn(self, sample: Sample, reader: VideoReader) -> list[Prompt]:
@@ -217,19 +212,24 @@ def _prompts(
 def _note_origin(
     sample: Sample, options: CorrectionOptions, object_id: int, prompts: list[Prompt]
 ) -> None:
-    """Records that the track is another one, so that captions of it are redone.
+    """Records that the track is another one, so that its captions are redone.
+
+    Those that were made of it are tagged.
 
     What it was made from at first stays recorded, so that a job that propagates the
     prompts of the video passes over it.
     """
     corrected = signature({"prompts": [asdict(prompt) for prompt in prompts]})
-    known = status.read_origins(sample, options.tracks)
-    status.write_origins(
-        sample,
-        options.tracks,
-        {
-            key: f"{origin.rpartition(':')[0]}:{corrected}"
-            for key, origin in known.items()
-            if status.origin_object(key) == object_id
-        },
-    )
+    known = {
+        key: origin
+        for key, origin in status.read_origins(sample, options.tracks).items()
+        if status.origin_object(key) == object_id
+    }
+    for captions in fields.caption_fields(sample._dataset):
+        made_from = status.read_origins(sample, captions)
+        if any(made_from.get(key) == origin for key, origin in known.items()):
+            mark_outdated(sample, captions, {object_id})
+    anew = {
+        k: f"{origin.rpartition(':')[0]}:{corrected}" for k, origin in known.items()
+    }
+    status.write_origins(sample, options.tracks, anew)

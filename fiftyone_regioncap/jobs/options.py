@@ -73,6 +73,7 @@ class PropagateOptions(Options):
         "frames.tracks",
         "Frame field that the tracks are written to.",
         picker="new tracks",
+        advanced=True,
     )
     negative_prompts: str | None = option(
         None,
@@ -95,6 +96,7 @@ class PropagateOptions(Options):
             "forward": "forward",
             "backward": "backward",
         },
+        advanced=True,
     )
     start: int = option(
         0, "First frame of interest, counted from 0.", minimum=0, advanced=True
@@ -184,12 +186,6 @@ class CorrectionOptions(Options):
         picker="prompts",
         advanced=True,
     )
-    captions: str | None = option(
-        None,
-        "Field of captions; those of the object are tagged as outdated.",
-        picker="captions",
-        advanced=True,
-    )
 
 
 @dataclass(frozen=True)
@@ -202,10 +198,15 @@ class CaptionOptions(Options):
         picker="tracks",
     )
     output: str = option(
-        "captions", "Field that the captions are written to.", picker="new captions"
+        "captions",
+        "Field that the captions are written to.",
+        picker="new captions",
+        advanced=True,
     )
     prompt: str | None = option(
-        None, "Name of one of the captioner's prompts, or a text of your own."
+        None,
+        "Name of one of the captioner's prompts, or a text of your own.",
+        advanced=True,
     )
     window: int | Literal["change"] | None = option(
         None,
@@ -230,6 +231,13 @@ class CaptionOptions(Options):
         "to write there.",
         advanced=True,
     )
+
+
+@dataclass(frozen=True)
+class UndoOptions(Options):
+    """Options of putting captions back as they were before the last job."""
+
+    captions: str = option("captions", "Field of the captions.", picker="captions")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Policy(Options):
         "the last); later prompts are left out.",
         unit="frames",
         minimum=1,
+        advanced=True,
     )
     min_score: float | None = option(
         None,

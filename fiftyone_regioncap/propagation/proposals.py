@@ -46,6 +46,10 @@ class Segmenter(Protocol):
         """
 
 
+PROPOSED = "object"
+"""Label of what was found, until somebody knows what it is."""
+
+
 @dataclass(frozen=True)
 class ProposalOptions(Options):
     """Options that say what counts as an object."""
@@ -142,7 +146,10 @@ def propose(
             if len(prompts) == options.max_objects:
                 return prompts
             if not any(_same_object(proposal, other, options) for other in last):
-                prompts.append(Prompt(len(prompts) + 1, index, mask=proposal.mask))
+                number = len(prompts) + 1
+                prompts.append(
+                    Prompt(number, index, mask=proposal.mask, label=PROPOSED)
+                )
         # Objects hidden on this key frame may be back on the next.
         unseen = [
             other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,7 @@ from fiftyone_regioncap.search.appearance import (
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 from fiftyone_regioncap.search.index import CaptionIndex, Hit, Mode, index_folder
 from fiftyone_regioncap.search.options import SearchOptions
+from fiftyone_regioncap.search.query import QueryError
 from fiftyone_regioncap.search.source import FieldSource
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class SearchResults:
         captions: The field that they are in.
         hits: The captions.
         note: Note on what wasn't possible, and how to make it so; None when all was.
+        exact: Ids of those that have a word of the query; others are only near to it.
     """
 
     query: str
@@ -52,6 +55,7 @@ class SearchResults:
     captions: CaptionField
     hits: tuple[Hit, ...]
     note: str | None = None
+    exact: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -70,6 +74,16 @@ class SearchResults:
             scores = {hit.id: hit.score for hit in self.hits}
             self.captions.write(score_field, scores, fo.FloatField)
         return self.captions.view([hit.id for hit in self.hits])
+
+    def tally(self) -> str:
+        """Returns how many have the words of the query, and how many are only near."""
+        exact = sum(hit.id in self.exact for hit in self.hits)
+        near = len(self.hits) - exact
+        words = f"{exact:,} with words of the query"
+        if self.mode == "text" or not near:
+            return words if exact else "nothing found"
+        kind = "looks" if self.mode == "visual" else "meaning"
+        return f"{words}, {near:,} near in {kind}"
 
     def to_markdown(self) -> str:
         """Returns the captions with their scores and files, as Markdown."""
@@ -90,7 +104,9 @@ class SearchResults:
             "mode": self.mode,
             "field": self.captions.name,
             "note": self.note,
-            "hits": [asdict(hit) for hit in self.hits],
+            "hits": [
+                {**asdict(hit), "exact": hit.id in self.exact} for hit in self.hits
+            ],
         }
 
 
@@ -153,7 +169,13 @@ def search(
     hits = index.search(
         options.query, options.k, mode=mode, embedder=embedder, ids=wanted
     )
-    results = SearchResults(options.query, mode, captions, tuple(hits), note)
+    worded = hits
+    if mode != "text":
+        worded = []
+        with suppress(QueryError):  # one that only excludes
+            worded = index.search(options.query, len(index), mode="text", ids=wanted)
+    exact = frozenset(hit.id for hit in worded)
+    results = SearchResults(options.query, mode, captions, tuple(hits), note, exact)
     if options.save is not None:
         view = view_of(results, options)
         captions.dataset.save_view(options.save, view, overwrite=True)

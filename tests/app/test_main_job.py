@@ -45,7 +45,7 @@ def test_a_person_masks_and_describes_an_object(
     open_operator(page, "propagate_and_caption")
     page.get_by_text("auto (mobilesam)").first.wait_for()
     page.get_by_role("button", name="Execute").first.click()
-    page.get_by_text("frames propagated").first.wait_for(timeout=300_000)
+    page.get_by_text("for 1 sample in").first.wait_for(timeout=300_000)
     page.screenshot(path=artifacts / "summary.png")
 
     dataset.reload()

@@ -77,7 +77,7 @@ class CheckSummary:
         captions: Number of captions that were checked.
         failed: Number of those that failed at least one check.
         by_check: Number of those that failed, by check.
-        views: Names of the saved views, by check.
+        views: Names of the saved views, by check that some captions failed.
         similarity: Quartiles of the cosines of captions and regions, to choose
             thresholds by; None where they were not compared.
     """
@@ -175,7 +175,11 @@ def check_captions(
         captions=len(found),
         failed=sum(map(bool, failed.values())),
         by_check={check: counts[check] for check in checks},
-        views={check: _save_view(captions, check) for check in checks},
+        views={
+            check: name
+            for check in checks
+            if (name := _save_view(captions, check, counts[check])) is not None
+        },
         similarity=quartiles,
     )
 
@@ -248,8 +252,13 @@ def _write(
     captions.write("check_notes", why, fo.StringField)
 
 
-def _save_view(captions: CaptionField, check: str) -> str:
-    name = f"{captions.name}: check {check}"
-    view = captions.dataset.filter_labels(captions.name, F("checks").contains(check))
-    captions.dataset.save_view(name, view, overwrite=True)
+def _save_view(captions: CaptionField, check: str, failed: int) -> str | None:
+    """Saves the view of a check's captions; an empty one goes."""
+    name, dataset = f"{captions.name}: check {check}", captions.dataset
+    if not failed:
+        if dataset.has_saved_view(name):
+            dataset.delete_saved_view(name)
+        return None
+    view = dataset.filter_labels(captions.name, F("checks").contains(check))
+    dataset.save_view(name, view, overwrite=True)
     return name

@@ -14,6 +14,7 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.core.errors import Cancelled
 from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.core.progress import ProgressListener
+from fiftyone_regioncap.dataset import appearance
 from fiftyone_regioncap.dataset.sequences import Videos, as_videos
 from fiftyone_regioncap.jobs.base import STAGES, Job, StageSpec
 from fiftyone_regioncap.jobs.board import Run, State
@@ -94,6 +95,7 @@ class LocalExecutor:
                 run.end(state, {"progress": progress_of(context)})
         context.summary.seconds = time.monotonic() - began
         prepared.remember_costs(context)
+        context.patiently(lambda: appearance.tidy(prepared.root, *writes(job)))
         context.patiently(lambda: prepared.record(context.summary))
         return context.summary
 

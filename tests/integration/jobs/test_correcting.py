@@ -85,7 +85,7 @@ def test_only_the_object_and_the_frames_in_that_direction_are_made_anew(
 
 def test_captions_of_the_object_are_outdated_and_redone_on_demand(sample) -> None:
     correct(sample)
-    run(sample, captions="captions")
+    run(sample)
     sample.reload()
     by_index = {label.index: label for label in sample.captions.detections}
     assert by_index[7].tags == ["outdated"] and not by_index[2].tags

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,15 +61,67 @@ def test_every_operator_of_the_manifest_is_registered():
         if operator.plugin_name == manifest["name"]
     }
     expected = {*manifest["operators"], *manifest.get("panels", ())}
-    assert names == expected
+    assert names == expected - {"install_requirements"}
+
+
+BLOCKED = """
+import sys
+import importlib.util
+import fiftyone
+
+sys.modules[sys.argv[2]] = None  # as if it were not installed
+spec = importlib.util.spec_from_file_location(
+    "plugin", sys.argv[1], submodule_search_locations=[sys.argv[3]]
+)
+plugin = importlib.util.module_from_spec(spec)
+sys.modules["plugin"] = plugin
+spec.loader.exec_module(plugin)
+
+
+class Context:
+    def register(self, operator):
+        print(operator().config.name)
+
+
+heavy = {"torch", "transformers", "cv2", "matplotlib", "supervision"}
+before = heavy & set(sys.modules)
+plugin.register(Context())
+print("imported", *sorted(heavy & set(sys.modules) - before))
+"""
+
+
+def registered(missing: str) -> list[str]:
+    """What the plugin registers in a process of its own without a package."""
+    arguments = [str(ROOT / "__init__.py"), missing, str(ROOT)]
+    run = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return run.stdout.split()
+
+
+def test_a_missing_package_leaves_an_operator_that_says_so():
+    assert registered("filelock")[:1] == ["install_requirements"]
+
+
+def test_registering_imports_no_models():
+    names = registered("no_such_package")
+    assert "propagate_masks" in names and "region_captions" in names
+    assert names[names.index("imported") + 1 :] == []
 
 
 @pytest.mark.parametrize(
     ("name", "asks"),
     [
-        ("propagate_masks", {"prompts", "output", "propagator", "direction"}),
-        ("caption_tracks", {"tracks", "output", "captioner", "window"}),
-        ("propagate_and_caption", {"prompts", "tracks", "captions", "captioner"}),
+        ("propagate_masks", {"prompts", "overwrite", "propagator", "preview"}),
+        ("caption_tracks", {"tracks", "overwrite", "captioner", "window"}),
+        (
+            "propagate_and_caption",
+            {"prompts", "overwrite", "overwrite_captions", "captioner", "preview"},
+        ),
     ],
 )
 def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, asks):
@@ -82,11 +136,16 @@ def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, a
     [
         (
             "propagate_masks",
-            {"output": "frames.prompts"},
+            {"output": "frames.prompts", "advanced": True},
             "output",
             "something else",
         ),
-        ("propagate_masks", {"output": "a b"}, "output", "no field name"),
+        (
+            "propagate_masks",
+            {"output": "a b", "advanced": True},
+            "output",
+            "no field name",
+        ),
         (
             "export_captions",
             {"path": "exported"},
@@ -111,7 +170,12 @@ def test_forms_ask_for_what_is_needed_and_are_valid_as_they_are(dataset, name, a
             "refusal",
             "no weights at /nowhere/sam.pt",
         ),
-        ("caption_tracks", {"output": "filepath"}, "output", "FiftyOne's own"),
+        (
+            "caption_tracks",
+            {"output": "filepath", "advanced": True},
+            "output",
+            "FiftyOne's own",
+        ),
         (
             "caption_tracks",
             {"captioner": "dam-video"},

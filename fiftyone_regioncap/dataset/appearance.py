@@ -1,0 +1,53 @@
+"""Lays out a dataset in the App: bookkeeping out of the way, objects told apart."""
+
+from __future__ import annotations
+
+import fiftyone as fo
+
+from fiftyone_regioncap.dataset.schema import (
+    error_field,
+    objects_field,
+    origin_field,
+    status_field,
+)
+
+GROUP = "job bookkeeping"
+"""Group of the sidebar with the fields that only jobs write."""
+
+_BOOKKEEPING = (status_field, error_field, origin_field, objects_field)
+
+
+def tidy(dataset: fo.Dataset, *outputs: str) -> None:
+    """Makes the fields that jobs keep for themselves read-only, in a closed group.
+
+    The objects of a dataset without colors of its own get a color each. What a person
+    chose of the sidebar and the colors stays.
+
+    Args:
+        dataset: The dataset.
+        *outputs: Fields that jobs write, with or without ``frames.`` in front.
+    """
+    names = [name(output) for output in outputs for name in _BOOKKEEPING]
+    kept = [name for name in names if dataset.has_sample_field(name)]
+    for name in kept:
+        field = dataset.get_field(name)
+        if not field.read_only:
+            field.read_only = True
+            field.save()
+    config = dataset.app_config
+    groups = config.sidebar_groups or fo.DatasetAppConfig.default_sidebar_groups(
+        dataset
+    )
+    placed = {path for group in groups if group.name == GROUP for path in group.paths}
+    if not placed >= set(kept):
+        for group in groups:
+            group.paths = [path for path in group.paths if path not in kept]
+        own = next((group for group in groups if group.name == GROUP), None)
+        if own is None:
+            own = fo.SidebarGroupDocument(name=GROUP, paths=[], expanded=False)
+            groups.append(own)
+        own.paths = sorted({*own.paths, *kept})
+        config.sidebar_groups = groups
+    if config.color_scheme is None:
+        config.color_scheme = fo.ColorScheme(color_by="instance")
+    dataset.save()

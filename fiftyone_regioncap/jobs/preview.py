@@ -1,0 +1,189 @@
+"""Says before a job what it would write, keep and replace, and how long it may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import fiftyone.core.collections as foco
+from fiftyone import ViewField as F
+
+from fiftyone_regioncap.dataset.fields import frames_field
+from fiftyone_regioncap.dataset.schema import status_field
+from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, frame_path
+from fiftyone_regioncap.jobs import costs
+from fiftyone_regioncap.jobs.options import CaptionOptions, PropagateOptions
+
+COUNTED = 2_000
+"""Number of videos up to which objects are counted."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a job would do.
+
+    Attributes:
+        videos: Number of videos in its scope.
+        objects: Number of objects; None where there are too many videos to count.
+        frames: Number of frames of the videos; 0 where that is unknown.
+        seconds: Estimated duration; None where the models were never timed here.
+        lines: Sentences on what is written, kept and replaced.
+    """
+
+    videos: int
+    objects: int | None
+    frames: int
+    seconds: float | None
+    lines: tuple[str, ...]
+
+    def to_markdown(self) -> str:
+        """Returns it as Markdown, for a form."""
+        parts = [_count(self.videos, "video")]
+        if self.objects is not None:
+            parts.append(_count(self.objects, "object"))
+        if self.frames:
+            parts.append(_count(self.frames, "frame"))
+        if self.seconds is not None:
+            parts.append(f"about {duration(self.seconds)} on this machine")
+        return "\n".join(
+            [f"**{', '.join(parts)}**", "", *(f"- {s}" for s in self.lines)]
+        )
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration in words, roughly."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def preview(
+    samples: foco.SampleCollection,
+    propagate: PropagateOptions | None,
+    caption: CaptionOptions | None,
+    models: dict[str, str],
+) -> Preview:
+    """Looks at what there is, without reading masks or videos.
+
+    Args:
+        samples: Videos: a dataset or a view.
+        propagate: Options of the propagation; None for none.
+        caption: Options of the captioning; None for none.
+        models: Names of the models by stage, such as ``{"caption": "dam-video"}``.
+    """
+    videos = len(samples)
+    frames = int(samples.sum("metadata.total_frame_count") or 0)
+    tracks = propagate.output if propagate is not None else None
+    source = propagate.prompts if propagate is not None else None
+    if caption is not None:
+        source, tracks = source or caption.tracks, tracks or caption.tracks
+    objects = None
+    if source is not None and videos <= COUNTED:
+        objects = _objects(samples, source)
+    lines = []
+    anew = samples
+    if propagate is not None:
+        anew, line = _tracks(samples, propagate)
+        lines.append(line)
+    if caption is not None:
+        lines.append(_captions(samples, anew, caption, propagate is not None))
+    return Preview(
+        videos, objects, frames, _seconds(models, frames, objects or 0), tuple(lines)
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _seconds(models: dict[str, str], frames: int, objects: int) -> float | None:
+    units = {"propagate": frames, "caption": objects}
+    total = 0.0
+    for stage, model in models.items():
+        cost = costs.measured_cost(stage, model)
+        if cost is None:
+            return None
+        total += cost * units[stage]
+    return total or None
+
+
+def _objects(samples: foco.SampleCollection, field: str) -> int:
+    """Counts objects: labels of a sample with one index, else one instance."""
+    kind = samples.get_field(field)
+    inner = getattr(getattr(kind, "document_type", None), "_LABEL_LIST_FIELD", None)
+    if inner is None:
+        return 0
+    path = f"{frame_path(field)}.{inner}"
+    frames = field.startswith(FRAMES_PREFIX)
+    label = f"$frames.{path}" if frames else f"${path}"
+    key = {"$ifNull": [f"{label}.index", f"{label}.instance._id", f"{label}._id"]}
+    steps: list[dict[str, Any]] = [{"$unwind": "$frames"}] if frames else []
+    steps += [
+        {"$unwind": label},
+        {"$group": {"_id": ["$_id", key]}},
+        {"$count": "objects"},
+    ]
+    found = samples._aggregate(attach_frames=frames, post_pipeline=steps)
+    return next((document["objects"] for document in found), 0)
+
+
+def _tracks(
+    samples: foco.SampleCollection, options: PropagateOptions
+) -> tuple[foco.SampleCollection, str]:
+    """Returns the samples whose tracks are made, and a sentence."""
+    dataset = samples._root_dataset
+    name = frames_field(options.output)
+    status = status_field(options.output)
+    if not dataset.has_field(name) or not dataset.has_field(status):
+        return samples, f"Tracks: written to the new field `{name}`"
+    undone = samples.match(F(status) != "complete")
+    complete = len(samples) - len(undone)
+    edited = "" if options.overwrite_edited else "; labels that a person edited stay"
+    if not complete:
+        return samples, f"Tracks: written to `{name}`{edited}"
+    if options.overwrite:
+        again = f"{_count(complete, 'complete video')} of `{name}` made again{edited}"
+        return samples, f"Tracks: {again}"
+    return undone, (
+        f"Tracks: {_count(complete, 'complete video')} of `{name}` kept as far as "
+        f"prompts and model are the same, {len(undone):,} to do{edited}"
+    )
+
+
+def _captions(
+    samples: foco.SampleCollection,
+    anew: foco.SampleCollection,
+    options: CaptionOptions,
+    tracks_too: bool,
+) -> str:
+    """Returns a sentence on the captions that are there."""
+    name = options.output
+    labels = f"{name}.detections"
+    if not samples._root_dataset.has_field(name):
+        return f"Captions: written to the new field `{name}`"
+    there = samples.count(labels)
+    if not there:
+        return f"Captions: written to `{name}`"
+    reviewed = _reviewed(samples, labels)
+    kept, replaced = f"{reviewed:,} reviewed ones kept", there - reviewed
+    if options.overwrite:
+        if options.overwrite_edited:
+            return f"Captions: all {there:,} in `{name}` replaced, reviewed ones too"
+        return f"Captions: {replaced:,} of {there:,} in `{name}` replaced, {kept}"
+    if tracks_too:
+        replaced = anew.count(labels) - _reviewed(anew, labels)
+        return (
+            f"Captions: {replaced:,} of {there:,} in `{name}` replaced, as their "
+            f"tracks are made anew; {kept}"
+        )
+    return (
+        f"Captions: {there:,} in `{name}` kept, except where their track or window is "
+        f"another by now; {kept}"
+    )
+
+
+def _reviewed(samples: foco.SampleCollection, labels: str) -> int:
+    counts = samples.count_values(f"{labels}.review")
+    return sum(n for review, n in counts.items() if review not in (None, "unreviewed"))
