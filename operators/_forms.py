@@ -115,7 +115,7 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
     if missing or any(prop.invalid for prop in inputs.properties.values()):
         return
     try:
-        options, models = operation.parse(parameters(operation, ctx.params))
+        options, models, _ = operation.parse(parameters(operation, ctx.params))
     except RegionCapError as error:
         refuse(inputs, str(error))
         return

@@ -115,8 +115,8 @@ class SearchPanel(foo.Panel):
 
         operation = OPERATIONS["search_captions"]
         try:
-            options, models = operation.parse(values)
-            results = api.run(operation, samples, options, models, progress=False)
+            options, models, _ = operation.parse(values)
+            results = api.run(operation, samples, options, models, None, progress=False)
             if results.hits:
                 ctx.ops.set_view(view_of(results, options))
         except Exception as error:

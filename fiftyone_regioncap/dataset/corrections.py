@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import fiftyone as fo
-from pymongo import UpdateOne
 
 from fiftyone_regioncap.core.types import Prompt, paste_mask
 from fiftyone_regioncap.dataset.geometry import labels_of, pixel_box, stored_mask
@@ -17,7 +15,7 @@ from fiftyone_regioncap.dataset.ownership import (
     owner_of_track_label,
     place_prefix,
 )
-from fiftyone_regioncap.dataset.store import Document, Store, frame_path, reload_sample
+from fiftyone_regioncap.dataset.store import Document, Store, frame_path
 
 OUTDATED = "outdated"
 """Tag of captions whose track was changed since they were made."""
@@ -97,34 +95,37 @@ def last_edited(labels: Collection[TrackLabel]) -> TrackLabel | None:
 
 
 def mark_outdated(
-    sample: fo.Sample | fo.SampleView, captions: str, objects: Collection[int]
+    sample: fo.Sample | fo.SampleView,
+    captions: str,
+    object_id: int,
+    instance: str | None = None,
 ) -> int:
-    """Tags the captions of objects whose track was changed.
+    """Tags the captions of an object whose track was changed.
 
     A caption that is made anew loses the tag.
 
     Args:
         sample: Sample of a dataset of videos.
         captions: Field of the captions.
-        objects: Ids of the objects.
+        object_id: Id of the object.
+        instance: Id of its instance; captions with another one are of another track.
 
     Returns:
         Number of captions that are tagged.
     """
     store = Store.of(sample)
-    labels = labels_of(store.sample_document(captions).get(captions))
-    marked = [label["_id"] for label in labels if label.get("index") in objects]
+    marked = []
+    for label in labels_of(store.sample_document(captions).get(captions)):
+        linked = label.get("instance")
+        same = not (linked and instance) or str(linked["_id"]) == instance
+        if label.get("index") == object_id and same:
+            marked.append(label["_id"])
     if marked:
-        filters: list[Mapping[str, Any]] = [{"own._id": {"$in": marked}}]
         path = f"{captions}.detections.$[own].tags"
-        store.dataset._sample_collection.bulk_write(
-            [
-                UpdateOne(
-                    {"_id": store.sample_id},
-                    {"$addToSet": {path: OUTDATED}},
-                    array_filters=filters,
-                )
-            ]
+        store.write_sample(
+            {},
+            [{"own._id": {"$in": marked}}],
+            extra={"$addToSet": {path: OUTDATED}},
+            under=captions,
         )
-        reload_sample(store.dataset, store.sample_id)
     return len(marked)

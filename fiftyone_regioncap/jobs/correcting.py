@@ -94,7 +94,7 @@ class Correcting(SampleStage[CorrectionOptions]):
                 )
             )
             self._write(sample, own, (start, stop), prefetch(propagation), context)
-        _note_origin(sample, options, object_id, prompts)
+        _note_origin(sample, options, object_id, _instance(own), prompts)
         return True
 
     def _drawn(self, sample: Sample, reader: VideoReader) -> list[Prompt]:
@@ -120,8 +120,7 @@ class Correcting(SampleStage[CorrectionOptions]):
         start, stop = support
         object_id = own[0].index
         names = [label.label.get("label") for label in own]
-        instances = [label.label.get("instance") for label in own]
-        instance = next((str(one["_id"]) for one in instances if one), None)
+        instance = _instance(own)
         with (
             TrackWriter(
                 sample,
@@ -209,12 +208,22 @@ def _prompts(
     return sorted(prompts, key=lambda prompt: prompt.frame)
 
 
+def _instance(own: list[TrackLabel]) -> str | None:
+    """Returns the id of the instance that links the labels of a track."""
+    instances = (label.label.get("instance") for label in own)
+    return next((str(one["_id"]) for one in instances if one), None)
+
+
 def _note_origin(
-    sample: Sample, options: CorrectionOptions, object_id: int, prompts: list[Prompt]
+    sample: Sample,
+    options: CorrectionOptions,
+    object_id: int,
+    instance: str | None,
+    prompts: list[Prompt],
 ) -> None:
     """Records that the track is another one, so that its captions are redone.
 
-    Those that were made of it are tagged.
+    They are tagged until then.
 
     What it was made from at first stays recorded, so that a job that propagates the
     prompts of the video passes over it.
@@ -226,9 +235,7 @@ def _note_origin(
         if status.origin_object(key) == object_id
     }
     for captions in fields.caption_fields(sample._dataset):
-        made_from = status.read_origins(sample, captions)
-        if any(made_from.get(key) == origin for key, origin in known.items()):
-            mark_outdated(sample, captions, {object_id})
+        mark_outdated(sample, captions, object_id, instance)
     anew = {
         k: f"{origin.rpartition(':')[0]}:{corrected}" for k, origin in known.items()
     }

@@ -138,4 +138,4 @@ def test_failed_jobs_are_listed_with_their_error(dataset: fo.Dataset) -> None:
     newest, older = sorted(records, key=lambda record: -record["began"])[:2]
     assert older["state"] == "failed" and "whole path" in older["message"]
     assert newest["state"] == "done" and newest["failed"] == [dataset.last().id]
-    assert "gone.mp4" in newest["message"]
+    assert "gone" in newest["message"] and "gone.mp4" in newest["errors"][0]
