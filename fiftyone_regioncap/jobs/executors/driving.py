@@ -216,8 +216,12 @@ class Driver:
         code = slot.handle.ended()
         if code is None:
             return
-        if code in (0, STOPPED):
+        if code == 0 or (code == STOPPED and self._flags.is_set()):
             slot.finished = True
+            return
+        if code == STOPPED:  # its machine was taken away; the samples are free
+            slot.handle = None
+            slot.restart_at = time.monotonic() + 1
             return
         known = self._board()["board"].get(slot.name, {})
         if code == FATAL:

@@ -103,32 +103,22 @@ if sys.argv[:1] == ["-m"] and os.environ.get("DEADLY"):
 """
 
 
-def working() -> int | None:
-    """Number of a process that is at work on a sample."""
-    found = locks.collection("leases").find_one({})
-    return None if found is None else found["pid"]
-
-
-def test_workers_killed_and_stopped(dataset, contents, monkeypatch) -> None:
+def test_workers_ended_killed_and_stopped(dataset, contents, monkeypatch) -> None:
     expected = undisturbed(dataset, contents)
     monkeypatch.setenv("REGIONCAP_LEASE_SECONDS", "2")
-    done: list[str] = []
+    signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP]
+    hit: list[int] = []
     over = threading.Event()
 
     def disturb() -> None:
-        while not over.wait(0.02) and len(done) < 2:
-            pid = working()
-            if pid is None:
-                continue
-            if not done:
-                os.kill(pid, signal.SIGKILL)
-                done.append("killed")
-                time.sleep(1)  # its driver notices
-            else:
-                os.kill(pid, signal.SIGSTOP)
-                done.append("stopped")
-                time.sleep(4)  # somebody else takes over
-                os.kill(pid, signal.SIGCONT)
+        while not over.wait(0.02) and len(hit) < len(signals):
+            found = {lease["pid"] for lease in locks.collection("leases").find({})}
+            for pid in sorted(found - set(hit))[:1]:  # at work, and not hit before
+                os.kill(pid, signals[len(hit)])
+                hit.append(pid)
+        if len(hit) == len(signals):
+            time.sleep(4)  # somebody else takes over
+            os.kill(hit[-1], signal.SIGCONT)
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -137,7 +127,7 @@ def test_workers_killed_and_stopped(dataset, contents, monkeypatch) -> None:
     finally:
         over.set()
         thread.join()
-    assert done == ["killed", "stopped"]
+    assert len(hit) == len(signals)
     assert made.ok, made.failures
     assert contents(dataset) == expected
     assert left_over() == [0, 0, 0] and workers() == []
