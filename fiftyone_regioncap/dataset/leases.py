@@ -19,6 +19,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -28,7 +29,8 @@ from typing import Any
 from uuid import uuid4
 
 from bson import ObjectId
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from fiftyone_regioncap.core.errors import Fenced
 from fiftyone_regioncap.dataset import locks
@@ -40,6 +42,9 @@ SECONDS = float(os.environ.get("REGIONCAP_LEASE_SECONDS", 30.0))
 
 BEATS = 10
 """How often a lease is renewed in the time that it lasts."""
+
+_DUPLICATE = 11000
+"""MongoDB's code for an id that is there already."""
 
 MARGIN = 0.25
 """Share of a lease at its end in which nothing is written any more."""
@@ -167,6 +172,7 @@ class Leases:
     _changing: threading.RLock = field(default_factory=threading.RLock)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _clock: tuple[float, datetime] | None = None
 
     def __enter__(self) -> Leases:
         self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
@@ -194,25 +200,31 @@ class Leases:
         Returns:
             None when they were claimed; else the lease that another one holds.
         """
-        taken: list[Lease] = []
-        now = locks.server_time()
-        for name in sorted(self.fields):
-            lease = Lease(
-                f"{self.dataset_id}/{name}/{sample_id}",
-                self.owner,
-                int(now.timestamp() * 1000),
-                now + timedelta(seconds=SECONDS * (1 - MARGIN)),
-            )
-            other = self._take(lease, now)
-            if other is not None:
-                self._give_back(taken)
-                return other
-            taken.append(lease)
+        now = self._now()
+        until = now + timedelta(seconds=SECONDS * (1 - MARGIN))
+        token = int(now.timestamp() * 1000)
+        names = sorted(self.fields)
+        units = [f"{self.dataset_id}/{name}/{sample_id}" for name in names]
+        taken = [Lease(unit, self.owner, token, until) for unit in units]
+        other = self._take_all(taken, now)
+        if other is not None:
+            self._give_back(taken)
+            return other
         with self._changing:
             self._mine[sample_id] = taken
-            for name, lease in zip(sorted(self.fields), taken, strict=True):
+            for name, lease in zip(names, taken, strict=True):
                 _held[sample_id, name] = lease
         return None
+
+    def _now(self) -> datetime:
+        """Returns the server's time, at most a second old.
+
+        An older one lets leases be claimed later and end earlier, never the reverse.
+        """
+        here = time.monotonic()
+        if self._clock is None or here - self._clock[0] > 1:
+            self._clock = here, locks.server_time()
+        return self._clock[1]
 
     def any_free(self, sample_ids: Iterable[str]) -> bool:
         """Returns whether any of some samples can be claimed now."""
@@ -244,34 +256,42 @@ class Leases:
         except PyMongoError as error:  # they expire
             logger.warning("leases of sample %s not given back: %s", sample_id, error)
 
-    def _take(self, lease: Lease, now: datetime) -> Mapping[str, Any] | None:
-        """Takes a lease that is free, has expired, or whose owner is dead."""
-        leases = locks.collection("leases")
-        change = {
-            "$set": {
-                "job": self.job,
-                "owner": lease.owner,
-                "token": lease.token,
-                **asdict(Process.this()),
-                "claimed_at": now,
-                "expires_at": now + timedelta(seconds=SECONDS),
-            }
+    def _take_all(
+        self, wanted: Sequence[Lease], now: datetime
+    ) -> Mapping[str, Any] | None:
+        """Takes leases; returns one that another holds, with some taken, or None."""
+        leases = locks.collection("leases", durable=False)
+        free: dict[str, Any] = {"expires_at": {"$lt": now}}
+        queries = [{"_id": lease.unit, **free} for lease in wanted]
+        values = {
+            "job": self.job,
+            "owner": self.owner,
+            "token": wanted[0].token,
+            **asdict(Process.this()),
+            "claimed_at": now,
+            "expires_at": now + timedelta(seconds=SECONDS),
         }
-        query: dict[str, Any] = {"_id": lease.unit, "expires_at": {"$lt": now}}
-        while True:
+        while queries:
+            changes = [UpdateOne(q, {"$set": values}, upsert=True) for q in queries]
             try:
-                leases.update_one(query, change, upsert=True)
-            except DuplicateKeyError:
-                there = leases.find_one({"_id": lease.unit})
-            else:
+                leases.bulk_write(changes, ordered=False)
                 return None
-            if there is None:  # it was given back just now
-                continue
-            process = Process(there["node"], there["pid"], there["began"])
-            # It is ours where an answer was lost, as the database went away.
-            if there["owner"] != self.owner and not process.is_dead():
-                return there
-            query = {"_id": lease.unit, "owner": there["owner"]}
+            except BulkWriteError as error:
+                failed = error.details["writeErrors"]
+                if any(item["code"] != _DUPLICATE for item in failed):
+                    raise
+                queries = [queries[item["index"]] for item in failed]
+            for query in queries:
+                there = leases.find_one({"_id": query["_id"]})
+                if there is None:  # it was given back just now
+                    continue
+                process = Process(there["node"], there["pid"], there["began"])
+                # It is ours where an answer was lost, as the database went away.
+                if there["owner"] != self.owner and not process.is_dead():
+                    return there
+                query.pop("expires_at", None)
+                query["owner"] = there["owner"]
+        return None
 
     def _give_back(self, leases: Iterable[Lease]) -> None:
         units = [lease.unit for lease in leases]

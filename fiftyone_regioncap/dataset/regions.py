@@ -76,12 +76,10 @@ class RegionCaption(NamedTuple):
     Attributes:
         caption: The caption; None where there is none.
         own: Whether a model wrote it.
-        error: Reason why there is none; None where there is one.
     """
 
     caption: str | None
     own: bool
-    error: str | None
 
 
 def region_captions(
@@ -97,9 +95,7 @@ def region_captions(
     labels = labels_of(None if value is None else value.to_mongo().to_dict())
     return {
         str(label["_id"]): RegionCaption(
-            label.get("caption"),
-            bool(label.get("caption_model")),
-            label.get("caption_error"),
+            label.get("caption"), bool(label.get("caption_model"))
         )
         for label in labels
         if label.get("bounding_box") or label.get("points")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import fiftyone as fo
 import fiftyone.core.odm as foo
@@ -92,6 +93,11 @@ _DENSE_ATTRIBUTES = (
 _HEATMAP_ATTRIBUTES = (Declared("query", fo.StringField),)
 
 _ATTEMPTS = 5
+
+_declared_before: WeakKeyDictionary[type, set[tuple[Declared, ...]]] = (
+    WeakKeyDictionary()
+)
+"""What was declared, by FiftyOne's class of a dataset's documents."""
 
 
 def declare_tracks(dataset: fo.Dataset, field: str) -> None:
@@ -268,10 +274,16 @@ def declare(
         if frames
         else dataset._merge_sample_field_schema
     )
+    kind = dataset._frame_doc_cls if frames else dataset._sample_doc_cls
+    before = _declared_before.setdefault(kind, set())
     prefix = FRAMES_PREFIX * frames
     paths = [prefix + item.name for item in declared]
     roots = {path.removeprefix(prefix).split(".")[0] for path in paths}
     fields = [prefix + root for root in sorted(roots)]
+
+    wanted = tuple(declared)
+    if wanted in before and all(map(dataset.get_field, fields)):
+        return  # what is written is compared with the database anyway
 
     def add_all() -> None:
         # All attributes of a field at once: each call saves the fields of the whole
@@ -292,6 +304,7 @@ def declare(
     known = all(dataset.get_field(path) is not None for path in paths)
     if known and not absent_fields(dataset, fields):
         add_all()  # which compares the types
+        before.add(wanted)
         return
     with locked(f"schema of {dataset._doc.id}"):
         for _ in range(_ATTEMPTS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import fiftyone as fo
@@ -24,6 +25,11 @@ _KINDS: dict[type[fo.Field], tuple[type, ...]] = {
     fo.ListField: (list, tuple),
 }
 """Types of values in the database by kind of field, special kinds first."""
+
+
+@cache
+def _types_of(kind: type[fo.Field]) -> tuple[type, ...]:
+    return next((types for k, types in _KINDS.items() if issubclass(kind, k)), ())
 
 
 @dataclass(frozen=True)
@@ -58,27 +64,35 @@ class FieldTypes:
             if inner is not None and inner not in value:
                 path = f"{path}.{inner}"
                 declared = self.dataset.get_field(path).field
-        self._check(path, declared, value)
+        wrong = self._wrong(declared, value)
+        if wrong is not None:
+            inside, kind, found = wrong
+            raise FieldError(f"{path}{inside} can't be {found!r:.60}: it is a {kind}")
 
-    def _check(self, path: str, declared: fo.Field | None, value: Any) -> None:
+    def _wrong(
+        self, declared: fo.Field | None, value: Any
+    ) -> tuple[str, str, Any] | None:
+        """Returns the path, declared type and value of what doesn't fit."""
         if declared is None or value is None:
-            return  # attributes of labels need not be declared
-        for kind, types in _KINDS.items():
-            if isinstance(declared, kind):
-                wrong = not isinstance(value, types)
-                if wrong or (isinstance(value, bool) and bool not in types):
-                    raise FieldError(
-                        f"{path} can't be {value!r:.60}: it is a "
-                        f"{type(declared).__name__}"
-                    )
-                break
+            return None  # attributes of labels need not be declared
+        types = _types_of(type(declared))  # type: ignore[arg-type]
+        if types and (
+            not isinstance(value, types)
+            or (isinstance(value, bool) and bool not in types)
+        ):
+            return "", type(declared).__name__, value
         if isinstance(declared, fo.EmbeddedDocumentField):
             inner = self._fields(declared)
             for name, item in value.items():
-                self._check(f"{path}.{name}", inner.get(name), item)
+                wrong = self._wrong(inner.get(name), item)
+                if wrong is not None:
+                    return f".{name}{wrong[0]}", *wrong[1:]
         elif isinstance(declared, fo.ListField) and declared.field is not None:
             for item in value:
-                self._check(path, declared.field, item)
+                wrong = self._wrong(declared.field, item)
+                if wrong is not None:
+                    return wrong
+        return None
 
     def _fields(self, declared: fo.EmbeddedDocumentField) -> Mapping[str, fo.Field]:
         if id(declared) not in self._inner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import fiftyone.core.collections as foco
@@ -86,7 +86,12 @@ class RegionCaptioning(ClipStage[RegionOptions]):
         if not todo:
             return None
         return _RegionWork(
-            sample, options, self._captioner.info, self._segmenter, frozenset(todo)
+            sample,
+            options,
+            self._captioner.info,
+            self._segmenter,
+            frozenset(todo),
+            len(known),
         )
 
 
@@ -99,6 +104,8 @@ class _RegionWork:
     info: CaptionerInfo
     segmenter: Propagator | None
     ids: frozenset[str]
+    known: int
+    errors: dict[str, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -115,6 +122,7 @@ class _RegionWork:
 
     def write(self, results: Sequence[tuple[str, Caption]]) -> None:
         """Writes captions onto the regions."""
+        self.errors.update({i: c.error for i, c in results if c.error is not None})
         write_region_captions(
             self.sample,
             self.options.field,
@@ -125,7 +133,5 @@ class _RegionWork:
 
     def finish(self) -> None:
         """Records whether all regions have captions."""
-        field = self.options.field
-        captions = region_captions(self.sample, field)
-        errors = [known.error for known in captions.values() if known.error]
-        status.settle(self.sample, field, errors, len(captions))
+        errors = list(self.errors.values())
+        status.settle(self.sample, self.options.field, errors, self.known)

@@ -120,6 +120,7 @@ class Prepared:
             listener: Called with progress events.
         """
         samples = job.samples() if samples is None else samples
+        refresh_schema(samples._root_dataset)
         reasons: list[str] = []
         stages = list(_stages(job, loaded or {}, reasons, listener))
         targets = stages[0].targets(samples)
