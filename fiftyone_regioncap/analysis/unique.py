@@ -395,7 +395,7 @@ class _Image:
         region = self._regions[number]
         if region.shape.mask is None and region.shape.box is None:
             return None
-        masks = region_masks(self._image, [region], None)
+        masks, _ = region_masks(self._image, [region], None)
         return RegionClip([self._image], masks, label=region.label)
 
     def write(self, texts: Mapping[int, str], answers: Mapping[int, _Answer]) -> None:

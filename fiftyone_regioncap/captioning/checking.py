@@ -31,6 +31,8 @@ def clip_problem(clip: RegionClip, *, rgb: bool = True) -> str | None:
             may be empty, but not all of them.
         rgb: Whether frames must be uint8 (H, W, 3).
     """
+    if clip.problem is not None:
+        return clip.problem
     if not clip.frames or len(clip.frames) != len(clip.masks):
         return (
             f"the clip has {len(clip.frames)} frames and {len(clip.masks)} masks; give "

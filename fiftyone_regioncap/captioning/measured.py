@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.captioning.base import CaptionerInfo
+from fiftyone_regioncap.captioning.checking import clip_problem
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.measuring.regions import Measurements, measure
@@ -88,12 +89,10 @@ class MeasuredCaptioner:
 
 
 def _caption(clip: RegionClip) -> Caption:
-    sizes = {image.shape[:2] for image in (*clip.frames, *clip.masks)}
-    if len(sizes) > 1 or len(clip.frames) != len(clip.masks):
-        return Caption(error="masks and frames differ in number or size")
+    problem = clip_problem(clip)
+    if problem is not None:
+        return Caption(error=problem)
     measured = clip.measurements or measure(clip)
-    if measured.dominant_color is None:
-        return Caption(error="the mask is empty on every frame")
     return Caption(
         text=describe(measured, clip.label, moving=clip.fps is not None),
         label=_clean(clip.label) or f"{measured.dominant_color} object",

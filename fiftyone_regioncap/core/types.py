@@ -372,6 +372,8 @@ class RegionClip:
         track: The track inside the support, for measurements that need every frame;
             None for images.
         measurements: Measurements of the object, if they were made already; else None.
+        problem: Why the region can't be described, such as a label without a geometry;
+            None when it can.
     """
 
     frames: Sequence[Frame]
@@ -382,6 +384,7 @@ class RegionClip:
     support: tuple[int, int] = (0, 0)
     track: Track | None = None
     measurements: Measurements | None = None
+    problem: str | None = None
 
 
 Scored: TypeAlias = tuple[str, float]

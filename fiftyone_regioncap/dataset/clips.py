@@ -19,6 +19,7 @@ from fiftyone_regioncap.propagation.base import (
     PropagationRequest,
     Propagator,
 )
+from fiftyone_regioncap.propagation.prompts import check_prompts
 from fiftyone_regioncap.video.clips import ClipPlan, assemble, box_mask
 from fiftyone_regioncap.video.images import load_image
 from fiftyone_regioncap.video.reader import VideoReader
@@ -108,65 +109,73 @@ def iter_image_clips(
     """
     image = read_image(sample.filepath)
     height, width = image.shape[:2]
-    regions = [
-        region
-        for region in read_regions(sample, field, height=height, width=width)
-        if ids is None or region.id in ids
-    ]
-    masks = region_masks(image, regions, segmenter)
+    found = read_regions(sample, field, height=height, width=width, with_problems=True)
+    regions = [region for region in found if ids is None or region.id in ids]
+    masks, problems = region_masks(image, regions, segmenter)
     for region, mask in zip(regions, masks, strict=True):
-        yield region, RegionClip([image], [mask], label=region.label)
+        problem = problems.get(region.id)
+        yield region, RegionClip([image], [mask], label=region.label, problem=problem)
 
 
 def region_masks(
     image: Frame, regions: Sequence[ImageRegion], segmenter: Propagator | None
-) -> list[Mask]:
+) -> tuple[list[Mask], dict[str, str]]:
     """Returns the mask of each region: its own, else what the segmenter makes of it.
 
     Args:
         image: RGB image, uint8 (H, W, 3).
         regions: Regions of that image.
         segmenter: Propagator that turns boxes and points into masks; without one a box
-            is its own mask, and points are an error.
+            is its own mask, and points have none.
 
     Returns:
-        bool (H, W) each.
-
-    Raises:
-        RegionCapError: When points come without a segmenter.
-        PromptError: When a box or point doesn't lie on the image.
+        Masks, bool (H, W) each, and why regions have none by their label ids: these
+        masks are empty.
     """
     height, width = image.shape[:2]
-    prompts = [
-        Prompt(
-            number,
-            0,
-            box=region.shape.box if region.shape.points is None else None,
-            points=region.shape.points,
-            point_signs=region.shape.point_signs,
-        )
-        for number, region in enumerate(regions)
-        if region.shape.mask is None
-    ]
-    made: dict[int, Mask | None] = {}
-    if prompts and segmenter is not None:
-        request = PropagationRequest(ImageFrames(image), prompts, overlap=True)
-        still = next(iter(segmenter.propagate(request)))
-        made = {number: item.mask for number, item in still.objects.items()}
-    elif any(prompt.points is not None for prompt in prompts):
-        raise RegionCapError(
-            "keypoints need a segmenter to become masks; choose one, such as mobilesam"
-        )
-    else:
+    masks = [np.zeros((height, width), dtype=bool) for _ in regions]
+    problems = {region.id: region.problem for region in regions if region.problem}
+    prompts = []
+    for number, region in enumerate(regions):
+        shape = region.shape
+        if shape.mask is not None:
+            masks[number] = shape.mask
+        elif shape.points is not None and segmenter is None:
+            problems[region.id] = (
+                f"label {region.id}: points need a segmenter to become a mask; choose "
+                "one, such as mobilesam"
+            )
+        elif region.id not in problems:
+            box = shape.box if shape.points is None else None
+            prompts.append(
+                Prompt(
+                    number,
+                    0,
+                    box=box,
+                    points=shape.points,
+                    point_signs=shape.point_signs,
+                )
+            )
+    good, bad = check_prompts(prompts, height=height, width=width, frame_count=1)
+    for one in bad:
+        label = regions[one.prompt.object_id].id
+        problems[label] = f"label {label}: {one.reason}"
+    if segmenter is None:
         made = {
             prompt.object_id: box_mask(prompt.box, height, width)
-            for prompt in prompts
+            for prompt in good
             if prompt.box is not None
         }
-    nothing = np.zeros((height, width), dtype=bool)
-
-    def mask(number: int, region: ImageRegion) -> Mask:
-        found = made.get(number, region.shape.mask)
-        return nothing if found is None else found
-
-    return [mask(number, region) for number, region in enumerate(regions)]
+    elif good:
+        request = PropagationRequest(ImageFrames(image), good, overlap=True)
+        still = next(iter(segmenter.propagate(request)))
+        made = {
+            number: item.mask
+            for number, item in still.objects.items()
+            if item.mask is not None
+        }
+    else:
+        made = {}
+    for number, mask in made.items():
+        masks[number] = mask
+    return masks, problems

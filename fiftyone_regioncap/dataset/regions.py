@@ -10,6 +10,7 @@ import fiftyone as fo
 from bson import ObjectId
 
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
+from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Caption
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.dataset.fields import require_regions
@@ -28,16 +29,23 @@ class ImageRegion:
         shape: Geometry in pixels: a box, a mask, or points with signs.
         label: Label of the region; None when unknown.
         caption: Earlier caption; None when there is none.
+        problem: Why the label has no geometry, and what to do; None when it has one.
     """
 
     id: str
     shape: Shape
     label: str | None = None
     caption: str | None = None
+    problem: str | None = None
 
 
 def read_regions(
-    sample: fo.Sample | fo.SampleView, field: str, *, height: int, width: int
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    *,
+    height: int,
+    width: int,
+    with_problems: bool = False,
 ) -> list[ImageRegion]:
     """Reads the regions of an image.
 
@@ -46,18 +54,25 @@ def read_regions(
         field: Field of Detections, Polylines or Keypoints, or of a single one of them.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
+        with_problems: Whether labels whose geometry is wrong are returned too, with
+            their problem; they are left out otherwise.
 
     Returns:
         Regions that have a geometry (see :func:`~.geometry.shape_of`).
 
     Raises:
-        FieldError: When there is no such field, or a mask on disk can't be read.
+        FieldError: When there is no such field.
     """
     require_regions(sample._collection, field)
     value = sample[field]
     found = []
     for label in labels_of(None if value is None else value.to_mongo().to_dict()):
-        shape = shape_of(label, height, width)
+        problem = None
+        try:
+            shape = shape_of(label, height, width)
+        except FieldError as error:
+            problem = f"label {label['_id']}: {error}"
+            shape = Shape() if with_problems else None
         if shape is not None:
             found.append(
                 ImageRegion(
@@ -65,6 +80,7 @@ def read_regions(
                     shape=shape,
                     label=label.get("label"),
                     caption=label.get("caption"),
+                    problem=problem,
                 )
             )
     return found

@@ -248,7 +248,8 @@ def _of_image(
         for region in read_regions(sample, source, height=height, width=width)
         if region.id in known
     ]
-    for region, mask in zip(regions, region_masks(image, regions, None), strict=True):
+    masks, _ = region_masks(image, regions, None)
+    for region, mask in zip(regions, masks, strict=True):
         if not mask.any():
             yield "no mask"
             continue

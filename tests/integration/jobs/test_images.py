@@ -13,6 +13,9 @@ from fiftyone import ViewField as F
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.measured import MeasuredCaptioner
+from fiftyone_regioncap.dataset.clips import region_masks
+from fiftyone_regioncap.dataset.geometry import Shape
+from fiftyone_regioncap.dataset.regions import ImageRegion
 
 BOXES = {"red": [0.0, 0.0, 0.5, 1.0], "blue": [0.5, 0.0, 0.5, 1.0]}
 
@@ -89,3 +92,38 @@ def test_captions_of_frames_are_those_of_their_video(
         found = captions(video.first().frames[number].regions)
         assert all(label in text for label, text in found.items())
     video.delete()
+
+
+BAD = {
+    "no number": fo.Detection(bounding_box=[0.1, float("nan"), 0.2, 0.2]),
+    "no area": fo.Detection(bounding_box=[0.1, 0.1, 0.0, 0.2]),
+    "outside": fo.Detection(bounding_box=[1.5, 0.1, 0.2, 0.2]),
+    "no mask file": fo.Detection(
+        bounding_box=[0.1, 0.1, 0.2, 0.2], mask_path="/no/where.png"
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_region_costs_only_itself(dataset: fo.Dataset, bad: str) -> None:
+    sample = dataset.first()
+    sample.regions.detections.append(BAD[bad].copy())
+    sample.save()
+    label_id = sample.regions.detections[-1].id
+    summary = api.caption_regions(
+        dataset, "regions", captioner=MeasuredCaptioner(), progress=False
+    )
+    assert (summary.captions, summary.caption_errors) == (5, 1)
+    dataset.reload()
+    *good, failed = dataset.first().regions.detections
+    assert all(label.label in label.caption for label in good)
+    assert not failed.has_attribute("caption") and label_id in failed["caption_error"]
+
+
+def test_points_without_a_segmenter_cost_only_themselves() -> None:
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    points = Shape(points=np.array([[20.0, 20.0]]), point_signs=np.array([True]))
+    regions = [ImageRegion("a", points), ImageRegion("b", Shape(box=(5, 5, 20, 20)))]
+    masks, problems = region_masks(image, regions, None)
+    assert [mask.sum() for mask in masks] == [0, 225]
+    assert list(problems) == ["a"] and "segmenter" in problems["a"]
