@@ -116,7 +116,9 @@ class OperationOperator(foo.Operator):
         afterwards = AFTERWARDS.get(self.operation.name)
         option = _UNDOABLE.get(self.operation.name)
         undo = None if option is None else ctx.params.get(option) or "captions"
-        return _running.run(ctx, self.operation.label, job, afterwards, undo)
+        quiet = self.operation.name == "search_captions"
+        label = self.operation.label
+        return _running.run(ctx, label, job, afterwards, undo, quiet)
 
     def resolve_output(self, ctx: Any) -> types.Property:
         """Returns the summary."""

@@ -45,6 +45,7 @@ def run(
     job: Job,
     afterwards: Afterwards | None = None,
     undo: str | None = None,
+    quiet: bool = False,
 ) -> Any:
     """Runs a job.
 
@@ -54,6 +55,7 @@ def run(
         job: The library call.
         afterwards: Messages that tell the App what to show once the job is done.
         undo: Field of captions that the job writes; None for none.
+        quiet: Whether what is shown afterwards says all, so that no summary is.
 
     Returns:
         For delegated runs the summary as a dict; else a generator of App messages that
@@ -64,7 +66,7 @@ def run(
     """
     work = _Work(JobLog(ctx.dataset).begin(label), job, undo)
     if not ctx.delegated:
-        return _stream(ctx, work, afterwards)
+        return _stream(ctx, work, afterwards, quiet)
     for event in work:
         if event is not None:
             ctx.set_progress(progress=event.fraction, label=describe(event))
@@ -168,7 +170,9 @@ def describe(event: ProgressEvent) -> str:
     return f"{event.message}, {minutes}:{seconds:02d} left"
 
 
-def _stream(ctx: Any, work: _Work, afterwards: Afterwards | None) -> Iterator[Any]:
+def _stream(
+    ctx: Any, work: _Work, afterwards: Afterwards | None, quiet: bool
+) -> Iterator[Any]:
     known = _field_names(ctx.dataset)
     label, fraction, began = "Starting", 0.0, time.monotonic()
     for event in work:
@@ -184,9 +188,10 @@ def _stream(ctx: Any, work: _Work, afterwards: Afterwards | None) -> Iterator[An
     yield from _show_written(ctx, known)
     if afterwards is not None:
         yield from afterwards(ctx, work.outcome)
-    yield ctx.ops.show_output(
-        outputs=types.Property(outputs()).to_json(), results=results(work.outcome)
-    )
+    if not quiet:
+        yield ctx.ops.show_output(
+            outputs=types.Property(outputs()).to_json(), results=results(work.outcome)
+        )
 
 
 def _field_names(dataset: Any) -> set[str]:

@@ -70,18 +70,26 @@ def test_a_person_searches(
     page.get_by_role("button", name="Dismiss").click()
     page.get_by_title("New panel").first.click()
     page.get_by_text("Caption search", exact=True).first.click()
-    page.get_by_role("button", name="Search captions").last.click()
-    page.get_by_text("Query", exact=True).first.wait_for()
-    label = page.get_by_text("Query", exact=True).first
-    label.locator("xpath=following::input[1]").fill('"silver car" -people')
-    page.get_by_role("button", name="Execute").first.click()
-    page.get_by_role("cell", name=TEXTS[1], exact=True).wait_for()
-    page.get_by_text("object 1, clip.mp4, frames 3 to 8").first.wait_for()
-    assert not page.get_by_role("cell", name=TEXTS[3], exact=True).count()
+    panel = page.locator("[data-cy=panel-content-caption_search]")
+    panel.get_by_role("textbox").first.fill('"silver car" -people')
+    page.wait_for_timeout(1500)  # until the App has told the panel
+    panel.get_by_role("button", name="Search whole dataset").click()
+    page.get_by_text("1 with words of the query").first.wait_for()
+    page.get_by_text("object 1, street-suv/clip.mp4, frames 3 to 8").first.wait_for()
+    assert panel.locator("img").count() == 1
+    assert not panel.get_by_text(TEXTS[3]).count()
     page.get_by_text("1 clip", exact=True).wait_for()
     page.screenshot(path=artifacts / "search.png")
 
+    # The next search looks at the whole dataset, not inside what was found.
+    panel.get_by_role("textbox").first.fill("bicycle")
+    page.wait_for_timeout(1500)
+    panel.get_by_role("button", name="Search whole dataset").click()
+    panel.get_by_text(TEXTS[2]).first.wait_for()
+    page.get_by_text("1 with words of the query").first.wait_for()
+    page.screenshot(path=artifacts / "search-again.png")
+
     # The grid has the same; a row opens it there.
-    page.get_by_role("cell", name=TEXTS[1], exact=True).click()
-    page.locator("[data-cy=modal] canvas").first.wait_for()
+    panel.get_by_role("button", name="Open").first.click()
+    page.locator("#modal.modalon").wait_for()
     page.screenshot(path=artifacts / "search-opened.png")

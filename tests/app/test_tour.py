@@ -176,7 +176,7 @@ class Visitor:
         query = self.page.get_by_role("dialog").get_by_role("textbox").first
         query.fill(f'{word} "{phrase}"')
         self.execute()
-        self.page.get_by_text(f"{count} found").wait_for()
+        self.page.get_by_text(f"{count} with words of the query").first.wait_for()
 
         labels = captions(self.dataset)
         paths = [f"captions.detections.{name}" for name in ("id", "search_score")]
@@ -218,7 +218,7 @@ class Visitor:
         self.open_operator(self.page, "embed_captions")
         self.execute()
         self.page.get_by_text("captions on the map").wait_for()
-        self.page.get_by_role("button", name="Close").click()
+        self.page.get_by_role("button", name="Done").click()
         known = captions(self.dataset)
         points = self.dataset.load_brain_results("captions_map").label_ids
         assert set(points) == set(known)
