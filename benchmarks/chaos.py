@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -127,35 +128,35 @@ def edit(dataset: fo.Dataset, rng: random.Random) -> str | None:
 
 def disturb(name: str, rng: random.Random, dataset: fo.Dataset) -> dict[str, int]:
     """Runs drivers until the job is done; returns what was done to them."""
-    done = dict.fromkeys(("workers killed", "drivers killed", "stopped", "edited"), 0)
+    kinds = ("workers killed", "drivers killed", "workers stopped", "edited")
+    done = dict.fromkeys(kinds, 0)
     edits: list[str] = []
     drivers = [start(name) for _ in range(rng.choice((1, 1, 2)))]
     while any(driver.poll() is None for driver in drivers):
-        time.sleep(rng.uniform(0.5, 4))
+        time.sleep(rng.uniform(0.2, 2))
         alive = [driver.pid for driver in drivers if driver.poll() is None]
         workers = children(alive)
-        what = rng.random()
-        if what < 0.35 and workers:
-            os.kill(rng.choice(workers), signal.SIGKILL)
-            done["workers killed"] += 1
-        elif what < 0.6 and workers:
-            stopped = rng.choice(workers)
-            os.kill(stopped, signal.SIGSTOP)
-            time.sleep(LEASE * rng.uniform(1.1, 2))
-            try:
-                os.kill(stopped, signal.SIGCONT)
-            except ProcessLookupError:
-                continue
-            done["stopped"] += 1
-        elif what < 0.7 and alive:
+        if not alive:
+            break
+        if not locks.collection("leases").count_documents({}):
+            continue  # nobody is at work yet
+        what = rng.choices(list(done), (4, 1, 3, 2))[0]
+        if what == "drivers killed":
             os.kill(rng.choice(alive), signal.SIGKILL)
-            done["drivers killed"] += 1
             drivers.append(start(name))
-        elif what < 0.8:
+        elif what == "edited":
             label = edit(dataset, rng)
             edits += [label] if label else []
-            done["edited"] = len(edits)
-        if sum(done.values()) > 12:  # now let it end
+        elif workers:
+            hit = rng.choice(workers)
+            kind = signal.SIGKILL if what == "workers killed" else signal.SIGSTOP
+            with suppress(ProcessLookupError):
+                os.kill(hit, kind)
+                if kind == signal.SIGSTOP:
+                    time.sleep(LEASE * rng.uniform(1.1, 2))
+                    os.kill(hit, signal.SIGCONT)
+        done[what] += 1
+        if sum(done.values()) > 8:  # now let it end
             break
     codes = [driver.wait() for driver in drivers]
     assert 0 in codes or start(name).wait() == 0
@@ -194,7 +195,10 @@ def main() -> None:
             done = disturb(name, random.Random(values.seed + number), dataset)
             same = labels(dataset) == expected
             left = locks.collection("leases").count_documents({})
-            print(f"round {number}: {done}, equal: {same}, leases left: {left}")
+            print(
+                f"round {number}: {done}, equal: {same}, leases left: {left}",
+                flush=True,
+            )
             assert same and left == 0
     finally:
         dataset.delete()
