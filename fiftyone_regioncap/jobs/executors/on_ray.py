@@ -6,6 +6,7 @@ Frames never travel: a worker decodes what it works on.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,9 +130,10 @@ def connected(address: str | None) -> Iterator[Any]:
     ours = not ray.is_initialized()
     if ours:
         try:
+            _knock(address)
             here = {"include_dashboard": False} if address is None else {}
             ray.init(address, log_to_driver=False, **here)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise BackendError(
                 f"no Ray cluster at {address}: {error}; start one with `ray start "
                 "--head` and the same versions of Ray and Python, or leave the address "
@@ -142,6 +144,17 @@ def connected(address: str | None) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Looks whether anything listens at an address; Ray would try for minutes.
+
+    Raises:
+        OSError: When nothing does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _require_database(ray: Any) -> None:
