@@ -36,6 +36,7 @@ from fiftyone_regioncap import api  # noqa: E402
 from fiftyone_regioncap.core.types import Prompt  # noqa: E402
 from fiftyone_regioncap.dataset import locks  # noqa: E402
 from fiftyone_regioncap.dataset import videos as datasets  # noqa: E402
+from tests.support.jobs import forget  # noqa: E402
 
 LEASE = 3.0
 EDIT = "An edited caption."
@@ -187,11 +188,7 @@ def main() -> None:
         assert api.propagate_and_caption(dataset, **models, progress=False).ok
         expected = labels(dataset)
         for number in range(values.rounds):
-            dataset.delete_frame_field("tracks")
-            kinds = ("status", "error", "origin", "objects")
-            fields = [f"{f}_{k}" for f in ("tracks", "captions") for k in kinds]
-            known = [field for field in fields if dataset.has_sample_field(field)]
-            dataset.delete_sample_fields(["captions", *known])
+            forget(dataset, ("status", "error", "origin", "objects"))
             done = disturb(name, random.Random(values.seed + number), dataset)
             same = labels(dataset) == expected
             left = locks.collection("leases").count_documents({})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import fiftyone as fo
 
+from fiftyone_regioncap.dataset.locks import locked
 from fiftyone_regioncap.dataset.schema import (
     error_field,
     objects_field,
     origin_field,
     status_field,
 )
+from fiftyone_regioncap.dataset.store import refresh_schema
 
 GROUP = "job bookkeeping"
 """Group of the sidebar with the fields that only jobs write."""
@@ -27,6 +31,13 @@ def tidy(dataset: fo.Dataset, *outputs: str) -> None:
         dataset: The dataset.
         *outputs: Fields that jobs write, with or without ``frames.`` in front.
     """
+    # It saves the list of fields as a whole, as declaring some does.
+    with locked(f"schema of {dataset._doc.id}"):
+        refresh_schema(dataset)
+        _tidy(dataset, outputs)
+
+
+def _tidy(dataset: fo.Dataset, outputs: Sequence[str]) -> None:
     names = [name(output) for output in outputs for name in _BOOKKEEPING]
     kept = [name for name in names if dataset.has_sample_field(name)]
     for name in kept:

@@ -24,7 +24,7 @@ from fiftyone_regioncap.core.errors import (
     RegionCapError,
 )
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
-from fiftyone_regioncap.dataset import locks, runs, status
+from fiftyone_regioncap.dataset import appearance, locks, runs, status
 from fiftyone_regioncap.dataset.targets import Targets
 from fiftyone_regioncap.jobs.base import DATABASE_GONE, STAGES, Job
 from fiftyone_regioncap.jobs.board import DEATHS_FAILED, Run, State
@@ -181,6 +181,7 @@ class Driver:
                 self._run.end(state, {})
         summary = self._summary(last.summary)
         summary.seconds = time.monotonic() - began
+        appearance.tidy(self._root, *writes(self.job))
         self._record(summary)
         return summary
 

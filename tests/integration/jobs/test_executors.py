@@ -28,6 +28,7 @@ from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import board
 from fiftyone_regioncap.jobs.executors import processes
 from fiftyone_regioncap.propagation.flow import FlowPropagator
+from tests.support.jobs import forget
 
 PROMPTS = [
     Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
@@ -64,13 +65,7 @@ def undisturbed(dataset: fo.Dataset, contents: Callable) -> dict:
     """What a job in one process writes, which is removed again."""
     assert run(dataset, "local").ok
     found = contents(dataset)
-    dataset.delete_frame_field("tracks")
-    fields = [
-        f"{n}_{k}"
-        for n in ("tracks", "captions")
-        for k in ("status", "error", "origin")
-    ]
-    dataset.delete_sample_fields(["captions", *fields])
+    forget(dataset)
     return found
 
 

@@ -18,6 +18,7 @@ from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import propagating
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from fiftyone_regioncap.system import assets
+from tests.support.jobs import forget
 
 PROMPTS = [
     Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
@@ -186,11 +187,7 @@ def test_a_database_that_is_away_for_a_while(
 
     run(dataset)
     undisturbed = contents(dataset)
-    dataset.delete_frame_field("tracks")
-    fields = ["captions", "tracks_origin", "captions_origin"]
-    dataset.delete_sample_fields(
-        [*fields, "captions_status", "tracks_status", "captions_error", "tracks_error"]
-    )
+    forget(dataset)
     calls, away = iter(range(10**6)), {4, 9, 31, 62, 80, 111, 112, 113, 150}
     names = ["write_frames", "write_sample", "frames", "sample_document"]
     real = {name: getattr(Store, name) for name in names}

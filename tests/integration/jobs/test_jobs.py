@@ -25,6 +25,7 @@ from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.operations import OPERATIONS
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from tests.support.dam import TINY, write_checkpoint
+from tests.support.jobs import forget
 
 FRAMES = 24  # of the videos of tests/conftest.py
 PROMPTS = [
@@ -111,16 +112,7 @@ def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
 ):
     both(dataset)
     undisturbed = contents(dataset)
-    dataset.delete_frame_field("tracks")
-    dataset.delete_sample_fields(
-        [
-            "captions",
-            "captions_status",
-            "tracks_status",
-            "captions_error",
-            "tracks_error",
-        ]
-    )
+    forget(dataset, ("status", "error"))
     monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", seconds)
     cancel = threading.Event()
     with pytest.raises(Cancelled):

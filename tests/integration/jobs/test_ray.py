@@ -17,6 +17,7 @@ from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import locks
 from fiftyone_regioncap.dataset import videos as datasets
+from tests.support.jobs import forget
 
 ray = pytest.importorskip("ray")
 
@@ -48,10 +49,7 @@ def expected(dataset, contents) -> dict:
     """What an undisturbed job in one process writes, which is removed again."""
     assert api.propagate_and_caption(dataset, **MODELS, progress=False).ok
     found = contents(dataset)
-    dataset.delete_frame_field("tracks")
-    kinds = ("status", "error", "origin")
-    fields = [f"{name}_{kind}" for name in ("tracks", "captions") for kind in kinds]
-    dataset.delete_sample_fields(["captions", *fields])
+    forget(dataset)
     return found
 
 
