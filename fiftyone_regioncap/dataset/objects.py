@@ -244,7 +244,13 @@ class ObjectNumbers:
             if number is not None and number not in self._splits:
                 self._splits[number] = "label"
         keys = named()
-        for own in sorted(keys, key=lambda own: own.index is not None):
+
+        def newer(own: Identity) -> tuple[bool, bool]:
+            known = self.record.get(own.instance or own.id or "")
+            return known != indexes[own], own.index is not None
+
+        # What had the number before keeps it.
+        for own in sorted(keys, key=newer):
             key, index = keys[own], indexes[own]
             assert index is not None
             if key is not None and key not in self.record:

@@ -73,6 +73,8 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     # Backends that PyTorch was built without raise errors of several kinds.
     except Exception as error:
         reason = str(error).splitlines()[0]
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            reason = f"PyTorch finds no CUDA device: {reason}"
         raise BackendError(
             f"there is no device {str(device)!r} here ({reason}); choose one of: "
             f"{', '.join(available_devices())}"

@@ -118,7 +118,7 @@ class LoopOptions(Options):
         minimum=0,
         advanced=True,
     )
-    precision: Literal["float32", "bfloat16", "float16"] | None = option(
+    precision: Literal["float32", "float16", "bfloat16"] | None = option(
         None,
         "Number format; empty for bfloat16 on a GPU that has it, else float32.",
         advanced=True,

@@ -11,7 +11,9 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from tests.support import ROOT
 
 
-def test_rooms_import_only_what_is_below_them() -> None:
+def test_rooms_import_only_what_is_below_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It sets up logging anew, which would silence the loggers of other tests.
+    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)
     assert lint_imports(str(ROOT / "pyproject.toml")) == EXIT_STATUS_SUCCESS
 
 

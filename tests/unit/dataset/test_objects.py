@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from bson import ObjectId
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fiftyone_regioncap.dataset.objects import Identity, ObjectNumbers
@@ -166,6 +168,9 @@ NAMES = st.tuples(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(NAMES, max_size=5), st.lists(NAMES, max_size=4), st.randoms())
+@example(
+    [(1, None, "b", "car"), (1, None, None, "dog")], [(1, 2, "b", None)], Random(0)
+)
 def test_what_is_alone_keeps_its_number(before, added, random):
     named = [
         (frame, own(str(number), *names))
