@@ -210,9 +210,9 @@ class OptionField:
         """
         if value is None and self.optional:
             return None
-        # Secrets are never stored, and must not be shown: who sends them checks them.
-        storable = self.declaration.secret or is_text(str(value))
-        if isinstance(value, str | Path) and not storable:
+        if self.declaration.secret and isinstance(value, str):
+            return value  # never stored, and checked by who sends it, unshown
+        if isinstance(value, str | Path) and not is_text(str(value)):
             raise OptionError(
                 f"{self.name}={str(value)!r}: has bytes that are no text in UTF-8; "
                 "rename the file, or give another text"
