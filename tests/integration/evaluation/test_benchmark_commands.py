@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.evaluation import captions
@@ -135,15 +136,40 @@ def entities(folder: Path) -> None:
         path.write_text(text)
 
 
-def davis(folder: Path) -> None:
-    """Writes DAVIS of a video, in its folders' layout."""
+def values(frame: int) -> np.ndarray:
+    """One object that moves to the right."""
+    found = np.zeros((48, 64), np.uint8)
+    found[10:30, 10 + frame : 30 + frame] = 1
+    return found
+
+
+def save(values: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def masks_of(name: str, folder: Path) -> None:
+    """Writes a video with its masks in the layout of a benchmark."""
+    images, masks = {
+        "davis": ("JPEGImages/480p/walk", "Annotations/480p/walk"),
+        "mose": ("JPEGImages/walk", "Annotations/walk"),
+        "sa-v": ("JPEGImages_24fps/walk", "Annotations_6fps/walk/000"),
+        "youtube-vis": ("JPEGImages/walk", None),
+    }[name]
+    runs = []
     for frame in range(3):
-        for kind, suffix in (("Annotations", "png"), ("JPEGImages", "jpg")):
-            values = np.zeros((48, 64), np.uint8)
-            values[10:30, 10 + frame : 30 + frame] = 1
-            path = folder / kind / "480p" / "walk" / f"{frame:05}.{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(values if suffix == "png" else values * 200).save(path)
+        save(values(frame) * 200, folder / images / f"{frame:05}.jpg")
+        if masks is not None:
+            save(values(frame), folder / masks / f"{frame:05}.png")
+        one = coco_mask.encode(np.asfortranarray(values(frame)))
+        runs.append({**one, "counts": one["counts"].decode()})
+    if masks is None:
+        names = [f"walk/{frame:05}.jpg" for frame in range(3)]
+        truth = {
+            "videos": [{"id": 7, "file_names": names}],
+            "annotations": [{"video_id": 7, "segmentations": runs}],
+        }
+        (folder / "instances.json").write_text(json.dumps(truth))
 
 
 def test_flickr30k_entities(tmp_path: Path) -> None:
@@ -158,21 +184,37 @@ def test_flickr30k_entities(tmp_path: Path) -> None:
     assert report["items"] == 1 and "rouge_l" in report["overall"]
 
 
-def test_davis(tmp_path: Path) -> None:
-    davis(tmp_path)
+@pytest.mark.parametrize("name", ["davis", "mose", "sa-v", "youtube-vis"])
+def test_masks_of_videos(tmp_path: Path, name: str) -> None:
+    masks_of(name, tmp_path)
     report = regioncap(
-        *("benchmark", "run", "davis", "--from", str(tmp_path)),
+        *("benchmark", "run", name, "--from", str(tmp_path)),
         *("--propagator", "flow", "--output", str(tmp_path / "out")),
     )
     assert report["overall"]["j"] > 0.5
+    again = regioncap(
+        *("benchmark", "score", name, "--from", str(tmp_path)),
+        *("--captions", str(tmp_path / "out" / "predictions")),
+        *("--output", str(tmp_path / "again")),
+    )
+    assert again["overall"] == report["overall"]
 
 
-def test_patchioner(tmp_path: Path, checkpoint: Path) -> None:
-    trace = {"7": {"captions": ["a dog"], "traces": [[{"x": 0.5, "y": 0.5, "t": 0}]]}}
-    (tmp_path / "trace.json").write_text(json.dumps(trace))
+BOXES = {"image_id": 7, "bbox": [1, 2, 30, 40], "caption": "a dog"}
+TASKS = {
+    "trace": {"7": {"captions": ["a dog"], "traces": [[{"x": 0.5, "y": 0.5, "t": 0}]]}},
+    "dense": {"images": [{"id": 7}], "annotations": [BOXES]},
+    "region-set": {"7": {"a dog": [[0, 0, 10, 10], [20, 0, 30, 10]]}},
+    "image": {"images": [{"id": 7}], "annotations": [BOXES]},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_patchioner(tmp_path: Path, checkpoint: Path, task: str) -> None:
+    (tmp_path / f"{task}.json").write_text(json.dumps(TASKS[task]))
     Image.new("RGB", (90, 60)).save(tmp_path / "7.png")
     report = regioncap(
-        *("benchmark", "run", "patchioner-trace", "--from", str(tmp_path)),
+        *("benchmark", "run", f"patchioner-{task}", "--from", str(tmp_path)),
         *("--captioner", "patchioner", "--captioner-weights", str(checkpoint)),
         *("--output", str(tmp_path / "out")),
     )
