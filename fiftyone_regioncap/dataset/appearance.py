@@ -44,7 +44,7 @@ def _tidy(dataset: fo.Dataset, outputs: Sequence[str]) -> None:
         field = dataset.get_field(name)
         if not field.read_only:
             field.read_only = True
-            field.save()
+            field.save(_enforce_read_only=False)  # another process may have been first
     config = dataset.app_config
     groups = config.sidebar_groups or fo.DatasetAppConfig.default_sidebar_groups(
         dataset

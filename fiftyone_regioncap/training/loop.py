@@ -43,7 +43,12 @@ from fiftyone_regioncap.core.errors import (
 )
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.registry import resolve
-from fiftyone_regioncap.models.loading import choose_device, read_json, read_tensors
+from fiftyone_regioncap.models.loading import (
+    choose_device,
+    choose_dtype,
+    read_json,
+    read_tensors,
+)
 from fiftyone_regioncap.models.saving import save_tensors
 from fiftyone_regioncap.training.examples import (
     EpochSampler,
@@ -177,9 +182,8 @@ def precision(given: str | None, device: str | None) -> str:
     """Returns the number format of a training."""
     if given is not None:
         return given
-    target = choose_device(device)
-    native = target.type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bfloat16" if native else "float32"
+    dtype = choose_dtype(None, choose_device(device))
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class Visitor:
         query = self.page.get_by_role("dialog").get_by_role("textbox").first
         query.fill(f'{word} "{phrase}"')
         self.execute()
-        self.page.get_by_text(f"{count} with words of the query").first.wait_for()
+        self.page.get_by_text("with words of the query").first.wait_for()
 
         labels = captions(self.dataset)
         paths = [f"captions.detections.{name}" for name in ("id", "search_score")]

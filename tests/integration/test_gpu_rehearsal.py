@@ -34,6 +34,7 @@ from fiftyone_regioncap.captioning.ureca.training import UrecaTraining
 from fiftyone_regioncap.cli.doctor import _torch
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Prompt, RegionClip
+from fiftyone_regioncap.jobs.executors.processes import gpus
 from fiftyone_regioncap.models.loading import choose_device, choose_dtype
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.mobilesam import tinyvit
@@ -273,6 +274,19 @@ def test_a_device_that_is_not_there_is_said_with_those_that_are(device: str) -> 
     says = rf"no device '{device}'.*choose one of: cpu, cuda:0$"
     with pretended_cuda(), pytest.raises(BackendError, match=says):
         choose_device(device)
+
+
+def test_no_card_at_all_is_said() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    with pytest.raises(BackendError, match=r"no CUDA device.*choose one of: cpu$"):
+        choose_device("cuda")
+
+
+def test_workers_are_told_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pretended_cuda():
+        assert gpus() == ["0"]
 
 
 def test_a_card_without_bfloat16_computes_in_float32() -> None:

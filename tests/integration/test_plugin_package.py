@@ -94,7 +94,7 @@ try:
     fo.config.plugins_dir = sys.argv[2]
     operator = foo.get_operator("@fiftyone-regioncap/regioncap/caption_tracks")
     context = ExecutionContext(
-        {"dataset_name": dataset.name, "view": [], "params": {"captioner": "loud"}}
+        {"dataset_name": dataset.name, "view": [], "params": {"captioner": "loud", "advanced": True}}
     )
     form = operator.resolve_input(context).to_json()["type"]["properties"]
     assert "loud" in form["captioner"]["type"]["values"]

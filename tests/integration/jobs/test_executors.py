@@ -86,16 +86,27 @@ def workers() -> list[int]:
 
 
 SITE = """
-import os, sys
+import os, sys, time
 if sys.argv[:1] == ["-m"] and os.environ.get("DEADLY"):
     import fiftyone_regioncap.propagation.flow as flow
     real = flow.FlowPropagator.propagate
     def propagate(self, request):
-        if "b.mp4" in str(request.frames.path):
+        if os.environ["DEADLY"] == "slow":
+            time.sleep(10)
+        elif "b.mp4" in str(request.frames.path):
             os.kill(os.getpid(), 11)
         return real(self, request)
     flow.FlowPropagator.propagate = propagate
 """
+
+
+def customize(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Makes workers deadly, or slow."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SITE)
+    path = f"{folder / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("DEADLY", how)
 
 
 def test_workers_ended_killed_and_stopped(dataset, contents, monkeypatch) -> None:
@@ -129,11 +140,7 @@ def test_workers_ended_killed_and_stopped(dataset, contents, monkeypatch) -> Non
 
 
 def test_a_sample_that_kills_its_workers(dataset, tmp_path, monkeypatch) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    path = f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.setenv("DEADLY", "1")
+    customize(tmp_path, monkeypatch, "deadly")
     made = run(dataset)
     (failure,) = made.failures
     assert failure.filepath.endswith("b.mp4")
@@ -192,7 +199,8 @@ def test_another_job_on_the_same_field_is_refused(dataset) -> None:
 
 
 @pytest.mark.parametrize("executor", ["local", "processes"])
-def test_cancelling_from_elsewhere(dataset, executor) -> None:
+def test_cancelling_from_elsewhere(dataset, executor, tmp_path, monkeypatch) -> None:
+    customize(tmp_path, monkeypatch, "slow")  # else workers may be done before
     asked: list[float] = []
 
     def listen(event) -> None:
