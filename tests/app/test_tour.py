@@ -177,6 +177,7 @@ class Visitor:
         query.fill(f'{word} "{phrase}"')
         self.execute()
         self.page.get_by_text("with words of the query").first.wait_for()
+        self.page.get_by_role("button", name="Done").click()
 
         labels = captions(self.dataset)
         paths = [f"captions.detections.{name}" for name in ("id", "search_score")]
