@@ -93,8 +93,9 @@ try:
     assert dataset.values("others.detections.caption") == [["SDK"]]
     fo.config.plugins_dir = sys.argv[2]
     operator = foo.get_operator("@fiftyone-regioncap/regioncap/caption_tracks")
+    params = {"captioner": "loud", "advanced": True}
     context = ExecutionContext(
-        {"dataset_name": dataset.name, "view": [], "params": {"captioner": "loud", "advanced": True}}
+        {"dataset_name": dataset.name, "view": [], "params": params}
     )
     form = operator.resolve_input(context).to_json()["type"]["properties"]
     assert "loud" in form["captioner"]["type"]["values"]
