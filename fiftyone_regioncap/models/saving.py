@@ -67,7 +67,8 @@ def save_tensors(
         tensors: Tensors by name; those that share memory are written each.
         metadata: Texts to store with them.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    # Processes of one training may write the same file at once.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     separate = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in tensors.items()
