@@ -17,6 +17,7 @@ from fiftyone_regioncap.models.registry import AUTO
 from fiftyone_regioncap.operations import NONE, REGISTRIES, ModelChoice, Operation
 
 from . import _scope
+from ._inputs import pick
 
 _ROLES = {"propagate": "propagator", "caption": "captioner"}
 """Models of the stages that can say before a run what they would do."""
@@ -40,42 +41,6 @@ def refuse(inputs: types.Object, message: str) -> None:
     prop = inputs.str("refusal", required=True, view=types.Error(label=message))
     prop.invalid = True
     prop.error_message = message
-
-
-def pick(
-    inputs: types.Object,
-    name: str,
-    options: Mapping[str, str],
-    *,
-    label: str,
-    description: str | None = None,
-    default: str | None = None,
-) -> Any:
-    """Asks for one of the values, which are shown as texts.
-
-    Args:
-        inputs: The form.
-        name: Name of the parameter.
-        options: The text to show by value.
-        label: Title of the input.
-        description: Description of its purpose.
-        default: The value at first; None for the first one.
-
-    Returns:
-        The property of the form.
-    """
-    choices = types.DropdownView()
-    for value, text in options.items():
-        choices.add_choice(value, label=text)
-    return inputs.enum(
-        name,
-        choices.values(),
-        default=next(iter(options)) if default is None else default,
-        required=False,
-        label=label,
-        description=description,
-        view=choices,
-    )
 
 
 def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:

@@ -9,7 +9,7 @@ from fiftyone.operators import types
 
 from fiftyone_regioncap.dataset import fields
 
-from . import _forms
+from ._inputs import pick
 
 NO_FIELD = "-"
 """Instead of the name of a field; no field can be called this."""
@@ -105,4 +105,4 @@ class ChooseCaptions(Prompt):
             "order": "Order",
         }
         for name, options in choices.items():
-            _forms.pick(inputs, name, options, label=labels[name])
+            pick(inputs, name, options, label=labels[name])

@@ -19,7 +19,7 @@ from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, frame_path
 from fiftyone_regioncap.dataset.targets import name_of
 from fiftyone_regioncap.operations import Operation
 
-from . import _forms
+from ._inputs import pick
 
 SCOPE = "scope"
 
@@ -61,7 +61,7 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
     everything = {"view": "Everything in the grid"}
     # What runs models is meant for what is looked at; the rest is about many.
     texts = {**texts, **everything} if operation.models else {**everything, **texts}
-    _forms.pick(inputs, SCOPE, texts, label=f"{operation.action} what")
+    pick(inputs, SCOPE, texts, label=f"{operation.action} what")
 
 
 def samples(ctx: Any, operation: Operation) -> Any:
