@@ -11,7 +11,6 @@ they run, and says nothing of a GPU.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
 import tempfile
@@ -25,10 +24,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from benchmarks import captioning, dynrefer, propagation, ureca
 from fiftyone_regioncap.captioning.base import Captioner
+from fiftyone_regioncap.captioning.batching import free_memory
 from fiftyone_regioncap.captioning.dam.captioner import DamVideoCaptioner
 from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.generation import Engine
@@ -51,31 +50,6 @@ from tests.support.dam import (
     write_checkpoint,
 )
 from tests.support.ureca import SIZES, config_of, random_captioner
-
-HIERA: dict[str, dict[str, Any]] = {
-    "tiny": {},
-    "small": {
-        "blocks_per_stage": [1, 2, 11, 2],
-        "global_attention_blocks": [7, 10, 13],
-    },
-    "base-plus": {
-        "hidden_size": 112,
-        "embed_dim_per_stage": [112, 224, 448, 896],
-        "blocks_per_stage": [2, 3, 16, 3],
-        "num_attention_heads_per_stage": [2, 4, 8, 16],
-        "global_attention_blocks": [12, 16, 20],
-        "window_positional_embedding_background_size": [14, 14],
-    },
-    "large": {
-        "hidden_size": 144,
-        "embed_dim_per_stage": [144, 288, 576, 1152],
-        "blocks_per_stage": [2, 6, 36, 4],
-        "num_attention_heads_per_stage": [2, 4, 8, 16],
-        "global_attention_blocks": [23, 33, 43],
-        "window_size_per_stage": [8, 4, 16, 8],
-    },
-}
-"""What the encoders of SAM 2.1's published sizes change of the default's, the tiny."""
 
 
 @dataclass(frozen=True)
@@ -145,23 +119,8 @@ def bounded(
 
 
 def sam2_model(size: str, at: Setting) -> Any:
-    """Makes a SAM 2.1 of a published size, or a small one on the CPU."""
-    if not at.published:
-        return propagation.build_model("cpu").to(at.device)
-    changes = HIERA[size]
-    widths = changes.get("embed_dim_per_stage", [96, 192, 384, 768])
-    config = Sam2VideoConfig(
-        vision_config={
-            "model_type": "sam2_vision_model",
-            "backbone_config": {"model_type": "sam2_hiera_det_model", **changes},
-            "backbone_channel_list": widths[::-1],
-        }
-    )
-    torch.manual_seed(0)
-    model = Sam2VideoModel(config)
-    # Every object counts as visible.
-    torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 5.0)
-    return model.eval().to(at.device)
+    """Makes a SAM 2.1 of a published size, or a small one."""
+    return propagation.build_model(str(at.device), size if at.published else None)
 
 
 def frames_per_second(
@@ -186,7 +145,7 @@ def frames_per_second(
 
 def check_sam2_sizes(at: Setting) -> Iterator[Measurement]:
     """Speed and memory by size of the model and size of the video."""
-    for size in HIERA if at.published else ["tiny"]:
+    for size in propagation.HIERA if at.published else ["tiny"]:
         model = sam2_model(size, at)
         for side in ((720, 1280), (1080, 1920)) if at.published else ((90, 140),):
             rate, peak = frames_per_second(model, 1, 60, at, side)
@@ -338,7 +297,7 @@ def check_other_captioners(at: Setting) -> Iterator[Measurement]:
         together = captioning.seconds(partial(captioner.caption, clips), at.device)
         yield Measurement(f"{name}, {count} regions", "captions/s", count / together)
         del captioner
-        _free()
+        free_memory()
 
 
 def check_parity(at: Setting) -> Iterator[Measurement]:
@@ -430,13 +389,7 @@ def measure(names: Sequence[str], at: Setting, minutes: float) -> Iterator[Measu
         except Exception as error:  # whatever a driver may raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             yield Measurement(name, "", None, error=reason[:200])
-        _free()
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        free_memory()
 
 
 def as_row(line: Measurement) -> str:

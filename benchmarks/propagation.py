@@ -33,6 +33,31 @@ from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
 
+HIERA: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {
+        "blocks_per_stage": [1, 2, 11, 2],
+        "global_attention_blocks": [7, 10, 13],
+    },
+    "base-plus": {
+        "hidden_size": 112,
+        "embed_dim_per_stage": [112, 224, 448, 896],
+        "blocks_per_stage": [2, 3, 16, 3],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "global_attention_blocks": [12, 16, 20],
+        "window_positional_embedding_background_size": [14, 14],
+    },
+    "large": {
+        "hidden_size": 144,
+        "embed_dim_per_stage": [144, 288, 576, 1152],
+        "blocks_per_stage": [2, 6, 36, 4],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "global_attention_blocks": [23, 33, 43],
+        "window_size_per_stage": [8, 4, 16, 8],
+    },
+}
+"""What the encoders of SAM 2.1's published sizes change of the default's, the tiny."""
+
 TURN = 10
 """Frames that one side runs before the other has its turn."""
 
@@ -114,12 +139,34 @@ def small_model() -> Any:
     return Sam2VideoModel(config)
 
 
-def build_model(device: str) -> Any:
-    """Returns the model of the table for a device; every object counts as visible."""
+def build_model(device: str, size: str | None = None) -> Any:
+    """Makes a random model in which every object counts as visible.
+
+    Args:
+        device: Device to make it on.
+        size: One of :data:`HIERA`; None for a small model.
+    """
     torch.manual_seed(0)
-    model = Sam2VideoModel(Sam2VideoConfig()) if device == "cuda" else small_model()
+    if size is None:
+        model = small_model()
+    else:
+        changes = HIERA[size]
+        widths = changes.get("embed_dim_per_stage", [96, 192, 384, 768])
+        config = Sam2VideoConfig(
+            vision_config={
+                "model_type": "sam2_vision_model",
+                "backbone_config": {"model_type": "sam2_hiera_det_model", **changes},
+                "backbone_channel_list": widths[::-1],
+            }
+        )
+        model = Sam2VideoModel(config)
     torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 5.0)
     return model.eval().to(device)
+
+
+def model_of_table(device: str) -> Any:
+    """Makes the model of the table for a device: full-size where there is CUDA."""
+    return build_model(device, "tiny" if device == "cuda" else None)
 
 
 def boxes(count: int) -> list[Prompt]:
@@ -193,7 +240,7 @@ def speed(model: Any, objects: int, frames: int, device: str) -> dict[str, float
 
 def peak(name: str, frames: int, objects: int, device: str) -> float:
     """Returns peak memory in MiB: resident on the CPU, allocated on the GPU."""
-    for _ in RUNS[name](build_model(device), Video(frames), objects, device):
+    for _ in RUNS[name](model_of_table(device), Video(frames), objects, device):
         pass
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
@@ -226,7 +273,7 @@ def outside_the_model(model: Any, frames: int, device: str) -> float:
 
 def table(objects: Sequence[int], frames: Sequence[int], device: str) -> None:
     """Prints the tables of one device."""
-    model = build_model(device)
+    model = model_of_table(device)
     what = (
         f"{torch.cuda.get_device_name()}, random hiera-tiny, 1024 px, bfloat16"
         if device == "cuda"
