@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -99,6 +100,31 @@ class SentenceEmbedder:
             normalize_embeddings=True,
         )
         return np.asarray(vectors, np.float32)
+
+
+@dataclass(frozen=True)
+class DeferredEmbedder:
+    """An embedder whose model is loaded when it is used; see :class:`TextEmbedder`.
+
+    Attributes:
+        model: Model, as for :func:`load`.
+    """
+
+    model: str
+
+    @property
+    def name(self) -> str:
+        """Identifies the model that the vectors are of."""
+        return load(self.model, None).name
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vectors."""
+        return load(self.model, None).dimension
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeds texts; see :meth:`TextEmbedder.embed`."""
+        return load(self.model, None).embed(texts)
 
 
 def missing(model: str | Path = DEFAULT_MODEL) -> str | None:

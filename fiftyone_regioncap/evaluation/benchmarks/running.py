@@ -493,12 +493,12 @@ def _tools(place: _Place, options: BenchmarkOptions, output: Path) -> Tools:
         )
     models = {name: str(path) for name, path in (options.models or {}).items()}
     name = models.get("embedder", embedding.DEFAULT_MODEL)
-    embedder = None if embedding.missing(name) else embedding.load(name, None)
+    absent = embedding.missing(name) is not None
     return Tools(
         place.folder,
         place.media,
         judge,
-        embedder,
+        None if absent else embedding.DeferredEmbedder(name),
         options.metrics,
         models,
         judging.judge_pictures,
