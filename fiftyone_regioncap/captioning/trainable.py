@@ -282,14 +282,17 @@ class Recipe:
     Attributes:
         network: See :class:`Trainable`.
         base: Folder of the checkpoint that training began with.
+        notes: See :class:`Trainable`.
     """
 
     network: TrainingNetwork
     base: Path
+    notes: tuple[str, ...] = ()
+    _captioner: Captioner
 
     def captioner(self) -> Captioner:
         """Returns a captioner of the same modules; see :class:`Trainable`."""
-        raise NotImplementedError
+        return self._captioner
 
     @property
     def revision(self) -> str:

@@ -115,6 +115,7 @@ class DamTraining(Recipe):
     captioner_class: type[DamCaptioner] = DamCaptioner
     frames = 1
     network: DamNetwork
+    _captioner: DamCaptioner
 
     def __init__(
         self,
@@ -171,10 +172,6 @@ class DamTraining(Recipe):
             options=DamOptions.from_mapping({"dtype": name}),
         )
         return cls(captioner, locate(weights), options)
-
-    def captioner(self) -> DamCaptioner:
-        """Returns the captioner of the modules that train."""
-        return self._captioner
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

@@ -263,6 +263,7 @@ class DynReferTraining(Recipe):
     """
 
     frames = 4
+    _captioner: DynReferCaptioner
 
     def __init__(
         self,
@@ -286,7 +287,6 @@ class DynReferTraining(Recipe):
             weight_decay=0.05,
             max_grad_norm=0.0,
         )
-        self.notes = ()
 
     @classmethod
     def from_pretrained(
@@ -307,10 +307,6 @@ class DynReferTraining(Recipe):
             options=DynReferOptions(tasks=("caption", "tags"), dtype=name),
         )
         return cls(captioner, locate(Path(weights).expanduser()), options)
-
-    def captioner(self) -> DynReferCaptioner:
-        """Returns the captioner of the modules that train."""
-        return self._captioner
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

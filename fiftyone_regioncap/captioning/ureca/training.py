@@ -125,6 +125,7 @@ class UrecaTraining(Recipe):
     """
 
     frames = 4
+    _captioner: UrecaCaptioner
 
     def __init__(
         self,
@@ -152,7 +153,6 @@ class UrecaTraining(Recipe):
         self.defaults = TrainingDefaults(
             learning_rate=2e-4 if first else 4e-5, weight_decay=0.01
         )
-        self.notes = ()
 
     @classmethod
     def from_pretrained(
@@ -174,10 +174,6 @@ class UrecaTraining(Recipe):
             ),
         )
         return cls(captioner, captioner.folder, options)
-
-    def captioner(self) -> UrecaCaptioner:
-        """Returns the captioner of the modules that train."""
-        return self._captioner
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random
