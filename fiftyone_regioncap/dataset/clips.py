@@ -161,21 +161,12 @@ def region_masks(
         label = regions[one.prompt.object_id].id
         problems[label] = f"label {label}: {one.reason}"
     if segmenter is None:
-        made = {
-            prompt.object_id: box_mask(prompt.box, height, width)
-            for prompt in good
-            if prompt.box is not None
-        }
+        for prompt in good:
+            assert prompt.box is not None  # points were refused above
+            masks[prompt.object_id] = box_mask(prompt.box, height, width)
     elif good:
         request = PropagationRequest(ImageFrames(image), good, overlap=True)
-        still = next(iter(segmenter.propagate(request)))
-        made = {
-            number: item.mask
-            for number, item in still.objects.items()
-            if item.mask is not None
-        }
-    else:
-        made = {}
-    for number, mask in made.items():
-        masks[number] = mask
+        for number, item in next(iter(segmenter.propagate(request))).objects.items():
+            if item.mask is not None:
+                masks[number] = item.mask
     return masks, problems
