@@ -98,10 +98,10 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from fiftyone_regioncap.models.loading import available_devices
+    from fiftyone_regioncap.models.loading import gpus
 
     yield Finding("torch", torch.__version__)
-    cards = {k: v for k, v in available_devices().items() if k != "cpu"}
+    cards = gpus()
     if cards:
         yield from (Finding(name, card) for name, card in cards.items())
     elif shutil.which("nvidia-smi") is None:

@@ -77,21 +77,18 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
             reason = f"PyTorch finds no CUDA device: {reason}"
         raise BackendError(
             f"there is no device {str(device)!r} here ({reason}); choose one of: "
-            f"{', '.join(available_devices())}"
+            f"{', '.join(['cpu', *gpus()])}"
         ) from error
     return chosen
 
 
-def available_devices() -> dict[str, str]:
-    """Describes the devices of this machine: each one's name and memory."""
-    devices = {"cpu": "the processor"}
-    if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(number)
-            devices[f"cuda:{number}"] = (
-                f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
-            )
-    return devices
+def gpus() -> dict[str, str]:
+    """Describes the GPUs that PyTorch can use: each one's name and memory."""
+    found = {}
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        card = torch.cuda.get_device_properties(number)
+        found[f"cuda:{number}"] = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
+    return found
 
 
 def choose_dtype(

@@ -187,8 +187,6 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if target is not None and on_gpu:
         plain_kwargs["device"] = torch.device("cpu")
     plain_kwargs.pop("pin_memory", None)
-    if name == "_to_copy" and not any(ours) and not on_gpu:
-        return func(*plain_args, **plain_kwargs)
     out = func(*plain_args, **plain_kwargs)
     if capture is not None and on_gpu:
         capture.record(func, plain_args, plain_kwargs, out)

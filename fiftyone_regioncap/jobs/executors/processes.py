@@ -21,20 +21,27 @@ _WORKER = "fiftyone_regioncap.jobs.executors.process_worker"
 
 def has_gpus(number: int) -> bool:
     """Returns whether this process may use so many GPUs; doesn't import torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name]) >= number
-    return len(list(Path("/dev").glob("nvidia[0-9]*"))) >= number
+    visible = _visible()
+    cards = list(Path("/dev").glob("nvidia[0-9]*")) if visible is None else visible
+    return len(cards) >= number
 
 
 def gpus() -> list[str]:
     """Returns the GPUs that this process may use, as CUDA names them."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = _visible()
     if visible is not None:
-        return [name for name in visible.split(",") if name and name != "-1"]
+        return visible
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _visible() -> list[str] | None:
+    """Returns the GPUs that ``CUDA_VISIBLE_DEVICES`` names; None if it is not set."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return None
+    return [name for name in names.split(",") if name and name != "-1"]
 
 
 def worker_environment(gpu: str | None, workers: int) -> dict[str, str]:
