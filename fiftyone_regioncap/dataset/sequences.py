@@ -39,8 +39,6 @@ from fiftyone_regioncap.system import assets
 from fiftyone_regioncap.video.image_source import LIST_SUFFIX, write_list
 from fiftyone_regioncap.video.reader import read_metadata
 
-mimetypes.add_type("video/x-image-list", LIST_SUFFIX)
-
 _KEPT = ("_status", "_error", "_origin", "_objects")
 """Ends of the names of sample fields that say how far jobs have come."""
 
@@ -75,6 +73,9 @@ def as_videos(samples: foco.SampleCollection) -> Iterator[Videos]:
             "the view hides labels of the images; group the images without filters of "
             "labels, as what is written goes beside the hidden ones"
         )
+    # FiftyOne reads the type of media off the name, also of samples that it copies;
+    # not at import, as ``mimetypes.init`` forgets what was added before.
+    mimetypes.add_type("video/x-image-list", LIST_SUFFIX)
     videos = _Sequences(fo.Dataset(), source)
     folder = assets.cache_dir() / "sequences" / videos.samples.name
     try:

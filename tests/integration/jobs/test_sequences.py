@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_tracks_and_captions_are_labels_of_the_images(
     images: fo.Dataset, videos: list[Path], prompts: str
 ) -> None:
     before = set(fo.list_datasets())
+    mimetypes.init()  # as other libraries do; it forgets what was added at import
     summary = both(sequences(images), prompts=prompts)
     assert summary.ok, summary.failures
     assert (summary.samples, summary.tracks, summary.captions) == (2, 2, 2)
