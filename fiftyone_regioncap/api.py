@@ -42,7 +42,7 @@ def call(
         OptionError: When an option is unknown or has a value that it can't have.
         BackendError: When a model can't run here.
         FieldError: When a field is absent or of the wrong kind.
-        Cancelled: When ``cancel`` was set; what was written stays.
+        Canceled: When ``cancel`` was set; what was written stays.
     """
     return run(operation, samples, *operation.parse(values), progress, cancel)
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from fiftyone.operators import types
 
-from fiftyone_regioncap.core.errors import Cancelled, RegionCapError
+from fiftyone_regioncap.core.errors import Canceled, RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 
@@ -132,7 +132,7 @@ class _Work:
         return latest
 
     def _end(self) -> None:
-        if isinstance(self.error, Cancelled):
+        if isinstance(self.error, Canceled):
             self._record.end("canceled", str(self.error), undo=self._undo)
         elif self.error is not None:
             self._record.end("failed", escape(words(self.error)))
@@ -222,7 +222,7 @@ def _show_written(ctx: Any, known: set[str]) -> Iterator[Any]:
 
 def show_error(ctx: Any, error: BaseException) -> Iterator[Any]:
     """Shows an error in words; FiftyOne says nothing of one raised in a generator."""
-    stopped = isinstance(error, Cancelled)
+    stopped = isinstance(error, Canceled)
     text = words(error)
     if stopped:
         yield ctx.ops.reload_dataset()

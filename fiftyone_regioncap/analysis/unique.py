@@ -142,7 +142,7 @@ def make_unique(
     Raises:
         FieldError: If a field is absent or of the wrong kind; nothing is written.
         BackendError: If the captioner can't run here.
-        Cancelled: If ``cancel`` was set; what was written stays.
+        Canceled: If ``cancel`` was set; what was written stays.
     """
     database.ensure()
     targets = media_targets(samples)
@@ -232,7 +232,7 @@ def _rewrite(
     for group in groups(subjects, threshold) if captioner is not None else ():
         same = _same_looks(scene, group, embedder)
         for number in group:
-            context.reporter.check_cancelled()
+            context.reporter.check_canceled()
             own = subjects[number]
             if own.reviewed or own.caption != base(own.caption):
                 continue  # differences are stated already

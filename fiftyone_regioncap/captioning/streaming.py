@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.batching import caption_batch
-from fiftyone_regioncap.core.errors import Cancelled, FatalError
+from fiftyone_regioncap.core.errors import Canceled, FatalError
 from fiftyone_regioncap.core.types import Caption, RegionClip
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def caption_stream(
     while batch := list(islice(clips, captioner.info.batch_size)):
         try:
             captions = caption_batch(captioner, batch, prompt=prompt)
-        except (Cancelled, FatalError):
+        except (Canceled, FatalError):
             raise
         except Exception as error:
             logger.warning("a batch of %d clips failed: %s", len(batch), error)
@@ -75,7 +75,7 @@ def _alone(captioner: Captioner, clip: RegionClip, prompt: str | None) -> Captio
     """Describes a clip; an error of the captioner is that of its caption."""
     try:
         return caption_batch(captioner, [clip], prompt=prompt)[0]
-    except (Cancelled, FatalError):
+    except (Canceled, FatalError):
         raise
     except Exception as error:
         return Caption(error=f"{type(error).__name__}: {error}")
@@ -113,7 +113,7 @@ def _stream(
                     raise FatalError("the captioner gives more captions than clips")
                 taken.popleft()
                 yield caption
-        except (Cancelled, FatalError):
+        except (Canceled, FatalError):
             raise
         except Exception as error:
             if broken:

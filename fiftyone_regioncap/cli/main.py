@@ -1,7 +1,7 @@
 """The command line: ``regioncap ...``.
 
 Exit codes: 0 all done; 1 some samples failed, the others are done; 2 wrong usage;
-3 nothing could be done; 130 cancelled, and the same command goes on from there.
+3 nothing could be done; 130 canceled, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from fiftyone_regioncap.cli.commands import (
     parameters,
     show_tracks,
 )
-from fiftyone_regioncap.core.errors import Cancelled, OptionError, RegionCapError
+from fiftyone_regioncap.core.errors import Canceled, OptionError, RegionCapError
 from fiftyone_regioncap.core.options import fields_of, is_text
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.operations import OPERATIONS, REGISTRIES
 
-CANCELLED = 130
+CANCELED = 130
 
 _HERE = "fiftyone_regioncap.cli"
 
@@ -73,9 +73,9 @@ class LazyGroup(click.Group):
         """Runs a command; errors become a line on stderr and an exit code."""
         try:
             return super().invoke(ctx)
-        except (Cancelled, KeyboardInterrupt):
-            click.echo("cancelled; the same command goes on from here", err=True)
-            sys.exit(CANCELLED)
+        except (Canceled, KeyboardInterrupt):
+            click.echo("canceled; the same command goes on from here", err=True)
+            sys.exit(CANCELED)
         except OptionError as error:
             raise click.UsageError(str(error)) from None
         except RegionCapError as error:

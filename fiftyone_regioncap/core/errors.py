@@ -72,5 +72,5 @@ class Fenced(RegionCapError):
     """Another process works on a sample by now; nothing was written."""
 
 
-class Cancelled(RegionCapError):
-    """The user cancelled the job; what was written stays."""
+class Canceled(RegionCapError):
+    """The user canceled the job; what was written stays."""

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.errors import Canceled
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Flag(Protocol):
 
 
 class ProgressReporter:
-    """Turns the steps of a job into progress events, and stops a cancelled job.
+    """Turns the steps of a job into progress events, and stops a canceled job.
 
     Stages count in ``fraction`` by the time that they take: by what they are expected
     to cost at first, then by what they were seen to cost.
@@ -102,10 +102,10 @@ class ProgressReporter:
         """Returns the seconds spent in a stage, and the samples done meanwhile."""
         return self._spent[stage], self._finished[stage] + self._within[stage]
 
-    def check_cancelled(self) -> None:
-        """Raises :class:`Cancelled` if the job was cancelled."""
+    def check_canceled(self) -> None:
+        """Raises :class:`Canceled` if the job was canceled."""
         if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled("cancelled; run the same job again to go on from here")
+            raise Canceled("canceled; run the same job again to go on from here")
 
     def update(self, stage: Stage, name: str, done: int, total: int) -> None:
         """Reports how far a sample is within a stage.
@@ -117,9 +117,9 @@ class ProgressReporter:
             total: Number of frames or captions of the sample in this stage.
 
         Raises:
-            Cancelled: If the job was cancelled.
+            Canceled: If the job was canceled.
         """
-        self.check_cancelled()
+        self.check_canceled()
         with self._lock:
             self._within[stage] = min(done / total, 1.0) if total else 0.0
             message = f"{self._place(stage, 1)} {name}: {done}/{total}"
@@ -135,9 +135,9 @@ class ProgressReporter:
             text: The text so far.
 
         Raises:
-            Cancelled: If the job was cancelled.
+            Canceled: If the job was canceled.
         """
-        self.check_cancelled()
+        self.check_canceled()
         with self._lock:
             event = self._event(stage, f"{stage} {name}", text)
         self._emit(event)
@@ -235,7 +235,7 @@ def tracked(
         cancel: Event that any thread may set to stop before the next item.
 
     Raises:
-        Cancelled: If ``cancel`` was set.
+        Canceled: If ``cancel`` was set.
     """
     reporter = ProgressReporter((stage,), 1, listener, cancel)
     for number, item in enumerate(items):

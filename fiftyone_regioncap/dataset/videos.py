@@ -14,7 +14,7 @@ import fiftyone as fo
 import fiftyone.core.media as fom
 
 from fiftyone_regioncap.core.errors import (
-    Cancelled,
+    Canceled,
     PromptError,
     RegionCapError,
 )
@@ -312,7 +312,7 @@ def _refuse_images(video: Path) -> None:
 def dropped_if_empty(name: str) -> Iterator[None]:
     """Deletes the dataset that its block made if it fails before it wrote any label.
 
-    Prompts don't count. What is cancelled is kept, to go on from there.
+    Prompts don't count. What is canceled is kept, to go on from there.
 
     Args:
         name: Name of the dataset; one that is there already is never deleted.
@@ -320,7 +320,7 @@ def dropped_if_empty(name: str) -> Iterator[None]:
     is_new = not fo.dataset_exists(name)
     try:
         yield
-    except (Cancelled, KeyboardInterrupt):
+    except (Canceled, KeyboardInterrupt):
         raise
     except BaseException:
         if is_new and fo.dataset_exists(name):

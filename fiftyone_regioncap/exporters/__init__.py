@@ -54,7 +54,7 @@ def export(
         FieldError: When a field is absent or of the wrong kind.
         ExportError: When the folder exists or can't be written, or there is nothing to
             export.
-        Cancelled: When ``cancel`` was set.
+        Canceled: When ``cancel`` was set.
     """
     chosen = options.format
     if isinstance(chosen, str):
@@ -85,7 +85,7 @@ def import_captions(
     Raises:
         FieldError: When a field is of the wrong kind.
         ExportError: When nothing of the format is there.
-        Cancelled: When ``cancel`` was set.
+        Canceled: When ``cancel`` was set.
     """
     chosen = options.format
     if isinstance(chosen, str):

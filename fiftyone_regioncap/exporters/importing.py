@@ -67,7 +67,7 @@ def run(
     for field in (options.tracks, options.captions):
         schema.declare_status(targets.dataset, field)
     for video in videos:
-        progress.check_cancelled()
+        progress.check_canceled()
         try:
             if isinstance(video, BrokenVideo):
                 raise ExportError(video.error)

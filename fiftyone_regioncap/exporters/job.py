@@ -143,7 +143,7 @@ def run(
                 for outcome in outcomes:
                     _count(outcome, summary)
                     progress.finish(STAGE, outcome.name)
-                    progress.check_cancelled()
+                    progress.check_canceled()
             if not summary.videos:
                 raise ExportError(_nothing(summary))
             merges = _finish(format, jobs, staging)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
-from fiftyone_regioncap.core.errors import Cancelled, VideoError
+from fiftyone_regioncap.core.errors import Canceled, VideoError
 from fiftyone_regioncap.dataset.metadata import correct_metadata
 from fiftyone_regioncap.dataset.targets import Sample, Targets, name_of
 from fiftyone_regioncap.exporters.base import Format
@@ -98,7 +98,7 @@ class Task:
             )
             part.add("manifest", {**facts, "split": job.split})
             part.close(facts)
-        except Cancelled:
+        except Canceled:
             part.abandon()
             raise
         except Exception as error:

@@ -24,7 +24,7 @@ from bson import ObjectId, json_util
 from pymongo.errors import ConnectionFailure, CursorNotFound
 
 from fiftyone_regioncap.core.errors import (
-    Cancelled,
+    Canceled,
     FatalError,
     Fenced,
     FieldError,
@@ -266,7 +266,7 @@ class RunContext:
             action: What to do; it can be repeated.
 
         Raises:
-            Cancelled: When the job is cancelled while the database is away.
+            Canceled: When the job is canceled while the database is away.
         """
         while True:
             try:
@@ -279,7 +279,7 @@ class RunContext:
         began = time.monotonic()
         logger.warning("the database does not answer; waiting for it (%s)", error)
         while not locks.database_answers():
-            self.reporter.check_cancelled()
+            self.reporter.check_canceled()
             waited = int(time.monotonic() - began)
             self.reporter.say(f"waiting for the database, for {waited} s so far")
         logger.warning(
@@ -453,7 +453,7 @@ class Executor(Protocol):
 
         Raises:
             FieldError: When a field is absent or of the wrong kind.
-            Cancelled: When ``cancel`` was set.
+            Canceled: When ``cancel`` was set.
         """
 
 
@@ -505,10 +505,10 @@ def each_sample(
         FatalError: When every further sample would fail too.
     """
     for target, sample in items:
-        context.reporter.check_cancelled()
+        context.reporter.check_canceled()
         try:
             worked = context.patiently(partial(process, target, sample))
-        except (Cancelled, FatalError):
+        except (Canceled, FatalError):
             raise
         except NothingMarked:
             context.unmarked(stage, (target, sample))

@@ -20,7 +20,7 @@ from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset import leases, locks
 from fiftyone_regioncap.dataset.leases import Process
 
-State = Literal["running", "done", "failed", "cancelled"]
+State = Literal["running", "done", "failed", "canceled"]
 
 DAYS = 30
 """How long finished jobs are remembered."""
@@ -59,7 +59,7 @@ class Run:
         dataset_id: Id of the dataset.
         fields: Fields that are written.
         signature: Hash of what the results depend on.
-        cancelled: Set when somebody asked the job to stop.
+        canceled: Set when somebody asked the job to stop.
     """
 
     id: str
@@ -67,7 +67,7 @@ class Run:
     dataset_id: ObjectId
     fields: tuple[str, ...]
     signature: str
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    canceled: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def begin(
@@ -142,7 +142,7 @@ class Run:
             {"_id": self.id}, {"$set": change}, {"cancel": 1}
         )
         if found is not None and found["cancel"]:
-            self.cancelled.set()
+            self.canceled.set()
 
     def end(self, state: State, progress: Mapping[str, Any]) -> None:
         """Records the end of the run; what a group knows goes with its last run."""

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from fiftyone_regioncap.captioning.streaming import caption_stream
-from fiftyone_regioncap.core.errors import Cancelled, FatalError
+from fiftyone_regioncap.core.errors import Canceled, FatalError
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import RegionClip
@@ -142,7 +142,7 @@ def each_clip(
                     for number, (key, clip) in enumerate(_clips(work, context), 1):
                         pending.append(_Pending(item, work, key, number))
                         yield clip
-            except (Cancelled, FatalError):
+            except (Canceled, FatalError):
                 raise
             except Exception as error:
                 pending.append(_Pending(item, work, error=error))
@@ -156,7 +156,7 @@ def each_clip(
                 context.patiently(partial(work.write, list(made)))
             if work is not None and last and not broken:
                 context.patiently(work.finish)
-        except (Cancelled, FatalError):
+        except (Canceled, FatalError):
             raise
         except Exception as error:
             broken.append(error)

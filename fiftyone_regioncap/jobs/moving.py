@@ -66,5 +66,5 @@ class MovingMasks(SampleStage[MoveMasksOptions]):
         options = self._options
         for moved in move_masks(sample, options.tracks, options.to, options.output_dir):
             context.count(moved=moved)
-            context.reporter.check_cancelled()
+            context.reporter.check_canceled()
         return True

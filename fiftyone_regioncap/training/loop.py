@@ -37,7 +37,7 @@ from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.trainable import Trainable, TrainingDefaults, trained
 from fiftyone_regioncap.core.errors import (
     BackendError,
-    Cancelled,
+    Canceled,
     RegionCapError,
     WeightsError,
 )
@@ -223,7 +223,7 @@ def fit(
 
     Raises:
         BackendError: When memory runs out, or the loss is no number.
-        Cancelled: When ``cancel`` was set.
+        Canceled: When ``cancel`` was set.
     """
     require_packages()
     settings = Settings.read(folder)
@@ -260,7 +260,7 @@ def fit(
                 raise out_of_memory(settings.loop, folder) from error
             raise
     if cancel is not None and cancel.is_set():
-        raise Cancelled("cancelled; run the same training again to go on from here")
+        raise Canceled("canceled; run the same training again to go on from here")
     if trainer.is_world_process_zero():
         document = {
             "steps": trainer.state.global_step,
@@ -531,7 +531,7 @@ class Keeper:
 
 
 class Watch(TrainerCallback):
-    """Reports steps, and stops a training that was cancelled or went astray."""
+    """Reports steps, and stops a training that was canceled or went astray."""
 
     def __init__(self, on_step: OnStep | None, cancel: threading.Event | None) -> None:
         self._on_step, self._cancel = on_step, cancel

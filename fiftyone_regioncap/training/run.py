@@ -157,7 +157,7 @@ def train(
         FieldError: When there are too few captions, or a field is of another kind.
         BackendError: When the captioner can't be trained, or memory runs out.
         LicenseError: When the license of the weights forbids to change them.
-        Cancelled: When ``cancel`` was set.
+        Canceled: When ``cancel`` was set.
     """
     spec = checked_spec(model)
     found = gather(samples, options.data, recipe_class(spec.name).frames)
@@ -386,7 +386,7 @@ def run_fit(
     cancel: threading.Event | None,
 ) -> tuple[Trainable, Fit]:
     """Runs the loop, in this process or in several."""
-    # Cancelling is the loop's, which leaves a checkpoint.
+    # Canceling is the loop's, which leaves a checkpoint.
     reporter = ProgressReporter(["train"], 1, listener)
 
     def on_step(step: int, steps: int, loss: float | None) -> None:

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.errors import Canceled
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.search import index
 from fiftyone_regioncap.search.results import open_index
@@ -24,7 +24,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_reading_captions_is_reported_and_can_be_cancelled(described, name):
+def test_reading_captions_is_reported_and_can_be_canceled(described, name):
     dataset = described(["A red car."], ["A dog runs.", "A cat."])
     cancel = threading.Event()
     seen = []
@@ -34,7 +34,7 @@ def test_reading_captions_is_reported_and_can_be_cancelled(described, name):
         cancel.set()
 
     run = getattr(api, name)
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         run(dataset, **READERS[name], progress=listen, cancel=cancel)
     assert seen == [0.0]
     run(dataset, **READERS[name], progress=lambda event: seen.append(event.fraction))
@@ -48,7 +48,7 @@ def test_what_was_embedded_before_a_cancel_is_kept(
     dataset = described([f"A car number {number}." for number in range(6)])
     found = open_index(CaptionField.of(dataset, "captions"))
     cancel = threading.Event()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         found.embed(embedder, lambda event: event.fraction and cancel.set(), cancel)
     assert len(embedder.embedded) == 4
     found.embed(embedder)

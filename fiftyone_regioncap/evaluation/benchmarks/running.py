@@ -120,7 +120,7 @@ def run_benchmark(
     Raises:
         BenchmarkError: If a file is missing or not what it should be.
         BackendError: If the captioner, the judge or a metric's package isn't there.
-        Cancelled: If ``cancel`` was set; predictions so far stay.
+        Canceled: If ``cancel`` was set; predictions so far stay.
     """
     place = _Place.of(options)
     benchmark = place.benchmark
@@ -172,7 +172,7 @@ def _run_masks(
     progress = ProgressReporter(("propagate",), len(items), listener, cancel)
     assert place.benchmark.propagate is not None
     for video in place.benchmark.propagate(made, items, place.media, output):
-        progress.check_cancelled()
+        progress.check_canceled()
         progress.finish("propagate", video)
     return _score(place, options, output, key, made.info.name, settings)
 

@@ -46,7 +46,7 @@ def run_stages(
     Raises:
         FieldError: When a field is absent or of the wrong kind; nothing is written.
         BackendError: When a model can't do what a stage needs.
-        Cancelled: When ``cancel`` was set.
+        Canceled: When ``cancel`` was set.
     """
     specs = {k: v for k, v in models.items() if isinstance(v, ModelSpec)}
     loaded = {k: v for k, v in models.items() if v is not None and k not in specs}

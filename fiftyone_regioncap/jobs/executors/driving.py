@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from fiftyone_regioncap.core.errors import (
     BackendError,
-    Cancelled,
+    Canceled,
     FatalError,
     RegionCapError,
 )
@@ -43,7 +43,7 @@ POLL = 0.2
 """Seconds between looks at the workers."""
 
 PATIENCE = 30.0
-"""Seconds that workers have to stop after the job was cancelled."""
+"""Seconds that workers have to stop after the job was canceled."""
 
 QUICK_DEATHS = 5
 """Deaths in a row, with no sample at hand, after which a worker is not replaced."""
@@ -159,7 +159,7 @@ class Driver:
         ids = [target.sample_id for target in self._targets[:_PROBED]]
         paths = self._targets.dataset.select(ids).values("filepath")
         self._paths = [path for path in paths if os.path.exists(path)]
-        self._flags = CancelFlags(self.cancel, self._run.cancelled)
+        self._flags = CancelFlags(self.cancel, self._run.canceled)
         self._failures: list[Failure] = []
         self._fraction, self._began = 0.0, began
         slots = [_Slot(number) for number in range(self.workers)]
@@ -168,8 +168,8 @@ class Driver:
             self._watch(slots)
             self._failures += self._untold()
             state = "done"
-        except Cancelled:
-            state = "cancelled"
+        except Canceled:
+            state = "canceled"
             raise
         finally:
             for slot in slots:
@@ -285,7 +285,7 @@ class Driver:
             if time.monotonic() > until:
                 break
             time.sleep(POLL)
-        raise Cancelled("cancelled; run the same job again to go on from here")
+        raise Canceled("canceled; run the same job again to go on from here")
 
     def _assignment(self, slot: _Slot) -> Assignment:
         run = self._run

@@ -11,7 +11,7 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.errors import Canceled
 from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import appearance
@@ -81,14 +81,14 @@ class LocalExecutor:
             executor="local",
             samples=len(prepared.targets),
         )
-        context = prepared.context(listener, CancelFlags(cancel, run.cancelled))
+        context = prepared.context(listener, CancelFlags(cancel, run.canceled))
         began = time.monotonic()
         state: State = "failed"
         try:
             Worker(prepared, run, context, run.id).work()
             state = "done"
-        except Cancelled:
-            state = "cancelled"
+        except Canceled:
+            state = "canceled"
             raise
         finally:
             with contextlib.suppress(Exception):  # the job's own error is what counts

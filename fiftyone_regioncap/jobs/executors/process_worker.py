@@ -20,7 +20,7 @@ from bson import ObjectId
 
 from fiftyone_regioncap.core.errors import (
     BackendError,
-    Cancelled,
+    Canceled,
     FatalError,
 )
 from fiftyone_regioncap.dataset import locks
@@ -57,7 +57,7 @@ def work(assignment: Assignment, cancel: threading.Event | None = None) -> int:
     """
     try:
         _work(assignment, cancel)
-    except Cancelled:
+    except Canceled:
         return STOPPED
     except Exception as error:  # the model doesn't fit here, the disk is full, ...
         logger.exception("worker %s", assignment.name)
@@ -91,7 +91,7 @@ def _work(assignment: Assignment, cancel: threading.Event | None) -> None:
     def listen(_: Any) -> None:
         moved[0] = time.monotonic()
 
-    context = prepared.context(listen, CancelFlags(cancel, run.cancelled))
+    context = prepared.context(listen, CancelFlags(cancel, run.canceled))
     place = f"board.{assignment.name}"
     worker = Worker(prepared, run, context, assignment.owner, f"{place}.progress")
     threading.Thread(

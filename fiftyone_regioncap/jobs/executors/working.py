@@ -262,7 +262,7 @@ class Worker:
         """Works on samples until all are done, here or by others.
 
         Raises:
-            Cancelled: When the job was cancelled.
+            Canceled: When the job was canceled.
         """
         self._leases = Leases(
             self.run.dataset_id,
@@ -284,7 +284,7 @@ class Worker:
                 self._again.clear()
                 left = later
                 while left and not self._any_free(left):
-                    self.context.reporter.check_cancelled()
+                    self.context.reporter.check_canceled()
                     self.context.reporter.say(
                         f"waiting for {len(left)} samples that another process is at "
                         "work on"
@@ -331,7 +331,7 @@ class Worker:
         while block := list(islice(remaining, _BLOCK)):
             known = self._outcomes(block)
             for target in block:
-                context.reporter.check_cancelled()
+                context.reporter.check_canceled()
                 outcome = known.get(target.sample_id, Outcome())
                 risky = outcome.state is None and outcome.deaths >= DEATHS_ALONE
                 if risky and apart is not None:

@@ -13,7 +13,7 @@ import pytest
 
 from fiftyone_regioncap import api, exporters
 from fiftyone_regioncap.core.errors import (
-    Cancelled,
+    Canceled,
     FieldError,
     OptionError,
     RegionCapError,
@@ -254,9 +254,9 @@ def test_what_changed_since_is_not_taken_from_an_interrupted_export(
     assert "Something new." in (out / "annotations.json").read_text()
 
 
-def test_a_cancelled_export_goes_on(source, tmp_path):
+def test_a_canceled_export_goes_on(source, tmp_path):
     cancel = threading.Event()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         api.export(
             source,
             "jsonl",

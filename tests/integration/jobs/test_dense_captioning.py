@@ -24,7 +24,7 @@ from fiftyone_regioncap.captioning.patchioner.vision import FrameFeatures
 from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.core.errors import (
     BackendError,
-    Cancelled,
+    Canceled,
     FieldError,
     OptionError,
     PromptError,
@@ -196,12 +196,12 @@ def test_only_the_frames_of_clips_are_described(dataset, captioner):
     assert set(written(dataset, "everything")) == {1, 5, 14, 21}
 
 
-def test_a_cancelled_job_goes_on_where_it_stopped(dataset, captioner):
+def test_a_canceled_job_goes_on_where_it_stopped(dataset, captioner):
     describe(dataset, captioner, every=6, count=3, query="a disc")
     whole = [written(dataset, field) for field in ("everything", "similarity")]
     dataset.delete_frame_fields(["everything", "similarity"])
     cancel = threading.Event()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         describe(
             dataset,
             captioner,

@@ -18,7 +18,7 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import (
     BackendError,
-    Cancelled,
+    Canceled,
     FieldError,
     OptionError,
 )
@@ -199,7 +199,7 @@ def test_another_job_on_the_same_field_is_refused(dataset) -> None:
 
 
 @pytest.mark.parametrize("executor", ["local", "processes"])
-def test_cancelling_from_elsewhere(dataset, executor, tmp_path, monkeypatch) -> None:
+def test_canceling_from_elsewhere(dataset, executor, tmp_path, monkeypatch) -> None:
     customize(tmp_path, monkeypatch, "slow")  # else workers may be done before
     asked: list[float] = []
 
@@ -210,9 +210,9 @@ def test_cancelling_from_elsewhere(dataset, executor, tmp_path, monkeypatch) -> 
             asked.append(time.monotonic())
         time.sleep(0.05)
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         run(dataset, executor, progress=listen)
-    assert board.jobs(1)[0]["state"] == "cancelled"
+    assert board.jobs(1)[0]["state"] == "canceled"
     assert left_over()[0] == 0 and workers() == []
     assert not board.cancel(board.jobs(1)[0]["id"])
 

@@ -12,7 +12,7 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.dam.captioner import DamCaptioner
 from fiftyone_regioncap.captioning.dam.configuration import DamOptions
-from fiftyone_regioncap.core.errors import Cancelled, FieldError, OptionError
+from fiftyone_regioncap.core.errors import Canceled, FieldError, OptionError
 from fiftyone_regioncap.core.progress import ProgressEvent
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
@@ -107,7 +107,7 @@ def cancel_after(
 
 @pytest.mark.parametrize("frames", [1, 9, FRAMES, FRAMES + 2, 2 * FRAMES + 2])
 @pytest.mark.parametrize("seconds", [0.0, 1000.0])
-def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
+def test_a_canceled_job_goes_on_to_what_an_undisturbed_one_gives(
     dataset, contents, monkeypatch, frames, seconds
 ):
     both(dataset)
@@ -115,7 +115,7 @@ def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
     forget(dataset, ("status", "error"))
     monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", seconds)
     cancel = threading.Event()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         both(dataset, progress=cancel_after(cancel, frames), cancel=cancel)
     rest = both(dataset)
     assert rest.ok
@@ -128,7 +128,7 @@ def test_a_cancelled_job_goes_on_to_what_an_undisturbed_one_gives(
 def test_a_checkpoint_of_other_prompts_is_not_used(dataset, monkeypatch):
     monkeypatch.setattr(propagating, "CHECKPOINT_SECONDS", 0.0)
     cancel = threading.Event()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         both(dataset, progress=cancel_after(cancel, 9), cancel=cancel)
     videos = [Path(path) for path in dataset.values("filepath")]
     other = [Prompt(5, 0, box=(58, 38, 78, 58), label="brick")]
@@ -377,7 +377,7 @@ def test_a_correction_that_was_cut_short_goes_on_with_its_object(dataset, conten
     sample.frames[1].prompts.detections[0].bounding_box = [0.02, 0.6, 0.2, 0.3]
     sample.save()
     cancel = threading.Event()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         both(dataset, progress=cancel_after(cancel, 5), cancel=cancel)
     summary = both(dataset)
     assert (summary.tracks, summary.captions) == (1, 1)
@@ -386,7 +386,7 @@ def test_a_correction_that_was_cut_short_goes_on_with_its_object(dataset, conten
 def test_a_job_that_was_cut_short_while_overwriting_is_not_taken_for_done(dataset):
     both(dataset)
     cancel = threading.Event()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         both(
             dataset,
             overwrite=True,

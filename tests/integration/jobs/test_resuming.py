@@ -11,7 +11,7 @@ import fiftyone as fo
 import pytest
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.core.errors import Cancelled
+from fiftyone_regioncap.core.errors import Canceled
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import propagating
@@ -52,7 +52,7 @@ def propagate(dataset: fo.Dataset, stop_after: int | None = None, **options: obj
             cancel=cancel,
             **options,
         )
-    except Cancelled:
+    except Canceled:
         return None
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerControl
 
 from fiftyone_regioncap.captioning.trainable import Trainable, trained
-from fiftyone_regioncap.core.errors import BackendError, Cancelled
+from fiftyone_regioncap.core.errors import BackendError, Canceled
 from fiftyone_regioncap.training.examples import Example
 from fiftyone_regioncap.training.loop import (
     CHECKPOINTS,
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(
     assert not last.exists()
 
 
-def test_a_cancelled_training_goes_on(
+def test_a_canceled_training_goes_on(
     base: Path, examples: list[Example], tmp_path: Path
 ) -> None:
     folder = start(tmp_path, base, examples)
@@ -122,7 +122,7 @@ def test_a_cancelled_training_goes_on(
         if step == 2:
             cancel.set()
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(Canceled):
         fit(folder, on_step=stop, cancel=cancel)
     seen: list[int] = []
     _, result = fit(folder, on_step=lambda step, steps, loss: seen.append(step))
