@@ -121,7 +121,7 @@ def standins(workers: list[int], videos: int, seconds: float) -> None:
         found = [results.get() for _ in processes]
         for process in processes:
             process.join()
-        run.end("done", {})
+        run.end("done")
         began, ended = min(f[0] for f in found), max(f[1] for f in found)
         busy, wall = sum(f[2] for f in found), ended - began
         assert abs(busy - lengths.sum()) < 1e-6, "each video exactly once"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from fiftyone_regioncap.core.errors import OptionError
@@ -59,11 +60,14 @@ def run(
     """Runs an operation with what :meth:`Operation.parse` made of values."""
     database.ensure()
     with progress_listener(progress) as listener:
-        context = {"listener": listener, "cancel": cancel}
         if operation.run is not None:
             function = resolve(f"fiftyone_regioncap.{operation.run}")
-            target = (samples,) if operation.media else ()
-            return function(*target, options, **models, **context)
+            function = partial(function, *((samples,) if operation.media else ()))
+            function = partial(function, options, **models)
+            if not operation.recorded:
+                return function(listener=listener, cancel=cancel)
+            return _record(operation, samples, function, listener, cancel)
+        context = {"listener": listener, "cancel": cancel}
         alone = len(operation.stages) == 1
         stages = {
             stage: options if alone else getattr(options, stage)
@@ -71,6 +75,24 @@ def run(
         }
         run_stages = resolve("fiftyone_regioncap.jobs.executors.choosing:run_stages")
         return run_stages(samples, operation.name, stages, models, execution, **context)
+
+
+def _record(
+    operation: Operation,
+    samples: Any,
+    function: Callable[..., Any],
+    listener: ProgressListener | None,
+    cancel: threading.Event | None,
+) -> Any:
+    """Calls what does an operation that is no job, and puts it on the board."""
+    from fiftyone_regioncap.jobs.board import Run
+
+    root = getattr(samples, "_root_dataset", None)
+    known = (None, None) if root is None else (root.name, root._doc.id)
+    run = Run.begin(operation.name, *known)
+    with run.watched(listener, cancel) as (listen, flags):
+        run.outcome = function(listener=listen, cancel=flags)
+    return run.outcome
 
 
 def function_of(operation: Operation) -> Callable[..., Any]:

@@ -92,6 +92,7 @@ class Operation:
         action: A verb for the App's target picker; empty for the label's first word.
         operator: Name of the App's operator; empty for the name.
         command: Name of the shell's command; empty for the name with dashes.
+        recorded: Whether the board lists its runs, as it does those of all jobs.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Operation:
     action: str = ""
     operator: str = ""
     command: str = ""
+    recorded: bool = True
 
     def __post_init__(self) -> None:
         """Derives the names at the other doors from that of the function."""
@@ -383,6 +385,7 @@ _DECLARED = (
         positional=("query",),
         arguments=("query",),
         command="search",
+        recorded=False,
     ),
     Operation(
         "embed_captions",

@@ -26,9 +26,6 @@ _BUTTONS = {
 }
 """Operations with a button above the grid: its icon, and the fields that it needs."""
 
-_UNDOABLE = {"caption": "output", "propagate_and_caption": "captions"}
-"""Options with the field of captions whose last write can be undone."""
-
 _ICONS = {
     "undo_captions": "undo",
     "propose": "auto_awesome",
@@ -114,11 +111,8 @@ class OperationOperator(foo.Operator):
             return api.call(self.operation, samples, values, listener, cancel)
 
         afterwards = AFTERWARDS.get(self.operation.name)
-        option = _UNDOABLE.get(self.operation.name)
-        undo = None if option is None else ctx.params.get(option) or "captions"
         quiet = self.operation.name == "search_captions"
-        label = self.operation.label
-        return _running.run(ctx, label, job, afterwards, undo, quiet)
+        return _running.run(ctx, job, afterwards, quiet)
 
     def resolve_output(self, ctx: Any) -> types.Property:
         """Returns the summary."""

@@ -15,8 +15,6 @@ from fiftyone_regioncap.core.errors import Canceled, RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 
-from ._jobs import JobLog, RunningJob
-
 logger = logging.getLogger(__name__)
 
 
@@ -41,20 +39,16 @@ Afterwards = Callable[[Any, Any], Iterator[Any]]
 
 def run(
     ctx: Any,
-    label: str,
     job: Job,
     afterwards: Afterwards | None = None,
-    undo: str | None = None,
     quiet: bool = False,
 ) -> Any:
     """Runs a job.
 
     Args:
         ctx: The execution context.
-        label: What it does, for the list of jobs.
         job: The library call.
         afterwards: Messages that tell the App what to show once the job is done.
-        undo: Field of captions that the job writes; None for none.
         quiet: Whether what is shown afterwards says all, so that no summary is.
 
     Returns:
@@ -64,7 +58,7 @@ def run(
     Raises:
         RegionCapError: When a delegated run fails.
     """
-    work = _Work(JobLog(ctx.dataset).begin(label), job, undo)
+    work = _Work(job)
     if not ctx.delegated:
         return _stream(ctx, work, afterwards, quiet)
     for event in work:
@@ -77,7 +71,7 @@ def run(
 
 
 class _Work:
-    """A job in a thread of its own, with its record.
+    """A job in a thread of its own.
 
     Iterating over it starts the job, and gives its newest event, or None when there is
     no news, every half second until it ends; then ``outcome`` or ``error`` is there.
@@ -86,10 +80,8 @@ class _Work:
     outcome: Any = None
     error: BaseException | None = None
 
-    def __init__(self, record: RunningJob, job: Job, undo: str | None) -> None:
-        self._record = record
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._undo = undo
         self._cancel = threading.Event()
         self._events: queue.SimpleQueue[ProgressEvent | None] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -99,16 +91,12 @@ class _Work:
         thread.start()
         try:
             while not self._ended.is_set():
-                event = self._latest()
-                if self._record.tick(event):
-                    self._cancel.set()
-                yield event
+                yield self._latest()
         finally:
             # Reached early when the App closes the connection: the job stops at its
             # next step, and what it wrote stays.
             self._cancel.set()
             thread.join()
-            self._end()
 
     def _run(self) -> None:
         try:
@@ -130,23 +118,6 @@ class _Work:
                 break
             latest = event or latest
         return latest
-
-    def _end(self) -> None:
-        if isinstance(self.error, Canceled):
-            self._record.end("canceled", str(self.error), undo=self._undo)
-        elif self.error is not None:
-            self._record.end("failed", escape(words(self.error)))
-        else:
-            failures = list(getattr(self.outcome, "failures", ()))
-            samples = [getattr(failure, "sample_id", "") for failure in failures]
-            self._record.end(
-                "done",
-                self.outcome.to_markdown(),
-                fraction=1.0,
-                failed=tuple(filter(None, samples)),
-                errors=tuple(str(failure.error) for failure in failures[:20]),
-                undo=self._undo,
-            )
 
 
 def words(error: BaseException) -> str:

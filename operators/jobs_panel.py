@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import time
+from datetime import timezone
 from typing import Any
 
 import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.categories import Categories
 
-from ._jobs import JobLog, JobRecord
+from fiftyone_regioncap.core.markdown import escape
+from fiftyone_regioncap.operations import OPERATIONS
+
 from ._layout import NARROW, WRAP, panel_layout
 
 MILLISECONDS_BETWEEN_LOOKS = 2000
 
-NONE_YET = "No job of this dataset was started in the App yet."
+SHOWN = 30
+"""Number of jobs that the panel lists."""
 
-WORDS = {
-    "running": "running",
-    "done": "done",
-    "failed": "failed",
-    "canceled": "canceled",
-}
+NONE_YET = "No job ran on this dataset yet."
 
 
 class JobsPanel(foo.Panel):
@@ -50,51 +48,52 @@ class JobsPanel(foo.Panel):
 
     def look(self, ctx: Any) -> None:
         """Looks again at how far the jobs are."""
-        data = {}
-        for number, record in enumerate(_records(ctx)):
-            data[f"text_{number}"] = _text(record)
-        ctx.panel.set_data(data)
+        texts = {f"text_{n}": _text(job) for n, job in enumerate(_jobs(ctx))}
+        ctx.panel.set_data(texts)
 
     def cancel(self, ctx: Any) -> None:
         """Asks a job to stop."""
-        JobLog(ctx.dataset).cancel(ctx.params["job"])
+        from fiftyone_regioncap.jobs import board
+
+        board.cancel(ctx.params["job"])
         ctx.ops.notify("The job stops after the step at hand; what it wrote stays")
         self.look(ctx)
 
     def undo(self, ctx: Any) -> None:
         """Asks before the captions of a job are taken back."""
-        record = JobLog(ctx.dataset).get(ctx.params["job"])
-        if record is not None:
-            uri = f"{self.plugin_name}/undo_captions"
-            ctx.prompt(uri, params={"captions": record.undo}, on_success=self.look)
+        uri = f"{self.plugin_name}/undo_captions"
+        params = {"captions": ctx.params["captions"]}
+        ctx.prompt(uri, params=params, on_success=self.look)
 
     def show_failed(self, ctx: Any) -> None:
         """Shows the samples that failed."""
-        record = JobLog(ctx.dataset).get(ctx.params["job"])
-        if record is not None and record.failed:
-            ctx.ops.set_view(ctx.dataset.select(list(record.failed)))
+        for job in _jobs(ctx):
+            if job["id"] == ctx.params["job"]:
+                ctx.ops.set_view(ctx.dataset.select(job["failed"]))
 
     def render(self, ctx: Any) -> types.Property:
         """Lays the panel out."""
         panel = types.Object()
-        records = _records(ctx)
-        if not records:
+        jobs = _jobs(ctx)
+        if not jobs:
             panel.md(NONE_YET, name="none_yet")
-        for number, record in enumerate(records):
+        undoable = next(filter(_can_be_undone, jobs), None)
+        for number, job in enumerate(jobs):
             panel.md("", name=f"text_{number}")
-            undoable = record.undo if number == _last_undoable(records) else None
-            runs = record.state == "running" and not record.gone
-            if not (runs or record.failed or undoable):
-                continue
-            row = panel.h_stack(f"buttons_{number}", gap=1, componentsProps=WRAP)
-            if runs:
-                self._button(row, "cancel", "Cancel", self.cancel, record)
-            if record.failed:
-                label = f"Show {len(record.failed)} failed"
-                self._button(row, "failed", label, self.show_failed, record)
-            if undoable:
-                self._button(row, "undo", "Undo its captions", self.undo, record)
-        if any(record.state == "running" and not record.gone for record in records):
+            row = types.Object()
+            if job["state"] == "running":
+                self._button(row, "cancel", "Cancel", self.cancel, job=job["id"])
+            if failed := job.get("failed"):
+                label = f"Show {len(failed)} failed"
+                self._button(row, "failed", label, self.show_failed, job=job["id"])
+            if job is undoable:
+                field = job["fields"][-1]
+                label = "Undo its captions"
+                self._button(row, "undo", label, self.undo, captions=field)
+            if row.properties:
+                stack = types.HStackView(gap=1, componentsProps=WRAP)
+                panel.define_property(f"buttons_{number}", row, view=stack)
+        if any(job["state"] == "running" for job in jobs):
             panel.view(
                 "again",
                 types.TimerView(
@@ -106,41 +105,42 @@ class JobsPanel(foo.Panel):
         return types.Property(panel, view=panel_layout(ctx))
 
     def _button(
-        self,
-        row: types.Object,
-        name: str,
-        label: str,
-        action: Any,
-        record: JobRecord,
+        self, row: types.Object, name: str, label: str, action: Any, **params: str
     ) -> None:
         row.btn(
             name,
             label,
             on_click=action,
-            params={"job": record.id},
+            params=params,
             variant="outlined",
             componentsProps=NARROW,
         )
 
 
-def _last_undoable(records: list[JobRecord]) -> int | None:
-    """Returns the place of the last job that wrote captions; older ones are final."""
-    ended = ("done", "canceled")
-    found = (n for n, one in enumerate(records) if one.undo and one.state in ended)
-    return next(found, None)
+def _jobs(ctx: Any) -> list[dict[str, Any]]:
+    from fiftyone_regioncap.jobs import board
+
+    return [] if ctx.dataset is None else board.jobs(SHOWN, ctx.dataset._doc.id)
 
 
-def _records(ctx: Any) -> list[JobRecord]:
-    return [] if ctx.dataset is None else list(JobLog(ctx.dataset))
+def _can_be_undone(job: dict[str, Any]) -> bool:
+    """Returns whether a job's captions can be taken back, if none came after it."""
+    operation = OPERATIONS.get(job["name"])
+    captioned = operation is not None and operation.stages[-1:] == ("caption",)
+    return captioned and job["state"] in ("done", "canceled")
 
 
-def _text(record: JobRecord) -> str:
+def _text(job: dict[str, Any]) -> str:
     """Returns what is known of a job, as Markdown."""
-    began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.began))
-    state = "stopped: its process is gone" if record.gone else WORDS[record.state]
-    lines = [f"**{record.label}**, {began}: {state}"]
-    if record.state == "running":
-        lines[0] += f", {record.fraction:.0%}"
-    if record.message:
-        lines.append(record.message)
-    return "\n\n".join(lines)
+    operation = OPERATIONS.get(job["name"])
+    label = escape(job["name"]) if operation is None else operation.label
+    began = job["began_at"].replace(tzinfo=timezone.utc).astimezone()
+    state = job["state"]
+    if state == "running":
+        state += f", {job.get('fraction', 0):.0%}"
+    elif state == "died":
+        state = "stopped: its process is gone"
+    more = job.get("summary")
+    if more is None:
+        more = escape(job.get("error") or job.get("message") or "")
+    return f"**{label}**, {began:%Y-%m-%d %H:%M}: {state}\n\n{more}"

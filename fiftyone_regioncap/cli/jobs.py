@@ -49,15 +49,20 @@ def cancel(job: str) -> None:
 
 def line_of(job: dict[str, Any]) -> str:
     """Returns a job in a line or more: a line for each of its workers."""
+    place = job["dataset"] or "no dataset"
     head = (
         f"{job['id']}  {job['state']:9}  {job['began_at']:%Y-%m-%d %H:%M:%S}  "
-        f"{job['name']} on {job['dataset']}: {', '.join(job['fields'])}"
+        f"{job['name']} on {place}: {', '.join(job['fields']) or 'no fields'}"
     )
+    if "fraction" in job:
+        head += f", {job['fraction']:.0%}"
     board = job.get("board") or {}
     parts = {name: one.get("progress") or {} for name, one in board.items()}
     lines = [head, *(f"    {name}: {_counts(part)}" for name, part in parts.items())]
     if "progress" in job:
         lines.append(f"    {_counts(job['progress'])}")
+    if "error" in job:
+        lines.append(f"    {job['error']}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,7 @@
-"""Jobs that run: who they are, what is done of them, and who asked them to stop.
+"""The board: what runs and what ran, how far it is, and who asked it to stop.
+
+It is the one record of runs, which the shell lists, the App shows, and executors and
+workers share, wherever they run.
 
 Jobs that would give the same results form a group, whose runs share the work: a sample
 that one of them has done is passed over by the others. A job that writes the same
@@ -7,23 +10,35 @@ fields with other options is refused as long as one runs.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import uuid4
 
 from bson import ObjectId
+from pymongo.errors import PyMongoError
 
-from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.errors import Canceled, FieldError, RegionCapError
+from fiftyone_regioncap.core.progress import Flag, ProgressEvent, ProgressListener
 from fiftyone_regioncap.dataset import leases, locks
 from fiftyone_regioncap.dataset.leases import Process
+
+logger = logging.getLogger(__name__)
 
 State = Literal["running", "done", "failed", "canceled"]
 
 DAYS = 30
 """How long finished jobs are remembered."""
+
+SECONDS_BETWEEN_BEATS = 1.0
+"""Time between looks at whether somebody asked a run to stop."""
+
+ERRORS_KEPT = 20
+"""Number of errors of samples that are kept of a run."""
 
 DEATHS_ALONE = 2
 """Deaths of workers on a sample after which it is tried with no other beside it."""
@@ -49,9 +64,20 @@ class Outcome:
     run: str | None = None
 
 
+class CancelFlags:
+    """Flags of which any one stops a job."""
+
+    def __init__(self, *flags: Flag | None) -> None:
+        self._flags = [flag for flag in flags if flag is not None]
+
+    def is_set(self) -> bool:
+        """Returns whether any flag is set."""
+        return any(flag.is_set() for flag in self._flags)
+
+
 @dataclass
 class Run:
-    """One run of a job, on the board of the database that all processes see.
+    """One run of an operation, on the board that all processes see.
 
     Attributes:
         id: Id of the run.
@@ -60,42 +86,48 @@ class Run:
         fields: Fields that are written.
         signature: Hash of what the results depend on.
         canceled: Set when somebody asked the job to stop.
+        shown: What :func:`jobs` shows beside, from the next beat on.
+        outcome: Summary of what was done, once it is.
     """
 
     id: str
     group: str
-    dataset_id: ObjectId
+    dataset_id: ObjectId | None
     fields: tuple[str, ...]
     signature: str
     canceled: threading.Event = field(default_factory=threading.Event)
+    shown: dict[str, Any] = field(default_factory=dict)
+    outcome: Any = None
 
     @classmethod
     def begin(
         cls,
         name: str,
-        dataset: str,
-        dataset_id: ObjectId,
-        writes: Sequence[str],
-        signature: str,
+        dataset: str | None,
+        dataset_id: ObjectId | None,
+        writes: Sequence[str] = (),
+        signature: str = "",
         **facts: Any,
     ) -> Run:
-        """Puts a job on the board.
+        """Puts a run on the board.
 
         Args:
-            name: Name of the job.
-            dataset: Name of the dataset.
+            name: Name of the operation.
+            dataset: Name of the dataset; None for none.
             dataset_id: Its id.
-            writes: Fields that are written, without ``frames.``.
+            writes: Fields that are claimed, without ``frames.``; none where nothing is
+                shared with other runs.
             signature: Hash of what the results depend on.
             **facts: What :func:`jobs` shows beside.
 
         Raises:
             FieldError: When a job with other options is writing one of the fields.
         """
-        jobs = locks.collection("jobs")
+        jobs = locks.collection("jobs", durable=bool(writes))
         run = uuid4().hex[:12]
         group = run
-        with locks.locked(f"jobs of {dataset_id}"):
+        lock = locks.locked(f"jobs of {dataset_id}") if writes else nullcontext()
+        with lock:
             now = locks.server_time()
             jobs.delete_many({"began_at": {"$lt": now - timedelta(days=DAYS)}})
             others = {"dataset_id": dataset_id, "state": "running"}
@@ -129,6 +161,53 @@ class Run:
             )
         return cls(run, group, dataset_id, tuple(writes), signature)
 
+    @contextmanager
+    def watched(
+        self, listener: ProgressListener | None, cancel: Flag | None
+    ) -> Iterator[tuple[ProgressListener, Flag]]:
+        """Keeps the board up to date while the body works, and records how it ended.
+
+        Args:
+            listener: Called with progress events; None for nobody.
+            cancel: What stops the run, beside the board; None for nothing.
+
+        Yields:
+            What the body shall call with progress events, and what stops it.
+        """
+
+        def hear(event: ProgressEvent) -> None:
+            self.shown |= {"fraction": event.fraction, "message": event.message}
+            if listener is not None:
+                listener(event)
+
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(SECONDS_BETWEEN_BEATS):
+                try:
+                    self.beat(locks.server_time(), {})
+                except PyMongoError as error:  # it is away, and comes back
+                    logger.info("run %s not renewed: %s", self.id, error)
+
+        thread = threading.Thread(target=beat, name="board", daemon=True)
+        thread.start()
+        state: State = "failed"
+        try:
+            yield hear, CancelFlags(cancel, self.canceled)
+            state = "done"
+        except Canceled:
+            state = "canceled"
+            raise
+        except BaseException as error:
+            known = isinstance(error, RegionCapError)
+            self.shown["error"] = str(error) if known else repr(error)
+            raise
+        finally:
+            over.set()
+            thread.join()
+            with suppress(Exception):  # the run's own error is what counts
+                self.end(state)
+
     def beat(self, now: datetime, progress: Mapping[str, Any]) -> None:
         """Says that the job lives and how far it is, and hears whether to stop.
 
@@ -137,19 +216,30 @@ class Run:
             progress: What :func:`jobs` shows of it.
         """
         expires = now + timedelta(seconds=leases.SECONDS)
-        change = {"expires_at": expires, "beat_at": now, **progress}
+        change = {"expires_at": expires, "beat_at": now, **self.shown, **progress}
         found = locks.collection("jobs", durable=False).find_one_and_update(
             {"_id": self.id}, {"$set": change}, {"cancel": 1}
         )
         if found is not None and found["cancel"]:
             self.canceled.set()
 
-    def end(self, state: State, progress: Mapping[str, Any]) -> None:
+    def end(self, state: State) -> None:
         """Records the end of the run; what a group knows goes with its last run."""
-        jobs = locks.collection("jobs")
+        jobs = locks.collection("jobs", durable=bool(self.fields))
         now = locks.server_time()
-        change = {"state": state, "ended_at": now, **progress}
+        change = {"state": state, "ended_at": now, **self.shown}
+        if self.outcome is not None:
+            failures = list(getattr(self.outcome, "failures", ()))
+            failed = [getattr(one, "sample_id", None) for one in failures]
+            change |= {
+                "fraction": 1.0,
+                "summary": self.outcome.to_markdown(),
+                "failed": list(dict.fromkeys(filter(None, failed))),
+                "errors": [str(one.error) for one in failures[:ERRORS_KEPT]],
+            }
         jobs.update_one({"_id": self.id}, {"$set": change})
+        if not self.fields:
+            return
         others = jobs.find({"group": self.group, "state": "running"})
         if all(is_over(other, now) for other in others):
             _outcomes().delete_many({"group": self.group})
@@ -226,19 +316,22 @@ def is_over(job: Mapping[str, Any], now: datetime) -> bool:
     return Process(job["node"], job["pid"], job["began"]).is_dead()
 
 
-def jobs(limit: int = 50) -> list[dict[str, Any]]:
-    """Returns the jobs on the board, the last one first.
+def jobs(limit: int = 50, dataset_id: ObjectId | None = None) -> list[dict[str, Any]]:
+    """Returns the runs on the board, the last one first.
 
     Args:
-        limit: Greatest number of jobs.
+        limit: Greatest number of runs.
+        dataset_id: Dataset whose runs are wanted; None for all.
 
     Returns:
         Documents with ``id``, ``name``, ``dataset``, ``state`` (``"died"`` for those
-        that ended without saying so), times and progress.
+        that ended without saying so), times, ``fraction``, ``message``, and in the end
+        ``summary`` (Markdown), ``failed`` (ids of samples), ``errors`` or ``error``.
     """
     now = locks.server_time()
+    query = {} if dataset_id is None else {"dataset_id": dataset_id}
     found = []
-    for job in locks.collection("jobs").find().sort("began_at", -1).limit(limit):
+    for job in locks.collection("jobs").find(query).sort("began_at", -1).limit(limit):
         if job["state"] == "running" and is_over(job, now):
             job["state"] = "died"
         hidden = ("_id", "dataset_id", "signature", "node", "pid", "began", "cancel")

@@ -27,12 +27,8 @@ from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 from fiftyone_regioncap.dataset import appearance, locks, runs, status
 from fiftyone_regioncap.dataset.targets import Targets
 from fiftyone_regioncap.jobs.base import DATABASE_GONE, STAGES, Job
-from fiftyone_regioncap.jobs.board import DEATHS_FAILED, Run, State
-from fiftyone_regioncap.jobs.executors.working import (
-    CancelFlags,
-    job_signature,
-    writes,
-)
+from fiftyone_regioncap.jobs.board import DEATHS_FAILED, Run
+from fiftyone_regioncap.jobs.executors.working import job_signature, writes
 from fiftyone_regioncap.jobs.summary import Failure, Report, Summary
 
 logger = logging.getLogger(__name__)
@@ -159,30 +155,26 @@ class Driver:
         ids = [target.sample_id for target in self._targets[:_PROBED]]
         paths = self._targets.dataset.select(ids).values("filepath")
         self._paths = [path for path in paths if os.path.exists(path)]
-        self._flags = CancelFlags(self.cancel, self._run.canceled)
         self._failures: list[Failure] = []
         self._fraction, self._began = 0.0, began
         slots = [_Slot(number) for number in range(self.workers)]
-        state: State = "failed"
-        try:
-            self._watch(slots)
-            self._failures += self._untold()
-            state = "done"
-        except Canceled:
-            state = "canceled"
-            raise
-        finally:
-            for slot in slots:
-                if slot.handle is not None and slot.handle.ended() is None:
-                    slot.handle.end()
-            with contextlib.suppress(Exception):  # the job's own error is what counts
-                owners = {"owner": {"$in": [slot.owner for slot in slots]}}
-                locks.collection("leases").delete_many(owners)
-                self._run.end(state, {})
-        summary = self._summary(last.summary)
-        summary.seconds = time.monotonic() - began
-        appearance.tidy(self._root, *writes(self.job))
-        self._record(summary)
+        with self._run.watched(self.listener, self.cancel) as (listen, flags):
+            self._listen, self._flags = listen, flags
+            try:
+                self._watch(slots)
+                self._failures += self._untold()
+            finally:
+                for slot in slots:
+                    if slot.handle is not None and slot.handle.ended() is None:
+                        slot.handle.end()
+                with contextlib.suppress(Exception):  # the job's own error counts
+                    owners = {"owner": {"$in": [slot.owner for slot in slots]}}
+                    locks.collection("leases").delete_many(owners)
+            summary = self._summary(last.summary)
+            summary.seconds = time.monotonic() - began
+            appearance.tidy(self._root, *writes(self.job))
+            self._record(summary)
+            self._run.outcome = summary
         return summary
 
     def _watch(self, slots: Sequence[_Slot]) -> None:
@@ -192,7 +184,6 @@ class Driver:
             try:
                 if time.monotonic() - beat > 1:
                     beat = time.monotonic()
-                    self._run.beat(locks.server_time(), {})
                     self._report(slots)
                 for slot in slots:
                     self._look_after(slot)
@@ -308,8 +299,6 @@ class Driver:
 
     def _report(self, slots: Sequence[_Slot]) -> None:
         """Tells the listener how far all workers are."""
-        if self.listener is None:
-            return
         known = [item.get("progress", {}) for item in self._board()["board"].values()]
         total = len(self._targets)
         done = self._run.settled()
@@ -318,7 +307,7 @@ class Driver:
         alive = sum(slot.handle is not None and not slot.finished for slot in slots)
         elapsed = time.monotonic() - self._began
         first: Any = STAGES[self.job.stages[0].stage]
-        self.listener(
+        self._listen(
             ProgressEvent(
                 stage=first.name,
                 message=f"{done}/{total} samples, {alive} workers",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -11,15 +10,13 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.core.errors import Canceled
 from fiftyone_regioncap.core.options import fields_of
-from fiftyone_regioncap.core.progress import ProgressListener
+from fiftyone_regioncap.core.progress import Flag, ProgressListener
 from fiftyone_regioncap.dataset import appearance
 from fiftyone_regioncap.dataset.sequences import Videos, as_videos
 from fiftyone_regioncap.jobs.base import STAGES, Job, StageSpec
-from fiftyone_regioncap.jobs.board import Run, State
+from fiftyone_regioncap.jobs.board import Run
 from fiftyone_regioncap.jobs.executors.working import (
-    CancelFlags,
     Prepared,
     Worker,
     job_signature,
@@ -57,47 +54,43 @@ class LocalExecutor:
     ) -> Report:
         """Runs a job to its end; see :meth:`Executor.run`."""
         samples = job.samples() if self.samples is None else self.samples
-        with as_videos(samples) as videos:
-            prepared = Prepared.of(
-                _on_frames(job, videos), videos.samples, self.models, listener
-            )
-            if videos.samples is not samples:
-                prepared = replace(prepared, root=samples._root_dataset)
-            return self._run(job, prepared, listener, cancel)
-
-    def _run(
-        self,
-        job: Job,
-        prepared: Prepared,
-        listener: ProgressListener | None,
-        cancel: threading.Event | None,
-    ) -> Report:
         run = Run.begin(
             job.name,
             job.dataset,
-            prepared.root._doc.id,
+            samples._root_dataset._doc.id,
             writes(job),
             job_signature(job, self.models),
             executor="local",
-            samples=len(prepared.targets),
         )
-        context = prepared.context(listener, CancelFlags(cancel, run.canceled))
-        began = time.monotonic()
-        state: State = "failed"
-        try:
-            Worker(prepared, run, context, run.id).work()
-            state = "done"
-        except Canceled:
-            state = "canceled"
-            raise
-        finally:
-            with contextlib.suppress(Exception):  # the job's own error is what counts
-                run.end(state, {"progress": progress_of(context)})
-        context.summary.seconds = time.monotonic() - began
-        prepared.remember_costs(context)
-        context.patiently(lambda: appearance.tidy(prepared.root, *writes(job)))
-        context.patiently(lambda: prepared.record(context.summary))
-        return context.summary
+        with (
+            run.watched(listener, cancel) as (listen, flags),
+            as_videos(samples) as videos,
+        ):
+            prepared = Prepared.of(
+                _on_frames(job, videos), videos.samples, self.models, listen
+            )
+            if videos.samples is not samples:
+                prepared = replace(prepared, root=samples._root_dataset)
+            run.outcome = _work(job, prepared, run, listen, flags)
+        return run.outcome
+
+
+def _work(
+    job: Job, prepared: Prepared, run: Run, listen: ProgressListener, flags: Flag
+) -> Report:
+    """Does a job whose models are loaded."""
+    run.shown["samples"] = len(prepared.targets)
+    context = prepared.context(listen, flags)
+    began = time.monotonic()
+    try:
+        Worker(prepared, run, context, run.id).work()
+    finally:
+        run.shown["progress"] = progress_of(context)
+    context.summary.seconds = time.monotonic() - began
+    prepared.remember_costs(context)
+    context.patiently(lambda: appearance.tidy(prepared.root, *writes(job)))
+    context.patiently(lambda: prepared.record(context.summary))
+    return context.summary
 
 
 def _on_frames(job: Job, videos: Videos) -> Job:

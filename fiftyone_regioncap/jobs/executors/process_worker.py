@@ -25,7 +25,7 @@ from fiftyone_regioncap.core.errors import (
 )
 from fiftyone_regioncap.dataset import locks
 from fiftyone_regioncap.jobs.base import Job
-from fiftyone_regioncap.jobs.board import Run
+from fiftyone_regioncap.jobs.board import CancelFlags, Run
 from fiftyone_regioncap.jobs.executors.driving import (
     FAILED,
     FATAL,
@@ -33,7 +33,6 @@ from fiftyone_regioncap.jobs.executors.driving import (
     Assignment,
 )
 from fiftyone_regioncap.jobs.executors.working import (
-    CancelFlags,
     Prepared,
     Worker,
     longest_first,

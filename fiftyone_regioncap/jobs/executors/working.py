@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,17 +46,6 @@ PAUSE = 0.5
 """Seconds between looks at samples that another process works on."""
 
 _BLOCK = 64
-
-
-class CancelFlags:
-    """Flags of which any one stops a job."""
-
-    def __init__(self, *flags: threading.Event | None) -> None:
-        self._flags = [flag for flag in flags if flag is not None]
-
-    def is_set(self) -> bool:
-        """Returns whether any flag is set."""
-        return any(flag.is_set() for flag in self._flags)
 
 
 def writes(job: Job) -> tuple[str, ...]:
@@ -264,6 +252,7 @@ class Worker:
         Raises:
             Canceled: When the job was canceled.
         """
+        assert self.run.dataset_id is not None
         self._leases = Leases(
             self.run.dataset_id,
             self.run.fields,

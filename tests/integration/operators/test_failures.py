@@ -10,11 +10,11 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import pytest
 from fiftyone.operators.executor import ExecutionContext, Executor
-from fiftyone.operators.store import ExecutionStore
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.jobs import board
 from fiftyone_regioncap.operations import OPERATIONS, Operation
 from tests.support import ROOT
 
@@ -130,12 +130,15 @@ def test_what_is_wrong_is_said(
     assert says in text and "not expected" not in text, text
 
 
-def test_failed_jobs_are_listed_with_their_error(dataset: fo.Dataset) -> None:
-    shown("export_captions", dataset, format="coco", path="here")
+def test_failed_jobs_are_listed_with_their_error(
+    dataset: fo.Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "there.txt").write_text("of somebody else")
+    shown("export_captions", dataset, format="coco", path=str(tmp_path))
     shown("propagate_masks", dataset, propagator="flow", overwrite=True)
-    store = ExecutionStore.create("regioncap_jobs", dataset._doc.id)
-    records = [store.get(key) for key in store.list_keys()]
-    newest, older = sorted(records, key=lambda record: -record["began"])[:2]
-    assert older["state"] == "failed" and "whole path" in older["message"]
-    assert newest["state"] == "done" and newest["failed"] == [dataset.last().id]
-    assert "gone" in newest["message"] and "gone.mp4" in newest["errors"][0]
+    newest, older = board.jobs(2, dataset._doc.id)
+    assert older["name"] == "export" and older["state"] == "failed"
+    assert "exists" in older["error"]
+    assert newest["name"] == "propagate" and newest["state"] == "done"
+    assert newest["failed"] == [dataset.last().id] and newest["fraction"] == 1
+    assert "gone" in newest["summary"] and "gone.mp4" in newest["errors"][0]
