@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -49,6 +50,8 @@ def cancel(job: str) -> None:
 
 def line_of(job: dict[str, Any]) -> str:
     """Returns a job in a line or more: a line for each of its workers."""
+    from fiftyone_regioncap.jobs import board
+
     place = job["dataset"] or "no dataset"
     head = (
         f"{job['id']}  {job['state']:9}  {job['began_at']:%Y-%m-%d %H:%M:%S}  "
@@ -56,27 +59,36 @@ def line_of(job: dict[str, Any]) -> str:
     )
     if "fraction" in job:
         head += f", {job['fraction']:.0%}"
-    board = job.get("board") or {}
-    parts = {name: one.get("progress") or {} for name, one in board.items()}
-    lines = [head, *(f"    {name}: {_counts(part)}" for name, part in parts.items())]
-    if "progress" in job:
-        lines.append(f"    {_counts(job['progress'])}")
+    lines = [f"    {k}: {_counts(v)}" for k, v in board.progress_of(job).items()]
     if "error" in job:
         lines.append(f"    {job['error']}")
-    return "\n".join(lines)
+    return "\n".join([head, *lines])
 
 
-def _counts(progress: dict[str, Any]) -> str:
-    shown = {
-        "frames": "frames_seen",
-        "captions": "captions_seen",
-        "failed": "failed",
-        "frames/s": "frame_rate",
-        "captions/s": "caption_rate",
-    }
-    counts = [
+_COUNTS = {
+    "frames": "frames_seen",
+    "captions": "captions_seen",
+    "failed": "failed",
+    "frames/s": "frame_rate",
+    "captions/s": "caption_rate",
+}
+
+
+def _counts(progress: Mapping[str, Any]) -> str:
+    """Returns what a worker has done, how fast, and what waits in it."""
+    parts = [
         f"{progress[key]:g} {name}"
-        for name, key in shown.items()
+        for name, key in _COUNTS.items()
         if progress.get(key) is not None
     ]
-    return ", ".join(counts) or "starting"
+    if progress.get("best_token_rate"):
+        rate, best = progress["token_rate"], progress["best_token_rate"]
+        parts.append(f"{rate:g} tokens/s (at best {best:g})")
+    for stage, one in (progress.get("by_stage") or {}).items():
+        if one["samples"] and one["seconds"]:
+            rate = one["samples"] / one["seconds"]
+            parts.append(f"{stage} {rate:.2g} samples/s")
+    for stage, queue in (progress.get("queues") or {}).items():
+        size = queue["bytes"] / (1 << 20)
+        parts.append(f"{queue['items']} clips ({size:.0f} MB) wait to {stage}")
+    return ", ".join(parts) or "starting"

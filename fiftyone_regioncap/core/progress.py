@@ -152,6 +152,17 @@ class ProgressReporter:
             "fraction": event.fraction,
         }
 
+    def by_stage(self) -> dict[str, dict[str, float]]:
+        """Returns how many samples have left each stage, and the seconds spent in it.
+
+        Stages may overlap; each second counts for the one that advanced then.
+        """
+        with self._lock:
+            return {
+                stage: {"samples": number, "seconds": round(self._spent[stage], 3)}
+                for stage, number in self._finished.items()
+            }
+
     def say(self, message: str) -> None:
         """Reports what the job waits for, in one line for people."""
         with self._lock:

@@ -34,6 +34,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from fiftyone_regioncap.core.errors import Fenced
 from fiftyone_regioncap.dataset import locks
+from fiftyone_regioncap.dataset.locks import ServerState
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class Leases:
     _changing: threading.RLock = field(default_factory=threading.RLock)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
-    _clock: tuple[float, datetime] | None = None
+    _clock: tuple[float, ServerState] | None = None
 
     def __enter__(self) -> Leases:
         self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
@@ -200,7 +201,7 @@ class Leases:
         Returns:
             None when they were claimed; else the lease that another one holds.
         """
-        now = self._now()
+        now = self.server.time
         until = now + timedelta(seconds=SECONDS * (1 - MARGIN))
         token = int(now.timestamp() * 1000)
         names = sorted(self.fields)
@@ -216,14 +217,15 @@ class Leases:
                 _held[sample_id, name] = lease
         return None
 
-    def _now(self) -> datetime:
-        """Returns the server's time, at most a second old.
+    @property
+    def server(self) -> ServerState:
+        """State of the database's server, at most a second old.
 
-        An older one lets leases be claimed later and end earlier, never the reverse.
+        An older time lets leases be claimed later and end earlier, never the reverse.
         """
         here = time.monotonic()
         if self._clock is None or here - self._clock[0] > 1:
-            self._clock = here, locks.server_time()
+            self._clock = here, ServerState.now()
         return self._clock[1]
 
     def any_free(self, sample_ids: Iterable[str]) -> bool:

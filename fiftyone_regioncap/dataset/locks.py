@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
 import fiftyone.core.odm as foo
 import pymongo
+from bson import ObjectId
 from pymongo import WriteConcern
 from pymongo.collection import Collection
 from pymongo.errors import DuplicateKeyError, PyMongoError
@@ -45,9 +47,36 @@ def database_id() -> str:
     return found["value"]
 
 
+@dataclass(frozen=True)
+class ServerState:
+    """The database's server at one moment.
+
+    Attributes:
+        time: Its time; by the time it arrives, the server is past it.
+        process: What tells this run of the server from others: one that crashed and
+            was started again may have lost what it was written last.
+    """
+
+    time: datetime
+    process: ObjectId | None
+
+    @classmethod
+    def now(cls) -> ServerState:
+        """Asks the server."""
+        said = foo.get_db_conn().command("hello")
+        return cls(said["localTime"], said.get("topologyVersion", {}).get("processId"))
+
+
 def server_time() -> datetime:
     """Returns the server's time; by the time it arrives, the server is past it."""
-    return foo.get_db_conn().command("hello")["localTime"]
+    return ServerState.now().time
+
+
+def sync() -> None:
+    """Waits until all that this process wrote outlasts a crash of the server."""
+    collection("database").update_one(
+        {"_id": "journal"}, {"$currentDate": {"written_at": True}}, upsert=True
+    )
 
 
 def database_answers(seconds: float = 2.0) -> bool:

@@ -35,7 +35,7 @@ from pymongo.errors import (
 from fiftyone_regioncap.core.errors import Fenced, FieldError
 from fiftyone_regioncap.core.field_names import FRAMES_PREFIX
 from fiftyone_regioncap.dataset.leases import Lease, lease_of
-from fiftyone_regioncap.dataset.locks import collection, server_time
+from fiftyone_regioncap.dataset.locks import server_time
 from fiftyone_regioncap.dataset.types import FieldTypes
 
 Document: TypeAlias = dict[str, Any]
@@ -422,12 +422,6 @@ class Store:
                 reload_sample(self.dataset, self.sample_id)
                 self.reload_frames()
             raise
-
-    def sync(self) -> None:
-        """Waits until all that was written so far is in the database's journal."""
-        collection("database").update_one(
-            {"_id": "journal"}, {"$set": {"written_at": now()}}, upsert=True
-        )
 
     def recheck(self, field: str) -> None:
         """Makes sure that a field and the sample are still there before a write.

@@ -16,6 +16,7 @@ from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError
 
 from fiftyone_regioncap.core.errors import FieldError, VideoError
 from fiftyone_regioncap.core.types import FrameMasks, Mask, Track, crop_mask, paste_mask
+from fiftyone_regioncap.dataset import locks
 from fiftyone_regioncap.dataset.fields import (
     frames_field,
     require_output,
@@ -242,7 +243,7 @@ class TrackWriter:
         """
         self._flush()
         if durable:
-            self._store.sync()
+            locks.sync()
 
     def _flush(self) -> None:
         if not self._pending:

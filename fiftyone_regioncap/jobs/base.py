@@ -8,7 +8,9 @@ one is propagated, and batches reach across samples.
 
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +26,7 @@ from bson import ObjectId, json_util
 from pymongo.errors import ConnectionFailure, CursorNotFound
 
 from fiftyone_regioncap.core.errors import (
+    BackendError,
     Canceled,
     FatalError,
     Fenced,
@@ -49,6 +52,7 @@ from fiftyone_regioncap.dataset.targets import (
 )
 from fiftyone_regioncap.jobs.summary import Failure, Report
 from fiftyone_regioncap.models.registry import ModelRegistry, ModelSpec
+from fiftyone_regioncap.video.prefetch import QueueGauge
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +64,9 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 DATABASE_GONE = (ConnectionFailure, CursorNotFound)
 """Errors of a database that is away, or was; the same call may work later."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Numbers of errors of a machine whose disk is full or can't be written."""
 
 _ROOM = 1 << 20  # characters of a view that a run's record still holds
 
@@ -160,6 +167,10 @@ class RunContext:
         on_end: Called with the id of a sample that goes through no further stage, and
             the reason if it failed.
         on_lost: Called with the id of a sample that another process has taken over.
+        shared: Whether workers on other machines do the same job, and can do what
+            fails on this machine for want of room.
+        tokens: Number of tokens that captioners wrote.
+        queues: What waits in front of stages, by their names.
     """
 
     summary: Report
@@ -168,6 +179,9 @@ class RunContext:
     began: float = field(default_factory=time.monotonic)
     on_end: Callable[[str, str | None], None] = lambda *_: None
     on_lost: Callable[[str], None] = lambda _: None
+    shared: bool = False
+    tokens: int = 0
+    queues: dict[StageName, QueueGauge] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -193,6 +207,7 @@ class RunContext:
         """Counts a caption."""
         self.count(captions=1, caption_errors=int(caption.error is not None))
         self.reporter.add(captions=1)
+        self.tokens += caption.tokens
 
     def passed_over(self, stage: StageName) -> None:
         """Counts a sample that is complete already in a stage."""
@@ -228,8 +243,16 @@ class RunContext:
             item: The sample.
             output: Field whose status says so; None for a stage without one.
             error: The failure.
+
+        Raises:
+            BackendError: When this machine has no room, and others may have.
         """
         target, sample = item
+        if self.shared and isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise BackendError(
+                f"{socket.gethostname()}: {error}; free some space there; other "
+                "workers do its samples"
+            ) from error
         if isinstance(error, Fenced):
             logger.warning("%s: %s", sample.filepath, error)
             self.on_lost(target.sample_id)

@@ -56,12 +56,14 @@ class Outcome:
         error: Reason of a failure.
         deaths: Number of workers that died on it.
         run: Id of the run that has done it or failed on it.
+        passed: Stage that it has passed, where other workers do the next ones.
     """
 
     state: Literal["done", "failed"] | None = None
     error: str | None = None
     deaths: int = 0
     run: str | None = None
+    passed: str | None = None
 
 
 class CancelFlags:
@@ -124,6 +126,8 @@ class Run:
             FieldError: When a job with other options is writing one of the fields.
         """
         jobs = locks.collection("jobs", durable=bool(writes))
+        if writes:
+            _outcomes().create_index([("group", 1), ("state", 1), ("passed", 1)])
         run = uuid4().hex[:12]
         group = run
         lock = locks.locked(f"jobs of {dataset_id}") if writes else nullcontext()
@@ -263,18 +267,56 @@ class Run:
     def settle(self, sample_id: str, error: str | None = None) -> None:
         """Records that a sample is done, or has failed."""
         state = "done" if error is None else "failed"
-        values = {"group": self.group, "sample_id": sample_id, "run": self.id}
-        _outcomes().update_one(
-            {"_id": f"{self.group}/{sample_id}"},
-            {"$set": {**values, "state": state, "error": error}},
-            upsert=True,
-        )
+        self._record(sample_id, run=self.id, state=state, error=error)
 
-    def died(self, owner: str) -> list[str]:
+    def hand_on(self, sample_id: str, stage: str) -> None:
+        """Records that a sample has passed a stage; other workers do the next ones."""
+        self._record(sample_id, passed=stage)
+
+    def handed_on(
+        self, stage: str, after: str = "", number: int = 256
+    ) -> dict[str, Outcome]:
+        """Returns samples that have passed a stage and are not done.
+
+        Args:
+            stage: Name of the stage.
+            after: Id of a sample; only greater ones are returned, in order.
+            number: Greatest number of samples.
+        """
+        query = {
+            "group": self.group,
+            "state": None,
+            "passed": stage,
+            "sample_id": {"$gt": after},
+        }
+        found = _outcomes().find(query).sort("sample_id", 1).limit(number)
+        return dict(map(_outcome, found))
+
+    def reopen(self, sample_ids: Iterable[str], passed: str | None = None) -> None:
+        """Takes back that samples are done.
+
+        Args:
+            sample_ids: Ids of the samples.
+            passed: Stage that they are to have passed; None for none.
+        """
+        for sample_id in sample_ids:
+            self._record(sample_id, state=None, passed=passed)
+
+    def _record(self, sample_id: str, *, deaths: int = 0, **values: Any) -> None:
+        known = {"group": self.group, "sample_id": sample_id}
+        change: dict[str, Any] = {"$set": {**known, **values}}
+        if deaths:
+            change["$inc"] = {"deaths": deaths}
+        unit = f"{self.group}/{sample_id}"
+        _outcomes().update_one({"_id": unit}, change, upsert=True)
+
+    def died(self, owner: str, at_work_on: Sequence[str] = ()) -> list[str]:
         """Records that a worker died, and releases what it was at work on.
 
         Args:
             owner: The worker's owner of leases.
+            at_work_on: Ids of samples that it was at work on as far as it told; others
+                may have taken them over since.
 
         Returns:
             Ids of the samples.
@@ -283,15 +325,10 @@ class Run:
         found = {
             lease["_id"].rpartition("/")[2] for lease in held.find({"owner": owner})
         }
+        known = self.outcomes(at_work_on)
+        found |= {i for i in at_work_on if known.get(i, Outcome()).state is None}
         for sample_id in found:
-            _outcomes().update_one(
-                {"_id": f"{self.group}/{sample_id}"},
-                {
-                    "$inc": {"deaths": 1},
-                    "$set": {"group": self.group, "sample_id": sample_id},
-                },
-                upsert=True,
-            )
+            self._record(sample_id, deaths=1)
         held.delete_many({"owner": owner})
         return sorted(found)
 
@@ -338,6 +375,15 @@ def jobs(limit: int = 50, dataset_id: ObjectId | None = None) -> list[dict[str, 
         shown = {key: value for key, value in job.items() if key not in hidden}
         found.append({"id": job["_id"], **shown})
     return found
+
+
+def progress_of(job: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the progress of each worker of one of :func:`jobs`, by its name."""
+    found = {
+        name: one.get("progress") or {}
+        for name, one in (job.get("board") or {}).items()
+    }
+    return {**found, "local": job["progress"]} if "progress" in job else found
 
 
 def cancel(run: str) -> bool:

@@ -17,7 +17,7 @@ from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.jobs.base import DATABASE_GONE, BaseStage, Item, RunContext
-from fiftyone_regioncap.video.prefetch import prefetch
+from fiftyone_regioncap.video.prefetch import QueueGauge, prefetch
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -26,6 +26,9 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 RESULTS_PER_WRITE = 64
 """Results are written to the database in chunks of this size, per sample."""
+
+WAITING_BYTES = 512 << 20
+"""Size of the clips that wait for a model at most; frames of 1080p take 8 MB each."""
 
 OnText: TypeAlias = Callable[[str], None]
 
@@ -180,7 +183,13 @@ def each_clip(
         if entry.work and entry.work.total == 1 and context.summary.samples == 1:
             context.reporter.update_text(stage, name_of(entry.item[1]), text)
 
-    ahead = prefetch(clips(), depth=depth)
+    ahead = prefetch(
+        clips(),
+        depth,
+        size=_bytes_of,
+        max_bytes=WAITING_BYTES,
+        gauge=context.queues.setdefault(stage, QueueGauge()),
+    )
     results = infer(ahead, on_text)
     # The results first: a model may be reading clips in a thread of its own.
     with closing(ahead), closing(results):
@@ -197,6 +206,10 @@ def each_clip(
             context.reporter.update(stage, name, entry.number, entry.work.total)
     while pending:
         yield from end(pending.popleft())
+
+
+def _bytes_of(clip: RegionClip) -> int:
+    return sum(array.nbytes for array in (*clip.frames, *clip.masks))
 
 
 def _clips(

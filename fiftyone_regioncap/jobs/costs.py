@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
+from fiftyone_regioncap.dataset.targets import Targets
 from fiftyone_regioncap.system import assets
+
+T = TypeVar("T", bound=str)
 
 _FIRST_GUESSES = {"propagate": 0.2, "caption": 3.0}
 """Seconds a frame and seconds a caption, where nothing was measured yet."""
@@ -33,6 +38,23 @@ def expected_cost(stage: str, model: str) -> float:
     """Returns :func:`measured_cost`, or a guess where nothing was measured."""
     measured = measured_cost(stage, model)
     return _FIRST_GUESSES.get(stage, 1.0) if measured is None else measured
+
+
+def expected_costs(targets: Targets, models: Mapping[T, str]) -> dict[T, float]:
+    """Returns the seconds that a sample is expected to take in each stage.
+
+    Args:
+        targets: The samples.
+        models: Names of the stages' models, by the stages' names.
+    """
+    frames = 1.0
+    if "propagate" in models:
+        view = targets.dataset.select([target.sample_id for target in targets])
+        frames = view.mean("metadata.total_frame_count") or 100.0
+    return {
+        stage: expected_cost(stage, model) * (frames if stage == "propagate" else 1.0)
+        for stage, model in models.items()
+    }
 
 
 def remember_cost(stage: str, model: str, seconds: float) -> None:

@@ -38,6 +38,22 @@ class ExecutionOptions(Options):
         minimum=1,
         advanced=True,
     )
+    captioners: int | Literal["auto"] | None = option(
+        None,
+        "Number of the workers that only caption, while the others do the stages "
+        "before; auto sizes it by what both were measured to take; empty for workers "
+        "that do all stages.",
+        minimum=1,
+        advanced=True,
+    )
+    metrics_port: int | None = option(
+        None,
+        "Port of this machine, open to itself alone, at which Prometheus reads the "
+        "progress of all running jobs; empty for none.",
+        minimum=1,
+        maximum=65535,
+        advanced=True,
+    )
     address: str | None = option(
         None,
         "Address of a Ray cluster; empty for that of RAY_ADDRESS, else one on this "
@@ -54,10 +70,12 @@ class ExecutionOptions(Options):
         super().__post_init__()
         if self.address is not None and self.executor != "ray":
             raise OptionError(f"address={self.address!r}: give executor=ray with it")
-        if self.workers is not None and self.executor in ("auto", "local"):
-            raise OptionError(
-                f"workers={self.workers}: give executor=processes or executor=ray"
-            )
+        for name in ("workers", "captioners"):
+            value = getattr(self, name)
+            if value is not None and self.executor in ("auto", "local"):
+                raise OptionError(
+                    f"{name}={value}: give executor=processes or executor=ray"
+                )
 
 
 @dataclass(frozen=True)

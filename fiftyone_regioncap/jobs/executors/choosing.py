@@ -14,6 +14,7 @@ from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.jobs.base import Executor, Job, StageSpec
 from fiftyone_regioncap.jobs.executors.local import LocalExecutor
 from fiftyone_regioncap.jobs.executors.processes import ProcessExecutor, has_gpus
+from fiftyone_regioncap.jobs.metrics import served
 from fiftyone_regioncap.jobs.options import ExecutionOptions
 from fiftyone_regioncap.models.registry import ModelSpec
 
@@ -59,7 +60,8 @@ def run_stages(
     chosen_here = execution or ExecutionOptions()
     assert isinstance(chosen_here, ExecutionOptions)
     executor = _executor(chosen_here, job, loaded, samples)
-    return executor.run(job, listener=listener, cancel=cancel)
+    with served(chosen_here.metrics_port):
+        return executor.run(job, listener=listener, cancel=cancel)
 
 
 def _executor(
@@ -90,7 +92,7 @@ def _executor(
             f"{next(iter(loaded))} by its name"
         )
     if name == "processes":
-        return ProcessExecutor(options.workers)
+        return ProcessExecutor(options.workers, options.captioners)
     from fiftyone_regioncap.jobs.executors.on_ray import RayExecutor
 
-    return RayExecutor(options.workers, options.address)
+    return RayExecutor(options.workers, options.captioners, options.address)

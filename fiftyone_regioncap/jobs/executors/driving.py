@@ -14,24 +14,34 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
 from fiftyone_regioncap.core.errors import (
     BackendError,
     Canceled,
     FatalError,
+    OptionError,
     RegionCapError,
 )
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
-from fiftyone_regioncap.dataset import appearance, locks, runs, status
+from fiftyone_regioncap.dataset import appearance, leases, locks, runs, status
 from fiftyone_regioncap.dataset.targets import Targets
+from fiftyone_regioncap.jobs import costs
 from fiftyone_regioncap.jobs.base import DATABASE_GONE, STAGES, Job
 from fiftyone_regioncap.jobs.board import DEATHS_FAILED, Run
-from fiftyone_regioncap.jobs.executors.working import job_signature, writes
+from fiftyone_regioncap.jobs.executors.working import (
+    WHOLE,
+    Part,
+    job_signature,
+    writes,
+)
 from fiftyone_regioncap.jobs.summary import Failure, Report, Summary
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PROBED = 8
 
@@ -40,6 +50,9 @@ POLL = 0.2
 
 PATIENCE = 30.0
 """Seconds that workers have to stop after the job was canceled."""
+
+SILENT_LEASES = 4
+"""Times that a lease lasts after which a worker that says nothing is ended."""
 
 QUICK_DEATHS = 5
 """Deaths in a row, with no sample at hand, after which a worker is not replaced."""
@@ -63,6 +76,7 @@ class Assignment:
         name: Name of the worker on the board.
         database: Identity of the database, so that no other one is taken for it.
         paths: Some media that the driver sees.
+        part: Stages that it does; see :class:`Part`.
     """
 
     job: Mapping[str, Any]
@@ -75,6 +89,7 @@ class Assignment:
     name: str
     database: str
     paths: Sequence[str] = ()
+    part: Part = WHOLE
 
     def to_json(self) -> str:
         """Returns it as a line of text."""
@@ -83,7 +98,9 @@ class Assignment:
     @classmethod
     def from_json(cls, text: str) -> Assignment:
         """Returns the inverse of :meth:`to_json`."""
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        part = values.pop("part")
+        return cls(**values, part=Part(**{**part, "stages": tuple(part["stages"])}))
 
 
 class WorkerHandle(Protocol):
@@ -111,6 +128,9 @@ class _Slot:
     deaths: int = 0
     restart_at: float = 0.0
     finished: bool = False
+    part: Part = WHOLE
+    said: datetime | None = None
+    heard: float = 0.0
     errors: list[str] = field(default_factory=list)
 
 
@@ -125,6 +145,8 @@ class Driver:
         spawn: Starts a worker.
         listener: Called with progress events.
         cancel: Set by any thread to stop the job.
+        captioners: Number of the workers that only caption; ``"auto"`` for what
+            measured costs suggest; None for workers that do all stages.
     """
 
     job: Job
@@ -133,15 +155,21 @@ class Driver:
     spawn: Spawn
     listener: ProgressListener | None = None
     cancel: threading.Event | None = None
+    captioners: int | Literal["auto"] | None = None
 
     def run(self) -> Report:
-        """Runs the job to its end; see :meth:`Executor.run`."""
+        """Runs the job to its end; see :meth:`Executor.run`.
+
+        Raises:
+            OptionError: When there are captioners in a job that can't be split.
+        """
         began = time.monotonic()
         first: Any = STAGES[self.job.stages[0].stage]
         last: Any = STAGES[self.job.stages[-1].stage]
         samples = self.job.samples()
         self._root = samples._root_dataset
         self._targets: Targets = first.find(samples)
+        parts = self._parts()
         self._run = Run.begin(
             self.job.name,
             self.job.dataset,
@@ -157,12 +185,13 @@ class Driver:
         self._paths = [path for path in paths if os.path.exists(path)]
         self._failures: list[Failure] = []
         self._fraction, self._began = 0.0, began
-        slots = [_Slot(number) for number in range(self.workers)]
+        self._shown: Mapping[str, Any] = {}
+        slots = [_Slot(number, part=part) for number, part in enumerate(parts)]
         with self._run.watched(self.listener, self.cancel) as (listen, flags):
             self._listen, self._flags = listen, flags
             try:
                 self._watch(slots)
-                self._failures += self._untold()
+                self._failures += self._patiently(self._untold)
             finally:
                 for slot in slots:
                     if slot.handle is not None and slot.handle.ended() is None:
@@ -170,12 +199,55 @@ class Driver:
                 with contextlib.suppress(Exception):  # the job's own error counts
                     owners = {"owner": {"$in": [slot.owner for slot in slots]}}
                     locks.collection("leases").delete_many(owners)
-            summary = self._summary(last.summary)
+            summary = self._patiently(lambda: self._summary(last.summary))
             summary.seconds = time.monotonic() - began
-            appearance.tidy(self._root, *writes(self.job))
-            self._record(summary)
+            summary.run = runs.run_key(self.job.name)
+            self._patiently(lambda: appearance.tidy(self._root, *writes(self.job)))
+            self._patiently(lambda: self._record(summary))
             self._run.outcome = summary
         return summary
+
+    def _parts(self) -> list[Part]:
+        """Returns what each worker does."""
+        if self.captioners is None:
+            return [WHOLE] * self.workers
+        parts = Part.apart(self.job)
+        if parts is None:
+            raise OptionError(
+                f"captioners={self.captioners}: the job has no stages before "
+                "captioning; give workers alone"
+            )
+        before, last = parts
+        number = self.captioners
+        if number == "auto":
+            number = self._balanced()
+        elif number >= self.workers:
+            raise OptionError(
+                f"captioners={number}: leave at least one of {self.workers} workers "
+                "for the stages before"
+            )
+        if not number:
+            return [WHOLE] * self.workers
+        return [before] * (self.workers - number) + [last] * number
+
+    def _balanced(self) -> int:
+        """Returns how many workers keep up with the others, by what was measured.
+
+        It is 0, so that each does all stages, where that is unknown, or the share of
+        captioning is too small for a worker of its own. Workers that run out of videos
+        to propagate caption too, so that it may be rounded down.
+        """
+        models = {
+            spec.stage: next(iter(spec.models.values())).name
+            for spec in self.job.stages
+            if spec.models
+        }
+        known = [costs.measured_cost(*item) for item in models.items()]
+        if None in known or "caption" not in models:
+            return 0
+        taken = costs.expected_costs(self._targets, models)
+        share = taken["caption"] / sum(taken.values())
+        return min(int(self.workers * share), self.workers - 1)
 
     def _watch(self, slots: Sequence[_Slot]) -> None:
         """Keeps workers alive until none has anything left to do."""
@@ -184,17 +256,20 @@ class Driver:
             try:
                 if time.monotonic() - beat > 1:
                     beat = time.monotonic()
+                    self._shown = self._board()["board"]
                     self._report(slots)
                 for slot in slots:
                     self._look_after(slot)
             except DATABASE_GONE as error:
                 logger.warning("the database does not answer: %s", error)
+                for slot in slots:  # what they said meanwhile could not be heard
+                    slot.heard = time.monotonic()
             if self._flags.is_set():
                 self._stop(slots)
             time.sleep(POLL)
-        gave_up = [slot for slot in slots if slot.errors]
-        if len(gave_up) == len(slots):
-            raise BackendError("no worker can run: " + gave_up[0].errors[-1])
+        self._gave_up = [error for slot in slots for error in slot.errors[-1:]]
+        if len(self._gave_up) == len(slots):
+            raise BackendError("no worker can run: " + self._gave_up[0])
 
     def _look_after(self, slot: _Slot) -> None:
         """Starts or replaces the worker of a slot."""
@@ -207,6 +282,11 @@ class Driver:
             return
         code = slot.handle.ended()
         if code is None:
+            self._require_word(slot)
+            return
+        parts = Part.apart(self.job)
+        if code == 0 and slot.part.hands_on and parts:  # nothing is left of it
+            slot.part, slot.handle = parts[1], None
             return
         if code == 0 or (code == STOPPED and self._flags.is_set()):
             slot.finished = True
@@ -225,10 +305,29 @@ class Driver:
             return
         self._died(slot, code)
 
+    def _require_word(self, slot: _Slot) -> None:
+        """Ends a worker that says nothing for long while it is at work.
+
+        It hangs in native code that lets no other thread run, was stopped, or its
+        machine is gone. Others have taken over its samples by now.
+        """
+        shown = self._shown.get(slot.name, {}).get("progress") or {}
+        said, now = shown.get("beat_at"), time.monotonic()
+        if said is None or said != slot.said:
+            slot.said, slot.heard = said, now
+        elif now - slot.heard > SILENT_LEASES * leases.SECONDS:
+            assert slot.handle is not None
+            slot.handle.end()
+            silent = f"no sign of life for {now - slot.heard:.0f} s"
+            self._replace(slot, silent, shown.get("at_work_on") or ())
+
     def _died(self, slot: _Slot, code: int) -> None:
         """Notes what a worker died on, and has it replaced."""
-        samples = self._run.died(slot.owner)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        self._replace(slot, how)
+
+    def _replace(self, slot: _Slot, how: str, at_work_on: Sequence[str] = ()) -> None:
+        samples = self._run.died(slot.owner, at_work_on)
         logger.warning("worker %d died (%s) with %s", slot.number, how, samples)
         for sample_id, outcome in self._run.outcomes(samples).items():
             if outcome.deaths >= DEATHS_FAILED and outcome.state is None:
@@ -242,6 +341,17 @@ class Driver:
         if slot.deaths >= QUICK_DEATHS:
             slot.finished = True
             slot.errors.append(f"it died {slot.deaths} times in a row ({how})")
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Does something, and again when a database that was away is back."""
+        while True:
+            try:
+                return action()
+            except DATABASE_GONE as error:
+                logger.warning("the database does not answer: %s", error)
+                while not locks.database_answers():
+                    if self._flags.is_set():
+                        raise
 
     def _untold(self) -> list[Failure]:
         """Returns the failures of this run, also those of workers that died since."""
@@ -285,12 +395,13 @@ class Driver:
             run.id,
             run.group,
             str(run.dataset_id),
-            run.fields,
+            writes(slot.part.of(self.job)),
             run.signature,
             slot.owner,
             slot.name,
             locks.database_id(),
             self._paths,
+            slot.part,
         )
 
     def _board(self) -> dict[str, Any]:
@@ -299,7 +410,7 @@ class Driver:
 
     def _report(self, slots: Sequence[_Slot]) -> None:
         """Tells the listener how far all workers are."""
-        known = [item.get("progress", {}) for item in self._board()["board"].values()]
+        known = [item.get("progress", {}) for item in self._shown.values()]
         total = len(self._targets)
         done = self._run.settled()
         fraction = done / total if total else 1.0
@@ -338,6 +449,7 @@ class Driver:
                 lines = getattr(summary, name)
                 lines += [line for line in report.get(name, ()) if line not in lines]
             summary.failures += [Failure(**one) for one in report.get("failures", ())]
+        summary.notes += [f"a worker gave up: {error}" for error in self._gave_up]
         # A worker's own word on a failure names the stage.
         own = {one.sample_id for one in summary.failures[len(self._failures) :]}
         summary.failures = [
@@ -348,7 +460,7 @@ class Driver:
         return summary
 
     def _record(self, summary: Report) -> None:
-        summary.run = runs.run_key(self.job.name)
+        assert summary.run is not None
         config = {"job": self.job.record(), "executor": self.executor}
         results = {"summary": summary.to_dict()}
         runs.record_run(self._root, summary.run, config, results)

@@ -20,7 +20,6 @@ from fiftyone_regioncap.jobs.executors.working import (
     Prepared,
     Worker,
     job_signature,
-    progress_of,
     writes,
 )
 from fiftyone_regioncap.jobs.summary import Report
@@ -82,10 +81,11 @@ def _work(
     run.shown["samples"] = len(prepared.targets)
     context = prepared.context(listen, flags)
     began = time.monotonic()
+    worker = Worker(prepared, run, context, run.id)
     try:
-        Worker(prepared, run, context, run.id).work()
+        worker.work()
     finally:
-        run.shown["progress"] = progress_of(context)
+        run.shown["progress"] = worker.meter.read()
     context.summary.seconds = time.monotonic() - began
     prepared.remember_costs(context)
     context.patiently(lambda: appearance.tidy(prepared.root, *writes(job)))

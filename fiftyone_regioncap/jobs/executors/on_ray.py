@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import fiftyone as fo
@@ -73,11 +73,13 @@ class RayExecutor:
 
     Attributes:
         workers: Number of actors; None for one a GPU, and 2 without GPUs.
+        captioners: Number of these that only caption; see :class:`Driver`.
         address: Address of the cluster; None for that of ``RAY_ADDRESS``, else one that
             is started here and ended afterwards.
     """
 
     workers: int | None = None
+    captioners: int | Literal["auto"] | None = None
     address: str | None = None
 
     def run(
@@ -111,7 +113,9 @@ class RayExecutor:
             def spawn(slot: int, assignment: Assignment) -> _Actor:
                 return _Actor(actor.remote(), assignment)
 
-            return Driver(job, "ray", workers, spawn, listener, cancel).run()
+            return Driver(
+                job, "ray", workers, spawn, listener, cancel, self.captioners
+            ).run()
 
 
 @contextmanager
@@ -134,6 +138,11 @@ def connected(address: str | None) -> Iterator[Any]:
             here = {"include_dashboard": False} if address is None else {}
             ray.init(address, log_to_driver=False, **here)
         except (OSError, RuntimeError, ValueError) as error:
+            if "version mismatch" in str(error).lower():
+                raise BackendError(
+                    f"the Ray cluster at {address} can't be used from here: {error}; "
+                    "install the same versions of Ray and Python on all machines"
+                ) from error
             raise BackendError(
                 f"no Ray cluster at {address}: {error}; start one with `ray start "
                 "--head` and the same versions of Ray and Python, or leave the address "

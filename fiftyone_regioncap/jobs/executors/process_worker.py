@@ -84,23 +84,34 @@ def _work(assignment: Assignment, cancel: threading.Event | None) -> None:
             f"{socket.gethostname()} does not see {hidden[0]}; mount the folder of the "
             "media at the same place on all machines"
         )
-    prepared = longest_first(Prepared.of(Job.from_dict(assignment.job)))
+    job = Job.from_dict(assignment.job)
+    prepared = longest_first(Prepared.of(job, part=assignment.part))
     moved = [time.monotonic()]
 
     def listen(_: Any) -> None:
         moved[0] = time.monotonic()
 
     context = prepared.context(listen, CancelFlags(cancel, run.canceled))
+    context.shared = True
     place = f"board.{assignment.name}"
-    worker = Worker(prepared, run, context, assignment.owner, f"{place}.progress")
+    worker = Worker(
+        prepared,
+        run,
+        context,
+        assignment.owner,
+        f"{place}.progress",
+        assignment.part,
+    )
     threading.Thread(
         target=_end_when_stalled, args=(worker, moved), daemon=True
     ).start()
     try:
         worker.work()
+        prepared.remember_costs(context)
     finally:
         with contextlib.suppress(Exception):  # the job's own error is what counts
-            _tell(assignment, {"report": context.summary.to_dict()})
+            last = {"progress": worker.meter.read()}
+            _tell(assignment, {"report": context.summary.to_dict(), **last})
 
 
 def _tell(assignment: Assignment, values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import fiftyone as fo
 
@@ -96,9 +97,11 @@ class ProcessExecutor:
 
     Attributes:
         workers: Number of processes; None for one a GPU, and 2 without GPUs.
+        captioners: Number of these that only caption; see :class:`Driver`.
     """
 
     workers: int | None = None
+    captioners: int | Literal["auto"] | None = None
 
     def run(
         self,
@@ -115,4 +118,6 @@ class ProcessExecutor:
             gpu = cards[slot % len(cards)] if cards else None
             return _Process(assignment, worker_environment(gpu, workers))
 
-        return Driver(job, "processes", workers, spawn, listener, cancel).run()
+        return Driver(
+            job, "processes", workers, spawn, listener, cancel, self.captioners
+        ).run()

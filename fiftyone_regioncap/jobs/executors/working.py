@@ -7,9 +7,11 @@ keep several alive.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -19,13 +21,15 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
+from bson import ObjectId
 from mongoengine.errors import FieldDoesNotExist
 
 from fiftyone_regioncap.core.errors import VideoError
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 from fiftyone_regioncap.core.progress import Stage as StageName
-from fiftyone_regioncap.dataset import runs
+from fiftyone_regioncap.dataset import locks, runs
 from fiftyone_regioncap.dataset.leases import Leases
+from fiftyone_regioncap.dataset.locks import ServerState
 from fiftyone_regioncap.dataset.metadata import correct_metadata
 from fiftyone_regioncap.dataset.store import refresh_schema
 from fiftyone_regioncap.dataset.targets import Sample, Target, Targets
@@ -40,12 +44,52 @@ from fiftyone_regioncap.jobs.base import (
 )
 from fiftyone_regioncap.jobs.board import DEATHS_ALONE, Outcome, Run
 from fiftyone_regioncap.jobs.checkpoints import signature
+from fiftyone_regioncap.jobs.executors.metering import Meter
 from fiftyone_regioncap.jobs.summary import Failure, Report, Summary
+
+logger = logging.getLogger(__name__)
 
 PAUSE = 0.5
 """Seconds between looks at samples that another process works on."""
 
 _BLOCK = 64
+
+_UNCONFIRMED = 256
+"""Samples that are done, after which it is looked whether they outlast a crash."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Stages of a job that one pool of workers does.
+
+    Attributes:
+        stages: Names of the stages; empty for all of them.
+        after: Stage that samples have passed elsewhere before; None for none.
+        hands_on: Whether other workers do the stages after the last one.
+    """
+
+    stages: tuple[str, ...] = ()
+    after: str | None = None
+    hands_on: bool = False
+
+    @classmethod
+    def apart(cls, job: Job) -> tuple[Part, Part] | None:
+        """Splits a job before the stage that captions; None where there is no other."""
+        names = tuple(spec.stage for spec in job.stages)
+        if len(names) < 2 or "captioner" not in STAGES[names[-1]].models:
+            return None
+        return cls(names[:-1], hands_on=True), cls(names[-1:], after=names[-2])
+
+    def of(self, job: Job) -> Job:
+        """Returns a job of these stages alone."""
+        if not self.stages:
+            return job
+        chosen = tuple(spec for spec in job.stages if spec.stage in self.stages)
+        return replace(job, stages=chosen)
+
+
+WHOLE = Part()
+"""All stages."""
 
 
 def writes(job: Job) -> tuple[str, ...]:
@@ -98,6 +142,7 @@ class Prepared:
         samples: foco.SampleCollection | None = None,
         loaded: Mapping[str, Any] | None = None,
         listener: ProgressListener | None = None,
+        part: Part = WHOLE,
     ) -> Prepared:
         """Loads the models of a job, and checks and declares its fields.
 
@@ -106,11 +151,18 @@ class Prepared:
             samples: Its samples, where the caller has them at hand.
             loaded: Loaded models by role, used instead of the specifications.
             listener: Called with progress events.
+            part: Stages to do, where other workers do the others.
         """
         samples = job.samples() if samples is None else samples
         refresh_schema(samples._root_dataset)
         reasons: list[str] = []
-        stages = list(_stages(job, loaded or {}, reasons, listener))
+        own = part.of(job)
+        for spec in job.stages[: job.stages.index(own.stages[0])]:
+            # Whoever comes first declares what a stage reads; no model is asked.
+            kind: Any = STAGES[spec.stage]
+            options = kind.options.from_mapping(spec.options)
+            kind(options, **dict.fromkeys(kind.models)).check(samples)
+        stages = list(_stages(own, loaded or {}, reasons, listener))
         targets = stages[0].targets(samples)
         for stage in stages:
             stage.check(samples)
@@ -123,7 +175,7 @@ class Prepared:
         names = [stage.name for stage in self.stages]
         if isinstance(summary, Summary):
             summary.stages = tuple(names)
-        expected = _expected_costs(self.targets, self._models)
+        expected = costs.expected_costs(self.targets, self._models)
         return RunContext.of(summary, names, listener, cancel, expected)
 
     @property
@@ -187,26 +239,15 @@ def longest_first(prepared: Prepared) -> Prepared:
     return replace(prepared, targets=replace(targets, items=items))
 
 
+def _state(known: Mapping[str, Outcome], sample_id: str) -> str | None:
+    return known.get(sample_id, Outcome()).state
+
+
 def _model_of(stage: Stage) -> str:
     """Returns the name of a stage's first model; empty when it has none."""
     record = stage.record().values()
     models = [one for one in record if isinstance(one, Mapping) and "name" in one]
     return models[0]["name"] if models else ""
-
-
-def _expected_costs(
-    targets: Targets, models: Mapping[StageName, str]
-) -> dict[StageName, float]:
-    """Returns the seconds that a sample is expected to take in each stage."""
-    frames = 1.0
-    if "propagate" in models:
-        view = targets.dataset.select([target.sample_id for target in targets])
-        frames = view.mean("metadata.total_frame_count") or 100.0
-    return {
-        stage: costs.expected_cost(stage, model)
-        * (frames if stage == "propagate" else 1.0)
-        for stage, model in models.items()
-    }
 
 
 def _remember_costs(context: RunContext, models: Mapping[StageName, str]) -> None:
@@ -229,6 +270,7 @@ class Worker:
         context: Context of the job in this process.
         owner: Owner of its leases, unique among all workers ever.
         progress: Name under which the board shows its progress.
+        part: Stages that it does, where other workers do the others.
     """
 
     prepared: Prepared
@@ -236,9 +278,16 @@ class Worker:
     context: RunContext
     owner: str
     progress: str = "progress"
+    part: Part = WHOLE
     _shared: int = 0
     _again: list[str] = field(default_factory=list)
+    _servers: dict[str, ObjectId | None] = field(default_factory=dict)
+    _unconfirmed: dict[str, ObjectId | None] = field(default_factory=dict)
     _leases: Leases = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begins to measure."""
+        self.meter = Meter(self.context)
 
     @property
     def holds_any(self) -> bool:
@@ -266,12 +315,11 @@ class Worker:
         left: list[Target] = list(targets.values())
         with self._leases:
             while left:
-                later, alone = self._pass(left)
-                for target in alone:  # with no other that could be blamed for a death
-                    later += self._pass([target], alone=True)[0]
-                later += [targets[sample_id] for sample_id in self._again]
-                self._again.clear()
-                left = later
+                if self.part.after is None:
+                    left = self._work_on(left, targets)
+                else:
+                    self._work_on(self._handed_on(targets), targets)
+                    left = self._unsettled(self.prepared.targets)
                 while left and not self._any_free(left):
                     self.context.reporter.check_canceled()
                     self.context.reporter.say(
@@ -285,15 +333,78 @@ class Worker:
                 "same job"
             )
 
+    def _work_on(
+        self, samples: Iterable[Target], targets: Mapping[str, Target]
+    ) -> list[Target]:
+        """Works on samples; returns those that are left.
+
+        Args:
+            samples: The samples.
+            targets: All samples of the job by id.
+        """
+        later, alone = self._pass(samples)
+        for target in alone:  # with no other that could be blamed for a death
+            later += self._pass([target], alone=True)[0]
+        self.context.patiently(self._confirm)
+        later += [targets[sample_id] for sample_id in self._again]
+        self._again.clear()
+        return later
+
+    def _confirm(self) -> None:
+        """Makes sure that a crash of the database took nothing from what is done.
+
+        A server that crashes loses what it was written in the last moments. What was
+        under way at that time goes through all stages once more, which pass over what
+        is complete.
+        """
+        done = dict(self._unconfirmed)
+        if not done:
+            return
+        locks.sync()
+        process = ServerState.now().process
+        lost = [sample_id for sample_id, then in done.items() if then != process]
+        if lost:
+            logger.warning("the database crashed; %d samples are checked", len(lost))
+            self.run.reopen(lost, passed=self.part.after)
+        self._again += lost
+        for sample_id in done:
+            self._unconfirmed.pop(sample_id, None)
+
+    def _handed_on(self, targets: Mapping[str, Target]) -> Iterator[Target]:
+        """Yields samples of which other workers have done the stages before."""
+        after = ""
+        while page := self._page(after):
+            after = max(page)
+            found = [targets[sample_id] for sample_id in page if sample_id in targets]
+            random.shuffle(found)  # else all workers ask for the same ones
+            yield from found
+
+    def _page(self, after: str = "") -> Mapping[str, Outcome]:
+        stage = self.part.after
+        assert stage is not None
+        return self.context.patiently(lambda: self.run.handed_on(stage, after))
+
+    def _unsettled(self, targets: Sequence[Target]) -> list[Target]:
+        """Returns samples that are neither done nor have failed."""
+        if self.context.patiently(self.run.settled) < len(targets):
+            return list(targets)
+        known = self._outcomes(targets)
+        return [one for one in targets if _state(known, one.sample_id) is None]
+
     def _any_free(self, targets: Sequence[Target]) -> bool:
         """Returns whether any sample can be claimed, or is done by now."""
+        if self.part.after is not None:
+            ready = list(self._page())
+            if not ready:
+                return not self._unsettled(targets)
+            return self.context.patiently(lambda: self._leases.any_free(ready))
         if any(outcome.state for outcome in self._outcomes(targets).values()):
             return True
         ids = [target.sample_id for target in targets]
         return self.context.patiently(lambda: self._leases.any_free(ids))
 
     def _pass(
-        self, targets: Sequence[Target], alone: bool = False
+        self, targets: Iterable[Target], alone: bool = False
     ) -> tuple[list[Target], list[Target]]:
         """Works on those samples that are free.
 
@@ -306,22 +417,30 @@ class Worker:
         for stage in self.prepared.stages:
             items = stage.run(items, self.context)
         for target, _ in items:
-            self._settle(target.sample_id, None)
+            if self.part.hands_on:
+                self._hand_on(target.sample_id)
+            else:
+                self._settle(target.sample_id, None)
         return later, apart
 
     def _claimed(
         self,
-        targets: Sequence[Target],
+        targets: Iterable[Target],
         later: list[Target],
         apart: list[Target] | None,
     ) -> Iterator[Item]:
         """Claims and loads sample after sample."""
         context, remaining = self.context, iter(targets)
         while block := list(islice(remaining, _BLOCK)):
+            if len(self._unconfirmed) >= _UNCONFIRMED:
+                context.patiently(self._confirm)
             known = self._outcomes(block)
             for target in block:
                 context.reporter.check_canceled()
                 outcome = known.get(target.sample_id, Outcome())
+                if outcome.passed and self.part.hands_on:
+                    context.reporter.skip(target.sample_id)
+                    continue
                 risky = outcome.state is None and outcome.deaths >= DEATHS_ALONE
                 if risky and apart is not None:
                     apart.append(target)
@@ -335,6 +454,10 @@ class Worker:
                     self._leases.release(target.sample_id)
                     self._elsewhere(target, outcome)
                     continue
+                if self.part.after is not None and outcome.passed != self.part.after:
+                    self._leases.release(target.sample_id)  # it was taken back
+                    continue
+                self._servers[target.sample_id] = self._leases.server.process
                 sample = context.patiently(partial(self._load, target))
                 if sample is not None:
                     yield target, sample
@@ -387,22 +510,20 @@ class Worker:
     def _settle(self, sample_id: str, error: str | None) -> None:
         """Records that a sample is done or has failed, and gives it back."""
         self.context.patiently(lambda: self.run.settle(sample_id, error))
+        self._release(sample_id, error)
+
+    def _hand_on(self, sample_id: str) -> None:
+        """Leaves a sample to the workers that do the next stages."""
+        last = self.part.stages[-1]
+        self.context.patiently(lambda: self.run.hand_on(sample_id, last))
+        self._release(sample_id)
+
+    def _release(self, sample_id: str, error: str | None = None) -> None:
+        server = self._servers.pop(sample_id, None)
+        if error is None:
+            self._unconfirmed[sample_id] = server
         self._leases.release(sample_id)
 
     def _beat(self, now: datetime) -> None:
-        self.run.beat(now, {self.progress: progress_of(self.context)})
-
-
-def progress_of(context: RunContext) -> dict[str, Any]:
-    """Returns how far a job is in a process, for the board."""
-    values = context.summary.to_dict()
-    shown = {k: v for k, v in values.items() if isinstance(v, int)}
-    totals = context.reporter.totals()
-    seconds = time.monotonic() - context.began
-    return {
-        **shown,
-        "frame_rate": round(totals["frames_seen"] / seconds, 2),
-        "caption_rate": round(totals["captions_seen"] / seconds, 2),
-        "failed": len(values["failures"]),
-        **totals,
-    }
+        shown = self.meter.read(self._leases.held)
+        self.run.beat(now, {self.progress: {**shown, "beat_at": now}})

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fiftyone as fo
@@ -23,10 +24,15 @@ from fiftyone_regioncap.core.errors import (
     OptionError,
 )
 from fiftyone_regioncap.core.types import Prompt
-from fiftyone_regioncap.dataset import locks
+from fiftyone_regioncap.dataset import leases, locks
 from fiftyone_regioncap.dataset import videos as datasets
-from fiftyone_regioncap.jobs import board
-from fiftyone_regioncap.jobs.executors import processes
+from fiftyone_regioncap.dataset.targets import video_targets
+from fiftyone_regioncap.jobs import board, costs
+from fiftyone_regioncap.jobs.base import Job, StageSpec
+from fiftyone_regioncap.jobs.executors import process_worker, processes
+from fiftyone_regioncap.jobs.executors.driving import FAILED, Assignment, Driver
+from fiftyone_regioncap.jobs.options import CaptionOptions, PropagateOptions
+from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from tests.support.jobs import forget
 
@@ -86,27 +92,54 @@ def workers() -> list[int]:
 
 
 SITE = """
-import os, sys, time
+import errno, os, signal, sys, time
 if sys.argv[:1] == ["-m"] and os.environ.get("DEADLY"):
     import fiftyone_regioncap.propagation.flow as flow
-    real = flow.FlowPropagator.propagate
+    from fiftyone_regioncap.jobs.executors.working import Prepared
+    how, token = os.environ["DEADLY"].split(":")
+    real, of = flow.FlowPropagator.propagate, Prepared.of
+
+    def unlucky():
+        "Whether this is the one process that goes wrong."
+        try:
+            os.rename(token, f"{token}-{os.getpid()}")
+        except OSError:
+            return os.path.exists(f"{token}-{os.getpid()}")
+        return True
+
     def propagate(self, request):
-        if os.environ["DEADLY"] == "slow":
+        if how == "slow":
             time.sleep(10)
+        elif how == "full disk" and unlucky():
+            raise OSError(errno.ENOSPC, "No space left on device", "/masks")
         elif "b.mp4" in str(request.frames.path):
-            os.kill(os.getpid(), 11)
+            if how == "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            elif how == "out of memory":  # as the kernel does
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif how == "hang":  # in code that lets no other thread run
+                os.kill(os.getpid(), signal.SIGSTOP)
+            while how == "loop":
+                time.sleep(0.1)
         return real(self, request)
-    flow.FlowPropagator.propagate = propagate
+
+    def prepare(*given, **options):
+        if how == "no room for the model" and unlucky():
+            raise MemoryError("CUDA out of memory")
+        return of(*given, **options)
+
+    flow.FlowPropagator.propagate, Prepared.of = propagate, prepare
 """
 
 
 def customize(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Makes workers deadly, or slow."""
     (folder / "site").mkdir()
+    (folder / "token").touch()
     (folder / "site" / "sitecustomize.py").write_text(SITE)
     path = f"{folder / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.setenv("DEADLY", how)
+    monkeypatch.setenv("DEADLY", f"{how}:{folder / 'token'}")
 
 
 def test_workers_ended_killed_and_stopped(dataset, contents, monkeypatch) -> None:
@@ -139,16 +172,62 @@ def test_workers_ended_killed_and_stopped(dataset, contents, monkeypatch) -> Non
     assert left_over() == [0, 0, 0] and workers() == []
 
 
-def test_a_sample_that_kills_its_workers(dataset, tmp_path, monkeypatch) -> None:
-    customize(tmp_path, monkeypatch, "deadly")
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("segfault", "signal 11"),
+        pytest.param("out of memory", "signal 9", marks=pytest.mark.slow),
+        pytest.param("hang", "no sign of life for", marks=pytest.mark.slow),
+        pytest.param("loop", "exit code 70", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sample_that_kills_its_workers(
+    dataset, tmp_path, monkeypatch, how, says
+) -> None:
+    customize(tmp_path, monkeypatch, how)
+    monkeypatch.setenv("REGIONCAP_STALL_SECONDS", "3" if how == "loop" else "600")
+    monkeypatch.setenv("REGIONCAP_LEASE_SECONDS", "2")
+    monkeypatch.setattr(leases, "SECONDS", 2.0)
     made = run(dataset)
     (failure,) = made.failures
     assert failure.filepath.endswith("b.mp4")
-    assert "the worker died 3 times on this sample (signal 11)" in failure.error
+    assert f"the worker died 3 times on this sample ({says}" in failure.error
     dataset.reload()
     states = dict(zip("abcd", dataset.values("tracks_status"), strict=True))
     assert states == {**dict.fromkeys("acd", "complete"), "b": "failed"}
+    assert left_over() == [0, 0, 0] and workers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("full disk", "No space left on device: '/masks'; free some space there"),
+        ("no room for the model", "MemoryError: CUDA out of memory"),
+    ],
+)
+def test_a_machine_without_room(dataset, tmp_path, monkeypatch, how, says) -> None:
+    customize(tmp_path, monkeypatch, how)
+    made = run(dataset)
+    assert made.ok, made.failures  # the other worker does it all
+    (note,) = made.notes
+    assert "a worker gave up" in note and says in note
+    dataset.reload()
+    assert dataset.values("captions_status") == ["complete"] * 4
+
+
+@pytest.mark.slow
+def test_captioners_apart(dataset, contents) -> None:
+    expected = undisturbed(dataset, contents)
+    made = run(dataset, workers=3, captioners=1)
+    assert made.ok, made.failures
+    assert (made.frames, made.captions) == (4 * FRAMES, 8)
+    assert contents(dataset) == expected
     assert left_over() == [0, 0, 0]
+    (job,) = board.jobs(1)
+    parts = [set(one["by_stage"]) for one in board.progress_of(job).values()]
+    assert {"caption"} in parts and {"propagate"} in parts
+    assert {"propagate", "caption"} not in parts
 
 
 DRIVER = """
@@ -229,8 +308,20 @@ def test_a_model_that_is_loaded_can_not_be_sent(dataset) -> None:
         ({"workers": 2}, "workers=2: give executor=processes"),
         ({"executor": "processes", "address": "auto"}, "give executor=ray"),
         ({"executor": "processes", "workers": 0}, "at least 1"),
+        ({"captioners": 1}, "captioners=1: give executor=processes"),
+        (
+            {"executor": "processes", "workers": 2, "captioners": 1},
+            "captioners=1: the job has no stages before captioning",
+        ),
     ],
-    ids=["unknown", "workers alone", "address alone", "no workers"],
+    ids=[
+        "unknown",
+        "workers alone",
+        "address alone",
+        "no workers",
+        "captioners alone",
+        "nothing before captioning",
+    ],
 )
 def test_options_that_do_not_fit(dataset, options, says) -> None:
     with pytest.raises(OptionError, match=says):
@@ -242,6 +333,55 @@ def test_no_worker_can_run(dataset, tmp_path) -> None:
     weights = str(tmp_path / "empty")
     with pytest.raises(BackendError, match=r"no worker can run: .*WeightsError"):
         run(dataset, captioner_weights=weights, captioner="dam")
+
+
+def test_captioners_leave_a_worker_for_the_stages_before(dataset) -> None:
+    with pytest.raises(OptionError, match="captioners=2: leave at least one of 2"):
+        run(dataset, captioners=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"database": "another"}, "sees another database than the driver"),
+        ({"paths": ["/nowhere/video.mp4"]}, "does not see /nowhere/video.mp4; mount"),
+    ],
+    ids=["database", "media"],
+)
+def test_a_worker_that_can_not_work_says_why(dataset, change, says) -> None:
+    made = board.Run.begin("propagate", dataset.name, dataset._doc.id)
+    options = PropagateOptions()
+    spec = StageSpec.of("propagate", options, propagator=ModelSpec("flow"))
+    told = Assignment(
+        Job.of(dataset, "propagate", spec).to_dict(),
+        *(made.id, made.group, str(dataset._doc.id), ("tracks",), "signature"),
+        *("owner", "w0", locks.database_id()),
+    )
+    assert process_worker.work(replace(told, **change)) == FAILED
+    (found,) = (job for job in board.jobs() if job["id"] == made.id)
+    assert says in found["board"]["w0"]["error"]
+    made.end("failed")
+
+
+def test_costs_that_were_measured_say_how_many_captioners(
+    dataset, tmp_path, monkeypatch
+) -> None:
+    job = Job.of(
+        dataset,
+        "both",
+        StageSpec.of("propagate", PropagateOptions(), propagator=ModelSpec("flow")),
+        StageSpec.of("caption", CaptionOptions(), captioner=ModelSpec("measured")),
+    )
+
+    def captioners(workers: int) -> int:
+        driver = Driver(job, "processes", workers, None, captioners="auto")
+        driver._targets = video_targets(dataset)
+        return sum(part.after is not None for part in driver._parts())
+
+    assert captioners(8) == 0  # nothing was measured: each does all stages
+    costs.remember_cost("propagate", "flow", 0.25 / 24)  # a video takes 0.25 s
+    costs.remember_cost("caption", "measured", 0.75)
+    assert [captioners(workers) for workers in (1, 2, 8)] == [0, 1, 6]
 
 
 def test_each_worker_has_a_gpu(monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -103,6 +104,30 @@ def test_three_nodes_of_which_one_is_lost(dataset, expected, contents) -> None:
         cluster.shutdown()
     assert made.ok, made.failures
     assert contents(dataset) == expected
+
+
+def test_a_cluster_of_another_version(dataset) -> None:
+    from ray._common.usage import usage_constants, usage_lib
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        client = GcsClient(address=cluster.address)
+        known = usage_lib.get_cluster_metadata(client)
+        client.internal_kv_put(
+            usage_constants.CLUSTER_METADATA_KEY,
+            json.dumps({**known, "ray_version": "2.0.0"}).encode(),
+            overwrite=True,
+            namespace=ray_constants.KV_NAMESPACE_CLUSTER,
+        )
+        with pytest.raises(BackendError, match=r"Ray: 2\.0\.0[\s\S]*same versions"):
+            api.propagate(
+                dataset, propagator="flow", executor="ray", address=cluster.address
+            )
+    finally:
+        cluster.shutdown()
 
 
 def test_no_cluster_at_the_address(dataset) -> None:
