@@ -148,6 +148,7 @@ def make_unique(
     targets = media_targets(samples)
     images = samples.media_type == "image"
     tracks = None
+    fields.require_writable(targets.dataset, options.captions)
     if images:
         fields.require_regions(targets.dataset, options.captions)
     else:

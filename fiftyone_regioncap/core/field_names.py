@@ -22,6 +22,9 @@ OWN_FIELDS = frozenset(
 )
 """Fields that FiftyOne keeps for itself."""
 
+BOOKKEEPING = ("_status", "_error", "_origin", "_objects")
+"""Ends of the names of sample fields in which jobs keep how far they have come."""
+
 
 def field_name_problem(field: str) -> str | None:
     """Returns why labels can't be written to a field of this name.

@@ -285,7 +285,8 @@ def mirror_captions(
 
     A label gets the caption whose window covers its frame; of several, the one that
     begins last; none where there is none, or where it was rejected. What is on the
-    labels afterwards depends on the captions alone, so it is safe to repeat.
+    labels afterwards depends on the captions alone, so it is safe to repeat. Tracks
+    that are read-only get none.
 
     Args:
         sample: Sample of a dataset of videos.
@@ -298,7 +299,10 @@ def mirror_captions(
     """
     store = Store.of(sample)
     require_captions(store.dataset, field)
-    declare_tracks(store.dataset, require_tracks(store.dataset, tracks_field))
+    tracks = require_tracks(store.dataset, tracks_field)
+    if store.dataset.get_field(tracks).read_only:
+        return
+    declare_tracks(store.dataset, tracks)
     records = [_record(document) for document in _documents(store, field)]
     if objects is None:
         objects = {record.index for record in records}

@@ -220,15 +220,7 @@ class DenseWriter:
         if not self._video:
             self._store.write_sample({name: value})
             return
-        time = now()
-        change = {
-            "_dataset_id": self._store.dataset._doc.id,
-            name: {"$literal": value},
-            "created_at": {"$ifNull": ["$created_at", time]},
-            "last_modified_at": time,
-        }
-        key = {"_sample_id": self._store.sample_id, "frame_number": frame + 1}
-        update = FrameUpdate(key, [{"$set": change}], upsert=True)
+        update = self._store.frame_update(frame + 1, name, {"$literal": value})
         self._store.write_frames(name, [update], [value])
 
     def _unset(

@@ -14,7 +14,7 @@ from fiftyone_regioncap.core.field_names import (
     OWN_FIELDS,
     field_name_problem,
 )
-from fiftyone_regioncap.dataset.store import frame_path
+from fiftyone_regioncap.dataset.store import frame_path, read_only
 
 Collection: TypeAlias = foc.SampleCollection
 """A dataset or any view of one."""
@@ -108,24 +108,31 @@ def require_output(output: str, *inputs: str) -> str:
     return output
 
 
-def require_writable(dataset: fo.Dataset, field: str) -> str:
+def require_writable(
+    dataset: fo.Dataset, field: str, kind: type[fo.Label] | None = None
+) -> str:
     """Gives a field back when labels may be written into it.
 
     Args:
         dataset: The dataset.
         field: With ``frames.`` in front for a field of frames.
+        kind: Type of the labels; None for those that the field has.
 
     Raises:
-        FieldError: When it is one of FiftyOne's own fields, or read-only.
+        FieldError: When it is one of FiftyOne's own fields, read-only, or of another
+            type.
     """
     name = frame_path(field)
     if name in OWN_FIELDS or name == dataset.group_field:
         raise FieldError(f"{field!r} is FiftyOne's own; give the result another field")
     existing = dataset.get_field(field)
     if existing is not None and existing.read_only:
+        raise read_only(field)
+    found = getattr(existing, "document_type", type(existing))
+    if existing is not None and kind not in (None, found):
         raise FieldError(
-            f"{field!r} is read-only; give the result another field, or allow changes "
-            f"with dataset.get_field({field!r}).read_only = False and .save()"
+            f"the field {name!r} exists with another type ({found.__name__}, not "
+            f"{kind.__name__}); rename it, or give the result a field of its own"
         )
     return field
 

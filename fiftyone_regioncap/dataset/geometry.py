@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import tempfile
 import zlib
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,6 +256,32 @@ def save_mask(mask: Mask, path: Path) -> None:
     _, png = cv2.imencode(".png", mask.astype(np.uint8) * 255)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        file.write(png.tobytes())
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(png.tobytes())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def sync_masks(paths: Collection[Path]) -> None:
+    """Waits until files of masks outlast a power loss; those that are gone don't count.
+
+    Args:
+        paths: The files.
+    """
+
+    def sync(path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    # Several at once, of which the disk makes one write.
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(sync, [*paths, *{path.parent for path in paths}]):
+            pass

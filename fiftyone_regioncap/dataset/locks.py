@@ -38,12 +38,15 @@ def collection(name: str, *, durable: bool = True) -> Collection:
 
 def database_id() -> str:
     """Returns what tells FiftyOne's database from others, whatever its address."""
-    found = collection("database").find_one_and_update(
-        {"_id": "identity"},
-        {"$setOnInsert": {"value": uuid4().hex}},
-        upsert=True,
-        return_document=pymongo.ReturnDocument.AFTER,
-    )
+    identity = {"_id": "identity"}
+    found = collection("database").find_one(identity)
+    if found is None:
+        found = collection("database").find_one_and_update(
+            identity,
+            {"$setOnInsert": {"value": uuid4().hex}},
+            upsert=True,
+            return_document=pymongo.ReturnDocument.AFTER,
+        )
     return found["value"]
 
 

@@ -10,8 +10,14 @@ from typing import Any, Literal
 import fiftyone as fo
 
 from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.dataset import locks
 from fiftyone_regioncap.dataset.fields import require_tracks
-from fiftyone_regioncap.dataset.geometry import inline_mask, save_mask, stored_mask
+from fiftyone_regioncap.dataset.geometry import (
+    inline_mask,
+    save_mask,
+    stored_mask,
+    sync_masks,
+)
 from fiftyone_regioncap.dataset.store import (
     Document,
     FrameUpdate,
@@ -76,6 +82,7 @@ def move_masks(
                 if to == "disk":
                     file = folder / f"{number:06d}-{label['_id']}.png"
                     save_mask(mask, file)
+                    files.append(file)
                     values[f"{path}.mask_path"] = str(file)
                 else:
                     values[f"{path}.mask"] = inline_mask(mask)
@@ -95,9 +102,14 @@ def move_masks(
                 f"the masks of this video need more than {VIDEO_BYTES >> 20} MB, with "
                 "which FiftyOne's own queries fail; leave them on disk"
             )
+        # A mask is never left at neither place, should the power fail.
+        if to == "disk":
+            sync_masks(files)
         store.write_frames(name, updates)
-        for file in files:
-            if file.parent == folder:
-                file.unlink(missing_ok=True)
+        if to == "inline":
+            locks.sync()
+            for file in files:
+                if file.parent == folder:
+                    file.unlink(missing_ok=True)
         yield moved
     store.reload_frames()

@@ -84,13 +84,17 @@ def correct_metadata(sample: fo.Sample | fo.SampleView) -> list[str]:
         and stored[name] is not None
         and not math.isclose(stored[name], measured[name], rel_tol=_SAME)
     ]
-    if wrong or stored is None or any(stored[name] is None for name in _NAMES):
+    fixed = sample._dataset.get_field("metadata").read_only
+    incomplete = stored is None or any(stored[name] is None for name in _NAMES)
+    if (wrong or incomplete) and not fixed:
         document = fo.VideoMetadata(**measured).to_dict()
         Store.of(sample).write_sample({"metadata": document})
     notes = []
     if wrong:
         said = ", ".join(wrong)
-        notes.append(f"{name_of(sample)}: corrected the stored metadata ({said})")
+        done = "left the wrong metadata, as it is read-only"
+        done = done if fixed else "corrected the stored metadata"
+        notes.append(f"{name_of(sample)}: {done} ({said})")
     misplaced = found.timeline.misplaced()
     if misplaced:
         count = found.metadata.total_frame_count

@@ -33,6 +33,7 @@ from fiftyone_regioncap.dataset.ownership import (
     place_prefix,
     prompt_label_id,
 )
+from fiftyone_regioncap.dataset.schema import declare_labels
 from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, Document, Store, frame_path
 from fiftyone_regioncap.propagation.base import Direction
 from fiftyone_regioncap.propagation.prompts import check_prompts
@@ -385,19 +386,18 @@ def _joined(one: Prompt, other: Prompt) -> Prompt:
 
 
 def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> None:
-    """Puts prompts into a frame field in memory, in place of those that are there.
-
-    Only frames with prompts are loaded, as the others may be many and full of masks.
+    """Writes prompts into a frame field, in place of those that are there.
 
     Args:
-        sample: Video in a dataset; save it afterwards.
+        sample: Video in a dataset.
         field: Name of the field on the frames.
         prompts: Prompts, all with points (written as Keypoints), or all with boxes or
             masks (written as Detections).
 
     Raises:
         PromptError: When a prompt doesn't fit the video.
-        FieldError: When the field holds labels that a person drew or edited.
+        FieldError: When the field holds labels that a person drew or edited, exists
+            with another type, or is read-only.
     """
     store = Store.of(sample)
     by_frame = _labels_by_frame(sample, prompts)
@@ -415,11 +415,23 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
         place = place_prefix(store.sample_id, field, number)
         for label in labels[labels._LABEL_LIST_FIELD]:
             label.id = str(prompt_label_id(place, label))
-    for document in there:
-        if field in document and document["frame_number"] not in by_frame:
-            sample.frames[document["frame_number"]][field] = None
+    values: dict[int, Document | None] = {
+        document["frame_number"]: None
+        for document in there
+        if document.get(field) is not None
+    }
     for number, labels in by_frame.items():
-        sample.frames[number][field] = labels
+        values[number] = labels.to_mongo().to_dict()
+        declare_labels(store.dataset, field, type(labels))
+    store.write_frames(
+        field,
+        [
+            store.frame_update(number, field, {"$literal": value})
+            for number, value in values.items()
+        ],
+        filter(None, values.values()),
+    )
+    store.reload_frames()
 
 
 def same_prompts(

@@ -17,6 +17,7 @@ from fiftyone_regioncap.dataset.store import (
     FRAMES_PREFIX,
     absent_fields,
     frame_path,
+    read_only,
     refresh_schema,
 )
 
@@ -118,6 +119,20 @@ def declare_tracks(dataset: fo.Dataset, field: str) -> None:
             f"frames to hold {frames_field(field)!r}; add videos first"
         )
     _declare(dataset, name, fo.Detections, "detections", _TRACK_ATTRIBUTES, frames=True)
+
+
+def declare_labels(dataset: fo.Dataset, field: str, kind: type[fo.Label]) -> None:
+    """Declares a frame field for lists of labels, such as prompts.
+
+    Args:
+        dataset: Dataset of videos.
+        field: Name of the field, with or without ``frames.`` in front.
+        kind: Type of the lists, such as ``fo.Detections``.
+
+    Raises:
+        FieldError: When the field exists with another type.
+    """
+    _declare(dataset, frame_path(field), kind, kind._LABEL_LIST_FIELD, (), frames=True)
 
 
 def declare_captions(dataset: fo.Dataset, field: str) -> None:
@@ -296,6 +311,9 @@ def declare(
             try:
                 merge(part)
             except ValueError as wrong:
+                there = dataset.get_field(prefix + root)
+                if there is not None and there.read_only:
+                    raise read_only(prefix + root) from wrong
                 raise FieldError(
                     f"the field {root!r} exists with another type; rename it, or give "
                     f"the result a field of its own ({wrong})"

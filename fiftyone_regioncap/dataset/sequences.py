@@ -25,7 +25,8 @@ from bson import ObjectId
 from pymongo import UpdateMany, UpdateOne
 
 from fiftyone_regioncap.core.errors import FieldError
-from fiftyone_regioncap.dataset import schema
+from fiftyone_regioncap.core.field_names import BOOKKEEPING
+from fiftyone_regioncap.dataset import caches, schema
 from fiftyone_regioncap.dataset.captions import (
     CaptionRecord,
     read_captions,
@@ -35,12 +36,11 @@ from fiftyone_regioncap.dataset.fields import REGIONS, caption_fields
 from fiftyone_regioncap.dataset.geometry import labels_of
 from fiftyone_regioncap.dataset.store import Document, now, reload_sample
 from fiftyone_regioncap.dataset.targets import hides_labels
-from fiftyone_regioncap.system import assets
 from fiftyone_regioncap.video.image_source import LIST_SUFFIX, write_list
 from fiftyone_regioncap.video.reader import read_metadata
 
-_KEPT = ("_status", "_error", "_origin", "_objects")
-"""Ends of the names of sample fields that say how far jobs have come."""
+_LISTS = "sequences"
+"""Folder of the cache with lists of images, each of which is a video."""
 
 
 @contextmanager
@@ -77,7 +77,8 @@ def as_videos(samples: foco.SampleCollection) -> Iterator[Videos]:
     # not at import, as ``mimetypes.init`` forgets what was added before.
     mimetypes.add_type("video/x-image-list", LIST_SUFFIX)
     videos = _Sequences(fo.Dataset(), source)
-    folder = assets.cache_dir() / "sequences" / videos.samples.name
+    caches.remove_abandoned(_LISTS)
+    folder = caches.dataset_folder(_LISTS, videos.samples)
     try:
         videos.copy_schema()
         for number, group in enumerate(samples.iter_dynamic_groups(), start=1):
@@ -155,13 +156,13 @@ class _Sequences(Videos):
             if _is_label(kind):
                 self.labels.append(name)
                 videos.add_frame_field(name, **foo.get_field_kwargs(kind))
-            elif name.endswith(_KEPT):
+            elif name.endswith(BOOKKEEPING):
                 videos.add_sample_field(name, **foo.get_field_kwargs(kind))
 
     def add(self, path: str, ids: list[ObjectId]) -> None:
         """Adds a sequence of images as a video."""
         videos, source = self.samples, self.source
-        kept = [n for n in videos.get_field_schema() if n.endswith(_KEPT)]
+        kept = [n for n in videos.get_field_schema() if n.endswith(BOOKKEEPING)]
         first = source._sample_collection.find_one({"_id": ids[0]}) or {}
         metadata = fo.VideoMetadata(**asdict(read_metadata(path)))
         document = videos._make_dict(fo.Sample(filepath=path, metadata=metadata))
@@ -262,7 +263,11 @@ class _Sequences(Videos):
             if values:
                 values["last_modified_at"] = now()
                 updates.append(UpdateOne({"_id": key}, {"$set": values}))
-        said = {n: k for n, k in videos.get_field_schema().items() if n.endswith(_KEPT)}
+        said = {
+            n: k
+            for n, k in videos.get_field_schema().items()
+            if n.endswith(BOOKKEEPING)
+        }
         source._merge_sample_field_schema(said)
         own = videos._sample_collection.find_one({"_id": ObjectId(sample_id)}) or {}
         kept = {name: own.get(name) for name in said}

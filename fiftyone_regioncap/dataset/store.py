@@ -32,8 +32,8 @@ from pymongo.errors import (
     PyMongoError,
 )
 
-from fiftyone_regioncap.core.errors import Fenced, FieldError
-from fiftyone_regioncap.core.field_names import FRAMES_PREFIX
+from fiftyone_regioncap.core.errors import Fenced, FieldError, RegionCapError
+from fiftyone_regioncap.core.field_names import BOOKKEEPING, FRAMES_PREFIX
 from fiftyone_regioncap.dataset.leases import Lease, lease_of
 from fiftyone_regioncap.dataset.locks import server_time
 from fiftyone_regioncap.dataset.types import FieldTypes
@@ -95,11 +95,61 @@ def absent_fields(dataset: fo.Dataset, fields: Sequence[str]) -> list[str]:
         dataset: The dataset; what it knows in memory doesn't count.
         fields: Names of fields, with ``frames.`` in front for those of frames.
     """
-    kinds = {"sample_fields.name": 1, "frame_fields.name": 1}
-    found = foo.get_db_conn().datasets.find_one({"_id": dataset._doc.id}, kinds) or {}
-    known = {item["name"] for item in found.get("sample_fields") or ()}
-    known |= {FRAMES_PREFIX + item["name"] for item in found.get("frame_fields") or ()}
+    known = _stored_fields(dataset)
     return [field for field in fields if field not in known]
+
+
+def _stored_fields(dataset: fo.Dataset) -> dict[str, bool]:
+    """Returns the fields in the database by name, and whether they are read-only."""
+    kinds = {
+        f"{kind}_fields.{key}": 1
+        for kind in ("sample", "frame")
+        for key in ("name", "read_only")
+    }
+    found = foo.get_db_conn().datasets.find_one({"_id": dataset._doc.id}, kinds) or {}
+    return {
+        prefix + item["name"]: bool(item.get("read_only"))
+        for prefix, kind in (("", "sample_fields"), (FRAMES_PREFIX, "frame_fields"))
+        for item in found.get(kind) or ()
+    }
+
+
+def read_only(field: str) -> FieldError:
+    """Returns the error of a write to a field that is read-only.
+
+    Args:
+        field: Name of the field, with ``frames.`` in front for one of frames.
+    """
+    return FieldError(
+        f"{field!r} is read-only; give the result another field, or allow changes "
+        f"with dataset.get_field({field!r}).read_only = False and .save()"
+    )
+
+
+def require_stored(dataset: fo.Dataset, fields: Sequence[str]) -> None:
+    """Makes sure that fields can still be written.
+
+    Documents with fields that are in no schema can't be loaded by FiftyOne.
+
+    Args:
+        dataset: The dataset; what it knows in memory doesn't count.
+        fields: Names of fields, with ``frames.`` in front for those of frames.
+
+    Raises:
+        FieldError: When one was deleted, or made read-only by somebody.
+    """
+    known = _stored_fields(dataset)
+    absent = [field for field in fields if field not in known]
+    if absent:
+        raise FieldError(
+            f"{', '.join(absent)} was deleted while a job wrote to it; run the job "
+            "again"
+        )
+    # What jobs keep for themselves is read-only for everybody else.
+    fixed = [field for field in fields if known[field]]
+    fixed = [field for field in fixed if not field.endswith(BOOKKEEPING)]
+    if fixed:
+        raise read_only(fixed[0])
 
 
 def refresh_schema(dataset: fo.Dataset) -> None:
@@ -288,6 +338,28 @@ class Store:
         )
         return found or {}
 
+    def frame_update(
+        self, number: int, field: str, value: Any, *, upsert: bool = True
+    ) -> FrameUpdate:
+        """Makes an update that sets a field of one frame.
+
+        Args:
+            number: 1-based frame number.
+            field: Name of the field, without ``frames.``.
+            value: MongoDB's expression of its value; ``{"$literal": value}`` for what
+                comes from outside, as text may begin with ``$``.
+            upsert: Whether a frame without a document gets one.
+        """
+        time = now()
+        change = {
+            "_dataset_id": self.dataset._doc.id,
+            field: value,
+            "created_at": {"$ifNull": ["$created_at", time]},
+            "last_modified_at": time,
+        }
+        query = {"_sample_id": self.sample_id, "frame_number": number}
+        return FrameUpdate(query, [{"$set": change}], upsert=upsert)
+
     def write_frames(
         self,
         field: str,
@@ -357,8 +429,9 @@ class Store:
         types = FieldTypes(self.dataset)
         for path, value in values.items():
             types.check(_PLACE.sub("", path), value)
-        roots = sorted({path.split(".")[0] for path in values})
-        self._require(roots)
+        paths = [*values, *(path for one in (extra or {}).values() for path in one)]
+        roots = sorted({path.split(".")[0] for path in paths})
+        require_stored(self.dataset, roots)
         query: Document = {"_id": self.sample_id}
         lease = lease_of(self.sample_id, under or roots[0])
         if lease is not None:
@@ -384,7 +457,8 @@ class Store:
         """Puts fields back as they were if the block fails, files of masks included.
 
         Their values are held in memory meanwhile. What can't be put back, because the
-        database is gone, stays as the block left it.
+        database is gone, a field was deleted or another process works on the sample,
+        stays as the block left it.
 
         Args:
             frame_field: Field of frames with labels, without ``frames.``.
@@ -404,46 +478,36 @@ class Store:
         try:
             yield
         except BaseException:
-            with suppress(PyMongoError, OSError):
+            with suppress(PyMongoError, OSError, RegionCapError):
+                new = {**query, "_id": {"$nin": [one["_id"] for one in labels]}}
+                unset = {"$unset": {frame_field: ""}}
+                changes = [FrameUpdate(new, unset, many=True)]
+                for old in labels:
+                    there = old.get(frame_field)
+                    change = unset if there is None else {"$set": {frame_field: there}}
+                    changes.append(FrameUpdate({"_id": old["_id"]}, change))
+                self.write_frames(frame_field, changes)
+                self.write_sample(
+                    {name: values.get(name) for name in sample_fields},
+                    under=frame_field,
+                )
                 for path, content in files.items():
                     path.write_bytes(content)
-                frames.update_many(
-                    {**query, "_id": {"$nin": [one["_id"] for one in labels]}},
-                    {"$unset": {frame_field: ""}},
-                )
-                for old in labels:
-                    value = {frame_field: old.get(frame_field)}
-                    change = "$unset" if old.get(frame_field) is None else "$set"
-                    frames.update_one({"_id": old["_id"]}, {change: value})
-                self.dataset._sample_collection.update_one(
-                    {"_id": self.sample_id},
-                    {"$set": {name: values.get(name) for name in sample_fields}},
-                )
-                reload_sample(self.dataset, self.sample_id)
                 self.reload_frames()
             raise
 
     def recheck(self, field: str) -> None:
         """Makes sure that a field and the sample are still there before a write.
 
-        Documents with fields that are in no schema can't be loaded by FiftyOne.
-
         Args:
             field: Name of the field, with ``frames.`` in front for a field of frames.
 
         Raises:
-            FieldError: When the field, the sample or the dataset was deleted meanwhile.
+            FieldError: When the field, the sample or the dataset was deleted meanwhile,
+                or the field is read-only.
         """
-        self._require([field])
+        require_stored(self.dataset, [field])
         self._require_sample()
-
-    def _require(self, fields: Sequence[str]) -> None:
-        absent = absent_fields(self.dataset, fields)
-        if absent:
-            raise FieldError(
-                f"{', '.join(absent)} was deleted while a job wrote to it; run the job "
-                "again"
-            )
 
     def _require_sample(self) -> None:
         found = self.dataset._sample_collection.find_one

@@ -28,6 +28,7 @@ from fiftyone_regioncap.dataset.geometry import (
     relative_box,
     save_mask,
     stored_mask,
+    sync_masks,
 )
 from fiftyone_regioncap.dataset.metadata import describe, frame_size
 from fiftyone_regioncap.dataset.objects import (
@@ -144,6 +145,7 @@ class TrackWriter:
         self._chunk_frames = chunk_frames
         self._pending: dict[int, _FrameLabels] = {}  # by frame number
         self._pending_bytes = 0
+        self._files: list[Path] = []  # written since the last durable flush
         self._overwrite_edited = overwrite_edited
         # Object ids, and ids of labels, that stay as they are, by frame number.
         self._kept: dict[int, set[int | ObjectId]] | None = None
@@ -162,6 +164,8 @@ class TrackWriter:
         if isinstance(error, PyMongoError):
             return  # what it was about to write is made again
         self.flush()
+        for path in self._folder.glob("*.part"):  # of a job that was killed
+            path.unlink(missing_ok=True)
         self._store.reload_frames()
 
     def instance(self, object_id: int) -> str:
@@ -243,6 +247,8 @@ class TrackWriter:
         """
         self._flush()
         if durable:
+            sync_masks(self._files)
+            self._files.clear()
             locks.sync()
 
     def _flush(self) -> None:
@@ -375,22 +381,9 @@ class TrackWriter:
                 "sortBy": {"index": 1},
             }
         }
-        time = now()
-        return FrameUpdate(
-            {"_sample_id": self._store.sample_id, "frame_number": number},
-            [
-                {
-                    "$set": {
-                        "_dataset_id": self._store.dataset._doc.id,
-                        self._name: {"_cls": "Detections", "detections": merged},
-                        "created_at": {"$ifNull": ["$created_at", time]},
-                        "last_modified_at": time,
-                    }
-                }
-            ],
-            # A frame without any object needs no document.
-            upsert=bool(present),
-        )
+        value = {"_cls": "Detections", "detections": merged}
+        # A frame without any object needs no document.
+        return self._store.frame_update(number, self._name, value, upsert=bool(present))
 
     def _write_one_by_one(self, error: Exception) -> None:
         """Finds the frames that are too large for the database, and moves their masks.
@@ -420,6 +413,7 @@ class TrackWriter:
                 mask = stored_mask(label)
                 assert mask is not None
                 save_mask(mask, path)
+                self._files.append(path)
                 del label["mask"]
                 label["mask_path"] = str(path)
 

@@ -128,7 +128,6 @@ def add_images(
         sample = videos.samples.first()
         others = not new and not same_prompts(sample, field, prompts)
         write_prompts(sample, field, prompts)
-        sample.save()
     return view, others
 
 
@@ -226,7 +225,6 @@ def add_videos(
             failed(Path(sample.filepath), errors[-1], not good)
         if good:
             write_prompts(sample, field, good)
-            sample.save()
             marked.append(sample_id)
     if not marked and errors:
         raise errors[0]

@@ -6,11 +6,12 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fiftyone as fo
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.errors import VideoError
@@ -18,6 +19,7 @@ from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.captions import write_captions
+from fiftyone_regioncap.dataset.leases import Leases
 from fiftyone_regioncap.dataset.metadata import correct_metadata, describe
 from fiftyone_regioncap.dataset.store import Store, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Targets, video_targets
@@ -50,6 +52,9 @@ def run(
     targets = video_targets(samples)
     fields.require_output(options.tracks)
     fields.require_output(options.captions, options.tracks)
+    tracks, captions = fields.frames_field(options.tracks), options.captions
+    fields.require_writable(targets.dataset, tracks, fo.Detections)
+    fields.require_writable(targets.dataset, captions, fo.TemporalDetections)
     path = Path(options.path).expanduser()
     if not path.exists():
         raise ExportError(f"there is no {path}; give an exported folder or its file")
@@ -66,32 +71,50 @@ def run(
     ]
     for field in (options.tracks, options.captions):
         schema.declare_status(targets.dataset, field)
-    for video in videos:
-        progress.check_canceled()
-        try:
-            if isinstance(video, BrokenVideo):
-                raise ExportError(video.error)
-            sample = finder.find(video.name)
-            with contextlib.suppress(VideoError):  # its media may be gone
-                summary.notes += correct_metadata(sample)
-            _check(video, sample)
-            with Store.of(sample).restored_on_error(
-                frame_path(options.tracks), options.captions, *statuses
-            ):
-                _write(video, sample, options, summary)
-        except Exception as error:
-            logger.warning("%s: %s", video.name, error, exc_info=True)
-            message = f"{type(error).__name__}: {error}"
-            summary.failures.append(VideoFailure(video.name, message))
-        else:
-            summary.videos += 1
-            summary.failures += [
-                VideoFailure(video.name, f"passed over: {what}")
-                for what in video.skipped
-            ]
-        progress.finish(STAGE, video.name)
+    written = (frame_path(options.tracks), options.captions)
+    with Leases(targets.dataset._doc.id, written, "import") as leases:
+        for video in videos:
+            progress.check_canceled()
+            try:
+                if isinstance(video, BrokenVideo):
+                    raise ExportError(video.error)
+                sample = finder.find(video.name)
+                with _claimed(leases, sample):
+                    with contextlib.suppress(VideoError):  # its media may be gone
+                        summary.notes += correct_metadata(sample)
+                    _check(video, sample)
+                    with Store.of(sample).restored_on_error(*written, *statuses):
+                        _write(video, sample, options, summary)
+            except Exception as error:
+                logger.warning("%s: %s", video.name, error, exc_info=True)
+                message = f"{type(error).__name__}: {error}"
+                summary.failures.append(VideoFailure(video.name, message))
+            else:
+                summary.videos += 1
+                summary.failures += [
+                    VideoFailure(video.name, f"passed over: {what}")
+                    for what in video.skipped
+                ]
+            progress.finish(STAGE, video.name)
     summary.seconds = time.monotonic() - began
     return summary
+
+
+@contextlib.contextmanager
+def _claimed(leases: Leases, sample: Sample) -> Iterator[None]:
+    """Keeps jobs from the sample while it is written.
+
+    Raises:
+        ExportError: When a job works on it.
+    """
+    if leases.claim(sample.id) is not None:
+        raise ExportError(
+            "a job is at work on this video; import it again when that is done"
+        )
+    try:
+        yield
+    finally:
+        leases.release(sample.id)
 
 
 @dataclass(frozen=True)

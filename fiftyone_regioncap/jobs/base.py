@@ -13,7 +13,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
@@ -341,18 +341,36 @@ class Stage(Protocol):
         Two jobs never write a field of a sample at the same time.
         """
 
-    def targets(self, samples: foco.SampleCollection) -> Targets:
+    @classmethod
+    def targets(cls, samples: foco.SampleCollection) -> Targets:
         """Returns the samples that the stage can work on.
 
         Raises:
             FieldError: When the collection holds another kind of media.
         """
 
-    def check(self, samples: foco.SampleCollection) -> None:
-        """Checks and declares the stage's fields, before any work of the job.
+    @classmethod
+    def check(
+        cls, options: Any, samples: foco.SampleCollection, made: Collection[str]
+    ) -> None:
+        """Checks the stage's fields, before any model is loaded; writes nothing.
+
+        Args:
+            options: Options of the stage.
+            samples: Samples of the job.
+            made: Fields that earlier stages of the job write, without ``frames.``.
 
         Raises:
             FieldError: When a field is absent or of the wrong kind.
+        """
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Checks what depends on the models, and declares the stage's fields.
+
+        It is called before any work of the job, once all models are loaded.
+
+        Raises:
+            FieldError: When a field exists with another type.
         """
 
     def run(self, items: Iterator[Item], context: RunContext) -> Iterator[Item]:
@@ -406,19 +424,31 @@ class BaseStage(Generic[OptionsT]):
         """Returns the output field; see :meth:`Stage.writes`."""
         return (frame_path(options.output),)
 
-    def targets(self, samples: foco.SampleCollection) -> Targets:
+    @classmethod
+    def targets(cls, samples: foco.SampleCollection) -> Targets:
         """Returns the samples; see :meth:`Stage.targets`."""
-        return type(self).find(samples)
+        return cls.find(samples)
+
+    @classmethod
+    def check(
+        cls, options: OptionsT, samples: foco.SampleCollection, made: Collection[str]
+    ) -> None:
+        """Checks nothing; see :meth:`Stage.check`."""
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Declares nothing; see :meth:`Stage.declare`."""
 
     def record(self) -> dict[str, Any]:
         """Returns the stage's first model, if any; see :meth:`Stage.record`."""
         first = list(self.models)[:1]
         return {role: model_record(getattr(self, f"_{role}").info) for role in first}
 
+    @classmethod
     def require_room(
-        self,
+        cls,
         samples: foco.SampleCollection,
         field: str,
+        kind: type[fo.Label],
         is_foreign: Callable[[Document, ObjectId, int], bool],
         *,
         merge: bool = False,
@@ -428,16 +458,18 @@ class BaseStage(Generic[OptionsT]):
         Args:
             samples: The samples that would be written.
             field: The field, with ``frames.`` in front for one of frames.
+            kind: Type of its labels.
             is_foreign: See :func:`.ownership.refuse_foreign_labels`.
             merge: Whether labels that others made may lie beside the stage's own.
 
         Raises:
-            FieldError: When it is read-only, FiftyOne's own, or holds others' labels.
+            FieldError: When it is read-only, FiftyOne's own, of another type, or holds
+                others' labels.
         """
         dataset = samples._root_dataset
-        fields.require_writable(dataset, field)
+        fields.require_writable(dataset, field, kind)
         if not merge:
-            ids = [target.sample_id for target in self.targets(samples)]
+            ids = [target.sample_id for target in cls.targets(samples)]
             refuse_foreign_labels(dataset, field, ids, is_foreign)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import fiftyone as fo
 import fiftyone.core.collections as foco
 from bson import ObjectId
 from fiftyone.core.sample import SampleView
@@ -30,7 +31,7 @@ from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.dataset.metadata import file_digest
 from fiftyone_regioncap.dataset.objects import keep_object_numbers
-from fiftyone_regioncap.dataset.store import Document
+from fiftyone_regioncap.dataset.store import Document, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.jobs import undoing
@@ -66,17 +67,33 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
         self._captioner = captioner
         self._undoable = False
 
-    def check(self, samples: foco.SampleCollection) -> None:
-        """Declares the field of the captions; see :meth:`Stage.check`."""
-        dataset, options = samples._root_dataset, self._options
-        self._captioner.info.check_prompt(options.prompt)
-        fields.require_tracks(dataset, options.tracks)
+    @classmethod
+    def check(
+        cls,
+        options: CaptionOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
+        """Checks the fields of tracks and captions; see :meth:`Stage.check`."""
+        if frame_path(options.tracks) not in made:
+            fields.require_tracks(samples._root_dataset, options.tracks)
         fields.require_output(options.output, options.tracks)
 
         def is_foreign(label: Document, sample_id: ObjectId, _: int) -> bool:
             return caption_is_foreign(sample_id, options.output, label)
 
-        self.require_room(samples, options.output, is_foreign, merge=options.merge)
+        cls.require_room(
+            samples,
+            options.output,
+            fo.TemporalDetections,
+            is_foreign,
+            merge=options.merge,
+        )
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Declares the field of the captions; see :meth:`Stage.declare`."""
+        dataset, options = samples._root_dataset, self._options
+        self._captioner.info.check_prompt(options.prompt)
         schema.declare_captions(dataset, options.output)
         schema.declare_status(dataset, options.output)
         schema.declare_origins(dataset, options.output)

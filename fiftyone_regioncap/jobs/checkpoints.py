@@ -12,15 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import fiftyone as fo
 import numpy as np
-from fiftyone.core.odm import get_db_conn
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fiftyone_regioncap.dataset import locks
 from fiftyone_regioncap.propagation.base import Checkpoint
-from fiftyone_regioncap.system import assets
 
 
 @dataclass(frozen=True)
@@ -68,35 +64,15 @@ class CheckpointFile:
             raise
 
     def remove(self) -> None:
-        """Forgets the checkpoint."""
+        """Forgets the checkpoint, and what killed jobs have left of one."""
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            for path in (self.path, *self.path.parent.glob("*.part")):
+                path.unlink(missing_ok=True)
             self.path.parent.rmdir()
 
     def remove_all(self) -> None:
         """Forgets the checkpoints of all ranges of the sample and field."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
-
-
-def checkpoint_folder(dataset: fo.Dataset) -> Path:
-    """Returns the folder of the checkpoints of jobs on a dataset."""
-    return _database_folder() / str(dataset._doc.id)
-
-
-def remove_abandoned() -> None:
-    """Removes the checkpoints of datasets that were deleted."""
-    folder = _database_folder()
-    if not folder.is_dir():
-        return
-    known = {str(found["_id"]) for found in get_db_conn().datasets.find({}, {"_id": 1})}
-    for path in folder.iterdir():
-        if path.name not in known:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _database_folder() -> Path:
-    # Ids tell datasets apart, but only the database that has one can say if it exists.
-    return assets.cache_dir() / "jobs" / locks.database_id()
 
 
 def signature(facts: Mapping[str, object]) -> str:

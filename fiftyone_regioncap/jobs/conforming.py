@@ -70,8 +70,8 @@ class Conforming(SampleStage[ConformOptions]):
         """Returns the field of the path; see :meth:`Stage.writes`."""
         return ("filepath",)
 
-    def check(self, samples: foco.SampleCollection) -> None:
-        """Declares the field of the original's path; see :meth:`Stage.check`."""
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Declares the field of the original's path; see :meth:`Stage.declare`."""
         schema.declare_text(samples._root_dataset, ORIGINAL)
 
     def process(self, target: Target, sample: Sample, context: RunContext) -> bool:

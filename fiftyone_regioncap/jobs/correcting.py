@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -59,9 +59,15 @@ class Correcting(SampleStage[CorrectionOptions]):
         """Returns the field of the tracks; see :meth:`Stage.writes`."""
         return (frame_path(options.tracks),)
 
-    def check(self, samples: foco.SampleCollection) -> None:
+    @classmethod
+    def check(
+        cls,
+        options: CorrectionOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
         """Checks the fields; see :meth:`Stage.check`."""
-        dataset, options = samples._root_dataset, self._options
+        dataset = samples._root_dataset
         fields.require_writable(dataset, fields.require_tracks(dataset, options.tracks))
         if options.prompts is not None:
             fields.require_prompts(dataset, options.prompts)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import fiftyone as fo
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
 import numpy as np
@@ -93,18 +94,30 @@ class DenseCaptioning(SampleStage[DenseCaptionOptions]):
         maps = () if options.query is None else (frame_path(options.heatmap),)
         return (frame_path(options.output), *maps)
 
-    def check(self, samples: foco.SampleCollection) -> None:
-        """Declares the fields and embeds the query; see :meth:`Stage.check`."""
-        options, dataset = self._options, samples._root_dataset
-        fields.require_output(options.output)
+    @classmethod
+    def check(
+        cls,
+        options: DenseCaptionOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
+        """Checks the fields of parts and maps; see :meth:`Stage.check`."""
+        kinds = {fields.require_output(options.output): fo.Detections}
         if options.query is not None:
-            self._heatmap = fields.require_output(options.heatmap, options.output)
-            self._vector = self._captioner.embed_text([options.query])[0]
+            kinds[fields.require_output(options.heatmap, options.output)] = fo.Heatmap
         frames = samples.media_type != fom.IMAGE
-        for field in filter(None, (options.output, self._heatmap)):
+        for field, kind in kinds.items():
             name = frame_path(field)
             path = fields.frames_field(name) if frames else name
-            self.require_room(samples, path, part_is_foreign(name, frames))
+            cls.require_room(samples, path, kind, part_is_foreign(name, frames))
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Embeds the query and declares the fields; see :meth:`Stage.declare`."""
+        options, dataset = self._options, samples._root_dataset
+        if options.query is not None:
+            self._heatmap = options.heatmap
+            self._vector = self._captioner.embed_text([options.query])[0]
+        frames = samples.media_type != fom.IMAGE
         schema.declare_dense(dataset, options.output, self._heatmap, frames=frames)
         schema.declare_status(dataset, options.output)
 

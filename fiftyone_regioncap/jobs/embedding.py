@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
+import fiftyone as fo
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
 import numpy as np
@@ -98,14 +99,23 @@ class Embedding(ClipStage[EmbedRegionsOptions]):
         """Returns the field of the captions; see :meth:`Stage.writes`."""
         return (options.captions,)
 
-    def check(self, samples: foco.SampleCollection) -> None:
-        """Declares the attributes of embeddings; see :meth:`Stage.check`."""
+    @classmethod
+    def check(
+        cls,
+        options: EmbedRegionsOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
+        """Checks the fields of captions and tracks; see :meth:`Stage.check`."""
+        dataset = CaptionField.of(samples, options.captions).dataset
+        fields.require_writable(dataset, options.captions)
+        _tracks(dataset, options)
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Declares the attributes of embeddings; see :meth:`Stage.declare`."""
         self._captions = CaptionField.of(samples, self._options.captions)
         dataset = self._captions.dataset
-        self._tracks: str | None = None
-        if dataset.media_type != fom.IMAGE:
-            found = self._options.tracks or next(iter(fields.track_fields(dataset)), "")
-            self._tracks = fields.require_tracks(dataset, found or fields.TRACKS)
+        self._tracks = _tracks(dataset, self._options)
         space = self._captioner.info.space
         if space is None:
             raise BackendError(
@@ -226,3 +236,15 @@ def _video_clips(
     for plan, clip in iter_clips(sample, tracks, plans):
         for label_id in wanted[plan.track.object_id, plan.support]:
             yield label_id, clip
+
+
+def _tracks(dataset: fo.Dataset, options: EmbedRegionsOptions) -> str | None:
+    """Returns the field of the tracks that captions are of; None for images.
+
+    Raises:
+        FieldError: When there is none.
+    """
+    if dataset.media_type == fom.IMAGE:
+        return None
+    found = options.tracks or next(iter(fields.track_fields(dataset)), "")
+    return fields.require_tracks(dataset, found or fields.TRACKS)

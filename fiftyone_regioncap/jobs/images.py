@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -64,11 +64,21 @@ class RegionCaptioning(ClipStage[RegionOptions]):
         """Field of the regions."""
         return self._options.field
 
-    def check(self, samples: foco.SampleCollection) -> None:
-        """Declares the caption attributes of the regions; see :meth:`Stage.check`."""
-        dataset, field = self.targets(samples).dataset, self._options.field
+    @classmethod
+    def check(
+        cls,
+        options: RegionOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
+        """Checks the field of the regions; see :meth:`Stage.check`."""
+        dataset = samples._dataset
+        fields.require_writable(dataset, fields.require_regions(dataset, options.field))
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Declares the attributes of the captions; see :meth:`Stage.declare`."""
+        dataset, field = samples._dataset, self._options.field
         self._captioner.info.check_prompt(self._options.prompt)
-        fields.require_writable(dataset, fields.require_regions(dataset, field))
         schema.declare_regions(dataset, field)
         schema.declare_status(dataset, field)
 

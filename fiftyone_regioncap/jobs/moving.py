@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,10 +55,16 @@ class MovingMasks(SampleStage[MoveMasksOptions]):
         """Returns the field of the tracks; see :meth:`Stage.writes`."""
         return (frame_path(options.tracks),)
 
-    def check(self, samples: foco.SampleCollection) -> None:
+    @classmethod
+    def check(
+        cls,
+        options: MoveMasksOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
         """Checks the field of the tracks; see :meth:`Stage.check`."""
         dataset = samples._root_dataset
-        field = fields.require_tracks(dataset, self._options.tracks)
+        field = fields.require_tracks(dataset, options.tracks)
         fields.require_writable(dataset, field)
 
     def process(self, target: Target, sample: Sample, context: RunContext) -> bool:

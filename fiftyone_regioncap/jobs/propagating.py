@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, TypeAlias
 
+import fiftyone as fo
 import fiftyone.core.collections as foco
 import numpy as np
 from fiftyone.core.sample import SampleView
@@ -17,7 +18,7 @@ from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.core.errors import FieldError, NothingMarked, PromptError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
-from fiftyone_regioncap.dataset import fields, schema, status
+from fiftyone_regioncap.dataset import caches, fields, schema, status
 from fiftyone_regioncap.dataset.metadata import (
     WatchedFile,
     file_digest,
@@ -37,8 +38,6 @@ from fiftyone_regioncap.dataset.tracks import (
 from fiftyone_regioncap.jobs.base import RunContext, SampleStage, model_facts
 from fiftyone_regioncap.jobs.checkpoints import (
     CheckpointFile,
-    checkpoint_folder,
-    remove_abandoned,
     signature,
 )
 from fiftyone_regioncap.jobs.options import PropagateOptions
@@ -57,6 +56,9 @@ from fiftyone_regioncap.video.prefetch import prefetch
 from fiftyone_regioncap.video.reader import VideoReader
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "jobs"
+"""Folder of the cache with the checkpoints."""
 
 _CLAIMED = "job/frames"
 """Array of a checkpoint with the frames that have labels up to it."""
@@ -107,22 +109,35 @@ class Propagating(SampleStage[PropagateOptions]):
         super().__init__(options)
         self._propagator = propagator
 
-    def check(self, samples: foco.SampleCollection) -> None:
-        """Declares the field of the tracks; see :meth:`Stage.check`."""
-        dataset, options = samples._root_dataset, self._options
-        fields.require_prompts(dataset, options.prompts)
+    @classmethod
+    def check(
+        cls,
+        options: PropagateOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
+        """Checks the fields of prompts and tracks; see :meth:`Stage.check`."""
+        dataset = samples._root_dataset
         inputs = [options.prompts]
         if options.negative_prompts is not None:
             inputs.append(options.negative_prompts)
-            fields.require_prompts(dataset, options.negative_prompts)
+        for prompts in inputs:
+            if frame_path(prompts) not in made:
+                fields.require_prompts(dataset, prompts)
         fields.require_output(options.output, *inputs)
         output = fields.frames_field(options.output)
         is_foreign = track_label_is_foreign(output)
-        self.require_room(samples, output, is_foreign, merge=options.merge)
+        cls.require_room(
+            samples, output, fo.Detections, is_foreign, merge=options.merge
+        )
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Declares the field of the tracks; see :meth:`Stage.declare`."""
+        dataset, options = samples._root_dataset, self._options
         schema.declare_tracks(dataset, options.output)
         schema.declare_status(dataset, options.output)
         schema.declare_origins(dataset, options.output)
-        remove_abandoned()
+        caches.remove_abandoned(CHECKPOINTS)
 
     def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
         """Propagates one sample, clip by clip; False when it is complete."""
@@ -464,7 +479,7 @@ def _mark(
     }
     store = Store.of(sample)
     name = f"{store.sample_id}-{frame_path(options.output)}"
-    folder = checkpoint_folder(store.dataset) / name
+    folder = caches.dataset_folder(CHECKPOINTS, store.dataset) / name
     return CheckpointFile(folder / f"{options.start}.safetensors", signature(facts))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
+import fiftyone as fo
 import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.errors import BackendError
@@ -64,11 +65,22 @@ class Proposing(SampleStage[ProposeOptions]):
         self._propagator = propagator
         self._segmenter = require_segmenter(propagator)
 
-    def check(self, samples: foco.SampleCollection) -> None:
+    @classmethod
+    def check(
+        cls,
+        options: ProposeOptions,
+        samples: foco.SampleCollection,
+        made: Collection[str],
+    ) -> None:
         """Checks the field of the prompts; see :meth:`Stage.check`."""
+        path = fields.frames_field(fields.require_output(options.output))
+        is_foreign = track_label_is_foreign(path)
+        cls.require_room(samples, path, fo.Detections, is_foreign)
+
+    def declare(self, samples: foco.SampleCollection) -> None:
+        """Declares the field of the prompts; see :meth:`Stage.declare`."""
         dataset, output = samples._root_dataset, self._options.output
-        path = fields.frames_field(fields.require_output(output))
-        self.require_room(samples, path, track_label_is_foreign(path))
+        schema.declare_labels(dataset, output, fo.Detections)
         schema.declare_status(dataset, output)
 
     def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
@@ -83,7 +95,6 @@ class Proposing(SampleStage[ProposeOptions]):
                 reader, self._segmenter, options.proposals, start=start, stop=stop
             )
         write_prompts(sample, frame_path(output), prompts)
-        sample.save()
         status.write_status(sample, output, "complete")
         context.count(tracks=len(prompts))
         return True

@@ -20,6 +20,7 @@ from fiftyone_regioncap.models.loading import (
     read_json,
     read_tensors,
 )
+from fiftyone_regioncap.system.leftovers import remove_leftovers
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -68,13 +69,17 @@ def save_tensors(
         metadata: Texts to store with them.
     """
     # Processes of one training may write the same file at once.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    name = remove_leftovers(path.parent, f"{path.name}.", ".partial")
+    partial = path.with_name(f"{name}.partial")
     separate = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in tensors.items()
     }
-    save_file(separate, partial, metadata=metadata or {"format": "pt"})
-    os.replace(partial, path)
+    try:
+        save_file(separate, partial, metadata=metadata or {"format": "pt"})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.progress import ProgressListener, tracked
+from fiftyone_regioncap.dataset import caches
 from fiftyone_regioncap.search.appearance import EmbeddingIndex, RegionTextEmbedder
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
@@ -26,7 +27,6 @@ from fiftyone_regioncap.search.query import Query
 from fiftyone_regioncap.search.source import CaptionSource
 from fiftyone_regioncap.search.text_index import TextIndex
 from fiftyone_regioncap.search.vectors import VectorStore
-from fiftyone_regioncap.system import assets
 
 Mode: TypeAlias = Literal["hybrid", "text", "semantic", "visual"]
 """Modes of search: words and meaning, words, meaning, or the images of regions."""
@@ -37,6 +37,9 @@ FUSION = 60
 
 DEPTH = 100
 """Least number of captions of each list that are fused."""
+
+INDEXES = "search"
+"""Folder of the cache with the indexes."""
 
 _CATALOG = "captions-3.sqlite"  # the number is that of the way captions are indexed
 _BATCH = 2048
@@ -249,7 +252,7 @@ class CaptionIndex:
 
 def index_folder(dataset: fo.Dataset, field: str) -> Path:
     """Returns the folder of a field's index, which can be deleted at any time."""
-    return assets.cache_dir() / "search" / str(dataset._doc.id) / field
+    return caches.dataset_folder(INDEXES, dataset) / field
 
 
 def _fuse(*rankings: dict[int, float]) -> dict[int, float]:

@@ -20,6 +20,7 @@ from fiftyone_regioncap.captioning.base import TextEncoder
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressListener
+from fiftyone_regioncap.dataset import caches
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.search.appearance import (
@@ -29,7 +30,13 @@ from fiftyone_regioncap.search.appearance import (
     select_encoder,
 )
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
-from fiftyone_regioncap.search.index import CaptionIndex, Hit, Mode, index_folder
+from fiftyone_regioncap.search.index import (
+    INDEXES,
+    CaptionIndex,
+    Hit,
+    Mode,
+    index_folder,
+)
 from fiftyone_regioncap.search.options import SearchOptions
 from fiftyone_regioncap.search.query import QueryError
 from fiftyone_regioncap.search.source import FieldSource
@@ -203,6 +210,8 @@ def open_index(captions: CaptionField) -> CaptionIndex:
 
 @lru_cache(maxsize=32)
 def _opened(folder: Path) -> CaptionIndex:
+    if not folder.exists():
+        caches.remove_abandoned(INDEXES)
     return CaptionIndex(folder)
 
 

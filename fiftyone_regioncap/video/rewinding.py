@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 from fiftyone_regioncap.core.types import Frame
+from fiftyone_regioncap.system.leftovers import remove_leftovers
 from fiftyone_regioncap.video.encoding import encode_video
 
 LONGEST_COPY = 4096
@@ -34,7 +36,8 @@ def copy_frames(frames: Iterable[tuple[int, Frame]], distance: int) -> str:
     Raises:
         OSError: When there is no room.
     """
-    handle, path = tempfile.mkstemp(prefix="regioncap-", suffix=".mkv")
+    prefix = remove_leftovers(Path(tempfile.gettempdir()), "regioncap-", ".mkv")
+    handle, path = tempfile.mkstemp(prefix=f"{prefix}-", suffix=".mkv")
     os.close(handle)
     try:
         pictures = (frame for _, frame in frames)

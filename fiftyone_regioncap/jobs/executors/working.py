@@ -101,6 +101,31 @@ def writes(job: Job) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def checked(job: Job, samples: foco.SampleCollection) -> Targets:
+    """Checks the fields of a job, which takes no time, before its models are loaded.
+
+    Args:
+        job: The job.
+        samples: Its samples.
+
+    Returns:
+        The samples that its first stage can work on.
+
+    Raises:
+        FieldError: When a field is absent or of the wrong kind; nothing is written.
+    """
+    refresh_schema(samples._root_dataset)
+    first: Any = STAGES[job.stages[0].stage]
+    targets = first.targets(samples)
+    made: list[str] = []
+    for spec in job.stages:
+        kind: Any = STAGES[spec.stage]
+        options = kind.options.from_mapping(spec.options)
+        kind.check(options, samples, made)
+        made += kind.writes(options)
+    return targets
+
+
 def job_signature(job: Job, loaded: Mapping[str, Any]) -> str:
     """Hashes what tells jobs apart whose results differ.
 
@@ -144,7 +169,7 @@ class Prepared:
         listener: ProgressListener | None = None,
         part: Part = WHOLE,
     ) -> Prepared:
-        """Loads the models of a job, and checks and declares its fields.
+        """Checks the fields of a job, loads its models, and declares its fields.
 
         Args:
             job: The job.
@@ -154,18 +179,17 @@ class Prepared:
             part: Stages to do, where other workers do the others.
         """
         samples = job.samples() if samples is None else samples
-        refresh_schema(samples._root_dataset)
+        targets = checked(job, samples)
         reasons: list[str] = []
         own = part.of(job)
         for spec in job.stages[: job.stages.index(own.stages[0])]:
             # Whoever comes first declares what a stage reads; no model is asked.
             kind: Any = STAGES[spec.stage]
             options = kind.options.from_mapping(spec.options)
-            kind(options, **dict.fromkeys(kind.models)).check(samples)
+            kind(options, **dict.fromkeys(kind.models)).declare(samples)
         stages = list(_stages(own, loaded or {}, reasons, listener))
-        targets = stages[0].targets(samples)
         for stage in stages:
-            stage.check(samples)
+            stage.declare(samples)
         return cls(job, stages, targets, reasons, samples._root_dataset)
 
     def context(self, listener: Any, cancel: Any) -> RunContext:

@@ -17,6 +17,7 @@ from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset import leases, locks, status
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.leases import Leases, lease_of
+from fiftyone_regioncap.dataset.store import Store
 from fiftyone_regioncap.dataset.tracks import TrackWriter
 
 METADATA = fo.VideoMetadata(
@@ -153,6 +154,35 @@ def test_a_zombie_writes_nothing(sample) -> None:
                 sample, "captions", [CaptionRecord(1, (0, 9), caption="A bus.")]
             )
         assert contents(sample) == before
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["held", "lost"])
+def test_what_failed_is_put_back_only_under_its_lease(sample, lost) -> None:
+    def write() -> None:
+        with TrackWriter(sample, "tracks") as writer:
+            writer.write(masks(3))
+        status.write_status(sample, "tracks", "complete")
+
+    with leases_of(sample) as mine:
+        assert mine.claim(sample.id) is None
+        with TrackWriter(sample, "tracks") as writer:
+            writer.write(masks(0))
+        status.write_status(sample, "tracks", "partial")
+        before = contents(sample)
+        restored = Store.of(sample).restored_on_error("tracks", "tracks_status")
+        with pytest.raises(KeyError), restored:
+            write()
+            after = contents(sample)
+            if lost:
+                expire(sample, "tracks")
+            raise KeyError
+        left = contents(sample)
+        plain = [{k: v for k, v in one.items() if v} for one in left]
+        if lost:
+            assert left == after
+        else:
+            frames = [one for one in plain if "tracks" in one or "filepath" in one]
+            assert frames == [{k: v for k, v in one.items() if v} for one in before]
 
 
 def test_labels_that_came_meanwhile_stay(sample) -> None:

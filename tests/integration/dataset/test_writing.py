@@ -7,12 +7,23 @@ import sys
 from collections.abc import Callable, Iterator
 
 import fiftyone as fo
+import numpy as np
 import pytest
 
 from fiftyone_regioncap.core.errors import FieldError
-from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
+from fiftyone_regioncap.dataset.captions import (
+    CaptionRecord,
+    clear_captions,
+    write_captions,
+)
+from fiftyone_regioncap.dataset.corrections import mark_outdated
+from fiftyone_regioncap.dataset.dense import DenseWriter
 from fiftyone_regioncap.dataset.locks import locked
+from fiftyone_regioncap.dataset.mask_storage import move_masks
+from fiftyone_regioncap.dataset.prompts import write_prompts
 from fiftyone_regioncap.dataset.store import Store
+from fiftyone_regioncap.dataset.tracks import TrackWriter
 
 METADATA = fo.VideoMetadata(
     frame_width=60, frame_height=40, frame_rate=10.0, total_frame_count=20
@@ -73,6 +84,66 @@ def test_what_was_deleted_is_not_written(dataset, delete, says) -> None:
         store.write_sample({"captions": None})
     dataset.reload()
     assert len(dataset.values("id")) == len(list(dataset))
+
+
+def make_read_only(dataset: fo.Dataset, path: str) -> None:
+    field = dataset.get_field(path)
+    field.read_only = True
+    field.save()
+
+
+def write_tracks(sample: fo.Sample) -> None:
+    """Writes a track over two frames."""
+    with TrackWriter(sample, "tracks") as writer:
+        for frame in range(2):
+            writer.write(FrameMasks(frame, {1: ObjectMask(np.ones((40, 60), bool), 1)}))
+
+
+WRITERS = {
+    "captions": lambda s: write_captions(
+        s, "captions", [CaptionRecord(3, (0, 9), caption="A bus.")]
+    ),
+    "captions.removed": lambda s: clear_captions(s, "captions"),
+    "captions.outdated": lambda s: mark_outdated(s, "captions", 1),
+    "frames.tracks": write_tracks,
+    "frames.tracks.cleared": lambda s: TrackWriter(s, "tracks").clear_range(),
+    "frames.tracks.moved": lambda s: list(move_masks(s, "tracks", "disk")),
+    "frames.prompts": lambda s: write_prompts(
+        s, "prompts", [Prompt(1, 0, box=(0, 0, 9, 9))]
+    ),
+    "frames.parts": lambda s: DenseWriter(s, "parts").clear(),
+}
+
+
+@pytest.mark.parametrize("path", WRITERS)
+def test_a_read_only_field_is_never_written(dataset, path, tmp_path, monkeypatch):
+    monkeypatch.setattr(fo.config, "default_dataset_dir", str(tmp_path))
+    sample = dataset.first()
+    write_tracks(sample)
+    for name in ("prompts", "parts"):
+        sample.frames[1][name] = fo.Detections()
+    sample.save()
+    field = ".".join(path.split(".")[: 2 if path.startswith("frames") else 1])
+    make_read_only(dataset, field)
+
+    def contents() -> list[dict]:
+        frames = dataset._frame_collection.find({}, {"last_modified_at": 0})
+        return [*frames, *dataset._sample_collection.find({}, {"last_modified_at": 0})]
+
+    before = contents()
+    with pytest.raises(FieldError, match=f"'{field}' is read-only"):
+        WRITERS[path](sample)
+    assert contents() == before
+
+
+def test_captions_of_tracks_that_are_read_only_are_written(dataset) -> None:
+    sample = dataset.first()
+    write_tracks(sample)
+    make_read_only(dataset, "frames.tracks")
+    records = [CaptionRecord(1, (10, 19), caption="A bus.")]
+    assert write_captions(sample, "captions", records, tracks_field="tracks") == 1
+    dataset.reload()
+    assert dataset.first().frames[1].tracks.detections[0].caption is None
 
 
 DECLARING = """

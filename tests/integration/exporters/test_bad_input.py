@@ -20,6 +20,7 @@ from fiftyone_regioncap.core.errors import (
 )
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.dataset.leases import Leases
 from fiftyone_regioncap.dataset.metadata import video_metadata
 from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.exporters import ExportOptions, conversations, records
@@ -548,6 +549,30 @@ def test_an_import_that_fails_half_way_changes_nothing(
     sample = next(s for s in dataset if s.filepath.endswith(bad))
     assert sample["other_status"] is None
     assert not any(frame["other"] for frame in sample.frames.values())
+
+
+def test_a_video_that_a_job_works_on_is_left_alone(exported, empty, contents_of):
+    folder = exported("jsonl")
+    sample = empty.first()
+    with Leases(empty._doc.id, ("tracks",), "job") as job:
+        assert job.claim(sample.id) is None
+        made = api.import_captions(empty, "jsonl", folder, progress=False)
+        assert made.videos == 1
+        assert "a job is at work on this video" in made.failures[0].error
+        assert sample.id not in empty.exists("captions").values("id")
+    again = api.import_captions(empty, "jsonl", folder, progress=False)
+    assert again.ok and again.videos == 2
+
+
+@pytest.mark.parametrize("path", ["frames.tracks", "captions"])
+def test_a_read_only_field_takes_no_import(exported, dataset, path):
+    field = dataset.get_field(path)
+    field.read_only = True
+    field.save()
+    with pytest.raises(FieldError, match="read-only"):
+        api.import_captions(
+            dataset, "jsonl", exported("jsonl"), overwrite=True, progress=False
+        )
 
 
 def test_a_reviewed_caption_survives_an_import(dataset, tmp_path, contents_of):

@@ -75,6 +75,18 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(dataset) -> None:
     assert frames_of(dataset) == EVERY
 
 
+def test_a_job_removes_what_killed_ones_left(dataset, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(fo.config, "default_dataset_dir", str(tmp_path / "masks"))
+    assert propagate(dataset, stop_after=12, mask_storage="disk") is None
+    checkpoint, *_ = (tmp_path / "cache/jobs").rglob("*.safetensors")
+    mask, *_ = (tmp_path / "masks").rglob("*.png")
+    for path in (checkpoint, mask):
+        path.with_name("tmpabc.part").touch()
+    assert propagate(dataset, mask_storage="disk").ok
+    assert not list(tmp_path.rglob("*.part"))
+    assert not checkpoint.parent.exists()
+
+
 def test_frames_that_are_gone_are_made_again(dataset) -> None:
     assert propagate(dataset, stop_after=12) is None
     dataset.delete_frame_field("tracks")

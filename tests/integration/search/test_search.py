@@ -293,6 +293,18 @@ def test_the_index_can_be_deleted_at_any_time(described, embedder, cache):
         shutil.rmtree(cache / "search")
 
 
+def test_the_index_of_a_deleted_dataset_is_removed(described):
+    dataset = described(*VIDEOS)
+    copy = dataset.clone()
+    find(copy, "red")
+    folder = index_folder(copy, "captions")
+    assert folder.is_dir()
+    copy.delete()
+    find(dataset, "red")
+    assert not folder.parent.exists()
+    assert index_folder(dataset, "captions").is_dir()
+
+
 @pytest.mark.parametrize("name", ["captions", "words/meta.json"])
 def test_a_damaged_index_is_an_error_that_says_what_to_delete(described, cache, name):
     dataset = described(*VIDEOS)
