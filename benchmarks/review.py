@@ -28,7 +28,7 @@ from fiftyone_regioncap.dataset.captions import (  # noqa: E402
 )
 from fiftyone_regioncap.review import card as review_card  # noqa: E402
 from fiftyone_regioncap.review import session as review  # noqa: E402
-from fiftyone_regioncap.review.session import ReviewQueue  # noqa: E402
+from fiftyone_regioncap.review.queue import ReviewQueue  # noqa: E402
 
 EACH = 10
 """Captions of a video."""

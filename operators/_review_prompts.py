@@ -8,13 +8,14 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 
 from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.caption_fields import CaptionField, caption_fields
+from fiftyone_regioncap.review.queue import ORDERS, available_orders
 
 from ._inputs import pick
+from ._recent import Recent
 
 NO_FIELD = "-"
 """Instead of the name of a field; no field can be called this."""
-
-ORDER = {"view": "As in the view", "confidence": "Least sure first"}
 
 JUDGE = {"no": "No", "open": "Yes", "blind": "Yes, without knowing which is which"}
 
@@ -54,11 +55,15 @@ class Prompt(foo.Operator):
 
     def execute(self, ctx: Any) -> dict[str, Any]:
         """Returns the answers; the panel takes them from here."""
-        return {name: ctx.params[name] for name in self.answers}
+        return {name: ctx.params[name] for name in self.answers if name in ctx.params}
+
+
+pictures: Recent[str] = Recent(4)
+"""Pictures of the captions that are edited, by the ids of their labels."""
 
 
 class EditCaption(Prompt):
-    """Asks for another text."""
+    """Asks for another text, beside the picture."""
 
     name = "edit_caption"
     label = "Edit the caption"
@@ -66,7 +71,14 @@ class EditCaption(Prompt):
     answers = ("text",)
 
     def ask(self, inputs: types.Object, ctx: Any) -> None:
-        """Shows the text."""
+        """Shows the picture and the text."""
+        picture = pictures.get(ctx.params.get("label"))
+        if picture is not None:
+            inputs.str(
+                "picture",
+                default=picture,
+                view=types.ImageView(width="100%", alt="What is described"),
+            )
         inputs.str(
             "text",
             default=ctx.params.get("text"),
@@ -86,17 +98,20 @@ class ChooseCaptions(Prompt):
 
     def ask(self, inputs: types.Object, ctx: Any) -> None:
         """Shows the fields that there are."""
-        known = fields.caption_fields(ctx.dataset)
+        known = caption_fields(ctx.dataset)
         tracks = fields.track_fields(ctx.dataset)
         chosen = ctx.params.get("captions")
         others = [field for field in known if field != chosen]
+        field = CaptionField.of(ctx.dataset, chosen if chosen in known else known[0])
         choices: dict[str, dict[str, str]] = {
             "captions": {field: field for field in known},
             "compare": {NO_FIELD: "nothing", **{field: field for field in others}},
             "judge": JUDGE,
             "tracks": {field: field for field in tracks or [NO_FIELD]},
-            "order": ORDER,
+            "order": {name: _upper(ORDERS[name]) for name in available_orders(field)},
         }
+        if field.of_images:
+            del choices["tracks"]
         labels = {
             "captions": "Captions",
             "compare": "Compare them with",
@@ -106,3 +121,7 @@ class ChooseCaptions(Prompt):
         }
         for name, options in choices.items():
             pick(inputs, name, options, label=labels[name])
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

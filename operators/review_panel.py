@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 import fiftyone as fo
+import fiftyone.core.clips as foc
+import fiftyone.core.patches as fop
 import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.categories import Categories
@@ -18,7 +20,9 @@ from fiftyone.operators.categories import Categories
 from fiftyone_regioncap.core.errors import FieldError, RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.caption_fields import CaptionField, caption_fields
 from fiftyone_regioncap.dataset.captions import Review
+from fiftyone_regioncap.review import history
 from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.preferences import (
     Preference,
@@ -26,22 +30,24 @@ from fiftyone_regioncap.review.preferences import (
     is_swapped,
     prefer,
 )
-from fiftyone_regioncap.review.session import REVIEWS, Change, Ref, ReviewQueue
+from fiftyone_regioncap.review.queue import (
+    Order,
+    ReviewQueue,
+    available_orders,
+    reviewed_share,
+)
+from fiftyone_regioncap.review.session import REVIEWS, Change, Ref
 
 from ._layout import NARROW, WRAP, panel_layout
 from ._recent import Recent
-from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt
+from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt, pictures
 
 if TYPE_CHECKING:
     from fiftyone_regioncap.review.card import Card
 
 NO_CAPTIONS = (
-    "No field of this dataset holds captions of tracks. Run **Propagate and caption** "
-    "or **Caption tracks** on videos first."
-)
-IMAGES = (
-    "This panel goes through captions of tracks in videos. Those of the regions of "
-    "images can't be reviewed here."
+    "No field of this dataset holds captions. Run **Propagate and caption** or "
+    "**Caption tracks** on videos, or **Caption regions** on images first."
 )
 NOTHING_LEFT = "Nothing is left to look at. Show other captions, or change the view."
 
@@ -72,8 +78,8 @@ PICTURES = 64
 CAPTIONS_AT_ONCE = 2_000
 """Number of captions that are changed between reports of progress to the App."""
 
-UNDO_CAPTIONS = 100_000
-"""Changed captions that are remembered for undo, over all changes."""
+MILLISECONDS_TO_OPEN = 1500
+"""Time that the App takes to open a sample, before it can go to a frame."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class _Settings:
         judge: Key of ``JUDGE``: whether to say which of both is better.
         tracks: Field of the tracks, or ``NO_FIELD``.
         show: Key of ``SHOW``: which captions are shown.
-        order: Key of ``ORDER``: how captions are sorted.
+        order: One of ``ORDERS``: how captions are sorted.
     """
 
     captions: str = NO_FIELD
@@ -94,7 +100,7 @@ class _Settings:
     judge: str = "no"
     tracks: str = NO_FIELD
     show: str = "unreviewed"
-    order: review.Order = "view"
+    order: Order = "view"
 
     @property
     def judged(self) -> bool:
@@ -117,14 +123,15 @@ class _Settings:
         Raises:
             FieldError: When it has no captions.
         """
-        known = [] if dataset is None else fields.caption_fields(dataset)
+        known = [] if dataset is None else caption_fields(dataset)
         if not known:
-            images = dataset is not None and dataset.media_type == "image"
-            raise FieldError(IMAGES if images else NO_CAPTIONS)
+            raise FieldError(NO_CAPTIONS)
         captions = _pick(self.captions, "captions", known)
         others = [field for field in known if field != captions]
+        orders = available_orders(CaptionField.of(dataset, captions))
         return replace(
             self,
+            order=self.order if self.order in orders else "view",
             captions=captions,
             compare=self.compare if self.compare in others else NO_FIELD,
             tracks=_pick(self.tracks, "frames.tracks", fields.track_fields(dataset)),
@@ -133,7 +140,7 @@ class _Settings:
 
 @dataclass
 class _Session:
-    """State of one panel over one dataset, with its history.
+    """State of one panel over one dataset.
 
     This is no panel state of FiftyOne's, which belongs to the App's workspace: the App
     drops its filters and lassos whenever that changes, and with them what is reviewed.
@@ -144,8 +151,10 @@ class _Session:
         problem: Message that says why nothing can be shown; None when something can.
         ref: Reference to the current caption; None when nothing is left.
         seen: Text of that caption, as shown; None when nothing is left.
-        pictured: Whether there is an image of its track.
-        history: Changes that can be undone, oldest first.
+        other: Text of the caption beside it; None where there is none.
+        picture: Image of its track; None where there is none.
+        frame: First frame of its window, counted from 1; None for images.
+        jump: Whether the sample that is being opened shall go to that frame.
     """
 
     settings: _Settings = _Settings()
@@ -153,8 +162,10 @@ class _Session:
     problem: str | None = None
     ref: Ref | None = None
     seen: str | None = None
-    pictured: bool = False
-    history: deque[Change] = field(default_factory=deque)
+    other: str | None = None
+    picture: str | None = None
+    frame: int | None = None
+    jump: bool = False
 
 
 # The App makes a panel object an event, so what outlives events is here.
@@ -249,10 +260,39 @@ class ReviewPanel(foo.Panel):
         """Rejects the caption and shows the next one."""
         self._apply(ctx, review.reject)
 
+    def take_other(self, ctx: Any) -> None:
+        """Puts the text of the caption beside it in its place, and goes on."""
+        other = _session(ctx).other
+        if other is not None:
+            self._apply(ctx, review.edit(other))
+
+    def look(self, ctx: Any) -> None:
+        """Opens the sample at the first frame of the caption's window."""
+        session = _session(ctx)
+        if session.ref is None:
+            return
+        if ctx.current_sample is None:
+            # A clip or patch of captions goes by the id of its label.
+            of_labels = isinstance(ctx.view, (foc.ClipsView, fop.PatchesView))
+            ref = session.ref
+            ctx.ops.open_sample(id=ref.label_id if of_labels else ref.sample_id)
+            session.jump = session.frame is not None
+        else:
+            self.jump(ctx)
+
+    def jump(self, ctx: Any) -> None:
+        """Goes to the first frame of the caption's window in the open sample."""
+        session = _session(ctx)
+        session.jump = False
+        if session.frame is not None:
+            ctx.trigger("set_frame_number", {"frame_number": session.frame})
+
     def edit(self, ctx: Any) -> None:
         """Asks for another text."""
         session = _session(ctx)
         if session.ref is not None:
+            if session.picture is not None:
+                pictures.put(session.ref.label_id, session.picture)
             asked = {"label": session.ref.label_id, "text": session.seen}
             self._prompt(ctx, EditCaption, asked, self.edited)
 
@@ -280,19 +320,29 @@ class ReviewPanel(foo.Panel):
         if place is not None:
             first = is_swapped(ref.label_id) if settings.blind else True
             chosen = "new" if (place == 0) == first else "old"
-        prefer(ctx.dataset, settings.captions, {ref.label_id: chosen})
+        old, new = settings.compare, settings.captions
+        try:
+            prefer(ctx.dataset, new, {ref.label_id: chosen}, over=old)
+        except RegionCapError as error:
+            ctx.ops.notify(str(error), variant="error")
+            return
         self._step(ctx, 1)
-        found = counts(ctx.dataset, settings.captions)
+        found = counts(ctx.dataset, new, over=old)
         told = ", ".join(f"{number} {name}" for name, number in found.items())
         ctx.ops.notify(f"Preferred so far: {told}")
 
     def undo(self, ctx: Any) -> None:
         """Takes the last change back, and shows it."""
         session = _session(ctx)
-        if not session.history:
+        field = session.settings.captions
+        try:
+            undone = review.undo_last(ctx.dataset, field, by=_person(ctx))
+        except RegionCapError as error:
+            ctx.ops.notify(str(error), variant="error")
+            return
+        if undone is None:
             ctx.ops.notify("There is nothing to undo")
             return
-        undone = review.undo(ctx.dataset, session.history.pop())
         if undone.skipped:
             ctx.ops.notify(
                 f"{undone.skipped} captions were changed since, and stay as they are",
@@ -361,11 +411,12 @@ class ReviewPanel(foo.Panel):
                 action,
                 tracks_field=_or_none(session.settings.tracks),
                 seen=seen,
+                by=_person(ctx),
             )
         except RegionCapError as error:
             ctx.ops.notify(str(error), variant="error")
             return None
-        _remember(session, change)
+        _mark(change)
         if any(done.before.shown != done.after.shown for done in change.edits):
             ctx.ops.reload_samples()
         return change
@@ -388,7 +439,8 @@ class ReviewPanel(foo.Panel):
     def _show(self, ctx: Any, position: int | None) -> None:
         """Puts a caption, or that there is none, into the panel."""
         queue, session = _queue(ctx), _session(ctx)
-        session.ref, session.seen, session.pictured = None, None, False
+        session.ref, session.seen, session.other = None, None, None
+        session.picture, session.frame = None, None
         data: dict[str, Any] = {
             "progress": _progress(queue.counts()),
             "title": NOTHING_LEFT,
@@ -403,12 +455,16 @@ class ReviewPanel(foo.Panel):
             strip, problem = self._strip(ctx, card)
             place = f"{position + 1:,} / {len(queue):,}"
             session.ref, session.seen = card.ref, card.record.caption
-            session.pictured = strip is not None
+            session.picture = strip
+            session.other = None if card.other is None else card.other.caption or None
+            session.frame = None if card.image else card.record.support[0] + 1
             data |= {
                 "title": f"{place} · {_cards().title(card)}",
                 "strip": strip,
                 "no_strip": problem,
-                "timeline": _cards().data_url(_cards().draw_timeline(card)),
+                "timeline": None
+                if card.image
+                else _cards().data_url(_cards().draw_timeline(card)),
                 "own": own,
                 "sides.own": sides[0],
                 "sides.other": sides[1],
@@ -430,7 +486,7 @@ class ReviewPanel(foo.Panel):
 
     def _strip(self, ctx: Any, card: Card) -> tuple[str | None, str | None]:
         """Returns the picture of the track, or why there is none."""
-        if _session(ctx).settings.tracks == NO_FIELD:
+        if not card.image and _session(ctx).settings.tracks == NO_FIELD:
             return None, "*This dataset has no field of tracks to show.*"
         try:
             return self._drawing(ctx, card).result(), None
@@ -438,11 +494,12 @@ class ReviewPanel(foo.Panel):
             return None, f"*No picture:* {escape(str(error))}"
 
     def _drawing(self, ctx: Any, card: Card) -> Future[str]:
-        tracks, dataset = _session(ctx).settings.tracks, ctx.dataset
-        key = (str(dataset._doc.id), card.ref, card.record.support, tracks)
+        settings, dataset = _session(ctx).settings, ctx.dataset
+        shown = settings.captions if card.image else settings.tracks
+        key = (str(dataset._doc.id), card.ref, card.record.support, shown)
 
         def draw() -> str:
-            return _cards().data_url(_cards().draw_strip(dataset, card, tracks))
+            return _cards().data_url(_cards().draw_strip(dataset, card, shown))
 
         return _pictures.get(key) or _pictures.put(key, _artist.submit(draw))
 
@@ -450,10 +507,11 @@ class ReviewPanel(foo.Panel):
         """Draws what comes next while the person looks at this."""
         settings = _session(ctx).settings
         following = queue.find(position + 1, 1, settings.reviews)
-        if following is not None and settings.tracks != NO_FIELD:
-            card = self._card(ctx, queue[following])
-            if card is not None:
-                self._drawing(ctx, card)
+        if following is None:
+            return
+        card = self._card(ctx, queue[following])
+        if card is not None and (card.image or settings.tracks != NO_FIELD):
+            self._drawing(ctx, card)
 
     def render(self, ctx: Any) -> types.Property:
         """Lays the panel out; what it shows was set by the events."""
@@ -494,11 +552,21 @@ class ReviewPanel(foo.Panel):
 
     def _render_caption(self, panel: types.Object, session: _Session) -> None:
         settings = session.settings
-        if session.pictured:
-            panel.img("strip", width="100%", point_on_hover=False, alt_text="The track")
+        if session.picture is not None:
+            panel.img(
+                "strip",
+                width="100%",
+                alt_text="The track",
+                on_click=self.look,
+                title="Open the sample here",
+            )
         else:
             panel.md("", name="no_strip")
-        panel.img("timeline", width="100%", point_on_hover=False, alt_text="Windows")
+        if session.frame is not None:
+            panel.img("timeline", width="100%", alt_text="Windows", on_click=self.look)
+        if session.jump:
+            timer = types.TimerView(timeout=MILLISECONDS_TO_OPEN, on_timeout=self.jump)
+            panel.view("opening", timer)
         if settings.compare != NO_FIELD:
             sides = panel.h_stack("sides", gap=3)
             names = {"own": settings.captions, "other": settings.compare}
@@ -528,6 +596,8 @@ class ReviewPanel(foo.Panel):
             self._button(row, "accept", "Accept", "A", self.accept, "contained")
             self._button(row, "edit", "Edit", "E", self.edit)
             self._button(row, "reject", "Reject", "R", self.reject)
+            if session.other is not None and not session.settings.blind:
+                self._button(row, "take_other", "Take the other", "T", self.take_other)
             self._button(row, "previous", "Previous", "P", self.previous)
             self._button(row, "next", "Next", "N", self.next)
         self._button(row, "undo", "Undo", "U", self.undo)
@@ -593,33 +663,30 @@ class ChangeAll(foo.Operator):
         _, action, reviews = BULK[ctx.params["action"]]
         session = _session(ctx)
         refs = _queue(ctx).select(reviews)
-        changed = Change(
-            session.settings.captions, tracks_field=_or_none(session.settings.tracks)
-        )
+        settings, change = session.settings, uuid4().hex
+        changed = skipped = 0
         try:
             for start in range(0, len(refs), CAPTIONS_AT_ONCE):
                 part = review.apply(
                     ctx.dataset,
-                    changed.field,
+                    settings.captions,
                     refs[start : start + CAPTIONS_AT_ONCE],
                     action,
-                    tracks_field=changed.tracks_field,
+                    tracks_field=_or_none(settings.tracks),
+                    by=_person(ctx),
+                    part_of=change,
                 )
-                changed = replace(
-                    changed,
-                    edits=changed.edits + part.edits,
-                    skipped=changed.skipped + part.skipped,
-                )
+                _mark(part)
+                changed += len(part.edits)
+                skipped += part.skipped
                 done = min(start + CAPTIONS_AT_ONCE, len(refs))
                 label = f"{done:,} of {len(refs):,} captions"
                 yield ctx.ops.set_progress(label=label, progress=done / len(refs))
         except RegionCapError as error:
             yield ctx.ops.notify(str(error), variant="error")
-        finally:  # also when the App is closed, for undo
-            _remember(session, changed)
-        note = f"{len(changed.edits):,} captions changed"
-        if changed.skipped:
-            note += f"; {changed.skipped:,} have no text, or are gone"
+        note = f"{changed:,} captions changed"
+        if skipped:
+            note += f"; {skipped:,} have no text, or are gone"
         yield ctx.ops.notify(note, variant="success")
 
 
@@ -658,15 +725,11 @@ def _queue(ctx: Any) -> ReviewQueue:
     return queue
 
 
-def _remember(session: _Session, change: Change) -> None:
-    """Keeps a change for undo, and reports it to all views."""
-    _mark(change)
-    if not change.edits:
-        return
-    history = session.history
-    history.append(change)
-    while sum(len(c.edits) for c in history) > UNDO_CAPTIONS and len(history) > 1:
-        history.popleft()
+def _person(ctx: Any) -> str:
+    """Returns who decides: the App's user where it knows one."""
+    user = ctx.user
+    name = None if user is None else getattr(user, "email", None) or user.id
+    return name or history.reviewer()
 
 
 def _label(ref: Ref | None) -> str:
@@ -695,5 +758,5 @@ def _progress(counts: dict[Review, int]) -> str:
     total = sum(counts.values())
     parts = ", ".join(f"{counts[name]:,} {name}" for name in REVIEWS)
     done = total - counts["unreviewed"]
-    share = review.reviewed_share(counts)
+    share = reviewed_share(counts)
     return f"**{done:,} of {total:,}** reviewed ({share:.0%}): {parts}"

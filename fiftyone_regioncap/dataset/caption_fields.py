@@ -58,6 +58,21 @@ class CaptionField:
         return cls(dataset, name, f"{name}.{inner}" if inner else name)
 
     @property
+    def of_images(self) -> bool:
+        """Whether its labels are regions of images."""
+        return self.dataset.media_type == fom.IMAGE
+
+    @property
+    def confidence(self) -> str:
+        """Attribute with the captioner's confidence; a region has one of its own."""
+        return "caption_confidence" if self.of_images else "confidence"
+
+    @property
+    def error(self) -> str:
+        """Attribute with the reason why there is no caption."""
+        return "caption_error" if self.of_images else "error"
+
+    @property
     def embedded(self) -> bool:
         """Whether regions of the field were ever embedded."""
         return self.dataset.has_field(f"{self.labels}.{VECTOR}")

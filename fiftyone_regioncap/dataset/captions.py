@@ -491,6 +491,22 @@ def _record(document: Document) -> CaptionRecord:
     )
 
 
+REGION_ATTRIBUTES = (
+    *("label", "tags", "caption", "review", "source_caption"),
+    *("caption_confidence", "caption_model", "caption_error"),
+    *("caption_tag_scores", "caption_attributes", "caption_attribute_scores"),
+    *("caption_category", "caption_category_score"),
+)
+"""Attributes of a region that :func:`read_region` reads."""
+
+
+def read_region(document: Document) -> CaptionRecord:
+    """Reads the caption of a region of an image, which has no object id: -1."""
+    prefix = "caption_"
+    own = {key.removeprefix(prefix): value for key, value in document.items()}
+    return _record({**own, "support": (1, 1), "index": None, "instance": None})
+
+
 def _scored(document: Document, names: str, scores: str) -> tuple[Scored, ...]:
     """Words with their scores; words that a person added have none, which counts 1."""
     words: Sequence[str] = document.get(names) or ()

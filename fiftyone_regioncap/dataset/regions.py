@@ -92,10 +92,12 @@ class RegionCaption(NamedTuple):
     Attributes:
         caption: The caption; None where there is none.
         own: Whether a model wrote it.
+        reviewed: Whether a person has accepted, edited or rejected it.
     """
 
     caption: str | None
     own: bool
+    reviewed: bool = False
 
 
 def region_captions(
@@ -111,7 +113,9 @@ def region_captions(
     labels = labels_of(None if value is None else value.to_mongo().to_dict())
     return {
         str(label["_id"]): RegionCaption(
-            label.get("caption"), bool(label.get("caption_model"))
+            label.get("caption"),
+            bool(label.get("caption_model")),
+            label.get("review") not in (None, "unreviewed"),
         )
         for label in labels
         if label.get("bounding_box") or label.get("points")
@@ -186,4 +190,7 @@ def _attributes(caption: Caption, model: str) -> Document:
         "caption_attribute_scores": [score for _, score in caption.attributes],
         "caption_category": category,
         "caption_category_score": score,
+        # What a person said of the caption that was there.
+        "review": None,
+        "source_caption": None,
     }

@@ -74,6 +74,13 @@ _CAPTION_ATTRIBUTES = (
     Declared("source_caption", fo.StringField),
     Declared("error", fo.StringField),
 )
+_REVIEW_ATTRIBUTES = (
+    Declared("review", fo.StringField),
+    Declared("source_caption", fo.StringField),
+    Declared("reviewed_by", fo.StringField),
+    Declared("reviewed_at", fo.DateTimeField),
+    Declared("review_history", fo.ListField, fo.DictField),
+)
 _REGION_ATTRIBUTES = (
     Declared("caption", fo.StringField),
     Declared("caption_confidence", fo.FloatField),
@@ -172,6 +179,22 @@ def declare_regions(dataset: fo.Dataset, field: str) -> None:
         kind,
         getattr(kind, "_LABEL_LIST_FIELD", None),
         _REGION_ATTRIBUTES,
+    )
+
+
+def declare_review(dataset: fo.Dataset, labels: str) -> None:
+    """Declares what a person's review keeps on captions.
+
+    Args:
+        dataset: Dataset that has the captions.
+        labels: Path of their labels, such as ``"captions.detections"``.
+
+    Raises:
+        FieldError: When an attribute exists with another type.
+    """
+    declare(
+        dataset,
+        [replace(item, name=f"{labels}.{item.name}") for item in _REVIEW_ATTRIBUTES],
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from hashlib import sha256
 from itertools import islice
@@ -202,6 +202,64 @@ class FrameUpdate:
 
 def _holds(lease: Lease) -> Document:
     return {"$expr": {"$lt": ["$$NOW", lease.until]}}
+
+
+@dataclass(frozen=True)
+class SampleUpdate:
+    """An update of one sample's document.
+
+    Attributes:
+        sample_id: Id of the sample.
+        values: Values by path.
+        absent: Paths that are removed.
+        array_filters: MongoDB's filters for each ``$[name]`` in the paths.
+        query: What else the document has to fulfil to be updated.
+    """
+
+    sample_id: ObjectId
+    values: Document
+    absent: Collection[str] = ()
+    array_filters: Sequence[Mapping[str, Any]] | None = None
+    query: Document = field(default_factory=dict)
+
+    def operation(self) -> UpdateOne:
+        """Returns MongoDB's operation."""
+        change: Document = {"$set": {**self.values, "last_modified_at": now()}}
+        if self.absent:
+            change["$unset"] = dict.fromkeys(self.absent, "")
+        filters = None if self.array_filters is None else list(self.array_filters)
+        query = {"_id": self.sample_id, **self.query}
+        return UpdateOne(query, change, array_filters=filters)
+
+
+def write_samples(
+    dataset: fo.Dataset, field: str, updates: Sequence[SampleUpdate]
+) -> None:
+    """Changes labels of one field of many samples, in one trip to the database.
+
+    Samples that were deleted meanwhile are passed over.
+
+    Args:
+        dataset: The dataset of the samples.
+        field: Field of samples that the updates change.
+        updates: The updates; their order doesn't matter.
+
+    Raises:
+        FieldError: When a value has another type than its attribute, or the field was
+            deleted meanwhile.
+    """
+    if not updates:
+        return
+    check = FieldTypes(dataset).check
+    for update in updates:
+        for path, value in update.values.items():
+            check(_PLACE.sub("", path), value)
+    if absent_fields(dataset, [field]):
+        raise FieldError(f"{field} was deleted meanwhile; reload the dataset")
+    operations = [update.operation() for update in updates]
+    dataset._sample_collection.bulk_write(operations, ordered=False)
+    for update in updates:
+        reload_sample(dataset, update.sample_id)
 
 
 @dataclass(frozen=True)

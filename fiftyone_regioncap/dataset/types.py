@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ _KINDS: dict[type[fo.Field], tuple[type, ...]] = {
     fo.IntField: (int,),
     fo.FloatField: (int, float),
     fo.ObjectIdField: (ObjectId,),
+    fo.DateTimeField: (datetime,),
     fo.VectorField: (bytes,),
     fo.ArrayField: (bytes,),
     fo.DictField: (Mapping,),
@@ -44,6 +46,7 @@ class FieldTypes:
 
     dataset: fo.Dataset
     _inner: dict[int, Mapping[str, fo.Field]] = field(default_factory=dict)
+    _known: dict[str, fo.Field | None] = field(default_factory=dict)
 
     def check(self, path: str, value: Any) -> None:
         """Makes sure that a value may be written.
@@ -56,7 +59,9 @@ class FieldTypes:
         Raises:
             FieldError: When its type is not the declared one.
         """
-        declared = self.dataset.get_field(path)
+        if path not in self._known:
+            self._known[path] = self.dataset.get_field(path)
+        declared = self._known[path]
         if isinstance(declared, fo.EmbeddedDocumentField) and isinstance(
             value, Mapping
         ):

@@ -39,6 +39,7 @@ from fiftyone_regioncap.evaluation.dense import (
     support_iou,
 )
 from fiftyone_regioncap.evaluation.options import EvaluateOptions
+from fiftyone_regioncap.review.preferences import Preferences, preferences
 from fiftyone_regioncap.search import embedding
 from fiftyone_regioncap.search.embedding import DEFAULT_MODEL, TextEmbedder
 
@@ -71,6 +72,8 @@ class CaptionEvaluation:
         dense_by_threshold: AP by ``"iou 0.5, meteor 0.1"``.
         each: Scores by metric, then by label id.
         notes: Notes on what wasn't possible, and how to make it so.
+        judged: What people preferred to the references, in the review panel; None
+            where nobody has said, or both fields are the same.
     """
 
     key: str
@@ -85,6 +88,7 @@ class CaptionEvaluation:
     dense_by_threshold: dict[str, float]
     each: dict[str, dict[str, float]]
     notes: tuple[str, ...]
+    judged: Preferences | None = None
 
     def worst(self, k: int = 25, metric: str | None = None) -> fov.DatasetView:
         """Returns captions with the lowest scores as clips or patches, lowest first.
@@ -117,6 +121,8 @@ class CaptionEvaluation:
             "dense_map": self.dense,
             "dense_map_by_threshold": self.dense_by_threshold,
             "notes": list(self.notes),
+            "preferred": None if self.judged is None else dict(self.judged.preferred),
+            "chance": None if self.judged is None else self.judged.chance,
         }
 
     def to_markdown(self) -> str:
@@ -131,6 +137,7 @@ class CaptionEvaluation:
             _table("", {"all": self.overall}),
             _table("label", self.by_label),
             _table("size", self.by_size),
+            *([] if self.judged is None else [self.judged.to_markdown().strip()]),
             *(f"- {escape(note)}" for note in self.notes),
         ]
         return "\n\n".join(lines) + "\n"
@@ -330,6 +337,7 @@ def evaluate_captions(
         if "meteor" in scores.overall
         else (None, {})
     )
+    judged = None if same else preferences(samples, references, captions)
     result = CaptionEvaluation(
         key=key,
         captions=own,
@@ -353,6 +361,7 @@ def evaluate_captions(
         dense_by_threshold=table,
         each=scores.each,
         notes=tuple(notes),
+        judged=judged if judged is not None and judged.preferred else None,
     )
     _store(result, best, options)
     if options.output is not None:

@@ -88,10 +88,12 @@ class RegionCaptioning(ClipStage[RegionOptions]):
         """Returns the regions that have no caption yet."""
         options = self._options
         known = region_captions(sample, options.field)
+        replaced, edited_too = options.overwrite, options.overwrite_edited
         todo = [
             label_id
             for label_id, label in known.items()
-            if not label.caption or (options.overwrite and label.own)
+            if not label.caption
+            or (label.own and replaced and (not label.reviewed or edited_too))
         ]
         if not todo:
             return None

@@ -282,6 +282,11 @@ class RegionOptions(Options):
         None, "Name of one of the captioner's prompts, or a text of your own."
     )
     overwrite: bool = option(False, "Caption regions again that have a caption.")
+    overwrite_edited: bool = option(
+        False,
+        "Also replace captions that a person has edited or reviewed.",
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)

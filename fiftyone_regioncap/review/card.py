@@ -14,12 +14,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.markdown import escape
-from fiftyone_regioncap.dataset.captions import CaptionRecord, Review, read_captions
-from fiftyone_regioncap.dataset.clips import iter_clips
-from fiftyone_regioncap.dataset.geometry import labels_of
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.captions import (
+    REGION_ATTRIBUTES,
+    CaptionRecord,
+    Review,
+    read_captions,
+    read_region,
+)
+from fiftyone_regioncap.dataset.clips import iter_clips, iter_image_clips
+from fiftyone_regioncap.dataset.store import Document
 from fiftyone_regioncap.dataset.targets import name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.review.diff import Piece, differences
+from fiftyone_regioncap.review.preferences import PLACE, place_of
 from fiftyone_regioncap.review.session import Ref
 from fiftyone_regioncap.video.clips import plan_clip
 from fiftyone_regioncap.visualization.contact_sheet import film_strip
@@ -50,8 +58,9 @@ class Card:
         record: The caption.
         own: All captions of the same object in the same field, by window.
         others: Captions of the same object in the field to compare with.
-        video: Name of the video.
+        video: Name of the video or image.
         frame_count: Number of frames of the video; None when it is unknown.
+        image: Whether it is about a region of an image.
     """
 
     ref: Ref
@@ -60,6 +69,7 @@ class Card:
     others: tuple[CaptionRecord, ...]
     video: str
     frame_count: int | None
+    image: bool = False
 
     @property
     def other(self) -> CaptionRecord | None:
@@ -81,7 +91,7 @@ def load_card(
     """Reads one caption and its neighbors; no masks and no frames.
 
     Args:
-        dataset: A dataset of videos.
+        dataset: A dataset of videos or images.
         field: Field of the captions.
         ref: Ids of the caption.
         compare: Another field of captions of the same tracks.
@@ -90,15 +100,15 @@ def load_card(
         FieldError: If a field is absent.
         RegionCapError: If the caption is gone.
     """
-    path = f"{field}.detections._id"
-    document = dataset._sample_collection.find_one(
-        {"_id": ObjectId(ref.sample_id)}, {path: 1}
-    )
-    labels = labels_of((document or {}).get(field))
-    ids = [str(label["_id"]) for label in labels]
+    captions = CaptionField.of(dataset, field)
+    query = {"_id": ObjectId(ref.sample_id)}
+    found = list(captions.documents([], query=query))
+    ids = [str(label["_id"]) for _, labels in found for label in labels]
     if ref.label_id not in ids:
         raise RegionCapError("the caption is gone; refresh the review")
     sample = dataset[ref.sample_id]
+    if captions.of_images:
+        return _region_card(captions, ref, name_of(sample), compare)
     records = read_captions(sample, field)
     record = records[ids.index(ref.label_id)]
     others = [] if compare is None else read_captions(sample, compare)
@@ -113,32 +123,55 @@ def load_card(
     )
 
 
-def draw_strip(dataset: fo.Dataset, card: Card, tracks: str) -> Image.Image:
-    """Draws some frames of the caption's track and window, with their masks.
+def _region_card(
+    captions: CaptionField, ref: Ref, name: str, compare: str | None
+) -> Card:
+    """Makes the card of a region of an image; others are about the same region."""
+    query = {"_id": ObjectId(ref.sample_id)}
+
+    def labels(field: CaptionField) -> list[Document]:
+        read = (*REGION_ATTRIBUTES, *PLACE)
+        return [one for _, found in field.documents(read, query=query) for one in found]
+
+    own = next(one for one in labels(captions) if str(one["_id"]) == ref.label_id)
+    others = []
+    if compare is not None:
+        beside = CaptionField.of(captions.dataset, compare)
+        same = place_of(own)
+        others = [read_region(o) for o in labels(beside) if place_of(o) == same]
+    record = read_region(own)
+    return Card(ref, record, (record,), tuple(others), name, None, image=True)
+
+
+def draw_strip(dataset: fo.Dataset, card: Card, field: str) -> Image.Image:
+    """Draws frames of the caption's track and window with their masks, or its region.
 
     Args:
-        dataset: A dataset of videos.
+        dataset: A dataset of videos or images.
         card: Card of the caption.
-        tracks: Field of the tracks.
+        field: Field of the tracks; of images, of the regions.
 
     Raises:
-        VideoError: If the video can't be read.
+        VideoError: If the video or the image can't be read.
         FieldError: If there is no such field, or a mask on disk can't be read.
         RegionCapError: If the object is nowhere in the caption's window.
     """
     record = card.record
     sample = dataset[card.ref.sample_id]
+    if card.image:
+        ((_, clip),) = iter_image_clips(sample, field, {card.ref.label_id}, None)
+        return Image.fromarray(film_strip(clip, columns=1))
     own = [
         track
-        for track in read_tracks(sample, tracks, support=record.support)
+        for track in read_tracks(sample, field, support=record.support)
         if track.object_id == record.index
     ]
     if not own:
         raise RegionCapError(
-            f"object {record.index} has no labels in {tracks!r} on these frames"
+            f"object {record.index} has no labels in {field!r} on these frames"
         )
     plan = plan_clip(own[0], record.support, STRIP_FRAMES)
-    ((_, clip),) = iter_clips(sample, tracks, [plan])
+    ((_, clip),) = iter_clips(sample, field, [plan])
     return Image.fromarray(film_strip(clip, columns=STRIP_FRAMES))
 
 
@@ -203,6 +236,9 @@ def data_url(image: Image.Image) -> str:
 def title(card: Card) -> str:
     """Returns the object, the video, the frames and the review, as Markdown."""
     record = card.record
+    if card.image:
+        name = escape(record.label or "a region")
+        return f"**{name}** in {escape(card.video)}: **{record.review}**"
     first, last = record.support
     name = f"#{record.index} {record.label or ''}".strip()
     return (

@@ -14,9 +14,13 @@ import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.fields import require_writable
 
 PREFERRED = "preferred"
 """Attribute of the new captions that holds what a person preferred."""
+
+OVER = "preferred_over"
+"""Attribute with the field of the captions that they were compared with."""
 
 Preference: TypeAlias = Literal["new", "old", "same"]
 
@@ -108,42 +112,51 @@ def pairs(samples: foco.SampleCollection, captions: str, output: str) -> Iterato
     """Yields captions of two fields that are about the same object and window.
 
     Args:
-        samples: A dataset or a view of videos.
+        samples: A dataset or a view.
         captions: Field of the captions that were there.
         output: Field of the new captions.
 
     Raises:
         FieldError: When a field is absent or of another kind.
     """
-    wanted = ("caption", "index", "support", "error")
     old = CaptionField.of(samples, captions)
     new = CaptionField.of(samples, output)
-    known: dict[tuple[str, int, tuple[int, int]], str] = {}
+    wanted = ("caption", *PLACE, new.error)
+    known: dict[tuple[Any, ...], str] = {}
     for document, labels in old.in_view(samples, wanted):
         for label in labels:
-            if label.get("caption") and not label.get("error"):
-                known[_key(document, label)] = label["caption"]
+            if label.get("caption") and not label.get(old.error):
+                key = (str(document["_id"]), *place_of(label))
+                known[key] = label["caption"]
     has = new.dataset.has_field(f"{new.labels}.{PREFERRED}")
     for document, labels in new.in_view(
         samples, (*wanted, *([PREFERRED] if has else []))
     ):
         for label in labels:
-            said = known.get(_key(document, label))
-            if said is None or not label.get("caption") or label.get("error"):
+            said = known.get((str(document["_id"]), *place_of(label)))
+            if said is None or not label.get("caption") or label.get(new.error):
                 continue
-            key = str(label["_id"])
-            yield Pair(key, said, label["caption"], label.get(PREFERRED))
+            yield Pair(str(label["_id"]), said, label["caption"], label.get(PREFERRED))
 
 
-def _key(
-    document: Mapping[str, Any], label: Mapping[str, Any]
-) -> tuple[str, int, tuple[int, int]]:
-    first, last = label["support"]
-    return str(document["_id"]), label.get("index", -1), (first, last)
+PLACE = ("index", "support", "bounding_box", "points")
+"""Attributes that say what a caption is about."""
+
+
+def place_of(label: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns what a caption is about: an object and its window, or a region."""
+    if label.get("support"):
+        return label.get("index", -1), *label["support"]
+    shape = label.get("bounding_box") or label.get("points") or ()
+    return tuple(map(str, shape))
 
 
 def prefer(
-    samples: foco.SampleCollection, output: str, choices: Mapping[str, Preference]
+    samples: foco.SampleCollection,
+    output: str,
+    choices: Mapping[str, Preference],
+    *,
+    over: str | None = None,
 ) -> None:
     """Records which captions a person preferred.
 
@@ -151,14 +164,20 @@ def prefer(
         samples: The dataset, or a view of it.
         output: Field of the new captions.
         choices: ``"new"``, ``"old"`` or ``"same"`` by the id of the new caption.
+        over: Field of the old captions; None leaves it open.
 
     Raises:
-        FieldError: When there is no such field, or a choice is none of these.
+        FieldError: When there is no such field, it is read-only, or a choice is none
+            of these.
     """
     odd = sorted(set(choices.values()) - set(get_args(Preference)))
     if odd:
         raise FieldError(f"{odd[0]!r} is no preference; give new, old or same")
-    CaptionField.of(samples, output).write(PREFERRED, choices, fo.StringField)
+    field = CaptionField.of(samples, output)
+    require_writable(field.dataset, output)
+    field.write(PREFERRED, choices, fo.StringField)
+    if over is not None:
+        field.write(OVER, dict.fromkeys(choices, over), fo.StringField)
 
 
 def preferences(
@@ -170,17 +189,31 @@ def preferences(
     """
     found = list(pairs(samples, captions, output))
     equal = sum(pair.old.strip() == pair.new.strip() for pair in found)
-    return Preferences(captions, output, len(found), equal, counts(samples, output))
+    judged = counts(samples, output, over=captions)
+    return Preferences(captions, output, len(found), equal, judged)
 
 
-def counts(samples: foco.SampleCollection, output: str) -> dict[str, int]:
-    """Counts the captions of a field by what people preferred."""
+def counts(
+    samples: foco.SampleCollection, output: str, *, over: str | None = None
+) -> dict[str, int]:
+    """Counts the captions of a field by what people preferred.
+
+    Args:
+        samples: A dataset or a view.
+        output: Field of the new captions.
+        over: Field of the old captions; captions that were compared with another one
+            don't count. None counts all.
+
+    Raises:
+        FieldError: When there is no such field.
+    """
     field = CaptionField.of(samples, output)
     if not field.dataset.has_field(f"{field.labels}.{PREFERRED}"):
         return {}
     judged = (
         label.get(PREFERRED)
-        for _, labels in field.in_view(samples, [PREFERRED])
+        for _, labels in field.in_view(samples, [PREFERRED, OVER])
         for label in labels
+        if over is None or label.get(OVER) in (None, over)
     )
     return dict(Counter(choice for choice in judged if choice is not None))

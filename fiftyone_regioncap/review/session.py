@@ -1,37 +1,41 @@
 """Reviews captions with a person, and keeps the model's texts.
 
-A :class:`ReviewQueue` holds of each caption of a view only its ids, its review and its
-confidence, so that views of 100,000 captions open at once. :func:`apply` changes
-captions, one or all of a view, and returns what :func:`undo` needs to undo it.
+:func:`apply` changes captions, one or all of a view, and keeps with each who decided
+what and when; :func:`undo_last` undoes the last change, after a restart too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import chain, islice
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from dataclasses import asdict, dataclass, replace
+from dataclasses import field as dataclass_field
+from itertools import islice
+from typing import Any, TypeAlias, get_args
+from uuid import uuid4
 
 import fiftyone as fo
-import fiftyone.core.clips as foc
-import fiftyone.core.collections as foco
-import numpy as np
 from bson import ObjectId
-from numpy.typing import NDArray
-from pymongo import UpdateOne
 
 from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.captions import Review, mirror_captions
-from fiftyone_regioncap.dataset.fields import require_captions
-from fiftyone_regioncap.dataset.geometry import labels_of
-from fiftyone_regioncap.dataset.schema import declare_captions
-from fiftyone_regioncap.dataset.store import Document, now, reload_sample
+from fiftyone_regioncap.dataset.fields import (
+    frames_field,
+    require_tracks,
+    require_writable,
+)
+from fiftyone_regioncap.dataset.schema import declare_review
+from fiftyone_regioncap.dataset.store import Document, SampleUpdate, write_samples
+from fiftyone_regioncap.review import history
 
 REVIEWS: tuple[Review, ...] = get_args(Review)
 """The reviews that a caption can have; the first is that it has none."""
-
-Order: TypeAlias = Literal["view", "confidence"]
-"""In the order of the view, or the least confident captions first."""
 
 _SAMPLES_AT_ONCE = 500
 
@@ -134,12 +138,14 @@ class Edit:
         index: Object id; None where the label has none.
         before: State before the change.
         after: State after the change.
+        decisions: The decisions that were kept with the caption before the change.
     """
 
     ref: Ref
     index: int | None
     before: State
     after: State
+    decisions: tuple[Document, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,12 +158,18 @@ class Change:
         edits: One for each caption that changed.
         skipped: Number of captions that the action could not be applied to, such as
             accepting one without a text, or that are gone.
+        id: Id of the change, which decisions kept with captions name.
+        by: Who changed them.
+        undoes: Id of the change that this one undid; None for none.
     """
 
     field: str
     tracks_field: str | None = None
     edits: tuple[Edit, ...] = ()
     skipped: int = 0
+    id: str = dataclass_field(default_factory=lambda: uuid4().hex)
+    by: str = dataclass_field(default_factory=history.reviewer)
+    undoes: str | None = None
 
 
 def apply(
@@ -168,51 +180,66 @@ def apply(
     *,
     tracks_field: str | None = None,
     seen: str | None = None,
+    by: str | None = None,
+    part_of: str | None = None,
 ) -> Change:
-    """Applies an action to captions.
+    """Applies an action to captions, and keeps with each who did it and when.
 
     Args:
-        dataset: A dataset of videos.
+        dataset: A dataset of videos or images.
         field: Field of the captions.
         refs: Ids of the captions, of any number of samples.
         action: :func:`accept`, :func:`edit` of a text, :func:`reject`, :func:`reset`,
             or one of your own.
         tracks_field: Field of tracks whose labels have the captions too and follow.
         seen: Text that the person had in front of them; None not to check it.
+        by: Who decides; None for the user that this process runs as.
+        part_of: Id of the change that this is a part of, so that both are undone
+            together; None for a change of its own.
 
     Returns:
         What changed, for :func:`undo`.
 
     Raises:
-        FieldError: If a field is absent or of another kind.
+        FieldError: If a field is absent, of another kind, or read-only.
         RegionCapError: If somebody else changed the text that was ``seen``; and what
             the action raises, where there is one caption only.
     """
-    require_captions(dataset, field)
-    if not dataset.has_field(f"{field}.detections.source_caption"):
-        declare_captions(dataset, field)
+    captions = _writable(dataset, field, tracks_field)
     refs = list(refs)
-    states = {ref: (i, state) for ref, i, state in _states(dataset, field, refs)}
+    states = {edit.ref: edit for edit in _states(captions, refs)}
     if len(refs) == 1 and not states:
         raise RegionCapError("the caption is gone; refresh the review")
     edits = []
     skipped = len(refs) - len(states)
-    for ref, (index, before) in states.items():
-        if seen is not None and before.caption != seen:
+    for found in states.values():
+        if seen is not None and found.before.caption != seen:
             raise RegionCapError(
                 "somebody changed this caption while you read it; look at it again"
             )
         try:
-            after = action(before)
+            after = action(found.before)
         except RegionCapError:
             if len(refs) == 1:
                 raise
             skipped += 1
             continue
-        if after != before:
-            edits.append(Edit(ref, index, before, after))
-    change = Change(field, tracks_field, tuple(edits), skipped)
-    _write(dataset, change)
+        if after != found.before:
+            edits.append(replace(found, after=after))
+    change = Change(
+        field,
+        tracks_field,
+        tuple(edits),
+        skipped,
+        id=part_of or uuid4().hex,
+        by=by or history.reviewer(),
+    )
+    _write(captions, change)
+    if edits:
+        samples = sorted({edit.ref.sample_id for edit in edits})
+        history.remember(
+            dataset, change.id, change.by, field, tracks_field, samples, len(edits)
+        )
     return change
 
 
@@ -225,57 +252,138 @@ def undo(dataset: fo.Dataset, change: Change) -> Change:
 
     Returns:
         What changed now; undoing it redoes the first change.
+
+    Raises:
+        FieldError: If a field is gone, or read-only by now.
     """
+    captions = _writable(dataset, change.field, change.tracks_field)
     edits = {edit.ref: edit for edit in change.edits}
     back = tuple(
-        Edit(ref, index, before=state, after=edits[ref].before)
-        for ref, index, state in _states(dataset, change.field, edits)
-        if state == edits[ref].after
+        replace(found, after=edits[found.ref].before)
+        for found in _states(captions, edits)
+        if found.before == edits[found.ref].after
     )
-    undone = replace(change, edits=back, skipped=len(edits) - len(back))
-    _write(dataset, undone)
+    return _undone(captions, change, back, len(edits) - len(back))
+
+
+def undo_last(
+    dataset: fo.Dataset, field: str | None = None, *, by: str | None = None
+) -> Change | None:
+    """Undoes the last change that is remembered with a dataset, by any process.
+
+    Args:
+        dataset: The dataset.
+        field: Field of the captions; None for any.
+        by: Whose change; None for anybody's.
+
+    Returns:
+        What changed now, which :func:`undo` redoes; None where nothing is remembered.
+
+    Raises:
+        FieldError: If a field is gone, or read-only by now.
+    """
+    found = history.last(dataset, field, by)
+    if found is None:
+        return None
+    tracks = found.tracks_field
+    if tracks is not None and not dataset.has_field(frames_field(tracks)):
+        tracks = None
+    captions = _writable(dataset, found.field, tracks)
+    back = tuple(
+        replace(now, after=replace(now.before, **before))
+        for now in _states(captions, dict.fromkeys(found.sample_ids))
+        if (before := history.undone(now.decisions, found.change, now.before))
+        is not None
+    )
+    change = Change(found.field, tracks, id=found.change, by=found.by)
+    return _undone(captions, change, back, found.count - len(back))
+
+
+def _undone(
+    captions: CaptionField, change: Change, back: tuple[Edit, ...], skipped: int
+) -> Change:
+    undone = replace(
+        change, edits=back, skipped=skipped, id=uuid4().hex, undoes=change.id
+    )
+    _write(captions, undone)
+    history.forget(captions.dataset, change.id)
     return undone
 
 
+def _writable(
+    dataset: fo.Dataset, field: str, tracks_field: str | None
+) -> CaptionField:
+    """Finds the captions, and declares what a review writes.
+
+    Raises:
+        FieldError: If a field is absent, of another kind, or read-only.
+    """
+    captions = CaptionField.of(dataset, field)
+    require_writable(dataset, field)
+    if tracks_field is not None:
+        require_writable(dataset, require_tracks(dataset, tracks_field))
+    declare_review(dataset, captions.labels)
+    return captions
+
+
+def _names(captions: CaptionField) -> dict[str, str]:
+    """Returns the attributes of labels by those of a :class:`State`."""
+    names = {name: name for name in ("caption", "review", "source_caption")}
+    return {**names, "error": captions.error}
+
+
 def _states(
-    dataset: fo.Dataset, field: str, refs: Iterable[Ref]
-) -> Iterator[tuple[Ref, int | None, State]]:
-    """Reads the states of captions; those that are gone are left out."""
-    wanted: dict[str, set[str]] = {}
+    captions: CaptionField, refs: Iterable[Ref] | Mapping[str, None]
+) -> Iterator[Edit]:
+    """Reads the states of captions; those that are gone are left out.
+
+    Args:
+        captions: The field.
+        refs: Ids of the captions, or of samples whose captions are all read.
+    """
+    wanted: dict[str, set[str] | None] = {}
     for ref in refs:
-        wanted.setdefault(ref.sample_id, set()).add(ref.label_id)
-    keys = ("_id", "index", "caption", "review", "source_caption", "error")
-    projection = {f"{field}.detections.{key}": 1 for key in keys}
+        if isinstance(ref, str):
+            wanted[ref] = None
+        else:
+            own = wanted.setdefault(ref.sample_id, set())
+            assert own is not None
+            own.add(ref.label_id)
+    names = _names(captions)
     ids = iter(wanted)
     while chunk := list(islice(ids, _SAMPLES_AT_ONCE)):
         query = {"_id": {"$in": [ObjectId(sample_id) for sample_id in chunk]}}
-        for document in dataset._sample_collection.find(query, projection):
+        read = ("index", *names.values(), history.DECISIONS)
+        for document, labels in captions.documents(read, query=query):
             sample_id = str(document["_id"])
-            for label in labels_of(document.get(field)):
+            chosen = wanted[sample_id]
+            for label in labels:
                 ref = Ref(sample_id, str(label["_id"]))
-                if ref.label_id in wanted[sample_id]:
-                    state = State(
-                        caption=label.get("caption") or "",
-                        review=label.get("review") or REVIEWS[0],
-                        source_caption=label.get("source_caption"),
-                        error=label.get("error"),
-                    )
-                    yield ref, label.get("index"), state
+                if chosen is None or ref.label_id in chosen:
+                    values: dict[str, Any] = {
+                        key: label.get(name) for key, name in names.items()
+                    }
+                    values["caption"] = values["caption"] or ""
+                    values["review"] = values["review"] or REVIEWS[0]
+                    state = State(**values)
+                    decisions = tuple(label.get(history.DECISIONS) or ())
+                    yield Edit(ref, label.get("index"), state, state, decisions)
 
 
-def _write(dataset: fo.Dataset, change: Change) -> None:
+def _write(captions: CaptionField, change: Change) -> None:
+    dataset = captions.dataset
     by_sample: dict[str, list[Edit]] = {}
-    for change_edit in change.edits:
-        by_sample.setdefault(change_edit.ref.sample_id, []).append(change_edit)
+    for edited in change.edits:
+        by_sample.setdefault(edited.ref.sample_id, []).append(edited)
     samples = iter(by_sample.items())
     while chunk := list(islice(samples, _SAMPLES_AT_ONCE)):
-        dataset._sample_collection.bulk_write(
-            [_update(change.field, sample_id, edits) for sample_id, edits in chunk],
-            ordered=False,
-        )
-    for sample_id in by_sample:
-        reload_sample(dataset, sample_id)
-    if change.tracks_field is None:
+        updates = [
+            update
+            for sample_id, edits in chunk
+            for update in _updates(captions, change, sample_id, edits)
+        ]
+        write_samples(dataset, captions.name, updates)
+    if change.tracks_field is None or captions.of_images:
         return
     for sample_id, edits in by_sample.items():
         objects = {
@@ -289,171 +397,44 @@ def _write(dataset: fo.Dataset, change: Change) -> None:
             )
 
 
-def _update(field: str, sample_id: str, edits: Collection[Edit]) -> UpdateOne:
-    """Makes the update that sets what differs, on these labels alone."""
-    values: Document = {"last_modified_at": now()}
-    filters: list[Mapping[str, Any]] = []
-    for number, change in enumerate(edits):
-        for key in ("caption", "review", "source_caption", "error"):
-            value = getattr(change.after, key)
-            if value != getattr(change.before, key):
-                values[f"{field}.detections.$[e{number}].{key}"] = value
-        filters.append({f"e{number}._id": ObjectId(change.ref.label_id)})
-    return UpdateOne(
-        {"_id": ObjectId(sample_id)}, {"$set": values}, array_filters=filters
-    )
-
-
-class ReviewQueue:
-    """The captions of a view, in the order a person sees them."""
-
-    def __init__(
-        self,
-        refs: list[Ref],
-        reviews: Iterable[str | None],
-        confidences: Iterable[float | None],
-    ) -> None:
-        """Takes the captions in order.
-
-        Args:
-            refs: Ids of the captions.
-            reviews: Their reviews; None counts as unreviewed.
-            confidences: Confidences of their models; None where unknown.
-        """
-        self._refs = refs
-        self._positions = {ref.label_id: i for i, ref in enumerate(refs)}
-        self._reviews: NDArray[np.uint8] = np.fromiter(
-            (_code(review) for review in reviews), np.uint8, len(refs)
+def _updates(
+    captions: CaptionField, change: Change, sample_id: str, edits: Collection[Edit]
+) -> Iterator[SampleUpdate]:
+    """Makes updates that set what differs, on labels that are as they were read."""
+    names = _names(captions)
+    listed = captions.labels != captions.name
+    values: Document = {}
+    absent: list[str] = []
+    filters: list[Document] = []
+    for number, one in enumerate(edits):
+        path = f"{captions.labels}.$[e{number}]" if listed else captions.name
+        before, after = asdict(one.before), asdict(one.after)
+        changed = {key: after[key] for key in names if after[key] != before[key]}
+        kept = history.following(
+            one.decisions,
+            change.id,
+            change.by,
+            {key: before[key] for key in changed},
+            changed,
+            change.undoes,
         )
-        self._confidences: NDArray[np.float32] = np.fromiter(
-            (np.nan if c is None else c for c in confidences), np.float32, len(refs)
-        )
-
-    @classmethod
-    def of(
-        cls, samples: foco.SampleCollection, field: str, *, order: Order = "view"
-    ) -> ReviewQueue:
-        """Reads the captions of a view.
-
-        Args:
-            samples: A dataset or a view of videos, whose filters of labels hold; or a
-                clips view: of the captions, in the order of the clips, or any other,
-                whose clips' captions are those that overlap them.
-            field: Field of the captions.
-            order: Order of the queue; captions of unknown confidence are the least
-                confident.
-
-        Raises:
-            FieldError: If there is no such field.
-        """
-        found = (
-            _of_clips(samples, field)
-            if isinstance(samples, foc.ClipsView)
-            else _labels(samples, require_captions(samples, field))
-        )
-        rows = list(found)
-        if order == "confidence":
-            rows.sort(key=lambda row: -1.0 if row[2] is None else row[2])
-        return cls(
-            [row[0] for row in rows], (row[1] for row in rows), (row[2] for row in rows)
-        )
-
-    def __len__(self) -> int:
-        return len(self._refs)
-
-    def __getitem__(self, position: int) -> Ref:
-        return self._refs[position]
-
-    def position(self, label_id: str) -> int | None:
-        """Finds the position of a caption; None when it is not in the queue."""
-        return self._positions.get(label_id)
-
-    def counts(self) -> dict[Review, int]:
-        """Counts the captions by review."""
-        counted = np.bincount(self._reviews, minlength=len(REVIEWS)).tolist()
-        return dict(zip(REVIEWS, counted, strict=True))
-
-    def select(self, reviews: Collection[Review] = REVIEWS) -> list[Ref]:
-        """Selects the captions that have one of these reviews, in order."""
-        return [self._refs[i] for i in self._matching(reviews)]
-
-    def find(
-        self, start: int, step: Literal[1, -1], reviews: Collection[Review] = REVIEWS
-    ) -> int | None:
-        """Finds the next caption that has one of some reviews.
-
-        Args:
-            start: Position to begin at; that position itself counts too.
-            step: Forward or backward; the search wraps around at the ends.
-            reviews: The reviews.
-
-        Returns:
-            Its position, or None when there is none at all.
-        """
-        matching = self._matching(reviews)
-        if not len(matching):
-            return None
-        if step > 0:
-            rank = np.searchsorted(matching, start)
-            return int(matching[rank % len(matching)])
-        rank = np.searchsorted(matching, start, side="right") - 1
-        return int(matching[rank])
-
-    def mark(self, change: Change) -> None:
-        """Updates the reviews after a change, without asking the database."""
-        for done in change.edits:
-            position = self._positions.get(done.ref.label_id)
-            if position is not None:
-                self._reviews[position] = _code(done.after.review)
-
-    def _matching(self, reviews: Collection[Review]) -> NDArray[np.intp]:
-        codes = [_code(review) for review in reviews]
-        return np.flatnonzero(np.isin(self._reviews, codes))
+        values |= {f"{path}.{names[key]}": value for key, value in changed.items()}
+        for key, value in kept.items():
+            if value is None:
+                absent.append(f"{path}.{key}")
+            else:
+                values[f"{path}.{key}"] = value
+        same = {names[key]: _equal(before[key]) for key in names}
+        if not listed:
+            query = {f"{captions.name}.{key}": value for key, value in same.items()}
+            query[f"{captions.name}._id"] = ObjectId(one.ref.label_id)
+            yield SampleUpdate(ObjectId(sample_id), values, absent, None, query)
+            return
+        own: Document = {"_id": ObjectId(one.ref.label_id), **same}
+        filters.append({f"e{number}.{key}": value for key, value in own.items()})
+    yield SampleUpdate(ObjectId(sample_id), values, absent, filters)
 
 
-_Row: TypeAlias = tuple[Ref, str | None, float | None]
-
-
-def _code(review: str | None) -> int:
-    """Returns a review as a number; one that other tools made up counts as none."""
-    return REVIEWS.index(review) if review in REVIEWS else 0
-
-
-def _labels(samples: foco.SampleCollection, field: str) -> Iterator[_Row]:
-    labels = f"{field}.detections"
-    projection = {f"{labels}.{key}": 1 for key in ("_id", "review", "confidence")}
-    # FiftyOne's own values() takes a pass for each of these.
-    for document in samples._aggregate(post_pipeline=[{"$project": projection}]):
-        sample_id = str(document["_id"])
-        for label in labels_of(document.get(field)):
-            yield (
-                Ref(sample_id, str(label["_id"])),
-                label.get("review"),
-                label.get("confidence"),
-            )
-
-
-def _of_clips(clips: foc.ClipsView, field: str) -> Iterator[_Row]:
-    dataset = clips._root_dataset
-    require_captions(dataset, field)
-    clip_ids, sample_ids, supports = clips.values(["id", "sample_id", "support"])
-    view = dataset.select(list(dict.fromkeys(sample_ids)))
-    rows = list(_labels(view, field))
-    if clips._classification_field == field:
-        # Clips of captions have the ids of their captions.
-        by_id = {row[0].label_id: row for row in rows}
-        yield from (by_id[clip_id] for clip_id in clip_ids if clip_id in by_id)
-        return
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for sample_id, (first, last) in zip(sample_ids, supports, strict=True):
-        spans.setdefault(sample_id, []).append((first, last))
-    of_labels = chain(*filter(None, view.values(f"{field}.detections.support")))
-    for row, (first, last) in zip(rows, of_labels, strict=True):
-        if any(a <= last and first <= b for a, b in spans[row[0].sample_id]):
-            yield row
-
-
-def reviewed_share(counts: dict[Review, int]) -> float:
-    """Returns the share of captions that were reviewed, in [0, 1]; 1 for none."""
-    total = sum(counts.values())
-    return 1.0 if not total else 1 - counts[REVIEWS[0]] / total
+def _equal(value: Any) -> Any:
+    """Returns a condition on what is stored; what is absent reads as the default."""
+    return {"$in": [value, None]} if value in ("", REVIEWS[0], None) else {"$eq": value}

@@ -96,6 +96,7 @@ def test_a_person_reviews_captions(
     text = page.get_by_role("dialog").locator("textarea").first
     text.wait_for()
     assert text.input_value() == before[1]
+    page.get_by_role("dialog").get_by_alt_text("What is described").wait_for()
     text.fill(HOSTILE)
     page.screenshot(path=artifacts / "review-edit.png")
     page.wait_for_timeout(500)  # until the App has told the dialog
@@ -115,7 +116,12 @@ def test_a_person_reviews_captions(
     # Reject and undo.
     press_access_key(page, "r")
     page.get_by_text("3 of 4").wait_for()
-    assert labels(dataset)[2].review == "rejected"
+    rejected = labels(dataset)[2]
+    assert rejected.review == "rejected"
+    assert [one["after"]["review"] for one in rejected.review_history] == ["rejected"]
+    page.reload()
+    page.locator("[data-cy=tag-captions]").first.wait_for()
+    page.get_by_text("3 of 4").wait_for()
     press_access_key(page, "u")
     page.get_by_text("2 of 4").wait_for()
     assert labels(dataset)[2].review == "unreviewed"
@@ -131,6 +137,13 @@ def test_a_person_reviews_captions(
     page.get_by_text("the model said").wait_for()
     page.locator("strong", has_text="sedan").first.wait_for()
     page.screenshot(path=artifacts / "review-compare.png")
+
+    # A click on the picture opens the sample.
+    page.get_by_alt_text("The track").click()
+    page.locator("#modal.modalon").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("#modal.modalon").wait_for(state="hidden")
+    page.get_by_role("button", name="Take the other").wait_for()
 
     # The rest of the view at once.
     page.get_by_role("button", name="Accept all unreviewed").click()

@@ -3,20 +3,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import fiftyone as fo
 import pytest
 from fiftyone import ViewField as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+import fiftyone_regioncap as frc
 from fiftyone_regioncap.core.errors import FieldError, RegionCapError
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.schema import declare_tracks
 from fiftyone_regioncap.review import card as review_card
 from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.diff import differences
-from fiftyone_regioncap.review.session import Ref, ReviewQueue, State
+from fiftyone_regioncap.review.preferences import prefer, preferences
+from fiftyone_regioncap.review.queue import (
+    ReviewQueue,
+    available_orders,
+    ranks,
+    reviewed_share,
+)
+from fiftyone_regioncap.review.session import Ref, State
 
 FRAMES = 10
 
@@ -145,7 +157,7 @@ def test_finding_goes_round_and_skips_what_is_not_asked_for(dataset, queue):
     assert queue.find(0, 1, ("rejected",)) is None
     assert queue.select(("accepted",)) == [queue[1], queue[5]]
     assert ReviewQueue.of(dataset, "captions").counts() == queue.counts()
-    assert review.reviewed_share(queue.counts()) == pytest.approx(1 / 3)
+    assert reviewed_share(queue.counts()) == pytest.approx(1 / 3)
 
 
 def test_an_edit_keeps_the_models_text_and_reaches_the_objects_labels(dataset, queue):
@@ -186,7 +198,208 @@ def test_all_of_a_view_is_changed_and_taken_back(dataset, queue):
     review.undo(dataset, change)
     assert [label.to_dict() for label in labels(dataset)] == middle
     review.apply(dataset, "captions", queue.select(), review.reset)
-    assert [label.to_dict() for label in labels(dataset)] == before
+    kept = {"review_history", "reviewed_by", "reviewed_at"}
+    now = [label.to_dict() for label in labels(dataset)]
+    assert [{k: v for k, v in one.items() if k not in kept} for one in now] == before
+
+
+def test_each_decision_is_kept_with_its_caption(dataset, queue):
+    review.apply(dataset, "captions", [queue[0]], review.accept, by="ada")
+    review.apply(dataset, "captions", [queue[0]], review.edit("mine"), by="bob")
+    dataset.reload()
+    label = labels(dataset)[0]
+    assert label.reviewed_by == "bob"
+    first, second = label.review_history
+    assert (first["by"], second["by"]) == ("ada", "bob")
+    assert first["after"] == {"review": "accepted"}
+    assert second["before"] == {
+        "caption": "#1",
+        "review": "accepted",
+        "source_caption": None,
+    }
+    assert second["at"] >= first["at"]
+    assert dataset.filter_labels("captions", F("reviewed_by") == "bob").count() == 1
+    assert dataset.count("captions.detections.reviewed_at") == 1
+
+
+def test_the_last_change_is_undone_by_another_process_too(dataset, queue):
+    before = [label.to_dict() for label in labels(dataset)]
+    review.apply(dataset, "captions", [queue[0]], review.edit("a"), by="ada")
+    mine = review.apply(dataset, "captions", queue.select()[:2], review.reject)
+    review.apply(
+        dataset, "captions", queue.select()[2:], review.reject, part_of=mine.id
+    )
+    review.apply(dataset, "captions", [queue[5]], review.accept, by="ada")
+    # Nothing but the database is known of the changes here.
+    undone = review.undo_last(dataset, by=mine.by)
+    assert (undone.field, len(undone.edits), undone.skipped) == ("captions", 5, 1)
+    assert [label.review for label in labels(dataset)] == [
+        "edited",
+        *["unreviewed"] * 4,
+        "accepted",
+    ]
+    assert len(review.undo_last(dataset, "captions", by="ada").edits) == 1
+    assert labels(dataset)[5].review == "rejected"
+    assert len(review.undo_last(dataset, "captions").edits) == 1
+    assert labels(dataset)[0].to_dict() == before[0]
+    assert review.undo_last(dataset) is None
+
+
+def test_what_was_changed_since_is_not_undone(dataset, queue):
+    review.apply(dataset, "captions", queue.select()[:2], review.accept)
+    sample = dataset.first()
+    sample["captions"].detections[0].caption = "changed in the sidebar"
+    sample["captions"].detections[0].review = "rejected"
+    sample.save()
+    undone = review.undo_last(dataset)
+    assert (len(undone.edits), undone.skipped) == (1, 1)
+    assert labels(dataset)[0].review == "rejected"
+
+
+@pytest.mark.parametrize("field", ["captions", "frames.tracks"])
+def test_read_only_fields_are_not_reviewed(dataset, queue, field):
+    declared = dataset.get_field(field)
+    declared.read_only = True
+    declared.save()
+    for change in (
+        lambda: review.apply(
+            dataset, "captions", [queue[0]], review.accept, tracks_field="tracks"
+        ),
+        lambda: prefer(dataset, "captions", {queue[0].label_id: "new"}),
+    ):
+        if field == "captions" or change.__code__.co_names[0] == "review":
+            with pytest.raises(FieldError, match="read-only"):
+                change()
+    assert labels(dataset)[0].review == "unreviewed"
+
+
+def test_values_of_another_type_are_not_written(dataset, queue):
+    def wrong(state: State) -> State:
+        return replace(state, caption=3)  # type: ignore[arg-type]
+
+    with pytest.raises(FieldError, match="caption can't be 3"):
+        review.apply(dataset, "captions", [queue[0]], wrong)
+    assert labels(dataset)[0].caption == "#1"
+
+
+def test_what_is_most_suspicious_comes_first(dataset, queue):
+    path = "captions.detections"
+    scores = [[0.1, 0.9, 0.0], [0.0, 0.2, None]]
+    groups = [["keep", "drop", None], ["review"] * 3]
+    dataset.set_values(f"{path}.check_score", scores, dynamic=True)
+    dataset.set_values(f"{path}.triage", groups, dynamic=True)
+    assert available_orders(CaptionField.of(dataset, "captions")) == (
+        *("view", "suspicion", "check_score", "triage", "confidence", "agreement"),
+    )
+
+    def places(order: str) -> list[int]:
+        found = ReviewQueue.of(dataset, "captions", order=order)
+        every = [ref.label_id for ref in queue.select()]
+        return [every.index(ref.label_id) for ref in found.select()]
+
+    assert places("check_score") == [5, 1, 4, 0, 2, 3]
+    assert places("triage") == [2, 1, 3, 4, 5, 0]
+    assert places("suspicion")[0] in (1, 5)
+    with pytest.raises(FieldError, match="choose one of view, suspicion"):
+        ReviewQueue.of(dataset, "captions", order="similarity")
+
+
+@given(st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False)))
+def test_ranks_keep_the_order(values):
+    found = ranks(values)
+    known = [(v, r) for v, r in zip(values, found, strict=True) if v is not None]
+    assert all((a < b) == (r < q) for a, r in known for b, q in known)
+    unknown = [r for v, r in zip(values, found, strict=True) if v is None]
+    assert all(r == found.max() for r in unknown)
+
+
+@pytest.fixture
+def images(fiftyone_database: str, tmp_path: Path) -> Iterator[fo.Dataset]:
+    """Two images with two captioned regions each, one without, and another field."""
+    made = fo.Dataset()
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.png"
+        Image.new("RGB", (60, 40), "gray").save(path)
+        boxes = [[0, 0, 0.5, 0.5], [0.5, 0.5, 0.4, 0.4], [0, 0, 1, 1]]
+        regions = [
+            fo.Detection(
+                label="x",
+                bounding_box=box,
+                caption=f"#{n}" if n < 2 else None,
+                caption_confidence=n / 2,
+                caption_model="m",
+            )
+            for n, box in enumerate(boxes)
+        ]
+        others = [fo.Detection(bounding_box=boxes[1], caption="other")]
+        made.add_sample(
+            fo.Sample(
+                filepath=str(path),
+                regions=fo.Detections(detections=regions),
+                others=fo.Detections(detections=others),
+            )
+        )
+    made.add_dynamic_sample_fields()
+    yield made
+    made.delete()
+
+
+def test_captions_of_regions_are_reviewed_too(images):
+    queue = ReviewQueue.of(images, "regions", order="confidence")
+    assert len(queue) == 4
+    card = review_card.load_card(images, "regions", queue[2], compare="others")
+    assert card.record.caption == "#1" and card.record.confidence == 0.5
+    assert card.other is not None and card.other.caption == "other"
+    assert "frames" not in review_card.title(card)
+    assert review_card.draw_strip(images, card, "regions").width > 0
+    review.apply(images, "regions", [queue[2]], review.edit("mine"), seen="#1")
+    prefer(images, "regions", {queue[2].label_id: "old"}, over="others")
+    images.reload()
+    label = images.first()["regions"].detections[1]
+    assert (label.caption, label.source_caption) == ("mine", "#1")
+    assert (label.review, label.preferred) == ("edited", "old")
+    found = preferences(images, "others", "regions")
+    assert (found.pairs, found.preferred) == (2, {"old": 1})
+    assert preferences(images, "regions", "regions").preferred == {}
+    result = frc.evaluate_captions(
+        images, "others", captions="regions", metrics=("rouge_l",), progress=False
+    )
+    assert result.to_dict()["preferred"] == {"old": 1}
+    assert "preferred: 1 old" in result.to_markdown()
+    patches = images.to_patches("regions").match(F("regions.review") == "edited")
+    assert ReviewQueue.of(patches, "regions").select() == [queue[2]]
+    review.undo_last(images)
+    assert images.first()["regions"].detections[1].caption == "#1"
+
+
+def test_a_single_region_of_an_image_is_reviewed(images):
+    sample = images.first()
+    sample["one"] = fo.Detection(bounding_box=[0, 0, 1, 1], caption="one")
+    sample.save()
+    images.add_dynamic_sample_fields()
+    (ref,) = ReviewQueue.of(images, "one").select()
+    review.apply(images, "one", [ref], review.reject)
+    assert images.first()["one"].review == "rejected"
+    review.undo_last(images, "one")
+    assert images.first()["one"].review in (None, "unreviewed")
+
+
+def test_reviewed_regions_are_captioned_again_only_where_asked(images):
+    (first, *_) = ReviewQueue.of(images, "regions").select()
+    review.apply(images, "regions", [first], review.edit("mine"))
+    for edited_too, expected in ((False, "mine"), (True, None)):
+        frc.caption_regions(
+            images,
+            "regions",
+            captioner="measured",
+            segmenter=None,
+            overwrite=True,
+            overwrite_edited=edited_too,
+            progress=False,
+        )
+        label = images.first()["regions"].detections[0]
+        assert (label.caption == "mine") == (expected == "mine")
+    assert not (label.has_field("review") or label.has_field("source_caption"))
 
 
 def test_what_somebody_else_changed_is_not_undone_or_overwritten(dataset, queue):

@@ -16,7 +16,7 @@ from fiftyone_regioncap.core.markdown import plain
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.schema import declare_captions
 from fiftyone_regioncap.review import session as review
-from fiftyone_regioncap.review.session import ReviewQueue
+from fiftyone_regioncap.review.queue import ReviewQueue
 from fiftyone_regioncap.search import Query, QueryError, embedding, results
 from fiftyone_regioncap.search.index import index_folder
 from tests.integration.conftest import describing
