@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiftyone_regioncap.propagation.mobilesam.segmenter import Encoding
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Encoding, Grid
 
 
 class Describer:
@@ -35,15 +35,17 @@ class Describer:
         self._mean: Tensor | None = None
         self._components: Tensor | None = None
 
-    def describe(self, encoding: Encoding) -> Tensor:
+    def describe(self, encoding: Encoding, grid: Grid) -> Tensor:
         """Computes the features of a frame's cells.
 
         Args:
             encoding: Encoding of the frame; the first one determines the components
                 that are kept.
+            grid: Cell grid of the frame.
 
         Returns:
-            float (cells, dimensions) of unit length in each cell.
+            float (cells, dimensions) of unit length in each cell, zeros where it wasn't
+            encoded.
         """
         parts = [part.flatten(1).T for part in (encoding.embedding, encoding.stage)]
         if self._mean is None:
@@ -59,7 +61,12 @@ class Describer:
         if self._components is None:
             _, vectors = torch.linalg.eigh(features.T @ features)
             self._components = vectors[:, -self._dimensions :].contiguous()
-        return F.normalize(features @ self._components, dim=1)
+        features = F.normalize(features @ self._components, dim=1)
+        if encoding.part == grid.whole:
+            return features
+        whole = features.new_zeros(*grid.cells, features.shape[1])
+        whole[encoding.part.slices()] = features.view(*encoding.part.shape, -1)
+        return whole.flatten(0, 1)
 
     def state(self) -> dict[str, Tensor]:
         """Returns what the first frame determined, by name; empty before it."""

@@ -12,6 +12,7 @@ from fiftyone_regioncap.propagation.mobilesam.configuration import (
     MobileSamOptions,
 )
 from fiftyone_regioncap.propagation.mobilesam.pointing import PointSegmenter
+from fiftyone_regioncap.propagation.mobilesam.searching import side_for
 from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam
 from fiftyone_regioncap.propagation.mobilesam.settings import Settings
 from fiftyone_regioncap.propagation.mobilesam.tracker import MobileSamTracker
@@ -75,7 +76,8 @@ class MobileSamPropagator:
     def propagate(self, request: PropagationRequest) -> StreamPropagation:
         """Starts or resumes a run; see the protocol."""
         frames, settings = request.frames, self._settings
-        grid = Grid(frames.height, frames.width, settings.side)
+        side = side_for(request.prompts, frames.height, frames.width, settings)
+        grid = Grid(frames.height, frames.width, side)
         return StreamPropagation(
             request,
             lambda: MobileSamTracker(self._model, grid, settings, request.overlap),

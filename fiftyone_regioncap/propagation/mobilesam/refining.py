@@ -1,9 +1,11 @@
-"""Refinement of a carried soft mask to the outlines in the image."""
+"""Refinement of carried soft masks to the outlines in the image."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,18 +14,22 @@ from torch import Tensor
 
 from fiftyone_regioncap.core.types import Box, Mask, box_of_mask
 from fiftyone_regioncap.propagation.competition import drop_fragments
+from fiftyone_regioncap.propagation.mobilesam.labels import BLOCK
 from fiftyone_regioncap.propagation.mobilesam.segmenter import (
     CERTAIN,
     MASK_STRIDE,
     Encoding,
     Grid,
     MobileSam,
+    Part,
 )
 from fiftyone_regioncap.propagation.mobilesam.settings import Settings
-from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE
 
-_LEAST_CELLS = 12
-"""Cells along each axis that the decoder sees at least, where the frame has them."""
+_LEAST_CELLS: Final = 12
+"""Cells along each axis that the decoder sees at least, where there are as many."""
+
+_STEP: Final = 4
+"""Cells along each axis are a multiple, so that objects are often decoded together."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,26 @@ class Refined:
     agreement: float
 
 
+@dataclass(frozen=True)
+class _Carried:
+    """Represents what is carried of an object, ready for the decoder.
+
+    Attributes:
+        soft: Soft mask without fragments, float (rows * 4, columns * 4).
+        mask: The mask, bool (rows * 4, columns * 4).
+        box: Box of the mask in low-resolution pixels.
+        part: Cells that the decoder sees.
+    """
+
+    soft: Tensor
+    mask: Tensor
+    box: Box
+    part: Part
+
+
 def refine(
     model: MobileSam, encoding: Encoding, grid: Grid, soft: Tensor, settings: Settings
-) -> Refined | None:
+) -> list[Refined | None]:
     """Takes, of the decoder's four masks, the one that is most like the carried mask.
 
     The decoder's first mask alone collapses to a part (a rider, the trousers), which
@@ -54,55 +77,81 @@ def refine(
         model: MobileSAM model.
         encoding: Image encoding of the frame.
         grid: Cell grid of the frame.
-        soft: Soft mask carried from other frames, float (rows * 4, columns * 4) in [0,
-            1].
+        soft: Soft masks of N objects carried from other frames, float (N, rows * 4,
+            columns * 4) in [0, 1].
         settings: Settings of tracking.
 
     Returns:
-        The mask, or None when nothing was carried.
+        For each object the mask, or None when nothing was carried.
     """
+    carried = [_prepare(one, encoding.part, settings) for one in soft]
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, one in enumerate(carried):
+        if one is not None:
+            alike[one.part.shape].append(number)
+    refined: list[Refined | None] = [None] * len(carried)
+    for numbers in alike.values():
+        group = [one for n in numbers if (one := carried[n]) is not None]
+        decoded = model.candidates(
+            encoding,
+            grid,
+            boxes=np.array([one.box for one in group]) * (MASK_STRIDE / grid.scale),
+            mask_logits=torch.stack(
+                [
+                    torch.where(one.mask[one.part.slices(BLOCK)], CERTAIN, -CERTAIN)
+                    for one in group
+                ]
+            ),
+            parts=[one.part for one in group],
+        )
+        for number, one, candidates in zip(numbers, group, decoded, strict=True):
+            refined[number] = _choose(one, candidates, settings)
+    return refined
+
+
+def _prepare(soft: Tensor, encoded: Part, settings: Settings) -> _Carried | None:
+    """Drops fragments of a carried soft mask; None when nothing is left."""
     mask = drop_fragments((soft > 0.5).cpu().numpy(), settings.fragment)
     box = box_of_mask(mask)
     if box is None:
         return None
     kept = torch.from_numpy(mask).to(soft.device)
     soft = torch.where(kept | (soft <= 0.5), soft, 0.0)
-    carried = CERTAIN * (soft - 0.5)
-    rows, columns = _seen(box, grid, settings.margin)
-    part = (
-        slice(rows.start * STRIDE // MASK_STRIDE, rows.stop * STRIDE // MASK_STRIDE),
-        slice(
-            columns.start * STRIDE // MASK_STRIDE, columns.stop * STRIDE // MASK_STRIDE
-        ),
-    )
-    candidates = model.candidates(
-        encoding.embedding,
-        grid,
-        box=np.array(box) * (MASK_STRIDE / grid.scale),
-        mask_logits=torch.where(kept, CERTAIN, -CERTAIN),
-        rows=rows,
-        columns=columns,
-    )
+    return _Carried(soft, kept, box, _seen(box, encoded, settings.margin))
+
+
+def _choose(one: _Carried, candidates: Tensor, settings: Settings) -> Refined:
+    """Takes the most alike of the decoder's masks, or the carried one if none is."""
+    part = one.part.slices(BLOCK)
+    soft, kept = one.soft[part], one.mask[part]
     shares = candidates.sigmoid()
-    overlap = torch.minimum(shares, soft[part]).sum(dim=(1, 2))
-    best = int((overlap / torch.maximum(shares, soft[part]).sum(dim=(1, 2))).argmax())
+    overlap = torch.minimum(shares, soft).sum(dim=(1, 2))
+    best = int((overlap / torch.maximum(shares, soft).sum(dim=(1, 2))).argmax())
     decoded = candidates[best] > 0
-    both, either = decoded & kept[part], decoded | kept[part]
-    agreement = float(both.sum() / either.sum())
-    logits = carried
+    agreement = float((decoded & kept).sum() / (decoded | kept).sum())
+    logits = CERTAIN * (one.soft - 0.5)
     if agreement >= settings.agreement:
-        logits = torch.full_like(carried, -CERTAIN)
-        logits[part] = candidates[best].lerp(carried[part], settings.blend)
-    return Refined(logits.cpu().numpy(), mask, agreement)
+        mixed = candidates[best].lerp(logits[part], settings.blend)
+        logits = torch.full_like(logits, -CERTAIN)
+        logits[part] = mixed
+    return Refined(logits.cpu().numpy(), one.mask.cpu().numpy(), agreement)
 
 
-def _seen(box: Box, grid: Grid, margin: float) -> tuple[range, range]:
-    """Returns the rows and columns of cells around a box in low-resolution pixels."""
-    x1, y1, x2, y2 = (edge * MASK_STRIDE / STRIDE for edge in box)
+def _seen(box: Box, encoded: Part, margin: float) -> Part:
+    """Returns the encoded cells around a box in low-resolution pixels."""
+    x1, y1, x2, y2 = (edge / BLOCK for edge in box)
     around = max(margin * max(x2 - x1, y2 - y1), 3)
-    seen = []
-    for low, high, cells in ((y1, y2, grid.cells[0]), (x1, x2, grid.cells[1])):
-        more = max(around, (_LEAST_CELLS - (high - low)) / 2)
-        start, stop = math.floor(low - more), math.ceil(high + more)
-        seen.append(range(max(start, 0), min(stop, cells)))
-    return seen[0], seen[1]
+    return Part(
+        _widened(y1 - around, y2 + around, encoded.rows),
+        _widened(x1 - around, x2 + around, encoded.columns),
+    )
+
+
+def _widened(low: float, high: float, cells: range) -> range:
+    """Returns whole cells around an interval, in few different numbers."""
+    start, stop = math.floor(low), math.ceil(high)
+    count = max(-(-(stop - start) // _STEP) * _STEP, _LEAST_CELLS)
+    count = min(count, len(cells))
+    start -= (count - (stop - start)) // 2
+    start = min(max(start, cells.start), cells.stop - count)
+    return range(start, start + count)

@@ -17,8 +17,10 @@ class Settings:
     tells how. Lengths are shares of the longest side.
 
     Attributes:
-        side: Longest side of the encoder's input in pixels, a multiple of 16. 1024 is
-            what MobileSAM was trained at.
+        side: Longest side of the encoder's input in pixels, a multiple of 16, where
+            objects may be anywhere in the frame. 1024 is what MobileSAM was trained at.
+        finest: Longest side at most, where the part of the frame that is searched is
+            so small that it costs no more.
         reduced_precision: Whether to encode and match in bfloat16; None means where the
             processor has instructions for it, which halves the time.
         dimensions: Principal components kept of a cell's features. 128 of 416: no
@@ -61,6 +63,7 @@ class Settings:
     """
 
     side: int = 768
+    finest: int = 0
     reduced_precision: bool | None = None
     dimensions: int = 128
     recent: int = 3
@@ -86,7 +89,7 @@ class Settings:
 
 
 PRESETS: Final[dict[Preset, Settings]] = {
-    "fast": Settings(side=448),
+    "fast": Settings(side=448, finest=768),
     "balanced": Settings(),
     "best": Settings(side=1024),
 }

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from fiftyone_regioncap.propagation.mobilesam.matching import (
 from fiftyone_regioncap.propagation.mobilesam.memory import Memory, MemoryBank
 from fiftyone_regioncap.propagation.mobilesam.prompting import prompted_logits
 from fiftyone_regioncap.propagation.mobilesam.refining import refine
+from fiftyone_regioncap.propagation.mobilesam.searching import around, center, searched
 from fiftyone_regioncap.propagation.mobilesam.segmenter import (
     CERTAIN,
     Encoding,
@@ -75,10 +75,14 @@ class MobileSamTracker:
         self, index: int, frame: Frame, prompts: Sequence[Prompt]
     ) -> dict[int, ObjectMask]:
         """Takes the next frame; see the protocol."""
+        part = searched(self._last.values(), self._grid, self._reach)
         encoding = self._model.encode_stages(
-            frame, side=self._grid.side, half=self._half
+            frame,
+            side=self._grid.side,
+            half=self._half,
+            part=self._grid.whole if prompts else part,
         )
-        features = self._describer.describe(encoding)
+        features = self._describer.describe(encoding, self._grid)
         features = features.to(torch.bfloat16 if self._half else torch.float32)
         similarities = {
             known: features @ memory.features.T
@@ -139,8 +143,8 @@ class MobileSamTracker:
         if not self._overlap and len(soft) > 1:
             soft = torch.where(soft >= soft.amax(dim=0), soft, 0.0)
         found = {}
-        for object_id, one, best in zip(object_ids, soft, familiar, strict=True):
-            refined = refine(self._model, encoding, self._grid, one, self._settings)
+        masks = refine(self._model, encoding, self._grid, soft, self._settings)
+        for object_id, refined, best in zip(object_ids, masks, familiar, strict=True):
             size = (self._grid.height, self._grid.width)
             if refined is None:
                 found[object_id] = np.full(size, -CERTAIN, dtype=np.float32), 0.0, 0.0
@@ -165,7 +169,7 @@ class MobileSamTracker:
         labels = {
             k: self._bank.frames[k].labels[object_id].float() / 255 for k in known
         }
-        cells = self._around(last, self._reach)
+        cells = around(last, self._grid, self._reach).to(self._model.device)
         # The latest prompt outvotes the first where the two disagree.
         prompted = [k for k in self._bank.prompted(object_id) if k in known]
         latest = prompted[-1] if len(prompted) > 1 else None
@@ -175,7 +179,7 @@ class MobileSamTracker:
             if role == "recent" or k == latest:
                 alike[k] += settings.recency
             if last is not None:
-                there, here = self._center(labels[k]), self._center(last)
+                there, here = (center(label, self._grid) for label in (labels[k], last))
                 shift = (here[0] - there[0], here[1] - there[1])
                 far = offsets_squared(cells, columns, rows, shift)
                 far.mul_(settings.distance / self._radius**2)
@@ -188,7 +192,7 @@ class MobileSamTracker:
         for k in known.keys() - {k for k, role in known.items() if role == "recent"}:
             own = alike[k][:, labels[k].any(dim=1)]
             best[cells] = torch.maximum(best[cells], own.amax(dim=1))
-        near = self._around((blocks > 0.5) * 1, settings.anchor_reach)
+        near = around((blocks > 0.5) * 1, self._grid, settings.anchor_reach)
         near = torch.isin(cells, near).nonzero()[:, 0]
         if prompted and len(near):
             anchored = vote(
@@ -197,27 +201,6 @@ class MobileSamTracker:
             anchored *= settings.anchor
             blocks[cells[near]] = torch.maximum(blocks[cells[near]], anchored)
         return from_blocks(blocks, self._grid), best
-
-    def _around(self, label: Tensor | None, reach: int) -> Tensor:
-        """Returns indices of cells within reach of a label; of all without a label."""
-        rows, columns = self._grid.cells
-        if label is None:
-            return torch.arange(rows * columns, device=self._model.device)
-        on = (label > 0).any(dim=1).view(1, rows, columns).float()
-        size = 2 * reach + 1
-        near = F.max_pool2d(on, (1, size), 1, (0, reach))
-        near = F.max_pool2d(near, (size, 1), 1, (reach, 0))
-        return near.flatten().nonzero()[:, 0]
-
-    def _center(self, label: Tensor) -> tuple[float, float]:
-        """Returns the center (y, x) of a label in cells."""
-        rows, columns = self._grid.cells
-        weights = label.float().sum(dim=1).view(rows, columns)
-        total = weights.sum().clamp(min=1e-6)
-        device = weights.device
-        y = (weights.sum(dim=1) * torch.arange(rows, device=device)).sum() / total
-        x = (weights.sum(dim=0) * torch.arange(columns, device=device)).sum() / total
-        return float(y), float(x)
 
     def _familiarity(self, mask: Mask, best: Tensor) -> float:
         """Returns how much a mask's cells look like the object, in [0, 1]."""

@@ -12,8 +12,9 @@ from fiftyone_regioncap.propagation.mobilesam.matching import (
     carry,
     offsets_squared,
 )
-from fiftyone_regioncap.propagation.mobilesam.segmenter import Encoding
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Encoding, Grid
 
+GRID = Grid(96, 128, 128)
 AMONG = {"neighbors": 2, "temperature": 0.01}
 
 
@@ -22,11 +23,12 @@ def encoding(seed, rows=6, columns=8):
     return Encoding(
         torch.randn(256, rows, columns, generator=generator),
         torch.randn(160, rows, columns, generator=generator),
+        GRID.whole,
     )
 
 
 def test_a_cell_is_most_like_itself():
-    features = Describer(32).describe(encoding(0))
+    features = Describer(32).describe(encoding(0), GRID)
     alike = features @ features.T
     assert features.shape == (48, 32)
     assert torch.allclose(alike.diag(), torch.ones(48), atol=1e-5)
@@ -38,15 +40,17 @@ def test_components_keep_the_likeness_of_all_features():
     parts = [part.flatten(1).T for part in (one.embedding, one.stage)]
     parts = [part - part.mean(dim=0) for part in parts]
     whole = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts], dim=1)
-    features = Describer(47).describe(one)  # all that 48 centered cells can span
+    features = Describer(47).describe(one, GRID)  # all that 48 centered cells can span
     assert torch.allclose(features @ features.T, whole @ whole.T / 2, atol=0.05)
 
 
 def test_a_restored_describer_goes_on_as_before():
     one, other = Describer(16), Describer(16)
-    one.describe(encoding(0))
+    one.describe(encoding(0), GRID)
     other.restore(one.state())
-    assert torch.equal(one.describe(encoding(1)), other.describe(encoding(1)))
+    assert torch.equal(
+        one.describe(encoding(1), GRID), other.describe(encoding(1), GRID)
+    )
     assert Describer(16).state() == {}
 
 
