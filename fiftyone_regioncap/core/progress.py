@@ -23,6 +23,7 @@ Stage: TypeAlias = Literal[
     "export",
     "read",
     "train",
+    "edit",
     "move",
     "conform",
 ]

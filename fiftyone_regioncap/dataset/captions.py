@@ -274,6 +274,88 @@ def clear_captions(
     return len(gone)
 
 
+OUTDATED = "outdated"
+"""Tag of captions whose track was changed since they were made."""
+
+
+def caption_index(document: Document) -> int:
+    """Returns the object id of a caption as it lies in the database; -1 for none."""
+    return _key(document)[0]
+
+
+@dataclass(frozen=True)
+class CaptionMove:
+    """How captions follow tracks whose numbers change.
+
+    Attributes:
+        number: Object id of a caption after the change; None for an object that is
+            gone, whose captions go too unless a person has reviewed them.
+        outdated: Whether a caption is about a track that was changed.
+        before: Instances of the objects before; captions with another one are of
+            another track.
+        after: Instances of the objects after.
+    """
+
+    number: Callable[[Key], int | None]
+    outdated: Callable[[Key], bool]
+    before: Mapping[int, Document | None]
+    after: Mapping[int, Document | None]
+
+    def concerns(self, label: Document) -> bool:
+        """Returns whether a caption is about one of these tracks."""
+        linked, own = label.get("instance"), self.before.get(caption_index(label))
+        return not (linked and own) or linked["_id"] == own["_id"]
+
+
+def move_captions(
+    sample: fo.Sample | fo.SampleView, field: str, move: CaptionMove
+) -> tuple[int, int]:
+    """Gives captions the numbers that their objects have by now.
+
+    Args:
+        sample: Sample of a dataset of videos.
+        field: Field of the captions.
+        move: How they follow.
+
+    Returns:
+        Number of captions that have another number, and that are tagged outdated.
+    """
+    store = Store.of(sample)
+    moved = tagged = 0
+
+    def change(there: list[Document]) -> list[Document]:
+        nonlocal moved, tagged
+        moved = tagged = 0
+        kept: dict[tuple[Key, ObjectId | None], Document] = {}
+        for label in there:
+            foreign = caption_is_foreign(store.sample_id, field, label)
+            if not move.concerns(label):
+                kept[_key(label), label["_id"]] = label
+                continue
+            key, after = _key(label), move.number(_key(label))
+            if after is None and not _reviewed(label):
+                continue
+            old = move.outdated(key)
+            if after is not None and after != key[0]:
+                first, last = key[1]
+                label = {**label, "index": after, "instance": move.after.get(after)}
+                if not foreign:
+                    own = (store.sample_id, field, after, first, last)
+                    label["_id"] = numbered_id(0, *own)
+                moved += 1
+            if old and OUTDATED not in (label.get("tags") or ()):
+                label = {**label, "tags": [*(label.get("tags") or ()), OUTDATED]}
+                tagged += 1
+            # Those of others may lie beside each other.
+            place = (_key(label), label["_id"] if foreign else None)
+            if place not in kept or _reviewed(label) > _reviewed(kept[place]):
+                kept[place] = label
+        return list(kept.values())
+
+    _change(store, field, change)
+    return moved, tagged
+
+
 def mirror_captions(
     sample: fo.Sample | fo.SampleView,
     field: str,

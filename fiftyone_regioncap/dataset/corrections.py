@@ -9,6 +9,8 @@ from datetime import datetime
 import fiftyone as fo
 
 from fiftyone_regioncap.core.types import Prompt, paste_mask
+from fiftyone_regioncap.dataset.captions import OUTDATED
+from fiftyone_regioncap.dataset.fields import require_writable
 from fiftyone_regioncap.dataset.geometry import labels_of, pixel_box, stored_mask
 from fiftyone_regioncap.dataset.ownership import (
     Owner,
@@ -16,9 +18,6 @@ from fiftyone_regioncap.dataset.ownership import (
     place_prefix,
 )
 from fiftyone_regioncap.dataset.store import Document, Store, frame_path
-
-OUTDATED = "outdated"
-"""Tag of captions whose track was changed since they were made."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,12 @@ def mark_outdated(
 
     Returns:
         Number of captions that are tagged.
+
+    Raises:
+        FieldError: When the field is read-only.
     """
     store = Store.of(sample)
+    require_writable(store.dataset, captions)
     marked = []
     for label in labels_of(store.sample_document(captions).get(captions)):
         linked = label.get("instance")

@@ -69,6 +69,8 @@ class Correcting(SampleStage[CorrectionOptions]):
         """Checks the fields; see :meth:`Stage.check`."""
         dataset = samples._root_dataset
         fields.require_writable(dataset, fields.require_tracks(dataset, options.tracks))
+        for captions in fields.caption_fields(dataset):
+            fields.require_writable(dataset, captions)
         if options.prompts is not None:
             fields.require_prompts(dataset, options.prompts)
 

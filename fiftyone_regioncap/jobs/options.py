@@ -206,6 +206,60 @@ class CorrectionOptions(Options):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrackEditOptions(Options):
+    """Options that changes of a track share."""
+
+    object_id: int = option(help="Number of the object.", label="Object")
+    tracks: str = option("frames.tracks", "Frame field of the tracks.", picker="tracks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(TrackEditOptions):
+    """Options of splitting a track in two."""
+
+    frame: int = option(
+        help="First frame of the second part, counted from 0; earlier frames keep the "
+        "number.",
+        minimum=1,
+    )
+    new_id: int | None = option(
+        None,
+        "Number of the second part; empty for the smallest that was never used.",
+        minimum=0,
+        label="New number",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(TrackEditOptions):
+    """Options of merging a track into another one."""
+
+    into: int = option(
+        help="Number of the object that it becomes part of. On frames that both are "
+        "on, a label that a person edited stays, else this object's.",
+        minimum=0,
+        label="Into object",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteOptions(TrackEditOptions):
+    """Options of deleting a track."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenumberOptions(TrackEditOptions):
+    """Options of giving a track another number."""
+
+    new_id: int | None = option(
+        None,
+        "Number that it gets; empty for the smallest that was never used.",
+        minimum=0,
+        label="New number",
+    )
+
+
 @dataclass(frozen=True)
 class CaptionOptions(Options):
     """Options of the captioning of tracks."""
