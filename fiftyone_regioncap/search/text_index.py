@@ -7,7 +7,7 @@ word, its first hundred take it 0.3 ms and FTS5 200 ms.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -118,7 +118,9 @@ class TextIndex:
     ) -> dict[int, float]:
         """Finds the best rows and their BM25 scores, best first.
 
-        Captions with all words come before those with some of them.
+        Captions with all words come before those with some of them. In scripts without
+        blanks, words are pairs of neighboring characters; captions that have all the
+        characters come next, as parts of words are often left out ("black dog").
 
         Args:
             query: Query to search for.
@@ -126,16 +128,20 @@ class TextIndex:
             allowed: The only rows to return; None for all.
         """
         words = [part for word in query.words for part in split_word(word)]
+        characters = [c for word in query.words for c in normalize(word).split()]
         demands = self._demands(query)
 
-        def ranked(occur: Occur) -> dict[int, float]:
-            parts = [*self._parts(occur, words), *demands]
+        def ranked(occur: Occur, wanted: Sequence[str]) -> dict[int, float]:
+            parts = [*self._parts(occur, wanted), *demands]
             return self._ranked(tantivy.Query.boolean_query(parts), k, allowed)
 
-        found = ranked(Occur.Must)
-        if len(found) < k and len(words) > 1:
-            for row, score in ranked(Occur.Should).items():
-                found.setdefault(row, score)
+        found = ranked(Occur.Must, words)
+        more = [(Occur.Must, characters)] if characters != words else []
+        more += [(Occur.Should, words)] if len(words) > 1 else []
+        for occur, wanted in more:
+            if len(found) < k:
+                for row, score in ranked(occur, wanted).items():
+                    found.setdefault(row, score)
         return dict(islice(found.items(), k))
 
     def matching(self, rows: NDArray[np.int64], query: Query) -> set[int]:
