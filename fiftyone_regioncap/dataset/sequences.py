@@ -34,8 +34,14 @@ from fiftyone_regioncap.dataset.captions import (
 )
 from fiftyone_regioncap.dataset.fields import REGIONS, caption_fields
 from fiftyone_regioncap.dataset.geometry import labels_of
-from fiftyone_regioncap.dataset.store import Document, now, reload_sample
+from fiftyone_regioncap.dataset.store import (
+    Document,
+    now,
+    reload_sample,
+    require_stored,
+)
 from fiftyone_regioncap.dataset.targets import hides_labels
+from fiftyone_regioncap.dataset.types import FieldTypes
 from fiftyone_regioncap.video.image_source import LIST_SUFFIX, write_list
 from fiftyone_regioncap.video.reader import read_metadata
 
@@ -79,12 +85,16 @@ def as_videos(samples: foco.SampleCollection) -> Iterator[Videos]:
     videos = _Sequences(fo.Dataset(), source)
     caches.remove_abandoned(_LISTS)
     folder = caches.dataset_folder(_LISTS, videos.samples)
+    names: set[str] = set()
     try:
         videos.copy_schema()
         for number, group in enumerate(samples.iter_dynamic_groups(), start=1):
             ids, files = group.values(["id", "filepath"])
             name = re.sub(r"[^\w.-]+", "_", _name(samples, group, number))[:80]
-            path = folder / f"{number:04d}-{name}{LIST_SUFFIX}"
+            name = f"{name}-{number}" if name.casefold() in names else name
+            names.add(name.casefold())
+            # What goes by names, such as splits, is the same each time.
+            path = folder / source.slug / f"{name}{LIST_SUFFIX}"
             write_list(path, files)
             videos.add(str(path), [ObjectId(key) for key in ids])
         yield videos
@@ -122,6 +132,10 @@ class Videos:
         """Returns the name under which the videos have a field of the images."""
         return name
 
+    def media(self) -> list[str]:
+        """Returns the paths of all that the videos are made of."""
+        return self.samples._root_dataset.values("filepath")
+
     def sync(self, sample_id: str) -> None:
         """Writes what a sample has got to where it comes from."""
 
@@ -147,6 +161,10 @@ class _Sequences(Videos):
     def frames_field(self, name: str) -> str:
         """See :meth:`Videos.frames_field`."""
         return f"frames.{name}" if name in self.labels else name
+
+    def media(self) -> list[str]:
+        """See :meth:`Videos.media`."""
+        return self.source.values("filepath")
 
     def copy_schema(self) -> None:
         """Declares the images' labels on the frames, and what jobs keep."""
@@ -240,6 +258,8 @@ class _Sequences(Videos):
                 schema.declare_regions(source, name)
         ids = self.images[sample_id]
         updates: list[UpdateOne | UpdateMany] = []
+        written: set[str] = set()
+        check = FieldTypes(source).check
         query = {"_sample_id": ObjectId(sample_id)}
         for document in videos._frame_collection.find(query):
             key = ids[document["frame_number"] - 1]
@@ -256,6 +276,8 @@ class _Sequences(Videos):
                     value, image.get(name), self.known.get((key, name), {})
                 )
                 if merged != image.get(name):
+                    check(name, merged)
+                    written.add(name)
                     values[name] = merged
                 self.known[key, name] = {
                     one["_id"]: _hash(one) for one in labels_of(value)
@@ -274,6 +296,7 @@ class _Sequences(Videos):
         if kept:
             updates.append(UpdateMany({"_id": {"$in": ids}}, {"$set": kept}))
         if updates:
+            require_stored(source, sorted(written))
             source._sample_collection.bulk_write(updates, ordered=False)
         for key in ids:
             reload_sample(source, key)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import fiftyone.core.collections as foco
 from fiftyone.core.clips import ClipsView
 
+from fiftyone_regioncap.dataset.sequences import as_videos
 from fiftyone_regioncap.exporters import importing, job
 from fiftyone_regioncap.exporters.job import ExportSummary
 from fiftyone_regioncap.exporters.options import ExportOptions, ImportOptions
@@ -42,7 +44,8 @@ def export(
 
     Args:
         samples: Videos: a dataset, a view, or a clips view, which exports the captions
-            that lie inside a clip, and the frames of the clips.
+            that lie inside a clip, and the frames of the clips. Ordered groups of
+            images are videos too.
         options: The format, where to, and what.
         **reporting: ``listener`` and ``cancel`` of the job.
 
@@ -59,10 +62,12 @@ def export(
     chosen = options.format
     if isinstance(chosen, str):
         chosen = make_format(chosen, options.options)
-    clips = isinstance(samples, ClipsView)
-    if options.cut and options.captions and not clips:
-        samples = samples.to_clips(options.captions)
-    return job.run(samples, chosen, options, **reporting)
+    with as_videos(samples) as videos:
+        options = replace(options, tracks=videos.frames_field(options.tracks))
+        found = videos.samples
+        if options.cut and options.captions and not isinstance(found, ClipsView):
+            found = found.to_clips(options.captions)
+        return job.run(found, chosen, options, media=videos.media(), **reporting)
 
 
 def import_captions(
@@ -75,7 +80,7 @@ def import_captions(
     others stay. A video that doesn't fit is left as it is, and the others are imported.
 
     Args:
-        samples: Videos: a dataset or a view.
+        samples: Videos: a dataset or a view; or ordered groups of images.
         options: The format, where from, and into which fields.
         **reporting: ``listener`` and ``cancel`` of the job.
 
@@ -90,4 +95,5 @@ def import_captions(
     chosen = options.format
     if isinstance(chosen, str):
         chosen = find_importable(chosen)
-    return importing.run(samples, chosen, options, **reporting)
+    with as_videos(samples) as videos:
+        return importing.run(videos.samples, chosen, options, **reporting)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -100,6 +100,7 @@ def run(
     format: Format,
     options: ExportOptions,
     *,
+    media: Sequence[str],
     listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> ExportSummary:
@@ -129,7 +130,7 @@ def run(
         path,
         signature(provenance),
         overwrite=options.overwrite,
-        sources=targets.dataset.values("filepath"),
+        sources=media,
     ) as staging:
         try:
             progress = ProgressReporter([STAGE], len(jobs), listener, cancel)

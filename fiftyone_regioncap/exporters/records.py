@@ -19,6 +19,7 @@ from fiftyone_regioncap.dataset.metadata import describe
 from fiftyone_regioncap.dataset.targets import Sample, Targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.exporters.options import ExportOptions
+from fiftyone_regioncap.video.image_source import LIST_SUFFIX
 from fiftyone_regioncap.video.timeline import Timeline
 
 _MAX_NAME = 120  # characters
@@ -63,6 +64,7 @@ def plan(targets: Targets, options: ExportOptions, *, exact: bool = False) -> li
     for target in targets:
         path = paths[target.sample_id]
         ranges = target.ranges and joined(target.ranges, overlap=not options.cut)
+        images = path.endswith(LIST_SUFFIX)  # they become a video, as a clip does
         pieces = [(span,) for span in ranges] if ranges and options.cut else [ranges]
         for piece in pieces:
             name = Path(path).stem
@@ -73,7 +75,7 @@ def plan(targets: Targets, options: ExportOptions, *, exact: bool = False) -> li
                     number=len(jobs),
                     sample_id=target.sample_id,
                     ranges=piece,
-                    cut=options.cut and piece is not None,
+                    cut=images or (options.cut and piece is not None),
                     exact=options.cut and exact,
                     name=names.unique(name),
                     split=options.split(path),

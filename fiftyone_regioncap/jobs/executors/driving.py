@@ -13,10 +13,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
+
+import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.errors import (
     BackendError,
@@ -27,6 +29,7 @@ from fiftyone_regioncap.core.errors import (
 )
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 from fiftyone_regioncap.dataset import appearance, leases, locks, runs, status
+from fiftyone_regioncap.dataset.sequences import as_videos
 from fiftyone_regioncap.dataset.targets import Targets
 from fiftyone_regioncap.jobs import costs
 from fiftyone_regioncap.jobs.base import DATABASE_GONE, STAGES, Job
@@ -34,7 +37,9 @@ from fiftyone_regioncap.jobs.board import DEATHS_FAILED, Run
 from fiftyone_regioncap.jobs.executors.working import (
     WHOLE,
     Part,
+    checked,
     job_signature,
+    on_frames,
     writes,
 )
 from fiftyone_regioncap.jobs.summary import Failure, Report, Summary
@@ -163,16 +168,23 @@ class Driver:
         Raises:
             OptionError: When there are captioners in a job that can't be split.
         """
-        began = time.monotonic()
-        first: Any = STAGES[self.job.stages[0].stage]
-        last: Any = STAGES[self.job.stages[-1].stage]
         samples = self.job.samples()
-        self._root = samples._root_dataset
-        self._targets: Targets = first.find(samples)
+        self._asked, self._root = self.job, samples._root_dataset
+        with as_videos(samples) as videos:
+            if videos.samples is not samples:
+                job = on_frames(self.job, videos)
+                self.job = replace(job, dataset=videos.samples.name, view=None)
+            return self._run_on(videos.samples)
+
+    def _run_on(self, samples: foco.SampleCollection) -> Report:
+        """Runs the job on videos."""
+        began = time.monotonic()
+        last: Any = STAGES[self.job.stages[-1].stage]
+        self._targets: Targets = checked(self.job, samples)
         parts = self._parts()
         self._run = Run.begin(
             self.job.name,
-            self.job.dataset,
+            self._asked.dataset,
             self._root._doc.id,
             writes(self.job),
             job_signature(self.job, {}),
@@ -461,6 +473,6 @@ class Driver:
 
     def _record(self, summary: Report) -> None:
         assert summary.run is not None
-        config = {"job": self.job.record(), "executor": self.executor}
+        config = {"job": self._asked.record(), "executor": self.executor}
         results = {"summary": summary.to_dict()}
         runs.record_run(self._root, summary.run, config, results)

@@ -10,22 +10,19 @@ from typing import Any
 
 import fiftyone.core.collections as foco
 
-from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.core.progress import Flag, ProgressListener
 from fiftyone_regioncap.dataset import appearance
-from fiftyone_regioncap.dataset.sequences import Videos, as_videos
-from fiftyone_regioncap.jobs.base import STAGES, Job, StageSpec
+from fiftyone_regioncap.dataset.sequences import as_videos
+from fiftyone_regioncap.jobs.base import Job
 from fiftyone_regioncap.jobs.board import Run
 from fiftyone_regioncap.jobs.executors.working import (
     Prepared,
     Worker,
     job_signature,
+    on_frames,
     writes,
 )
 from fiftyone_regioncap.jobs.summary import Report
-
-_FRAME_PICKERS = ("prompts", "tracks")
-"""What picks, in the App, options that name fields of frames."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class LocalExecutor:
             as_videos(samples) as videos,
         ):
             prepared = Prepared.of(
-                _on_frames(job, videos), videos.samples, self.models, listen
+                on_frames(job, videos), videos.samples, self.models, listen
             )
             if videos.samples is not samples:
                 prepared = replace(prepared, root=samples._root_dataset)
@@ -91,16 +88,3 @@ def _work(
     context.patiently(lambda: appearance.tidy(prepared.root, *writes(job)))
     context.patiently(lambda: prepared.record(context.summary))
     return context.summary
-
-
-def _on_frames(job: Job, videos: Videos) -> Job:
-    """Returns a job that finds fields of images on the frames of their videos."""
-
-    def stage(spec: StageSpec) -> StageSpec:
-        options = dict(spec.options)
-        for one in fields_of(STAGES[spec.stage].options):
-            if one.declaration.picker in _FRAME_PICKERS and options.get(one.name):
-                options[one.name] = videos.frames_field(options[one.name])
-        return replace(spec, options=options)
-
-    return replace(job, stages=tuple(map(stage, job.stages)))

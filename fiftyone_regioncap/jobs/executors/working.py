@@ -25,12 +25,14 @@ from bson import ObjectId
 from mongoengine.errors import FieldDoesNotExist
 
 from fiftyone_regioncap.core.errors import VideoError
+from fiftyone_regioncap.core.options import fields_of
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.dataset import locks, runs
 from fiftyone_regioncap.dataset.leases import Leases
 from fiftyone_regioncap.dataset.locks import ServerState
 from fiftyone_regioncap.dataset.metadata import correct_metadata
+from fiftyone_regioncap.dataset.sequences import Videos
 from fiftyone_regioncap.dataset.store import refresh_schema
 from fiftyone_regioncap.dataset.targets import Sample, Target, Targets
 from fiftyone_regioncap.jobs import costs
@@ -40,6 +42,7 @@ from fiftyone_regioncap.jobs.base import (
     Job,
     RunContext,
     Stage,
+    StageSpec,
     model_facts,
 )
 from fiftyone_regioncap.jobs.board import DEATHS_ALONE, Outcome, Run
@@ -53,6 +56,9 @@ PAUSE = 0.5
 """Seconds between looks at samples that another process works on."""
 
 _BLOCK = 64
+
+_FRAME_PICKERS = ("prompts", "tracks")
+"""What picks, in the App, options that name fields of frames."""
 
 _UNCONFIRMED = 256
 """Samples that are done, after which it is looked whether they outlast a crash."""
@@ -124,6 +130,19 @@ def checked(job: Job, samples: foco.SampleCollection) -> Targets:
         kind.check(options, samples, made)
         made += kind.writes(options)
     return targets
+
+
+def on_frames(job: Job, videos: Videos) -> Job:
+    """Returns a job that finds fields of images on the frames of their videos."""
+
+    def stage(spec: StageSpec) -> StageSpec:
+        options = dict(spec.options)
+        for one in fields_of(STAGES[spec.stage].options):
+            if one.declaration.picker in _FRAME_PICKERS and options.get(one.name):
+                options[one.name] = videos.frames_field(options[one.name])
+        return replace(spec, options=options)
+
+    return replace(job, stages=tuple(map(stage, job.stages)))
 
 
 def job_signature(job: Job, loaded: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.dataset.sequences import as_videos
+from fiftyone_regioncap.exporters import ExportError
 from fiftyone_regioncap.video.reader import VideoReader
 
 FRAMES = 12
@@ -118,6 +119,97 @@ def test_what_a_person_changes_meanwhile_stays(images: fo.Dataset) -> None:
     assert [label.label for label in sample.tracks.detections] == ["mine", "ours"]
     assert [label.label for label in sample.prompts.detections] == ["mine"]
     assert images[following].prompts.detections[0].label == "ours"
+
+
+def test_processes_do_what_one_does(images: fo.Dataset) -> None:
+    summary = both(
+        sequences(images), prompts="prompts", executor="processes", workers=2
+    )
+    assert summary.ok, summary.failures
+    assert (summary.samples, summary.tracks, summary.captions) == (2, 2, 2)
+    tracks = found(images)
+    assert len(tracks) == 2 * FRAMES
+    assert all("red" in label.caption for label in tracks.values())
+    assert both(sequences(images), prompts="prompts").skipped == 4
+
+
+@pytest.mark.parametrize("media", ["copy", "link", "none"])
+def test_export_and_import(images: fo.Dataset, tmp_path: Path, media: str) -> None:
+    both(sequences(images), prompts="prompts")
+    before = {
+        key: (label.mask.tobytes(), label.caption)
+        for key, label in found(images).items()
+    }
+    folder = tmp_path / "out"
+    made = api.export(
+        sequences(images), "jsonl", folder, tracks="tracks", media=media, progress=False
+    )
+    assert made.ok and made.videos == 2, made.failures
+    written = sorted(folder.rglob("*.mp4"))
+    assert len(written) == (0 if media == "none" else 2)
+    for path in written:  # images make a video, which can't be a link
+        with VideoReader(path) as reader:
+            assert len(reader) == FRAMES
+    forget_sequences(images)
+    assert not images.has_field("tracks")
+    back = api.import_captions(
+        sequences(images), "jsonl", folder, tracks="tracks", progress=False
+    )
+    assert back.ok and back.videos == 2, back.failures
+    after = {
+        key: (label.mask.tobytes(), label.caption)
+        for key, label in found(images).items()
+    }
+    assert after == before
+
+
+def forget_sequences(images: fo.Dataset) -> None:
+    """Removes the tracks of the images, and what jobs keep of them."""
+    for name in ["tracks", *images.get_field_schema()]:
+        if name == "tracks" or name.startswith(("tracks_", "captions_")):
+            if name not in images.get_field_schema():
+                continue
+            field = images.get_field(name)
+            field.read_only = False
+            field.save()
+            images.delete_sample_field(name)
+
+
+def test_an_export_never_replaces_the_images(images: fo.Dataset, tmp_path: Path):
+    both(sequences(images), prompts="prompts")
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    with pytest.raises(ExportError):
+        api.export(
+            sequences(images),
+            "jsonl",
+            tmp_path / "one",
+            tracks="tracks",
+            overwrite=True,
+            progress=False,
+        )
+    assert {path.name for path in (tmp_path / "one").iterdir()} == names
+
+
+def test_splits_of_sequences_stay_the_same(images: fo.Dataset, tmp_path: Path) -> None:
+    both(sequences(images), prompts="prompts")
+    splits = []
+    for number in range(2):
+        out = tmp_path / f"out{number}"
+        options = {"tracks": "tracks", "val": 0.5, "media": "none", "progress": False}
+        api.export(sequences(images), "jsonl", out, **options)
+        files = (path.relative_to(out) for path in out.rglob("*") if path.is_file())
+        splits.append(sorted(map(str, files)))
+    assert splits[0] == splits[1]
+
+
+def test_images_whose_field_is_read_only_are_not_written(images: fo.Dataset) -> None:
+    both(sequences(images).limit(1), prompts="prompts")
+    field = images.get_field("tracks")
+    field.read_only = True
+    field.save()
+    with pytest.raises(FieldError, match="read-only"):
+        both(sequences(images), prompts="prompts", overwrite=True)
+    assert len(found(images)) == FRAMES
 
 
 @pytest.mark.parametrize("case", ["no order", "hidden labels"])
