@@ -142,8 +142,7 @@ def require_stored(dataset: fo.Dataset, fields: Sequence[str]) -> None:
     absent = [field for field in fields if field not in known]
     if absent:
         raise FieldError(
-            f"{', '.join(absent)} was deleted while a job wrote to it; run the job "
-            "again"
+            f"{', '.join(absent)} was deleted while it was written to; do it again"
         )
     # What jobs keep for themselves is read-only for everybody else.
     fixed = [field for field in fields if known[field]]
@@ -246,7 +245,7 @@ def write_samples(
 
     Raises:
         FieldError: When a value has another type than its attribute, or the field was
-            deleted meanwhile.
+            deleted meanwhile or is read-only.
     """
     if not updates:
         return
@@ -254,8 +253,7 @@ def write_samples(
     for update in updates:
         for path, value in update.values.items():
             check(_PLACE.sub("", path), value)
-    if absent_fields(dataset, [field]):
-        raise FieldError(f"{field} was deleted meanwhile; reload the dataset")
+    require_stored(dataset, [field])
     operations = [update.operation() for update in updates]
     dataset._sample_collection.bulk_write(operations, ordered=False)
     for update in updates:

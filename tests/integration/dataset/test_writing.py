@@ -24,6 +24,8 @@ from fiftyone_regioncap.dataset.mask_storage import move_masks
 from fiftyone_regioncap.dataset.prompts import write_prompts
 from fiftyone_regioncap.dataset.store import Store
 from fiftyone_regioncap.dataset.tracks import TrackWriter
+from fiftyone_regioncap.review import session as review
+from fiftyone_regioncap.review.queue import ReviewQueue
 
 METADATA = fo.VideoMetadata(
     frame_width=60, frame_height=40, frame_rate=10.0, total_frame_count=20
@@ -104,6 +106,12 @@ WRITERS = {
         s, "captions", [CaptionRecord(3, (0, 9), caption="A bus.")]
     ),
     "captions.removed": lambda s: clear_captions(s, "captions"),
+    "captions.reviewed": lambda s: review.apply(
+        s._dataset,
+        "captions",
+        ReviewQueue.of(s._dataset, "captions").select(),
+        review.accept,
+    ),
     "captions.outdated": lambda s: mark_outdated(s, "captions", 1),
     "frames.tracks": write_tracks,
     "frames.tracks.cleared": lambda s: TrackWriter(s, "tracks").clear_range(),
