@@ -8,6 +8,7 @@ from ._review_prompts import ChooseCaptions, EditCaption
 from .jobs_panel import JobsPanel
 from .review_panel import ChangeAll, ReviewPanel
 from .search_panel import SearchPanel
+from .tracks_panel import TracksPanel
 
 OPERATORS = (
     *OPERATION_OPERATORS,
@@ -18,4 +19,5 @@ OPERATORS = (
     ChangeAll,
     SearchPanel,
     JobsPanel,
+    TracksPanel,
 )

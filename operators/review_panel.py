@@ -41,6 +41,7 @@ from fiftyone_regioncap.review.session import REVIEWS, Change, Ref
 from ._layout import NARROW, WRAP, panel_layout
 from ._recent import Recent
 from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt, pictures
+from .tracks_panel import show_frame
 
 if TYPE_CHECKING:
     from fiftyone_regioncap.review.card import Card
@@ -77,9 +78,6 @@ PICTURES = 64
 
 CAPTIONS_AT_ONCE = 2_000
 """Number of captions that are changed between reports of progress to the App."""
-
-MILLISECONDS_TO_OPEN = 1500
-"""Time that the App takes to open a sample, before it can go to a frame."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,6 @@ class _Session:
         other: Text of the caption beside it; None where there is none.
         picture: Image of its track; None where there is none.
         frame: First frame of its window, counted from 1; None for images.
-        jump: Whether the sample that is being opened shall go to that frame.
     """
 
     settings: _Settings = _Settings()
@@ -165,7 +162,6 @@ class _Session:
     other: str | None = None
     picture: str | None = None
     frame: int | None = None
-    jump: bool = False
 
 
 # The App makes a panel object an event, so what outlives events is here.
@@ -271,21 +267,14 @@ class ReviewPanel(foo.Panel):
         session = _session(ctx)
         if session.ref is None:
             return
-        if ctx.current_sample is None:
+        ref, opened = session.ref, ctx.current_sample
+        if opened is None:
             # A clip or patch of captions goes by the id of its label.
             of_labels = isinstance(ctx.view, (foc.ClipsView, fop.PatchesView))
-            ref = session.ref
-            ctx.ops.open_sample(id=ref.label_id if of_labels else ref.sample_id)
-            session.jump = session.frame is not None
-        else:
-            self.jump(ctx)
-
-    def jump(self, ctx: Any) -> None:
-        """Goes to the first frame of the caption's window in the open sample."""
-        session = _session(ctx)
-        session.jump = False
+            opened = ref.label_id if of_labels else ref.sample_id
+            ctx.ops.open_sample(id=opened)
         if session.frame is not None:
-            ctx.trigger("set_frame_number", {"frame_number": session.frame})
+            show_frame(ctx, self.plugin_name, opened, session.frame)
 
     def edit(self, ctx: Any) -> None:
         """Asks for another text."""
@@ -564,9 +553,6 @@ class ReviewPanel(foo.Panel):
             panel.md("", name="no_strip")
         if session.frame is not None:
             panel.img("timeline", width="100%", alt_text="Windows", on_click=self.look)
-        if session.jump:
-            timer = types.TimerView(timeout=MILLISECONDS_TO_OPEN, on_timeout=self.jump)
-            panel.view("opening", timer)
         if settings.compare != NO_FIELD:
             sides = panel.h_stack("sides", gap=3)
             names = {"own": settings.captions, "other": settings.compare}

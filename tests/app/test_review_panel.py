@@ -48,6 +48,15 @@ def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
     made.delete()
 
 
+def split_beside(page: Any, name: str) -> None:
+    """Puts a panel beside the open sample."""
+    if not page.get_by_text(name, exact=True).count():
+        page.get_by_title("New panel").last.click()
+    page.get_by_text(name, exact=True).last.click()
+    page.get_by_title("Split horizontally").last.click()
+    page.get_by_text("Sample", exact=True).last.click()
+
+
 def labels(dataset: fo.Dataset) -> list[fo.TemporalDetection]:
     """The captions as they are in the database now."""
     dataset.reload()
@@ -180,3 +189,37 @@ def test_a_person_says_which_caption_is_better(
     page.get_by_text("Preferred so far: 1").wait_for()
     label = labels(dataset)[0]
     assert label["preferred"] == choice(label.id, 0)
+
+
+def test_a_panel_follows_the_video(
+    dataset: fo.Dataset, serve: Callable[[str], str], page: Any, artifacts: Path
+) -> None:
+    windows = [label for label in labels(dataset) if label.index == 3]
+    page.goto(serve(dataset.name))
+    page.locator("[data-cy=looker]").first.wait_for()
+    page.get_by_role("button", name="Dismiss").click()
+    page.locator("[data-cy=looker]").first.click()
+    page.locator("#modal.modalon").wait_for()
+    split_beside(page, "Tracks")
+    row = page.locator("[data-regioncap-instance]").first
+    row.get_by_text(windows[0].caption).wait_for()
+
+    # A click on a window's frames goes there, and its caption is shown.
+    first, last = windows[1].support
+    row.get_by_text(f"{first}-{last}", exact=True).click()
+    row.get_by_text(windows[1].caption).wait_for()
+    page.get_by_text("0:00.2", exact=False).first.wait_for()
+    row.hover()
+    page.wait_for_timeout(500)
+    page.screenshot(path=artifacts / "tracks.png")
+
+    # The later part becomes an object of its own, with its captions.
+    row.get_by_text("Split", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("input[type=number]").first.fill(str(first - 1))
+    button = page.get_by_role("button", name="Execute").first
+    page.wait_for_timeout(1500)  # until the App has checked the form
+    button.click()
+    page.get_by_text("labels renumbered").first.wait_for()
+    numbers = {label.index for label in labels(dataset)}
+    assert numbers == {1, 3, 8}

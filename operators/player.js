@@ -1,0 +1,82 @@
+// What Python panels can't do with the open video in FiftyOne 1.22: go to a frame, and
+// light up an object while its row is pointed at. A plain script without a build step;
+// everything else of the plugin is Python.
+(() => {
+  const PLUGIN = "@fiftyone-regioncap/regioncap";
+  const MILLISECONDS_BETWEEN_LOOKS = 100;
+  const LOOKS = 100; // for a video to open
+  const { Operator, OperatorConfig, executeOperator, registerOperator } = window.__foo__;
+
+  class PlayerOperator extends Operator {
+    useHooks() {
+      // Of the moment of each call, as the video may still be opening.
+      return window.recoil.useRecoilCallback(
+        ({ snapshot }) =>
+          () =>
+            snapshot.getLoadable(window.__fos__.modalLooker).contents,
+        []
+      );
+    }
+  }
+
+  class ShowFrame extends PlayerOperator {
+    get config() {
+      return new OperatorConfig({
+        name: "show_frame",
+        label: "Show a frame",
+        unlisted: true,
+      });
+    }
+
+    async execute({ hooks, params }) {
+      for (let look = 0; look < LOOKS; look++) {
+        const looker = hooks();
+        const own = looker?.state?.config?.sampleId === params.sample;
+        if (own && looker.state.loaded && looker.seekToFrame) {
+          looker.pause();
+          looker.seekToFrame(params.frame);
+          return;
+        }
+        await new Promise((done) => setTimeout(done, MILLISECONDS_BETWEEN_LOOKS));
+      }
+    }
+  }
+
+  class PointAt extends PlayerOperator {
+    get config() {
+      return new OperatorConfig({
+        name: "point_at",
+        label: "Light an object up",
+        unlisted: true,
+      });
+    }
+
+    async execute({ hooks, params }) {
+      const looker = hooks();
+      if (!looker?.labelHoveredListener) return;
+      if (!params.instance) {
+        looker.labelUnhoveredListener();
+        return;
+      }
+      // FiftyOne's listener fails on overlays without a label, as those of captions.
+      const overlays = looker.currentOverlays;
+      looker.currentOverlays = overlays.filter((overlay) => overlay.label);
+      const labeled = looker.currentOverlays;
+      looker.labelHoveredListener({ detail: { instanceId: params.instance } });
+      if (looker.currentOverlays === labeled) looker.currentOverlays = overlays;
+    }
+  }
+
+  registerOperator(ShowFrame, PLUGIN);
+  registerOperator(PointAt, PLUGIN);
+
+  // A row names its object in a data attribute, which panels pass on to the page.
+  let shown = null;
+  document.addEventListener("mouseover", (event) => {
+    const row = event.target.closest?.("[data-regioncap-instance]");
+    const instance = row?.dataset.regioncapInstance || null;
+    if (instance === shown) return;
+    shown = instance;
+    executeOperator(`${PLUGIN}/point_at`, { instance });
+  });
+})();
