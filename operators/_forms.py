@@ -22,6 +22,9 @@ from ._inputs import pick
 _ROLES = {"propagate": "propagator", "caption": "captioner"}
 """Models of the stages that can say before a run what they would do."""
 
+_OF_A_SAMPLE = ("object_id", "frame")
+"""Options that mean one sample, so that they are asked for beside an open one."""
+
 ADVANCED = "advanced"
 """The switch that shows the options that few need."""
 
@@ -64,14 +67,16 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
             _ask_format_options(inputs, ctx, advanced)
         elif field.name == "recipe_options":
             _ask_recipe_options(inputs, ctx, operation.models[0], advanced)
-        else:
+        elif field.name not in _OF_A_SAMPLE or ctx.current_sample is not None:
             ask_option(inputs, ctx, field, ctx.params)
     for model in operation.models:
         _ask_model(inputs, ctx, model, advanced)
     for field in operation.settings if advanced else ():
         if field.declaration.advanced:
             ask_option(inputs, ctx, field, ctx.params)
-    inputs.bool(ADVANCED, default=False, label="Advanced", view=types.SwitchView())
+    if _has_more(operation):
+        view = types.SwitchView()
+        inputs.bool(ADVANCED, default=False, label="Advanced", view=view)
     missing = [
         field
         for field in operation.fields
@@ -85,6 +90,12 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         refuse(inputs, str(error))
         return
     _tell(inputs, ctx, operation, options, models)
+
+
+def _has_more(operation: Operation) -> bool:
+    """Returns whether an operation has options that few need."""
+    own = [*operation.fields, *operation.settings]
+    return bool(operation.models) or any(one.declaration.advanced for one in own)
 
 
 def _tell(
@@ -155,9 +166,8 @@ def ask_option(
     """Adds the input of an option, and what is wrong with the value that it has."""
     value = params.get(field.name)
     offered = _scope.offered(ctx, params).get(field.name)
-    if field.name in ("object_id", "frame") and offered is not None:
-        about = {"label": field.label, "description": field.declaration.help}
-        prop = pick(inputs, field.name, offered, **about)
+    if field.name in _OF_A_SAMPLE and offered is not None:
+        prop = pick(inputs, field.name, offered, label=field.label)
     else:
         prop = _input(inputs, ctx, field, value)
     if value is None or value == "":
@@ -262,14 +272,15 @@ def _input(inputs: types.Object, ctx: Any, field: OptionField, value: Any) -> An
 def _pick_choice(inputs: types.Object, field: OptionField, default: Any) -> Any:
     texts = {str(value): text or str(value) for value, text in field.choices.items()}
     if field.optional:
-        texts = {"": "default", **texts}
+        texts = {NONE: "default", **texts}
+    first = next(iter(texts)) if field.required else NONE
     return pick(
         inputs,
         field.name,
         texts,
         label=field.label,
         description=field.declaration.help,
-        default="" if default is None else str(default),
+        default=first if default is None else str(default),
     )
 
 
@@ -280,7 +291,7 @@ def _pick_field(
     names: Sequence[str] = _fields(ctx, kind)
     texts = {name: name for name in names}
     if field.optional:
-        texts = {**texts, "": "none"} if default else {"": "default", **texts}
+        texts = {**texts, NONE: "none"} if default else {NONE: "default", **texts}
     return pick(
         inputs,
         field.name,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import fiftyone as fo
 import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.executor import ExecutionContext
@@ -47,6 +49,27 @@ _ICONS = {
     "import_captions": "file_upload",
 }
 """Icons of the operators in the App's browser."""
+
+
+_NEXT = {
+    "propose": "propagate_masks",
+    "propagate": "caption_tracks",
+    "propagate_from": "caption_tracks",
+}
+"""Operators that mostly follow on operations."""
+
+_CAPTIONING = {
+    "caption",
+    "propagate_and_caption",
+    "caption_regions",
+    "dense_caption",
+    "make_unique",
+    "compare_captions",
+    "import_captions",
+    "check_captions",
+    "triage_captions",
+}
+"""Operations after which captions are reviewed."""
 
 
 class OperationOperator(foo.Operator):
@@ -108,11 +131,15 @@ class OperationOperator(foo.Operator):
             samples = None
             if self.operation.media:
                 samples = _scope.samples(ctx, self.operation)
-            return api.call(self.operation, samples, values, listener, cancel)
+            outcome = api.call(self.operation, samples, values, listener, cancel)
+            if "propagate" in self.operation.stages:
+                _let_annotate(ctx.dataset, values.get("prompts", "frames.prompts"))
+            return outcome
 
         afterwards = AFTERWARDS.get(self.operation.name)
         quiet = self.operation.name == "search_captions"
-        return _running.run(ctx, job, afterwards, quiet)
+        following = partial(_next_steps, ctx, self)
+        return _running.run(ctx, job, afterwards, following, quiet)
 
     def resolve_output(self, ctx: Any) -> types.Property:
         """Returns the summary."""
@@ -165,6 +192,34 @@ class OperationOperator(foo.Operator):
         }
 
 
+def _next_steps(
+    ctx: Any, operator: OperationOperator, outcome: Any
+) -> list[types.Button]:
+    """Returns buttons for what people do next, and for what failed."""
+    name, plugin = operator.operation.name, operator.plugin_name
+    steps = []
+    if name in _NEXT:
+        (following,) = (o for o in OPERATIONS.values() if o.operator == _NEXT[name])
+        uri = f"{plugin}/{following.operator}"
+        steps.append(types.Button(label=following.label, operator=uri, prompt=True))
+    elif name in _CAPTIONING:
+        panels = {"region_captions": "Review", "caption_search": "Search"}
+        if ctx.current_sample is not None:  # beside it, there is no search
+            del panels["caption_search"]
+        for panel, label in panels.items():
+            params = {"name": panel, "layout": "horizontal"}
+            uri = "@voxel51/operators/open_panel"
+            steps.append(types.Button(label=label, operator=uri, params=params))
+    failures = getattr(outcome, "failures", ())
+    failed = {one.sample_id for one in failures if getattr(one, "sample_id", None)}
+    if failed and ctx.dataset is not None:
+        params = {"view": ctx.dataset.select(sorted(failed))._serialize()}
+        label = f"Show {len(failed)} failed"
+        uri = "@voxel51/operators/set_view"
+        steps.append(types.Button(label=label, operator=uri, params=params))
+    return steps
+
+
 def _show_found(ctx: Any, results: Any) -> Iterator[Any]:
     """Shows what a search found in place of the view."""
     found = "Nothing found"
@@ -207,13 +262,12 @@ def _show_benchmark(ctx: Any, result: Any) -> Iterator[Any]:
         yield ctx.ops.set_view(result.worst())
 
 
-def _let_annotate(ctx: Any, summary: Any) -> Iterator[Any]:
+def _let_annotate(dataset: fo.Dataset, prompts: str) -> None:
     """Lets FiftyOne's Annotate correct the tracks.
 
     Annotate shows a field once it has a schema for it, which a person would have to
-    set up by hand.
+    set up by hand, and of labels of one instance only one, so prompts are hidden.
     """
-    dataset = ctx.dataset
     dataset.reload()
     for field in fields.track_fields(dataset):
         written = dataset.has_field(status_field(field))
@@ -221,12 +275,22 @@ def _let_annotate(ctx: Any, summary: Any) -> Iterator[Any]:
             schema = dataset.generate_label_schemas(field, scan_samples=False)
             dataset.update_label_schema(field, schema)
             dataset.activate_label_schemas(field)
-    yield ctx.ops.reload_dataset()
+    if dataset.app_config.active_fields is None:
+        hidden = fo.ActiveFields(exclude=True, paths=[prompts])
+        dataset.app_config.active_fields = hidden
+        dataset.save()
+
+
+def _annotate_anew(ctx: Any, summary: Any) -> Iterator[Any]:
+    """Opens the sample anew, as Annotate shows the labels that it had before."""
+    if ctx.current_sample is not None:
+        yield ctx.ops.close_sample()
+        where = {"id": ctx.current_sample, "mode": "annotate"}
+        yield ctx.trigger("open_sample", where)
 
 
 AFTERWARDS: Mapping[str, _running.Afterwards] = {
-    "propagate": _let_annotate,
-    "propagate_and_caption": _let_annotate,
+    "propagate_from": _annotate_anew,
     "search_captions": _show_found,
     "embed_captions": _show_map,
     "evaluate_captions": _show_worst,

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from fiftyone.operators import types
@@ -14,6 +14,8 @@ from fiftyone.operators import types
 from fiftyone_regioncap.core.errors import Canceled, RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
+
+from ._layout import WRAP
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ def run(
     ctx: Any,
     job: Job,
     afterwards: Afterwards | None = None,
+    following: Callable[[Any], Sequence[types.Button]] = lambda _: (),
     quiet: bool = False,
 ) -> Any:
     """Runs a job.
@@ -49,6 +52,7 @@ def run(
         ctx: The execution context.
         job: The library call.
         afterwards: Messages that tell the App what to show once the job is done.
+        following: Returns buttons for what people do next, given the outcome.
         quiet: Whether what is shown afterwards says all, so that no summary is.
 
     Returns:
@@ -60,7 +64,7 @@ def run(
     """
     work = _Work(job)
     if not ctx.delegated:
-        return _stream(ctx, work, afterwards, quiet)
+        return _stream(ctx, work, afterwards, following, quiet)
     for event in work:
         if event is not None:
             ctx.set_progress(progress=event.fraction, label=describe(event))
@@ -142,9 +146,14 @@ def describe(event: ProgressEvent) -> str:
 
 
 def _stream(
-    ctx: Any, work: _Work, afterwards: Afterwards | None, quiet: bool
+    ctx: Any,
+    work: _Work,
+    afterwards: Afterwards | None,
+    following: Callable[[Any], Sequence[types.Button]],
+    quiet: bool,
 ) -> Iterator[Any]:
-    known = _field_names(ctx.dataset)
+    known = _label_fields(ctx.dataset)
+    colored = ctx.dataset is None or ctx.dataset.app_config.color_scheme is not None
     label, fraction, began = "Starting", 0.0, time.monotonic()
     for event in work:
         if event is not None:
@@ -156,39 +165,49 @@ def _stream(
     if work.error is not None:
         yield from show_error(ctx, work.error)
         return
-    yield from _show_written(ctx, known)
+    yield from _show_written(ctx, known, colored)
     if afterwards is not None:
         yield from afterwards(ctx, work.outcome)
     if not quiet:
+        shown = types.Property(outputs(following(work.outcome)))
         yield ctx.ops.show_output(
-            outputs=types.Property(outputs()).to_json(), results=results(work.outcome)
+            outputs=shown.to_json(), results=results(work.outcome)
         )
 
 
-def _field_names(dataset: Any) -> set[str]:
-    """Returns the fields that a dataset has now."""
+def _label_fields(dataset: Any) -> set[str]:
+    """Returns the fields of labels that a dataset has now."""
     if dataset is None:
         return set()
-    return {*dataset.get_field_schema(), *(dataset.get_frame_field_schema() or ())}
+    return set(dataset._get_label_fields())
 
 
-def _show_written(ctx: Any, known: set[str]) -> Iterator[Any]:
+def _show_written(ctx: Any, known: set[str], colored: bool) -> Iterator[Any]:
     """Lets the App show new fields and labels.
 
-    The App learns of new fields in the grid alone, so an open sample is closed where
-    there are some; else it shows its labels anew.
+    An open sample keeps the list of fields that the App had when it was clicked, and
+    Annotate the labels, so the sample is closed where new fields are drawn on it, and
+    opened anew where its tracks were made anew.
     """
     if ctx.dataset is None:
         return
     ctx.dataset.reload()
     yield ctx.ops.reload_dataset()
+    scheme = ctx.dataset.app_config.color_scheme
+    if scheme is not None and not colored:  # which the App reads with a page only
+        yield ctx.trigger("set_color_scheme", {"color_by": scheme.color_by})
+    fresh = _label_fields(ctx.dataset) - known
+    hidden = ctx.dataset.app_config.active_fields
+    if fresh and hidden is not None and hidden.exclude:
+        active = ({*ctx.active_fields} | fresh) - {*hidden.paths}
+        yield ctx.trigger("set_active_fields", {"fields": sorted(active)})
     if ctx.current_sample is None:
         return
-    if _field_names(ctx.dataset) - known:
+    yield ctx.ops.reload_samples()
+    if any(name.startswith("frames.") for name in fresh):
         yield ctx.ops.close_sample()
+    if fresh:
         yield ctx.ops.notify("Open the sample again to see the new fields")
-    else:
-        yield ctx.ops.reload_samples()
 
 
 def show_error(ctx: Any, error: BaseException) -> Iterator[Any]:
@@ -205,10 +224,18 @@ def show_error(ctx: Any, error: BaseException) -> Iterator[Any]:
     )
 
 
-def outputs() -> types.Object:
-    """Returns the output that the App shows of a summary."""
+def outputs(buttons: Sequence[types.Button] = ()) -> types.Object:
+    """Returns the output that the App shows of a summary.
+
+    Args:
+        buttons: Buttons under it.
+    """
     shown = types.Object()
     shown.str("summary", label="Summary", view=types.MarkdownView())
+    if buttons:
+        row = shown.h_stack("next", gap=1, componentsProps=WRAP)
+        for number, button in enumerate(buttons):
+            row.view(f"next_{number}", button)
     return shown
 
 

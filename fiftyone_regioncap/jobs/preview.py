@@ -89,16 +89,27 @@ def preview(
         lines.append(line)
     if caption is not None:
         lines.append(_captions(samples, anew, caption, propagate is not None))
-    return Preview(
-        videos, objects, frames, _seconds(models, frames, objects or 0), tuple(lines)
-    )
+        if propagate is None and not caption.overwrite:
+            anew = _incomplete(samples, caption.output)
+    share = len(anew) / max(videos, 1)
+    seconds = _seconds(models, frames * share, (objects or 0) * share)
+    return Preview(videos, objects, frames, seconds, tuple(lines))
 
 
 def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _seconds(models: dict[str, str], frames: int, objects: int) -> float | None:
+def _incomplete(samples: foco.SampleCollection, output: str) -> foco.SampleCollection:
+    """Returns the samples that no job has completed."""
+    status = status_field(output)
+    if not samples._root_dataset.has_field(status):
+        return samples
+    return samples.match(F(status) != "complete")
+
+
+def _seconds(models: dict[str, str], frames: float, objects: float) -> float | None:
+    """Returns the estimated duration; None where nothing is known or to be done."""
     units = {"propagate": frames, "caption": objects}
     total = 0.0
     for stage, model in models.items():
@@ -138,7 +149,7 @@ def _tracks(
     status = status_field(options.output)
     if not dataset.has_field(name) or not dataset.has_field(status):
         return samples, f"Tracks: written to the new field `{name}`"
-    undone = samples.match(F(status) != "complete")
+    undone = _incomplete(samples, options.output)
     complete = len(samples) - len(undone)
     edited = "" if options.overwrite_edited else "; labels that a person edited stay"
     if not complete:
@@ -167,20 +178,21 @@ def _captions(
     if not there:
         return f"Captions: written to `{name}`"
     reviewed = _reviewed(samples, labels)
-    kept, replaced = f"{reviewed:,} reviewed ones kept", there - reviewed
+    kept = f"; {reviewed:,} reviewed ones kept" if reviewed else ""
+    replaced = there - reviewed
     if options.overwrite:
         if options.overwrite_edited:
             return f"Captions: all {there:,} in `{name}` replaced, reviewed ones too"
-        return f"Captions: {replaced:,} of {there:,} in `{name}` replaced, {kept}"
+        return f"Captions: {replaced:,} of {there:,} in `{name}` replaced{kept}"
     if tracks_too:
         replaced = anew.count(labels) - _reviewed(anew, labels)
         return (
             f"Captions: {replaced:,} of {there:,} in `{name}` replaced, as their "
-            f"tracks are made anew; {kept}"
+            f"tracks are made anew{kept}"
         )
     return (
         f"Captions: {there:,} in `{name}` kept, except where their track or window is "
-        f"another by now; {kept}"
+        f"another by now{kept}"
     )
 
 

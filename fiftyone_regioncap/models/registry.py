@@ -100,7 +100,9 @@ class ModelCard:
             return f"name an endpoint as its weights (http://...), or set {names}"
         if self.hub_file is None or in_hub_cache(str(self.weights), self.hub_file):
             return None
-        return f"{self.weights} is not downloaded; name it as the weights"
+        return (
+            f"{self.weights} is not downloaded; give its name as the weights to do so"
+        )
 
     def wants_consent(self) -> bool:
         """Returns whether the default weights' license is still to be accepted."""

@@ -1,7 +1,11 @@
-"""A person draws a box in Annotate and propagates it beside the picture."""
+"""A person draws, propagates, corrects, goes on, describes and reviews in the App.
+
+Its pictures are those of docs/app.md: see ``scripts/pictures.py``.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +36,20 @@ def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
     made.delete()
 
 
+def schemas(dataset: fo.Dataset) -> dict[str, Any]:
+    """What Annotate lets people draw, by field, as it is in the database now."""
+    dataset.reload()
+    return dataset.label_schemas or {}
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come true"
+        time.sleep(0.2)
+
+
 def truth(clips: Path, number: int) -> np.ndarray:
     """The annotated mask of the car, by FiftyOne's number of the frame."""
     path = clips / CLIP / "masks" / f"{number - 1:05}.png"
@@ -53,6 +71,11 @@ def tracked(dataset: fo.Dataset) -> dict[int, np.ndarray]:
         box = (x * width, y * height, (x + w) * width, (y + h) * height)
         found[number] = paste_mask(label.mask.astype(bool), box, height, width)
     return found
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two masks are nearly one: FiftyOne rescales those that it writes."""
+    return (one & other).sum() / (one | other).sum() > 0.97
 
 
 @dataclass(frozen=True)
@@ -96,6 +119,21 @@ def execute(page: Any, says: str) -> None:
     page.get_by_text(says).first.wait_for(timeout=200_000)
 
 
+def open_sample(page: Any) -> None:
+    """Opens the first video."""
+    page.locator("[data-cy=looker]").first.click()
+    page.locator("#modal.modalon").wait_for()
+
+
+def go_to(page: Any, share: float) -> None:
+    """Moves the playhead in Annotate."""
+    page.get_by_test_id("timeline-playhead-handle").wait_for()
+    page.wait_for_timeout(1500)  # the frame at hand is drawn
+    ruler = page.get_by_test_id("timeline-ruler").bounding_box()
+    page.mouse.click(ruler["x"] + ruler["width"] * share, ruler["y"] + 12)
+    page.wait_for_timeout(1500)
+
+
 def choose_flow(page: Any) -> None:
     """Chooses the propagator that takes least time."""
     page.get_by_text("auto (mobilesam)").first.click()
@@ -119,11 +157,11 @@ def test_a_person_works_beside_the_picture(
         page.screenshot(path=artifacts / f"journey-{name}.png")
 
     page.set_default_timeout(30_000)
-    page.goto(serve(dataset.name))
+    address = serve(dataset.name)
+    page.goto(address)
     page.locator("[data-cy=looker]").first.wait_for()
     page.get_by_role("button", name="Dismiss").click()
-    page.locator("[data-cy=looker]").first.click()
-    page.locator("#modal.modalon").wait_for()
+    open_sample(page)
 
     # Draw a box in Annotate, as FiftyOne has it.
     page.get_by_text("Annotate", exact=True).first.click()
@@ -136,9 +174,12 @@ def test_a_person_works_beside_the_picture(
     page.keyboard.type("car")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Create").click()
-    page.get_by_text("Active fields").first.wait_for()
-    page.wait_for_timeout(500)
-    page.locator("[data-cy=close-schema-manager]").click()
+    wait_until(lambda: "frames.marks" in schemas(dataset))
+    # FiftyOne closes the sample here at times, as it learns of the field.
+    page.goto(address)
+    page.locator("[data-cy=looker]").first.wait_for()
+    open_sample(page)
+    page.get_by_text("Annotate", exact=True).first.click()
     metadata = dataset.first().metadata
     count = metadata.total_frame_count
     video = Picture(page, metadata.frame_width, metadata.frame_height)
@@ -164,10 +205,56 @@ def test_a_person_works_beside_the_picture(
     assert prompted == [1]
     picture("tracks")
 
-    # The App knows new fields once the sample is opened anew.
+    # The App knows new fields once the sample is opened anew, in Annotate as before,
+    # where the tracks are shown in place of the prompts.
     page.get_by_text("frames.tracks").first.wait_for()
-    page.locator("[data-cy=looker]").first.click()
-    page.locator("#modal.modalon").wait_for()
-    page.get_by_text("Explore", exact=True).last.click()
-    page.locator("#modal [data-cy='checkbox-frames.marks']").click()
-    picture("explore")
+    open_sample(page)
+    go_to(page, 0.5)
+    picture("opened")
+
+    # Correct a frame with the brush, and go on from there.
+    page.locator("#modal").get_by_text("car", exact=True).last.click()
+    page.get_by_role("button", name="Brush").click()
+    number = count // 2 + 1
+    x1, y1, x2, y2 = box_of_mask(truth(clips, number))
+    bottom = y2 - 12
+    with page.expect_response(lambda answer: answer.request.method == "PATCH"):
+        video.drag((x1 + 20, bottom), ((x1 + x2) / 2, bottom), (x2 - 20, bottom))
+    page.wait_for_timeout(1000)
+    picture("corrected")
+    corrected = tracked(dataset)
+    (changed,) = (n for n in before if not same(before[n], corrected[n]))
+    assert corrected[changed].sum() > before[changed].sum()
+    page.get_by_text("Propagate from here", exact=True).first.click()
+    page.get_by_text(f"Frame {changed}, edited last").wait_for()
+    choose_flow(page)
+    picture("propagate-from")
+    execute(page, f"track on {count - changed + 1} frames")
+    close(page)
+    after = tracked(dataset)
+    for n in before:
+        kept = before[n] if n < changed else corrected[n]
+        assert same(after[n], kept) == (n <= changed)
+
+    # Describe the object, and look at what was said.
+    page.get_by_text("Caption this object", exact=True).first.click()
+    page.get_by_text("written to the new field").wait_for()
+    picture("caption")
+    execute(page, "1 caption")
+    picture("summary")
+    page.get_by_role("button", name="Review", exact=True).click()
+    close(page)
+    page.get_by_text("0 of 1 reviewed").wait_for()
+    page.wait_for_timeout(2000)  # until its pictures are there
+    picture("review")
+    page.get_by_role("button", name="Accept", exact=True).click()
+    page.get_by_text("1 of 1 reviewed").wait_for()
+    dataset.reload()
+    (caption,) = dataset.first()["captions"].detections
+    assert "car" in caption.caption and caption.review == "accepted"
+
+    # All of it is listed.
+    page.get_by_text("Caption jobs", exact=True).first.click()
+    for label in ("Propagate masks", "Propagate from here", "Caption tracks"):
+        page.get_by_text(label, exact=True).last.wait_for()
+    picture("jobs")

@@ -43,7 +43,7 @@ class PrepareOptions(Options):
     """Options of making a dataset of a benchmark."""
 
     benchmark: str = option(
-        help="Name of the benchmark; `regioncap benchmark list` describes them.",
+        help="Name of the benchmark; docs/benchmarks.md describes them.",
         choices=dict.fromkeys(BENCHMARKS, ""),
     )
     folder: str = option(
@@ -68,7 +68,7 @@ class BenchmarkOptions(Options):
     """Options of scoring, whoever makes the predictions."""
 
     benchmark: str = option(
-        help="Name of the benchmark; `regioncap benchmark list` describes them.",
+        help="Name of the benchmark; docs/benchmarks.md describes them.",
         choices=dict.fromkeys(BENCHMARKS, ""),
     )
     folder: str | None = option(
