@@ -1,4 +1,4 @@
-"""Makes the documentation's pictures: the App test's tour of the demo's clip.
+"""Makes the documentation's pictures: the App tests' tours of the demo's clip.
 
 Usage: python scripts/pictures.py
 """
@@ -15,16 +15,18 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("search", "timeline", "map", "review")
+STEPS = ("drawn", "propagate", "corrected", "propagate-from", "summary", "jobs")
 WIDTH = 1200
+TESTS = ("tests/app/test_tour.py", "tests/app/test_journey.py")
 
 with tempfile.TemporaryDirectory() as folder:
     subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/app/test_tour.py", "-k", "demo"],
+        [sys.executable, "-m", "pytest", *TESTS, "-k", "demo"],
         cwd=ROOT,
         env={**os.environ, "REGIONCAP_ARTIFACTS": folder},
         check=True,
     )
-    for name in NAMES:
+    for name in (*NAMES, *(f"journey-{step}" for step in STEPS)):
         picture = Image.open(Path(folder, "demo", f"{name}.png")).convert("RGB")
         picture.thumbnail((WIDTH, WIDTH))
         target = ROOT / "docs" / "images" / f"{name}.jpg"

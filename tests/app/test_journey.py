@@ -16,21 +16,53 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fiftyone_regioncap.cli import demo
 from fiftyone_regioncap.core.types import box_of_mask, paste_mask
 from fiftyone_regioncap.system import assets
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(900)]
 
-CLIP = "car-shadow"
+
+@dataclass(frozen=True)
+class Scene:
+    """What is drawn.
+
+    Attributes:
+        video: The video that is opened.
+        label: Class of the object.
+        box: Box around the object, in pixels.
+        place: Share of the video at which it is drawn.
+        flow: Whether it is followed by the model that takes least time.
+    """
+
+    video: Path
+    label: str
+    box: tuple[float, float, float, float]
+    place: float = 0.0
+    flow: bool = True
 
 
 @pytest.fixture
-def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
+def scene(request: pytest.FixtureRequest) -> Scene:
+    """An annotated clip, or the demo's, which may be shown in documentation."""
+    if request.param == "demo":
+        rabbit = demo.PROMPTS[0]
+        assert rabbit.box is not None
+        video = assets.fetch(demo.CLIP)
+        return Scene(video, "rabbit", rabbit.box, (rabbit.frame + 0.5) / 132, False)
+    clip = request.getfixturevalue("clips") / "car-shadow"
+    mask = np.asarray(Image.open(clip / "masks" / "00000.png")) == 1
+    return Scene(clip / "clip.mp4", "car", box_of_mask(mask))
+
+
+@pytest.fixture
+def dataset(
+    scene: Scene, videos: list[Path], fiftyone_database: str
+) -> Iterator[fo.Dataset]:
     """Videos of one's own, on which nothing is marked yet."""
     assets.fetch("mobile_sam.pt")
     made = fo.Dataset("app-journey", persistent=True)
-    for name in (CLIP, "dogs-jump"):
-        made.add_sample(fo.Sample(filepath=str(clips / name / "clip.mp4")))
+    made.add_samples([fo.Sample(filepath=str(p)) for p in (scene.video, videos[0])])
     made.compute_metadata()
     yield made
     made.delete()
@@ -48,12 +80,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it does not come true"
         time.sleep(0.2)
-
-
-def truth(clips: Path, number: int) -> np.ndarray:
-    """The annotated mask of the car, by FiftyOne's number of the frame."""
-    path = clips / CLIP / "masks" / f"{number - 1:05}.png"
-    return np.asarray(Image.open(path)) == 1
 
 
 def tracked(dataset: fo.Dataset) -> dict[int, np.ndarray]:
@@ -134,8 +160,10 @@ def go_to(page: Any, share: float) -> None:
     page.wait_for_timeout(1500)
 
 
-def choose_flow(page: Any) -> None:
-    """Chooses the propagator that takes least time."""
+def choose_model(page: Any, scene: Scene) -> None:
+    """Chooses the propagator."""
+    if not scene.flow:
+        return
     page.get_by_text("auto (mobilesam)").first.click()
     page.get_by_role("option", name="flow: ").first.click()
 
@@ -146,15 +174,22 @@ def close(page: Any) -> None:
     page.get_by_role("dialog").wait_for(state="hidden")
 
 
+@pytest.mark.parametrize(
+    "scene", ["clips", pytest.param("demo", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_person_works_beside_the_picture(
+    scene: Scene,
     dataset: fo.Dataset,
     serve: Callable[[str], str],
     page: Any,
-    clips: Path,
     artifacts: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    pictures = artifacts / request.node.callspec.id
+    pictures.mkdir(exist_ok=True)
+
     def picture(name: str) -> None:
-        page.screenshot(path=artifacts / f"journey-{name}.png")
+        page.screenshot(path=pictures / f"journey-{name}.png")
 
     page.set_default_timeout(30_000)
     address = serve(dataset.name)
@@ -171,7 +206,7 @@ def test_a_person_works_beside_the_picture(
     page.get_by_role("combobox").last.click()
     page.get_by_role("option", name="Detections", exact=True).click()
     page.get_by_role("button", name="Add class").click()
-    page.keyboard.type("car")
+    page.keyboard.type(scene.label)
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Create").click()
     wait_until(lambda: "frames.marks" in schemas(dataset))
@@ -183,8 +218,10 @@ def test_a_person_works_beside_the_picture(
     metadata = dataset.first().metadata
     count = metadata.total_frame_count
     video = Picture(page, metadata.frame_width, metadata.frame_height)
+    if scene.place:
+        go_to(page, scene.place)
     page.locator("[data-cy=detection-mode]").click()
-    x1, y1, x2, y2 = box_of_mask(truth(clips, 1))
+    x1, y1, x2, y2 = scene.box
     video.drag((x1, y1), ((x1 + x2) / 2, y2 - 20), (x2 - 1, y2))
     page.get_by_text("Edit Detection").wait_for()
     page.wait_for_timeout(1500)  # until FiftyOne has stored it
@@ -194,7 +231,7 @@ def test_a_person_works_beside_the_picture(
     page.get_by_text("Propagate", exact=True).first.click()
     page.get_by_text(f"1 video, 1 object, {count} frames").wait_for()
     picture("propagate")
-    choose_flow(page)
+    choose_model(page, scene)
     execute(page, f"track on {count} frames")
     close(page)
     before = tracked(dataset)
@@ -202,7 +239,7 @@ def test_a_person_works_beside_the_picture(
     # The drawn box is the prompt; the copies that FiftyOne held are none.
     frames = dataset.first().frames.items()
     prompted = [n for n, f in frames if f["tracks"].detections[0].keyframe]
-    assert prompted == [1]
+    assert prompted == [int(scene.place * count) + 1]
     picture("tracks")
 
     # The App knows new fields once the sample is opened anew, in Annotate as before,
@@ -213,11 +250,9 @@ def test_a_person_works_beside_the_picture(
     picture("opened")
 
     # Correct a frame with the brush, and go on from there.
-    page.locator("#modal").get_by_text("car", exact=True).last.click()
+    page.locator("#modal").get_by_text(scene.label, exact=True).last.click()
     page.get_by_role("button", name="Brush").click()
-    number = count // 2 + 1
-    x1, y1, x2, y2 = box_of_mask(truth(clips, number))
-    bottom = y2 - 12
+    x1, _, x2, bottom = box_of_mask(before[count // 2 + 1])
     with page.expect_response(lambda answer: answer.request.method == "PATCH"):
         video.drag((x1 + 20, bottom), ((x1 + x2) / 2, bottom), (x2 - 20, bottom))
     page.wait_for_timeout(1000)
@@ -227,7 +262,7 @@ def test_a_person_works_beside_the_picture(
     assert corrected[changed].sum() > before[changed].sum()
     page.get_by_text("Propagate from here", exact=True).first.click()
     page.get_by_text(f"Frame {changed}, edited last").wait_for()
-    choose_flow(page)
+    choose_model(page, scene)
     picture("propagate-from")
     execute(page, f"track on {count - changed + 1} frames")
     close(page)
@@ -251,7 +286,7 @@ def test_a_person_works_beside_the_picture(
     page.get_by_text("1 of 1 reviewed").wait_for()
     dataset.reload()
     (caption,) = dataset.first()["captions"].detections
-    assert "car" in caption.caption and caption.review == "accepted"
+    assert scene.label in caption.caption and caption.review == "accepted"
 
     # All of it is listed.
     page.get_by_text("Caption jobs", exact=True).first.click()
