@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from fiftyone_regioncap.operations import NONE, REGISTRIES, ModelChoice, Operati
 
 from . import _scope
 from ._inputs import pick
+
+_TRAINING = "training "
 
 _ROLES = {"propagate": "propagator", "caption": "captioner"}
 """Models of the stages that can say before a run what they would do."""
@@ -146,7 +149,12 @@ def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any
     known = operation.parameters()
     found: dict[str, Any] = {}
     by_name = {field.name: field for field in operation.fields}
-    for name, value in params.items():
+    own = {
+        name: params.get(_own_name(name, chosen), {})
+        for name, chosen in _chosen(operation, params)
+    }
+    merged = {name: {**params.get(name, {}), **given} for name, given in own.items()}
+    for name, value in {**params, **merged}.items():
         if name not in known or value is None or value == "":
             continue
         if name.endswith("options") and isinstance(value, Mapping):
@@ -158,6 +166,33 @@ def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any
         else:
             found[name] = value
     return found
+
+
+def _chosen(
+    operation: Operation, params: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Returns what has options of its own: their name, and what was chosen."""
+    names = {field.name for field in operation.fields}
+    if "options" in names:
+        from fiftyone_regioncap.exporters import FORMATS
+
+        yield "options", params.get("format") or next(iter(FORMATS))
+    for model in operation.models:
+        wanted = params.get(model.name) or model.default or NONE
+        if wanted == AUTO:
+            wanted = model.registry.choose()[0].name
+        if wanted != NONE:
+            yield f"{model.name}_options", wanted
+            if "recipe_options" in names:
+                yield "recipe_options", wanted
+
+
+def _own_name(name: str, chosen: str) -> str:
+    """Returns the input of the options of what was chosen.
+
+    Each has its own, as a form keeps the values of inputs that it no longer shows.
+    """
+    return f"{name}_of_{re.sub(r'[^a-z0-9]', '_', chosen)}"
 
 
 def ask_option(
@@ -413,7 +448,7 @@ def _ask_recipe_options(
     """Adds the options that only the chosen model's training has."""
     card = model.cards[ctx.params.get(model.name) or str(model.default)]
     name, options = "recipe_options", card.training_options
-    _ask_own_options(inputs, ctx, name, f"training {card.name}", options, advanced)
+    _ask_own_options(inputs, ctx, name, _TRAINING + card.name, options, advanced)
 
 
 def _ask_own_options(
@@ -429,7 +464,8 @@ def _ask_own_options(
     if not shown:
         return
     inner = types.Object()
-    inputs.define_property(name, inner, label=f"Options of {backend}")
-    given = ctx.params.get(name) or {}
+    own = _own_name(name, backend.removeprefix(_TRAINING))
+    inputs.define_property(own, inner, label=f"Options of {backend}")
+    given = {**(ctx.params.get(name) or {}), **(ctx.params.get(own) or {})}
     for field in shown:
         ask_option(inner, ctx, field, given)

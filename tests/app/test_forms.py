@@ -6,13 +6,27 @@ from typing import Any
 
 import fiftyone as fo
 import pytest
+from PIL import Image
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
-from fiftyone_regioncap.operations import OPERATIONS
+from fiftyone_regioncap.operations import OPERATIONS, Operation
 
 pytestmark = pytest.mark.app
+
+
+@pytest.fixture
+def images(tmp_path: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
+    """An image with a box."""
+    path = tmp_path / "image.png"
+    Image.new("RGB", (64, 48)).save(path)
+    box = fo.Detection(label="dog", bounding_box=[0.1, 0.1, 0.5, 0.5])
+    made = fo.Dataset("forms-of-images", persistent=True)
+    sample = fo.Sample(filepath=str(path), regions=fo.Detections(detections=[box]))
+    made.add_sample(sample)
+    yield made
+    made.delete()
 
 
 @pytest.fixture
@@ -27,24 +41,32 @@ def dataset(videos: list[Path], fiftyone_database: str) -> Iterator[fo.Dataset]:
     made.delete()
 
 
+def require_labels(page: Any, operation: Operation) -> None:
+    """Makes sure that an open form asks for what is needed."""
+    for field in operation.fields:
+        own = field.name in ("options", "recipe_options")  # of the chosen model
+        of_a_sample = field.name in ("object_id", "frame")
+        hidden = field.declaration.advanced or own or of_a_sample
+        if not hidden and field.kinds != (bool,):
+            page.get_by_text(field.label, exact=True).first.wait_for()
+
+
 def test_every_form_opens_and_shows_what_is_wrong(
     dataset: fo.Dataset,
+    images: fo.Dataset,
     serve: Callable[[str], str],
     page: Any,
     open_operator: Callable[[Any, str], None],
     artifacts: Path,
 ) -> None:
-    page.goto(serve(dataset.name))
+    address = serve(dataset.name)
+    page.goto(address)
     page.get_by_text("frames.prompts").first.wait_for()
     videos = [one for one in OPERATIONS.values() if "video" in one.media]
     for operation in videos:
         open_operator(page, operation.operator)
         page.screenshot(path=artifacts / f"form-{operation.operator}.png")
-        for field in operation.fields:
-            own = field.name in ("options", "recipe_options")  # of the chosen model
-            hidden = field.declaration.advanced or own
-            if not hidden and field.kinds != (bool,):
-                page.get_by_text(field.label, exact=True).first.wait_for()
+        require_labels(page, operation)
         page.keyboard.press("Escape")
 
     open_operator(page, "propagate_masks")
@@ -56,8 +78,15 @@ def test_every_form_opens_and_shows_what_is_wrong(
     page.get_by_text("Options of sam2", exact=True).first.wait_for()
     page.get_by_text("Image size", exact=True).first.scroll_into_view_if_needed()
     page.screenshot(path=artifacts / "form-other-backend.png")
+    assert page.get_by_text("unknown option").count() == 0  # of the one before
     output = page.locator("input[value='frames.tracks']")
     output.fill("filepath")
     page.get_by_text("FiftyOne's own").first.wait_for()
     page.screenshot(path=artifacts / "form-wrong-value.png")
     assert page.get_by_role("button", name="Execute").first.is_disabled()
+
+    page.goto(address.replace(dataset.name, images.name))
+    page.locator("[data-cy=looker]").first.wait_for()
+    open_operator(page, "caption_regions")
+    require_labels(page, OPERATIONS["caption_regions"])
+    page.screenshot(path=artifacts / "form-caption_regions.png")

@@ -214,11 +214,22 @@ def test_forms_say_why_they_cannot_be_filled(fiftyone_database, videos):
 def test_options_of_the_chosen_backend_appear(dataset):
     def own(name: str) -> set[str]:
         inputs = form("propagate_masks", dataset, propagator=name, advanced=True)
-        options = inputs.get("propagator_options")
-        return set(options["type"]["properties"]) if options else set()
+        return set(inputs[f"propagator_options_of_{name}"]["type"]["properties"])
 
     assert "side" in own("mobilesam") and "image_size" in own("sam2")
     assert own("flow") == {"sharpen"}
+
+
+def test_options_of_what_was_chosen_before_do_not_count(dataset):
+    # What the App sends: defaults of models and formats that were shown before.
+    before = {
+        "propagator_options_of_mobilesam": {"side": 7},
+        "propagator_options_of_flow": {"sharpen": False},
+    }
+    params = {"propagator": "flow", "advanced": True, **before}
+    assert not invalid(form("propagate_masks", dataset, **params))
+    params["propagator"] = "mobilesam"
+    assert "side=7" in invalid(form("propagate_masks", dataset, **params))["refusal"]
 
 
 def test_few_options_are_shown_at_first(dataset):

@@ -1,0 +1,63 @@
+"""A person sees jobs of any door in the App, stops one, and looks at what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import pytest
+
+from fiftyone_regioncap import api
+from fiftyone_regioncap.core.errors import Canceled
+
+pytestmark = pytest.mark.app
+
+COPIES = 12
+"""Number of videos, so that a job lasts for longer than it takes to stop it."""
+
+
+@pytest.fixture
+def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
+    """A file that is gone, and many videos, each with a box on its first frame."""
+    made = fo.Dataset("app-jobs", persistent=True)
+    video = str(clips / "car-shadow" / "clip.mp4")
+    for path in ["/nowhere/gone.mp4", *[video] * COPIES]:
+        sample = fo.Sample(filepath=path, media_type="video")
+        box = fo.Detection(label="car", bounding_box=[0.37, 0.21, 0.43, 0.39])
+        sample.frames[1] = fo.Frame(prompts=fo.Detections(detections=[box]))
+        made.add_sample(sample)
+    yield made
+    made.delete()
+
+
+def test_a_person_stops_a_job_and_sees_what_failed(
+    dataset: fo.Dataset,
+    serve: Callable[[str], str],
+    page: Any,
+    artifacts: Path,
+) -> None:
+    def run(view: Any) -> Any:
+        return api.propagate(view, propagator="flow", progress=False)
+
+    summary = run(dataset.limit(1))
+    assert len(summary.failures) == 1
+    page.goto(serve(dataset.name))
+    page.locator("[data-cy=looker]").first.wait_for()
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(run, dataset.skip(1))
+        page.get_by_title("New panel").last.click()
+        page.get_by_text("Caption jobs", exact=True).last.click()
+        panel = page.locator("[data-cy=panel-content-region_jobs]")
+        panel.get_by_text("running").wait_for()
+        page.screenshot(path=artifacts / "jobs-running.png")
+        panel.get_by_role("button", name="Cancel").click()
+        panel.get_by_text("canceled").wait_for()
+        with pytest.raises(Canceled):
+            job.result()
+    panel.get_by_text("gone.mp4").first.wait_for()
+    page.screenshot(path=artifacts / "jobs-canceled.png")
+    panel.get_by_role("button", name="Show 1 failed").click()
+    page.get_by_text("1 sample", exact=True).wait_for()
