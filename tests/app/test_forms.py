@@ -58,6 +58,7 @@ def test_every_form_opens_and_shows_what_is_wrong(
     page: Any,
     open_operator: Callable[[Any, str], None],
     artifacts: Path,
+    tmp_path: Path,
 ) -> None:
     address = serve(dataset.name)
     page.goto(address)
@@ -84,6 +85,17 @@ def test_every_form_opens_and_shows_what_is_wrong(
     page.get_by_text("FiftyOne's own").first.wait_for()
     page.screenshot(path=artifacts / "form-wrong-value.png")
     assert page.get_by_role("button", name="Execute").first.is_disabled()
+
+    # What fails while it runs is said in words too.
+    open_operator(page, "export_captions")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("textbox").first.fill(str(tmp_path))
+    page.wait_for_timeout(1500)
+    page.get_by_role("button", name="Execute").first.click()
+    page.get_by_text("Failed.").first.wait_for()
+    dialog.get_by_text("exists").first.wait_for()
+    page.screenshot(path=artifacts / "form-failed.png")
+    page.get_by_role("button", name="Done").click()
 
     page.goto(address.replace(dataset.name, images.name))
     page.locator("[data-cy=looker]").first.wait_for()
