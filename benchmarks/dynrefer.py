@@ -36,6 +36,7 @@ from fiftyone_regioncap.captioning.dynrefer.model import (
     DynReferModel,
     place,
 )
+from fiftyone_regioncap.captioning.dynrefer.sizes import published
 from fiftyone_regioncap.captioning.dynrefer.texts import Attribute
 from fiftyone_regioncap.captioning.views import nested_views, to_gray
 from fiftyone_regioncap.core.types import RegionClip
@@ -44,25 +45,6 @@ T = TypeVar("T")
 
 WORDS = 1000
 """Words in the stand-in for T5's vocabulary."""
-
-
-def published() -> DynReferConfig:
-    """Returns the sizes of the authors' checkpoints."""
-    return DynReferConfig(
-        vision=Blip2VisionConfig(),
-        qformer=Blip2QFormerConfig(),
-        language=T5Config(
-            d_model=2048,
-            d_kv=64,
-            d_ff=5120,
-            num_layers=24,
-            num_heads=32,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            decoder_start_token_id=0,
-        ),
-        head=HeadSizes(),
-    )
 
 
 def small() -> DynReferConfig:

@@ -27,7 +27,6 @@ import torch
 
 from benchmarks import captioning, dynrefer, propagation, ureca
 from fiftyone_regioncap.captioning.base import Captioner
-from fiftyone_regioncap.captioning.batching import free_memory
 from fiftyone_regioncap.captioning.dam.captioner import DamVideoCaptioner
 from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.generation import Engine
@@ -36,10 +35,15 @@ from fiftyone_regioncap.captioning.dam.tokenizer import DamTokenizer
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.core.types import RegionClip
-from fiftyone_regioncap.models.loading import choose_device, choose_dtype
+from fiftyone_regioncap.models.devices import (
+    choose_device,
+    choose_dtype,
+    release_memory,
+)
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2.configuration import Sam2Options
 from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
+from fiftyone_regioncap.propagation.sam2.sizes import HIERA
 from tests.support.dam import (
     DAM_3B,
     IDLE,
@@ -145,7 +149,7 @@ def frames_per_second(
 
 def check_sam2_sizes(at: Setting) -> Iterator[Measurement]:
     """Speed and memory by size of the model and size of the video."""
-    for size in propagation.HIERA if at.published else ["tiny"]:
+    for size in HIERA if at.published else ["tiny"]:
         model = sam2_model(size, at)
         for side in ((720, 1280), (1080, 1920)) if at.published else ((90, 140),):
             rate, peak = frames_per_second(model, 1, 60, at, side)
@@ -297,7 +301,7 @@ def check_other_captioners(at: Setting) -> Iterator[Measurement]:
         together = captioning.seconds(partial(captioner.caption, clips), at.device)
         yield Measurement(f"{name}, {count} regions", "captions/s", count / together)
         del captioner
-        free_memory()
+        release_memory()
 
 
 def check_parity(at: Setting) -> Iterator[Measurement]:
@@ -389,7 +393,7 @@ def measure(names: Sequence[str], at: Setting, minutes: float) -> Iterator[Measu
         except Exception as error:  # whatever a driver may raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             yield Measurement(name, "", None, error=reason[:200])
-        free_memory()
+        release_memory()
 
 
 def as_row(line: Measurement) -> str:

@@ -32,31 +32,7 @@ from fiftyone_regioncap.core.types import Frame, Prompt
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
-
-HIERA: dict[str, dict[str, Any]] = {
-    "tiny": {},
-    "small": {
-        "blocks_per_stage": [1, 2, 11, 2],
-        "global_attention_blocks": [7, 10, 13],
-    },
-    "base-plus": {
-        "hidden_size": 112,
-        "embed_dim_per_stage": [112, 224, 448, 896],
-        "blocks_per_stage": [2, 3, 16, 3],
-        "num_attention_heads_per_stage": [2, 4, 8, 16],
-        "global_attention_blocks": [12, 16, 20],
-        "window_positional_embedding_background_size": [14, 14],
-    },
-    "large": {
-        "hidden_size": 144,
-        "embed_dim_per_stage": [144, 288, 576, 1152],
-        "blocks_per_stage": [2, 6, 36, 4],
-        "num_attention_heads_per_stage": [2, 4, 8, 16],
-        "global_attention_blocks": [23, 33, 43],
-        "window_size_per_stage": [8, 4, 16, 8],
-    },
-}
-"""What the encoders of SAM 2.1's published sizes change of the default's, the tiny."""
+from fiftyone_regioncap.propagation.sam2.sizes import HieraSize, published
 
 TURN = 10
 """Frames that one side runs before the other has its turn."""
@@ -139,27 +115,15 @@ def small_model() -> Any:
     return Sam2VideoModel(config)
 
 
-def build_model(device: str, size: str | None = None) -> Any:
+def build_model(device: str, size: HieraSize | None = None) -> Any:
     """Makes a random model in which every object counts as visible.
 
     Args:
         device: Device to make it on.
-        size: One of :data:`HIERA`; None for a small model.
+        size: A published size; None for a small model.
     """
     torch.manual_seed(0)
-    if size is None:
-        model = small_model()
-    else:
-        changes = HIERA[size]
-        widths = changes.get("embed_dim_per_stage", [96, 192, 384, 768])
-        config = Sam2VideoConfig(
-            vision_config={
-                "model_type": "sam2_vision_model",
-                "backbone_config": {"model_type": "sam2_hiera_det_model", **changes},
-                "backbone_channel_list": widths[::-1],
-            }
-        )
-        model = Sam2VideoModel(config)
+    model = small_model() if size is None else Sam2VideoModel(published(size))
     torch.nn.init.constant_(model.mask_decoder.pred_obj_score_head.proj_out.bias, 5.0)
     return model.eval().to(device)
 

@@ -31,6 +31,7 @@ __all__ = [
     "make_unique",
     "merge_tracks",
     "move_masks",
+    "plan",
     "prepare_benchmark",
     "propagate",
     "propagate_and_caption",

@@ -58,7 +58,10 @@ def run(
     cancel: threading.Event | None = None,
 ) -> Any:
     """Runs an operation with what :meth:`Operation.parse` made of values."""
-    database.ensure()
+    if operation.dry:
+        progress = False
+    else:
+        database.ensure()
     with progress_listener(progress) as listener:
         if operation.run is not None:
             function = resolve(f"fiftyone_regioncap.{operation.run}")

@@ -85,6 +85,8 @@ class Operation:
         stages: Stages of the job that it is, in their order. Of several, each has the
             options of the group of its name.
         models: The models that it works with.
+        dry: Whether it only says what would be done, and needs neither FiftyOne's
+            database nor weights.
         media: Media types of datasets that it can run on; none where it is done to no
             dataset's samples, which it is then not called with.
         positional: Options that the SDK takes by position.
@@ -102,6 +104,7 @@ class Operation:
     run: str | None = None
     stages: tuple[str, ...] = ()
     models: tuple[ModelChoice, ...] = ()
+    dry: bool = False
     media: tuple[str, ...] = ("video", "group")
     positional: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
@@ -222,7 +225,7 @@ class Operation:
             self._give_weights(chosen, loading.weights)
         for model in self.models:
             if isinstance(chosen[model.name], ModelSpec):
-                model.registry.check(chosen[model.name])
+                model.registry.check(chosen[model.name], weights=not self.dry)
         return chosen
 
     def _give_weights(self, chosen: dict[str, Any], weights: str) -> None:
@@ -538,6 +541,30 @@ _DECLARED = (
         arguments=("model",),
         action="Train on",
         operator="train_captioner",
+    ),
+    Operation(
+        "plan",
+        "Plan a GPU",
+        "Say what fits on a GPU, how much at once, and how fast it can be.",
+        "jobs.options:PlanOptions",
+        run="jobs.planning:plan",
+        models=(
+            ModelChoice(
+                "propagator", "Model that carries masks on.", None, optional=True
+            ),
+            ModelChoice("captioner", "Model that describes.", None, optional=True),
+            ModelChoice(
+                "embedder",
+                "Model that embeds regions.",
+                None,
+                optional=True,
+                kind="captioner",
+            ),
+        ),
+        dry=True,
+        media=(),
+        positional=("gpu",),
+        operator="plan_gpu",
     ),
     Operation(
         "compare_captions",

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
-
-import torch
 
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Caption, RegionClip
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error means that a smaller batch may fit."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # PyTorch's CPU allocator and cuBLAS have no class of their own for it.
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error)
-        for sign in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )
-
-
-def free_memory() -> None:
-    """Releases the memory that failed work left behind."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+from fiftyone_regioncap.models.devices import is_out_of_memory, release_memory
 
 
 def out_of_memory_caption(error: BaseException) -> Caption:
@@ -72,7 +52,7 @@ def caption_batch(
                 raise
             failure = out_of_memory_caption(error)
         # Outside the handler: the error's traceback holds on to the tensors.
-        free_memory()
+        release_memory()
         if len(batch) == 1:
             captions.append(failure)
         else:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.configuration import LoraOptions
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.saving import save_adapter
 
@@ -289,6 +290,22 @@ class Recipe:
     base: Path
     notes: tuple[str, ...] = ()
     _captioner: Captioner
+
+    @classmethod
+    def without_weights(
+        cls, weights: str | None, dtype: torch.dtype, options: Any
+    ) -> tuple[Recipe, Inputs]:
+        """Returns a recipe on the meta device, and what a sample of it looks like.
+
+        Args:
+            weights: Folder of a checkpoint; the published sizes for anything else.
+            dtype: Numeric type that it computes in.
+            options: The recipe's own options.
+
+        Raises:
+            BackendError: When the sizes are not known before the weights are loaded.
+        """
+        raise BackendError(f"{cls.__name__}: what its training needs can't be planned")
 
     def captioner(self) -> Captioner:
         """Returns a captioner of the same modules; see :class:`Trainable`."""

@@ -171,7 +171,8 @@ def command_of(operation: Operation) -> click.Command:
             dataset, view = values.pop("dataset"), values.pop("view")
         options = given(values)
         parsed = operation.parse(options)  # before a database is started
-        ensure_database()
+        if not operation.dry:
+            ensure_database()
         from fiftyone_regioncap import api
 
         samples = None if dataset is None else open_samples(dataset, view)

@@ -98,28 +98,61 @@ def _python() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from fiftyone_regioncap.models.loading import gpus
+    from fiftyone_regioncap.models.devices import GIB, gpu_fault, gpus
 
     yield Finding("torch", torch.__version__)
     cards = gpus()
-    if cards:
-        yield from (Finding(name, card) for name, card in cards.items())
-    elif shutil.which("nvidia-smi") is None:
+    for name, card in cards.items():
+        assert card.free is not None
+        found = f"{card}, {card.free / GIB:.1f} free"
+        if not card.bfloat16:
+            yield Finding(
+                name,
+                f"{found}; it does not compute in bfloat16",
+                "note",
+                "models run in float32, or float16 where they have it (dtype)",
+            )
+        elif card.free < card.memory * GIB / 2:
+            advice = "other programs hold the rest; nvidia-smi lists them"
+            yield Finding(name, found, "note", advice)
+        else:
+            yield Finding(name, found)
+    if len({round(card.memory) for card in cards.values()}) > 1:
+        yield Finding(
+            "GPUs",
+            "of different sizes; models take the largest, workers one each",
+            "note",
+            "name another with --device",
+        )
+    fault = gpu_fault()
+    if fault is not None and shutil.which("nvidia-smi") is None:
         yield Finding("CUDA", "no NVIDIA GPU; models run on the CPU")
-    elif torch.version.cuda is None:
-        yield Finding(
-            "CUDA",
-            "an NVIDIA driver, but torch is a CPU build",
-            "note",
-            "install a CUDA build: https://pytorch.org/get-started/locally/",
+    elif fault is not None:
+        yield Finding("CUDA", fault.found, "note", fault.advice)
+
+
+def _plan() -> Iterator[Finding]:
+    """What the main job would choose on a GPU; on the CPU there is nothing to plan."""
+    from fiftyone_regioncap.models.devices import gpus
+
+    if not gpus():
+        return
+    from fiftyone_regioncap.jobs.options import PlanOptions
+    from fiftyone_regioncap.jobs.planning import plan
+
+    found = plan(PlanOptions())
+    for one in found.models:
+        if one.footprint is None:
+            yield Finding(one.role, one.name)
+            continue
+        text = (
+            f"{one.name} on {found.device}: {one.dtype}, {one.footprint.image_size} "
+            f"pixels, {one.footprint.row_name} at once: {one.rows}"
         )
-    else:
-        yield Finding(
-            "CUDA",
-            f"torch is built for CUDA {torch.version.cuda}, but finds no usable GPU",
-            "note",
-            "see what nvidia-smi says; the driver may be too old for this torch",
-        )
+        if found.ok:
+            yield Finding(one.role, text)
+        else:
+            yield Finding(one.role, text, "note", " ".join(found.notes))
 
 
 def _packages() -> Iterator[Finding]:
@@ -253,6 +286,7 @@ def _browser() -> Iterator[Finding]:
 _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _python,
     _torch,
+    _plan,
     _packages,
     _database,
     _weights,

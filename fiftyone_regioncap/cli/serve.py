@@ -45,7 +45,7 @@ def serve(
     clients must send the token in $REGIONCAP_TOKEN.
     """
     from fiftyone_regioncap.captioning.dam.model import DAM
-    from fiftyone_regioncap.models.loading import choose_device, choose_dtype
+    from fiftyone_regioncap.models.devices import choose_device, choose_dtype
     from fiftyone_regioncap.models.sampling import Sampling
     from fiftyone_regioncap.serving.app import RequestLimits, ServerSettings
     from fiftyone_regioncap.serving.server import check_address

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import Options, group, option
@@ -420,3 +421,34 @@ class ConformOptions(Options):
     output_dir: str | None = option(
         None, "Folder for the copies; empty for beside the originals.", picker="folder"
     )
+
+
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """Options of planning what fits on a GPU."""
+
+    gpu: str | None = option(
+        None,
+        "Card to plan for: a name such as H100, or its memory in GiB, such as 24; "
+        "empty for this machine's.",
+    )
+    training: bool = option(
+        False, "Plan the training of the captioner, not its captions."
+    )
+    batch_size: int = option(
+        4, "Captions in memory at once in training, per device.", minimum=1
+    )
+    gradient_checkpointing: bool = option(
+        False, "Compute activations twice in training instead of keeping them."
+    )
+    recipe_options: Mapping[str, Any] = option(
+        None,
+        "Options that only the training of this model has; docs/options.md lists them.",
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Validates each option."""
+        if self.recipe_options is None:
+            object.__setattr__(self, "recipe_options", {})
+        super().__post_init__()

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fiftyone_regioncap.core.errors import BackendError, WeightsError
+from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.options import is_text
 from fiftyone_regioncap.system import assets
 
@@ -31,13 +31,6 @@ T = TypeVar("T")
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-"""The numeric types that models can run in, by name."""
 
 NamedTensors: TypeAlias = Iterable[tuple[str, Tensor]]
 """The tensors of a checkpoint with their names."""
@@ -50,76 +43,6 @@ _WRAPPERS = ("model", "state_dict", "module")
 
 _MAX_LAYERS = 1000
 """No published model comes near; more would build modules for hours."""
-
-
-# Where it runs.
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Returns the device that a model runs on.
-
-    Args:
-        device: Device name such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; None for a
-            GPU where there is one.
-
-    Raises:
-        BackendError: When this machine has no such device.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = device if isinstance(device, torch.device) else torch.device(device)
-        torch.empty(0, device=chosen)
-    # Backends that PyTorch was built without raise errors of several kinds.
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            reason = f"PyTorch finds no CUDA device: {reason}"
-        raise BackendError(
-            f"there is no device {str(device)!r} here ({reason}); choose one of: "
-            f"{', '.join(['cpu', *gpus()])}"
-        ) from error
-    return chosen
-
-
-def gpus() -> dict[str, str]:
-    """Describes the GPUs that PyTorch can use: each one's name and memory."""
-    found = {}
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        card = torch.cuda.get_device_properties(number)
-        found[f"cuda:{number}"] = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
-    return found
-
-
-def choose_dtype(
-    dtype: str | torch.dtype | None,
-    device: torch.device,
-    choices: Sequence[str] = tuple(DTYPES),
-) -> torch.dtype:
-    """Returns the numeric type that a model computes in.
-
-    Args:
-        dtype: Name in :data:`DTYPES` or a PyTorch dtype; None for bfloat16 on a GPU
-            that computes in it, else float32.
-        device: Device that the model runs on.
-        choices: Names of the dtypes that the model supports.
-
-    Raises:
-        BackendError: When the model cannot compute in it.
-    """
-    if dtype is None:
-        native = device.type == "cuda" and has_bfloat16(device)
-        return torch.bfloat16 if native else torch.float32
-    for name in choices:
-        if dtype in (name, DTYPES[name]):
-            return DTYPES[name]
-    raise BackendError(f"dtype {dtype!r}: choose one of {', '.join(choices)}")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Returns whether a CUDA device computes in bfloat16 itself, without emulation."""
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 # Which files.

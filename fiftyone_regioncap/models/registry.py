@@ -60,6 +60,9 @@ class ModelCard:
             :class:`~fiftyone_regioncap.captioning.trainable.Trainable`, for captioners
             that can be trained.
         training_options: The options that only this model's training has.
+        footprint: ``"module:function"`` that returns what the model needs of a GPU, a
+            :class:`~fiftyone_regioncap.models.planning.Footprint`, for weights, options
+            and numeric type; None where its sizes are not known.
         derivatives: Whether the license allows weights that were made of these.
     """
 
@@ -77,6 +80,7 @@ class ModelCard:
     text_encoder: str | None = None
     training: str | None = None
     training_options: type[Options] = NoOptions
+    footprint: str | None = None
     derivatives: bool = True
 
     @property
@@ -153,15 +157,19 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         """Returns the backend that ``"auto"`` selects here, and why, for people."""
         return next(self._candidates())
 
-    def check(self, spec: ModelSpec) -> None:
+    def check(self, spec: ModelSpec, *, weights: bool = True) -> None:
         """Validates a specification before any work.
+
+        Args:
+            spec: Specification of the backend.
+            weights: Whether weights have to be named where there are none by default.
 
         Raises:
             BackendError: When there is no such backend, or no weights where named.
             OptionError: When an option is unknown or has a wrong value.
         """
         if spec.name != AUTO:
-            self._prepare(self[spec.name], spec)
+            self._prepare(self[spec.name], spec, needed=weights)
         elif spec.weights is not None:
             self._prepare(self._taking_weights()[0], spec)
         elif spec.options:
@@ -237,11 +245,13 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         weights, _ = self._prepare(card, spec)
         return resolve(card.text_encoder).from_pretrained(weights, spec.device)
 
-    def _prepare(self, card: ModelCard, spec: ModelSpec) -> tuple[str | None, Options]:
+    def _prepare(
+        self, card: ModelCard, spec: ModelSpec, needed: bool = True
+    ) -> tuple[str | None, Options]:
         """Returns the weights to load, checked to exist if a path, and the options."""
         options = card.options.from_mapping(spec.options, f"{self.kind} {card.name}")
         weights = spec.weights or card.weights
-        if weights is None and card.needs is not None:
+        if needed and weights is None and card.needs is not None:
             raise BackendError(f"{card.name} needs weights: {card.needs}")
         if spec.weights is not None and not card.takes_weights:
             raise OptionError(
@@ -261,7 +271,14 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
         if card.weights is not None and spec.accept_license:
             assets.accept_license(card.weights)
         model = resolve(card.model)
-        return model.from_pretrained(weights, device=spec.device, options=options)
+        try:
+            return model.from_pretrained(weights, device=spec.device, options=options)
+        except Exception as error:
+            reason = _no_room(error, card.name, spec.device)
+            if reason is None:
+                raise
+        # Outside the handler: the error's traceback holds on to the tensors.
+        raise BackendError(reason)
 
     def _candidates(self) -> Iterator[tuple[ModelCard, str]]:
         passed_over = ""
@@ -271,6 +288,15 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
                 yield self[name], f"{self.kind} {name}: ready here{passed_over}"
             else:
                 passed_over += f"; not {name} ({missing})"
+
+
+def _no_room(error: Exception, name: str, device: str | None) -> str | None:
+    """Returns why a model doesn't fit, and what to choose; None for other errors."""
+    from fiftyone_regioncap.models import devices
+
+    if not devices.is_out_of_memory(error):
+        return None
+    return devices.no_room(devices.choose_device(device), f"the weights of {name}")
 
 
 def in_hub_cache(repository: str, file: str = "model.safetensors") -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
-from fiftyone_regioncap.models.loading import choose_device
+from fiftyone_regioncap.models.devices import choose_device
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Frames,

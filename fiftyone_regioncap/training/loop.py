@@ -32,7 +32,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
-from fiftyone_regioncap.captioning.batching import caption_batch, is_out_of_memory
+from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.trainable import Trainable, TrainingDefaults, trained
 from fiftyone_regioncap.core.errors import (
@@ -43,12 +43,12 @@ from fiftyone_regioncap.core.errors import (
 )
 from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.registry import resolve
-from fiftyone_regioncap.models.loading import (
+from fiftyone_regioncap.models.devices import (
     choose_device,
     choose_dtype,
-    read_json,
-    read_tensors,
+    is_out_of_memory,
 )
+from fiftyone_regioncap.models.loading import read_json, read_tensors
 from fiftyone_regioncap.models.saving import save_tensors
 from fiftyone_regioncap.training.examples import (
     EpochSampler,

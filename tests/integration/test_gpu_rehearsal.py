@@ -35,7 +35,7 @@ from fiftyone_regioncap.cli.doctor import _torch
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Prompt, RegionClip
 from fiftyone_regioncap.jobs.executors.processes import gpus
-from fiftyone_regioncap.models.loading import choose_device, choose_dtype
+from fiftyone_regioncap.models.devices import choose_device, choose_dtype
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.mobilesam import tinyvit
 from fiftyone_regioncap.propagation.mobilesam.propagator import MobileSamPropagator

@@ -116,6 +116,8 @@ class _Moves(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.device:
+            return func(*args, **kwargs)
         if func is Tensor.pin_memory:
             return args[0]
         if func is Tensor.cpu:
@@ -168,7 +170,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if any(ours) and name.startswith("new_"):
         target = None  # autograd names the device that PyTorch believes in
     on_gpu = any(ours) if target is None else torch.device(target).type == "cuda"
-    if target is not None and on_gpu and torch.device(target).index:
+    number = 0 if target is None else torch.device(target).index or 0
+    if on_gpu and number >= torch.cuda.device_count():
         raise RuntimeError("CUDA error: invalid device ordinal")
     if name == "copy_":
         on_gpu = ours[0]
@@ -302,17 +305,40 @@ class PretendedCard:
 
 
 @contextmanager
-def pretended_cuda(card: PretendedCard | None = None) -> Iterator[torch.device]:
+def pretended_cuda(*cards: PretendedCard) -> Iterator[torch.device]:
     """Makes ``cuda`` usable, in threads that start meanwhile too.
 
     Args:
-        card: What the device says of itself.
+        cards: What the devices say of themselves; one without any. All that is computed
+            is computed on the first.
 
     Yields:
-        The device.
+        The first device.
     """
-    card = card or PretendedCard()
+    cards = cards or (PretendedCard(),)
     run = threading.Thread.run
+    current = [0]
+
+    class Current(_Stream):
+        def __init__(self, device: Any) -> None:
+            self.device = number_of(device)
+
+        def __enter__(self) -> Current:
+            current.append(self.device)
+            return self
+
+        def __exit__(self, *args: object) -> None:
+            current.pop()
+
+    def number_of(device: Any) -> int:
+        if device is None:
+            return current[-1]
+        if isinstance(device, str | torch.device):
+            return torch.device(device).index or 0
+        return int(device)
+
+    def of_card(say: Callable[[PretendedCard], Any]) -> Callable[..., Any]:
+        return lambda device=None, **kwargs: say(cards[number_of(device)])
 
     def run_with_cuda(self: threading.Thread) -> None:
         with _Moves(), _EveryCall():
@@ -329,20 +355,20 @@ def pretended_cuda(card: PretendedCard | None = None) -> Iterator[torch.device]:
         "manual_seed_all": answer(None),
         "is_available": answer(True),
         "is_initialized": answer(True),
-        "is_bf16_supported": answer(card.bf16),
-        "device_count": answer(1),
-        "current_device": answer(0),
-        "get_device_properties": answer(card),
-        "get_device_name": answer(card.name),
-        "get_device_capability": answer((card.major, card.minor)),
-        "mem_get_info": answer((card.free, card.total)),
+        "is_bf16_supported": of_card(lambda card: card.bf16),
+        "device_count": answer(len(cards)),
+        "current_device": lambda: current[-1],
+        "get_device_properties": of_card(lambda card: card),
+        "get_device_name": of_card(lambda card: card.name),
+        "get_device_capability": of_card(lambda card: (card.major, card.minor)),
+        "mem_get_info": of_card(lambda card: (card.free, card.total)),
         "memory_reserved": answer(0),
         "memory_allocated": answer(0),
         "max_memory_allocated": answer(0),
         "current_stream": answer(_Stream()),
         "default_stream": answer(_Stream()),
         "stream": answer(_Stream()),
-        "device": answer(_Stream()),
+        "device": Current,
         "Stream": _Stream,
         "Event": _Stream,
         "graph_pool_handle": answer(None),
@@ -374,3 +400,24 @@ def pretended_cuda(card: PretendedCard | None = None) -> Iterator[torch.device]:
             yield GPU
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+
+
+@contextmanager
+def unusable_cuda(reason: str) -> Iterator[None]:
+    """Makes this PyTorch one for CUDA 12.8 that finds no device it can use.
+
+    Args:
+        reason: What it says of it.
+    """
+
+    def fail() -> None:
+        raise RuntimeError(reason)
+
+    with (
+        mock.patch.object(torch.version, "cuda", "12.8"),
+        mock.patch.multiple(
+            torch.cuda, _lazy_init=fail, init=fail, is_available=lambda: False,
+            device_count=lambda: 0,
+        ),
+    ):  # fmt: skip
+        yield

@@ -29,42 +29,18 @@ from fiftyone_regioncap.captioning.dam.config import (
     AdapterConfig,
     DAMConfig,
     EncoderConfig,
-    ImageConfig,
 )
 from fiftyone_regioncap.captioning.dam.generation import Engine, Event, Request
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.prompts import SYSTEM, VIDEO_PROMPTS
+from fiftyone_regioncap.captioning.dam.sizes import DAM_3B
 from fiftyone_regioncap.captioning.dam.tokenizer import DamTokenizer, TextStream
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.models.loading import INDEX, SINGLE
 from fiftyone_regioncap.models.sampling import GREEDY, Sampling
 
-_HALF = (0.5, 0.5, 0.5)
-_IMAGE = ImageConfig(384, 3, 1 / 255, _HALF, _HALF, pad=False)
-
-DAM_3B = DAMConfig(
-    image=_IMAGE,
-    vision=EncoderConfig(1152, 4304, 27, 16, 1e-6, "gelu_pytorch_tanh"),
-    patch_size=14,
-    used_layers=26,
-    adapters=AdapterConfig(),
-    llm=LlamaConfig(
-        hidden_size=2560,
-        intermediate_size=6912,
-        num_hidden_layers=32,
-        num_attention_heads=20,
-        num_key_value_heads=20,
-        head_dim=128,
-        vocab_size=32000,
-        rms_norm_eps=1e-5,
-        max_position_embeddings=4096,
-    ),
-    context=4096,
-)
-"""The sizes of the published 3B models."""
-
 TINY = DAMConfig(
-    image=replace(_IMAGE, size=112),
+    image=replace(DAM_3B.image, size=112),
     vision=EncoderConfig(32, 64, 3, 2, 1e-6, "gelu_pytorch_tanh"),
     patch_size=14,
     used_layers=2,

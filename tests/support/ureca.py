@@ -7,16 +7,16 @@ these. Captions are noise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from transformers import InternVLVisionConfig, LlamaConfig, Qwen2Config
 
+from fiftyone_regioncap.captioning.ureca import sizes
 from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.config import UrecaConfig
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.model import UrecaModel
 from fiftyone_regioncap.captioning.ureca.prompts import TOKENS
+from fiftyone_regioncap.captioning.ureca.sizes import PUBLISHED, Size
 from fiftyone_regioncap.captioning.ureca.tokenizer import UrecaTokenizer
 
 BYTES = 256
@@ -25,34 +25,10 @@ SHARPER = 8
 """What the weights of the language model's attention are multiplied with."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """The language model of one of the published sizes of InternVL2.5.
-
-    Attributes:
-        family: ``"internlm2"`` or ``"qwen2"``.
-        hidden: Width of the hidden states.
-        intermediate: Width inside the MLPs.
-        layers: Number of layers.
-        heads: Number of heads of queries.
-        shared_heads: Number of heads of keys and values.
-    """
-
-    family: str
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    shared_heads: int
-
-
 SIZES = {
     "tiny": Size("qwen2", 64, 128, 2, 4, 2),
     "small": Size("qwen2", 192, 768, 6, 6, 2),
-    "1b": Size("qwen2", 896, 4864, 24, 14, 2),
-    "2b": Size("internlm2", 2048, 8192, 24, 16, 8),
-    "4b": Size("qwen2", 2048, 11008, 36, 16, 2),
-    "8b": Size("internlm2", 4096, 14336, 32, 32, 8),
+    **PUBLISHED,
 }
 """The published sizes by name, and two for machines without a GPU."""
 
@@ -80,50 +56,14 @@ class ByteVocabulary:
 
 
 def config_of(size: Size, *, mask_channels: int = 8, tile: int = 448) -> UrecaConfig:
-    """Returns the configuration of a size.
+    """Returns the configuration of a size, with a vocabulary of bytes.
 
     Args:
-        size: Size of the language model; the vision tower is InternViT-300M, or one
-            that is as much smaller as the language model is than the smallest
-            published.
+        size: Size of the language model.
         mask_channels: Number of mask tokens per tile; 8 by default.
         tile: Side of a tile in pixels; 448 by default.
     """
-    published = size.hidden >= SIZES["1b"].hidden
-    vision = InternVLVisionConfig(
-        hidden_size=1024 if published else size.hidden,
-        intermediate_size=4096 if published else 4 * size.hidden,
-        num_hidden_layers=24 if published else size.layers,
-        num_attention_heads=16 if published else size.heads,
-        image_size=tile,
-        patch_size=14,
-        attention_bias=True,
-    )
-    shared = {
-        "vocab_size": BYTES + len(TOKENS),
-        "hidden_size": size.hidden,
-        "intermediate_size": size.intermediate,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.shared_heads,
-        "head_dim": size.hidden // size.heads,
-        "max_position_embeddings": 32768,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "tie_word_embeddings": False,
-    }
-    llm = LlamaConfig(**shared)
-    if size.family == "qwen2":
-        llm = Qwen2Config(**shared)
-    return UrecaConfig(
-        family=size.family,
-        vision=vision,
-        llm=llm,
-        tile=tile,
-        downsample=0.5,
-        mask_channels=mask_channels,
-        dynamic_mask=True,
-        thumbnail=True,
-    )
+    return sizes.config_of(size, BYTES + len(TOKENS), mask_channels, tile)
 
 
 def random_captioner(

@@ -31,12 +31,8 @@ from fiftyone_regioncap.captioning.feeding import Feeder
 from fiftyone_regioncap.captioning.streaming import OnToken
 from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Caption, RegionClip
-from fiftyone_regioncap.models.loading import (
-    choose_device,
-    choose_dtype,
-    revision_of,
-    weight_files,
-)
+from fiftyone_regioncap.models.devices import choose_device, choose_dtype
+from fiftyone_regioncap.models.loading import revision_of, weight_files
 from fiftyone_regioncap.models.saving import ADAPTER_WEIGHTS, adapter_base
 from fiftyone_regioncap.system import assets
 

@@ -99,6 +99,7 @@ class DamTrainingOptions(LoraOptions):
             raise OptionError("prompts is empty; give names such as detailed, or texts")
 
 
+_SIZES = "fiftyone_regioncap.captioning.dam.sizes"
 _TRAINING = "fiftyone_regioncap.captioning.dam.training"
 
 DAM = ModelCard(
@@ -110,6 +111,7 @@ DAM = ModelCard(
     license="NVIDIA non-commercial",
     commercial=False,
     options=DamOptions,
+    footprint=f"{_SIZES}:footprint",
     training=f"{_TRAINING}:DamTraining",
     training_options=DamTrainingOptions,
 )
@@ -123,6 +125,7 @@ DAM_VIDEO = ModelCard(
     license="NVIDIA non-commercial",
     commercial=False,
     options=DamOptions,
+    footprint=f"{_SIZES}:video_footprint",
     training=f"{_TRAINING}:DamVideoTraining",
     training_options=DamTrainingOptions,
 )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,7 +28,9 @@ from fiftyone_regioncap.captioning.dam.quantization import Quantization, quantiz
 from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID, DamTokenizer
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
-from fiftyone_regioncap.models.loading import choose_device, load_strict, read_tensors
+from fiftyone_regioncap.models.devices import choose_device
+from fiftyone_regioncap.models.loading import load_strict, read_tensors
+from fiftyone_regioncap.models.planning import rows_on
 from fiftyone_regioncap.models.sampling import on_device
 from fiftyone_regioncap.models.saving import adapter_base, apply_adapter
 from fiftyone_regioncap.system import assets
@@ -278,15 +279,8 @@ class DAM:
             prompt_tokens: Number of tokens of prompt and answer together.
             at_most: Maximum number of rows, even where more would fit.
         """
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            free += torch.cuda.memory_reserved(self.device)
-            free -= torch.cuda.memory_allocated(self.device)
-        else:
-            free = psutil.virtual_memory().available
-        # A third stays for the activations of prefill and the vision tower.
         row = row_bytes(self.config.llm, prompt_tokens, self.dtype)
-        return max(1, min(at_most, free * 2 // 3 // row))
+        return rows_on(self.device, row, at_most)
 
     def new_tokens(self, prompt: Tensor, wanted: int) -> int:
         """Returns the length an answer may have: wanted, or what the context leaves."""

@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fiftyone_regioncap.captioning.batching import (
-    free_memory,
-    is_out_of_memory,
-    out_of_memory_caption,
-)
+from fiftyone_regioncap.captioning.batching import out_of_memory_caption
 from fiftyone_regioncap.captioning.dam.generation import Engine, Request, WrittenAnswer
 from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.models.devices import is_out_of_memory, release_memory
 from fiftyone_regioncap.models.sampling import GREEDY, Sampling
 
 ENCODED_AT_ONCE = 8
@@ -217,7 +214,7 @@ class Scheduler:
     def _back_off(self, updates: list[Update], failure: str | None) -> None:
         tried = self._engine.capacity if self._engine else self._rows
         self._engine = None
-        free_memory()
+        release_memory()
         stopped = list(self._working.values())
         self._working.clear()
         if len(stopped) == 1 and tried <= len(stopped[0].job.samplings):

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,12 @@ from fiftyone_regioncap.captioning.dam.configuration import (
 )
 from fiftyone_regioncap.captioning.dam.model import DAM, locate
 from fiftyone_regioncap.captioning.dam.prompts import VIDEO_FRAMES
+from fiftyone_regioncap.captioning.dam.sizes import (
+    ANSWER,
+    PROMPT_WORDS,
+    config_of,
+    empty_dam,
+)
 from fiftyone_regioncap.captioning.dam.tokenizer import IMAGE_ID
 from fiftyone_regioncap.captioning.dam.vision import FocalEncoder, Projector
 from fiftyone_regioncap.captioning.merging import best_frame
@@ -172,6 +180,26 @@ class DamTraining(Recipe):
             options=DamOptions.from_mapping({"dtype": name}),
         )
         return cls(captioner, locate(weights), options)
+
+    @classmethod
+    def without_weights(
+        cls, weights: str | None, dtype: torch.dtype, options: DamTrainingOptions
+    ) -> tuple[DamTraining, Inputs]:
+        """Returns a recipe on the meta device, and a sample; see :class:`Recipe`."""
+        config, _ = config_of(weights)
+        captioner: Any = SimpleNamespace(dam=empty_dam(config, dtype))
+        recipe = cls(captioner, Path(), options)
+        recipe.network.to(dtype)
+        side, images = config.image.size, cls.frames
+        asked = PROMPT_WORDS + images * config.tokens_per_image
+        return recipe, {
+            "views": torch.empty(
+                images, 8, side, side, dtype=torch.uint8, device="meta"
+            ),
+            "distinct": torch.ones(images, dtype=torch.bool),
+            "ids": [0] * PROMPT_WORDS + [IMAGE_ID] * images + [0] * ANSWER,
+            "labels": [IGNORED] * asked + [0] * ANSWER,
+        }
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

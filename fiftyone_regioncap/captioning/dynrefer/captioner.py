@@ -38,6 +38,7 @@ from fiftyone_regioncap.captioning.dynrefer.names import (
     clip_vocabulary,
     tag_names,
 )
+from fiftyone_regioncap.captioning.dynrefer.sizes import regions_at_once
 from fiftyone_regioncap.captioning.dynrefer.texts import (
     Attribute,
     TextTower,
@@ -58,14 +59,8 @@ from fiftyone_regioncap.captioning.views import (
 )
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip, Scored
-from fiftyone_regioncap.models.loading import (
-    choose_device,
-    config_errors,
-    revision_of,
-)
-
-REGIONS_AT_ONCE = {"cuda": 32, "cpu": 2}
-"""Regions whose views go through the ViT together. More don't make a CPU faster."""
+from fiftyone_regioncap.models.devices import choose_device
+from fiftyone_regioncap.models.loading import config_errors, revision_of
 
 TAG_THRESHOLD = 0.76
 """The authors' demo gives tags with a higher score."""
@@ -164,7 +159,7 @@ class DynReferCaptioner:
                 else options.tag_threshold
             ),
             regions_at_once=(
-                options.regions_at_once or REGIONS_AT_ONCE.get(model.device.type, 2)
+                options.regions_at_once or regions_at_once(model, decoding)
             ),
         )
         contexts, views = options.contexts, model.config.views

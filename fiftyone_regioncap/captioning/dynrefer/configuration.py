@@ -170,6 +170,7 @@ DYNREFER = ModelCard(
     license="not stated by its authors",
     commercial=False,
     options=DynReferOptions,
+    footprint="fiftyone_regioncap.captioning.dynrefer.sizes:footprint",
     training="fiftyone_regioncap.captioning.dynrefer.training:DynReferTraining",
     training_options=DynReferTrainingOptions,
 )

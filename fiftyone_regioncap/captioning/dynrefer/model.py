@@ -29,11 +29,17 @@ from transformers.modeling_outputs import BaseModelOutput
 from fiftyone_regioncap.captioning.dynrefer.deformable import DeformableAlign
 from fiftyone_regioncap.captioning.dynrefer.heads import HeadSizes, QueryHead
 from fiftyone_regioncap.captioning.dynrefer.roialign import roi_align
-from fiftyone_regioncap.models.loading import choose_dtype
+from fiftyone_regioncap.models.devices import choose_dtype
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's normalization of RGB in [0, 1]."""
+
+REGIONS_AT_ONCE = {"cuda": 32, "cpu": 2}
+"""Regions whose views go through the ViT together, where memory allows.
+
+More don't make a CPU faster.
+"""
 
 VISION_NORM_EPS = 1e-5
 """Of the layer norm after the tower; transformers gives it the tower's own 1e-6."""

@@ -34,7 +34,7 @@ from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerText
 from fiftyone_regioncap.captioning.patchioner.vision import Backbone, FrameFeatures
 from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.core.types import Caption, Frame, RegionClip
-from fiftyone_regioncap.models.loading import choose_device
+from fiftyone_regioncap.models.devices import choose_device
 
 LICENSE = "LicenseRef-Patchioner-unstated"
 """The authors state no license of code or weights; see ``docs/patchioner.md``."""

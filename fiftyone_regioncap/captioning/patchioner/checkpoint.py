@@ -50,8 +50,8 @@ from fiftyone_regioncap.captioning.patchioner.vision import (
 )
 from fiftyone_regioncap.core.errors import BackendError, WeightsError
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
+from fiftyone_regioncap.models.devices import choose_dtype
 from fiftyone_regioncap.models.loading import (
-    choose_dtype,
     config_errors,
     fetch_checkpoint,
     is_file_name,

@@ -219,6 +219,7 @@ PATCHIONER = ModelCard(
     license="not stated by its authors",
     commercial=False,
     options=PatchionerOptions,
+    footprint="fiftyone_regioncap.captioning.patchioner.sizes:footprint",
     training="fiftyone_regioncap.captioning.patchioner.training:PatchionerTraining",
     training_options=PatchionerTrainingOptions,
     text_encoder=(

@@ -17,7 +17,7 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
 )
 from fiftyone_regioncap.captioning.patchioner.text import ClipTextEncoder
 from fiftyone_regioncap.core.errors import BackendError
-from fiftyone_regioncap.models.loading import choose_device
+from fiftyone_regioncap.models.devices import choose_device
 
 
 class PatchionerTexts:

@@ -51,7 +51,8 @@ from fiftyone_regioncap.captioning.trainable import (
 from fiftyone_regioncap.core.errors import OptionError, PromptError
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
-from fiftyone_regioncap.models.loading import choose_device, read_tensors
+from fiftyone_regioncap.models.devices import choose_device
+from fiftyone_regioncap.models.loading import read_tensors
 from fiftyone_regioncap.models.saving import copy, save_tensors
 
 DECODER = "decoder.safetensors"

@@ -41,6 +41,7 @@ from fiftyone_regioncap.captioning.ureca.prompts import (
     conversation,
     question,
 )
+from fiftyone_regioncap.captioning.ureca.sizes import regions_at_once
 from fiftyone_regioncap.captioning.ureca.tiling import (
     image_tiles,
     mask_tiles,
@@ -50,12 +51,8 @@ from fiftyone_regioncap.captioning.ureca.tokenizer import UrecaTokenizer, load_t
 from fiftyone_regioncap.captioning.ureca.weights import mask_channels
 from fiftyone_regioncap.core.errors import PromptError, WeightsError
 from fiftyone_regioncap.core.types import Caption, Frame, Mask, RegionClip
-from fiftyone_regioncap.models.loading import (
-    choose_device,
-    choose_dtype,
-    fetch_checkpoint,
-    revision_of,
-)
+from fiftyone_regioncap.models.devices import choose_device, choose_dtype
+from fiftyone_regioncap.models.loading import fetch_checkpoint, revision_of
 from fiftyone_regioncap.models.saving import (
     ADAPTER_WEIGHTS,
     adapter_base,
@@ -64,9 +61,6 @@ from fiftyone_regioncap.models.saving import (
 
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt")
 """Patterns of the files to download of a hub repository."""
-
-REGIONS_AT_ONCE = {"cuda": 32, "cpu": 16}
-"""Captions that are written together."""
 
 FRAMES_KEPT = 4
 """Frames whose tokens are kept for the regions of later calls."""
@@ -143,8 +137,8 @@ class UrecaCaptioner:
         self.model = model
         self.tokenizer = tokenizer
         options = options or UrecaOptions()
-        self._at_once = options.regions_at_once or REGIONS_AT_ONCE.get(
-            model.device.type, 16
+        self._at_once = options.regions_at_once or regions_at_once(
+            model.config, options, model.device, model.dtype
         )
         self._dynamic_mask = (
             model.config.dynamic_mask

@@ -107,6 +107,7 @@ URECA = ModelCard(
     license="not stated by its authors",
     commercial=False,
     options=UrecaOptions,
+    footprint="fiftyone_regioncap.captioning.ureca.sizes:footprint",
     training="fiftyone_regioncap.captioning.ureca.training:UrecaTraining",
     training_options=UrecaTrainingOptions,
 )

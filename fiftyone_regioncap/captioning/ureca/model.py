@@ -23,6 +23,9 @@ from fiftyone_regioncap.captioning.ureca.weights import convert, of_family
 from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.models.loading import load_strict, read_tensors
 
+REGIONS_AT_ONCE = {"cuda": 32, "cpu": 16}
+"""Captions that are written together, where memory allows."""
+
 TILES_AT_ONCE = {"cuda": 32, "cpu": 4}
 """Tiles that go through the vision tower together."""
 

@@ -25,7 +25,7 @@ from fiftyone_regioncap.evaluation.benchmarks.base import (
 )
 from fiftyone_regioncap.evaluation.benchmarks.media import open_image
 from fiftyone_regioncap.evaluation.benchmarks.metrics import Means
-from fiftyone_regioncap.models.loading import choose_device
+from fiftyone_regioncap.models.devices import choose_device
 
 PREFIX = "A photo depicts "
 WEIGHTS = {"clip": 2.5, "pac": 2.0}

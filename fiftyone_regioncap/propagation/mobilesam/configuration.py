@@ -61,4 +61,5 @@ MOBILE_SAM = ModelCard(
     license="Apache-2.0",
     commercial=True,
     options=MobileSamOptions,
+    footprint="fiftyone_regioncap.propagation.mobilesam.sizes:footprint",
 )

@@ -26,7 +26,7 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncode
 
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Frame
-from fiftyone_regioncap.models.loading import choose_device, has_bfloat16
+from fiftyone_regioncap.models.devices import choose_device, has_bfloat16
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE, TinyViT
 
 INPUT_SIDE: Final = 1024

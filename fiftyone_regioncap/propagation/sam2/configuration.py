@@ -40,13 +40,14 @@ class Sam2Options(Options):
         "every frame.",
         advanced=True,
     )
-    object_chunk: int = option(
-        16,
-        "Compute at most this many objects in one batch; it becomes smaller by itself "
-        "when the GPU's memory is full.",
+    object_chunk: int | None = option(
+        None,
+        "Compute at most this many objects in one batch; empty for as many as fit, 16 "
+        "at most. It becomes smaller by itself when the GPU's memory is full.",
         unit="objects",
         minimum=1,
         advanced=True,
+        result=False,
     )
     max_conditioning_frames: int = option(
         32,
@@ -89,6 +90,7 @@ SAM2 = ModelCard(
     license="Apache-2.0",
     commercial=True,
     options=Sam2Options,
+    footprint="fiftyone_regioncap.propagation.sam2.sizes:footprint",
 )
 
 EDGETAM = replace(
@@ -97,6 +99,7 @@ EDGETAM = replace(
     summary="EdgeTAM, SAM 2's small sibling, by the same loop",
     model="fiftyone_regioncap.propagation.sam2.propagator:EdgeTamPropagator",
     weights="yonigozlan/EdgeTAM-hf",
+    footprint=None,
 )
 
 SAM3_TRACKER = replace(
@@ -106,6 +109,7 @@ SAM3_TRACKER = replace(
     model="fiftyone_regioncap.propagation.sam2.propagator:Sam3TrackerPropagator",
     weights="facebook/sam3",
     license="SAM License (gated)",
+    footprint=None,
 )
 
 SAM2_OFFICIAL = ModelCard(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
-from fiftyone_regioncap.models.loading import choose_device, choose_dtype
+from fiftyone_regioncap.models.devices import choose_device, choose_dtype
+from fiftyone_regioncap.models.planning import rows_on
 from fiftyone_regioncap.models.registry import ModelCard
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
@@ -24,7 +25,9 @@ from fiftyone_regioncap.propagation.sam2.model import (
     TrackerModel,
 )
 from fiftyone_regioncap.propagation.sam2.segmenter import FrameSegmenter
+from fiftyone_regioncap.propagation.sam2.sizes import object_bytes
 from fiftyone_regioncap.propagation.sam2.stream import (
+    OBJECTS_AT_ONCE,
     Compute,
     FrameLogits,
     LogitsStream,
@@ -109,15 +112,25 @@ class SamVideoPropagator:
         if place.type == "cuda":
             model.vision_encoder.to(memory_format=torch.channels_last)
         self._model = self.tracker(model, compile=options.compile)
+        dtype = choose_dtype(options.dtype, place)
         self._compute = Compute(
-            choose_dtype(options.dtype, place),
-            options.object_chunk,
+            dtype,
+            options.object_chunk or self._objects_at_once(model, place, dtype),
             options.max_conditioning_frames,
             options.forget_contradicted,
         )
         self._fill_hole_area = options.fill_hole_area
         card = self.card
         self._info = PropagatorInfo(card.name, model_name, revision, card.license)
+
+    def _objects_at_once(
+        self, model: Any, device: torch.device, dtype: torch.dtype
+    ) -> int:
+        """Returns how many objects a batch has, where the user doesn't say."""
+        at_most = OBJECTS_AT_ONCE.get(device.type, OBJECTS_AT_ONCE["cpu"])
+        if device.type != "cuda" or self.card.footprint is None:
+            return at_most
+        return rows_on(device, object_bytes(model.config, dtype), at_most)
 
     @classmethod
     def from_pretrained(

@@ -26,6 +26,9 @@ from fiftyone_regioncap.propagation.sam2.prompts import (
 )
 from fiftyone_regioncap.propagation.stream import Pass, PassIterator, State
 
+OBJECTS_AT_ONCE = {"cuda": 16, "cpu": 16}
+"""Objects in a batch, where memory allows."""
+
 KEPT_FEATURES = 2
 """Frames whose image features are kept: the current one and the last prompted one."""
 

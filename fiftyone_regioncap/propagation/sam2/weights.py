@@ -99,7 +99,7 @@ def load_weights(
         advice="Give a folder written by save_pretrained, or a repository such as "
         f"{architecture.example}",
     )
-    config = _load_config(folder, architecture)
+    config = load_config(folder, architecture)
     if image_size is not None:
         set_image_size(config, image_size)
     model = _load_model(folder, config, architecture)
@@ -109,7 +109,12 @@ def load_weights(
     )
 
 
-def _load_config(folder: Path, architecture: Architecture) -> Any:
+def load_config(folder: Path, architecture: Architecture) -> Any:
+    """Reads the configuration of a checkpoint.
+
+    Raises:
+        WeightsError: When it is absent, unreadable, or of another architecture.
+    """
     import transformers
 
     path = folder / "config.json"

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fiftyone_regioncap.captioning.base import CaptionerInfo
-from fiftyone_regioncap.captioning.batching import caption_batch, is_out_of_memory
+from fiftyone_regioncap.captioning.batching import caption_batch
 from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.core.types import Caption, RegionClip
+from fiftyone_regioncap.models.devices import is_out_of_memory
 
 
 def clip(number: int) -> RegionClip:

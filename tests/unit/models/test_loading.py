@@ -14,13 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from fiftyone_regioncap.core.errors import BackendError, WeightsError
-from fiftyone_regioncap.models import loading
+from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.models.loading import (
     INDEX,
     build_config,
-    choose_device,
-    choose_dtype,
     fetch_checkpoint,
     load_strict,
     read_json,
@@ -252,34 +249,6 @@ def test_json_that_is_no_object(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="latin-1")
     with pytest.raises(WeightsError, match=r"JSON.*; take another"):
         read_json(path, "take another")
-
-
-@pytest.mark.parametrize(
-    ("device", "says"),
-    [
-        pytest.param("foo", "no device 'foo'", id="unknown"),
-        pytest.param("cuda:99", "device", id="no such card"),
-        pytest.param("xpu", "no device 'xpu'", id="not built in"),
-    ],
-)
-def test_devices_that_are_not_here(device: str, says: str) -> None:
-    with pytest.raises(BackendError, match=says):
-        choose_device(device)
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    monkeypatch.setattr(loading, "has_bfloat16", lambda device: native)
-    assert choose_device("cpu") == torch.device("cpu")
-    assert (choose_device().type == "cuda") == torch.cuda.is_available()
-    assert choose_dtype(None, torch.device("cpu")) == torch.float32
-    on_gpu = choose_dtype(None, torch.device("cuda"))
-    assert on_gpu == (torch.bfloat16 if native else torch.float32)
-    assert choose_dtype("float16", torch.device("cpu")) == torch.float16
-    assert choose_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
-    for dtype in ("float16", torch.float64):
-        with pytest.raises(BackendError, match="choose one of float32, bfloat16"):
-            choose_dtype(dtype, torch.device("cpu"), ("float32", "bfloat16"))
 
 
 def test_renaming_goes_in_order() -> None:
