@@ -11,67 +11,23 @@ shows the loop, not how good captions get.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from PIL import Image
 
 from fiftyone_regioncap.system.database import ensure
 
 ensure()
 matplotlib.use("Agg")
 
-import fiftyone as fo  # noqa: E402  (reads the database's address when imported)
 from matplotlib import pyplot  # noqa: E402
 
 from fiftyone_regioncap import api  # noqa: E402
-from fiftyone_regioncap.core.types import FrameMasks, ObjectMask  # noqa: E402
-from fiftyone_regioncap.dataset.captions import (  # noqa: E402
-    CaptionRecord,
-    write_captions,
-)
-from fiftyone_regioncap.dataset.tracks import TrackWriter  # noqa: E402
 from fiftyone_regioncap.training.run import TrainingSummary  # noqa: E402
 from tests.support.dam import TINY, write_checkpoint  # noqa: E402
-
-WINDOW = 5
-"""Frames of a caption: several of a clip, so that there is something to learn."""
-
-
-def dataset_of(clips: Path) -> fo.Dataset:
-    """Makes a dataset of the clips, with tracks and accepted captions."""
-    dataset = fo.Dataset()
-    for folder in sorted(path.parent for path in clips.glob("*/meta.json")):
-        sample = fo.Sample(filepath=str(folder / "clip.mp4"))
-        dataset.add_sample(sample)
-        sample.compute_metadata()
-        meta = json.loads((folder / "meta.json").read_text())
-        names = {int(one["id"]): one["category"] for one in meta["objects"]}
-        seen: dict[int, list[int]] = {}
-        with TrackWriter(sample, "frames.tracks") as writer:
-            for number, path in enumerate(sorted((folder / "masks").glob("*.png"))):
-                indices = np.asarray(Image.open(path))
-                masks = {i: indices == i for i in names if (indices == i).any()}
-                for index in masks:
-                    seen.setdefault(index, []).append(number)
-                found = {i: ObjectMask(mask, 1.0) for i, mask in masks.items()}
-                writer.write(FrameMasks(number, found))
-        records = [
-            CaptionRecord(
-                index,
-                (frames[start], frames[min(start + WINDOW, len(frames)) - 1]),
-                caption=f"A {names[index]} in the scene.",
-                review="accepted",
-            )
-            for index, frames in seen.items()
-            for start in range(0, len(frames), WINDOW)
-        ]
-        write_captions(sample, "captions", records)
-    return dataset
+from tests.support.training import clip_dataset  # noqa: E402
 
 
 def draw(summary: TrainingSummary, path: Path) -> None:
@@ -103,7 +59,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--device")
     chosen = parser.parse_args()
-    dataset = dataset_of(chosen.clips)
+    dataset = clip_dataset(chosen.clips)
     try:
         with tempfile.TemporaryDirectory() as name:
             weights = chosen.weights or Path(name) / "weights"

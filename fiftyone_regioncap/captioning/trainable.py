@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,12 @@ from transformers import PreTrainedModel
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.configuration import LoraOptions
 from fiftyone_regioncap.core.errors import BackendError
+from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.saving import save_adapter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 IGNORED = -100
 """Label of tokens that the loss leaves out."""
@@ -278,18 +282,57 @@ def merged_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 class Recipe:
-    """Base of recipes: writes what was trained.
+    """Base of recipes: loads the captioner and writes what was trained.
 
     Attributes:
+        captioner_class: Class of the captioner whose modules train.
+        captioner_options: Class of its options.
         network: See :class:`Trainable`.
         base: Folder of the checkpoint that training began with.
         notes: See :class:`Trainable`.
     """
 
+    captioner_class: ClassVar[Any]
+    captioner_options: ClassVar[type[Options]]
     network: TrainingNetwork
     base: Path
     notes: tuple[str, ...] = ()
     _captioner: Captioner
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        options: Any = None,
+    ) -> Self:
+        """Loads a checkpoint to train it on; see :class:`Trainable`.
+
+        Raises:
+            OptionError: When the captioner does not compute in the numeric type.
+        """
+        name = str(dtype).removeprefix("torch.")
+        given = {"dtype": name, **cls.captioning(options)}
+        chosen: Any = cls.captioner_options.from_mapping(given, cls.__name__)
+        if dtype is torch.float16:  # by autocast, over weights that don't underflow
+            chosen = replace(chosen, dtype="float32")
+        captioner = cls.captioner_class.from_pretrained(
+            weights, device=device, options=chosen
+        )
+        make: Any = cls
+        return make(captioner, cls.checkpoint(weights, captioner), options)
+
+    @classmethod
+    def captioning(cls, options: Any) -> Mapping[str, Any]:
+        """Returns the captioner's options that follow from those of the training."""
+        return {}
+
+    @classmethod
+    def checkpoint(cls, weights: str | Path, captioner: Any) -> Any:
+        """Returns the folder, or the files, that the captioner was loaded from."""
+        raise NotImplementedError
 
     @classmethod
     def without_weights(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
@@ -186,7 +186,7 @@ def _of_video(
             )
     wanted = {frame for _, plan in plans.values() for frame in plan.frames}
     masks = dict(read_encoded(sample, options.tracks, frames=wanted))
-    for key, (label, plan) in plans.items():
+    for label, plan in plans.values():
         shown = [
             (frame, masks[frame][plan.track.object_id].rle)
             for frame in dict.fromkeys(plan.frames)
@@ -196,17 +196,7 @@ def _of_video(
         if not shown:
             yield "no mask"
             continue
-        yield Example(
-            id=key,
-            path=sample.filepath,
-            kind="video",
-            frames=tuple(frame for frame, _ in shown),
-            masks=tuple(rle.counts.decode("ascii") for _, rle in shown),
-            size=shown[0][1].size,
-            text=text_of(label),
-            source=source,
-            weight=float(options.source_weights.get(source, 1.0)),
-        )
+        yield _example(sample, source, label, options, "video", shown)
 
 
 def _of_text(
@@ -218,17 +208,7 @@ def _of_text(
 ) -> Iterator[Example | str]:
     """Yields examples of captions alone."""
     for label in labels:
-        yield Example(
-            id=str(label["_id"]),
-            path=sample.filepath,
-            kind="text",
-            frames=(),
-            masks=(),
-            size=(0, 0),
-            text=text_of(label),
-            source=source,
-            weight=float(options.source_weights.get(source, 1.0)),
-        )
+        yield _example(sample, source, label, options, "text")
 
 
 def _of_image(
@@ -253,17 +233,30 @@ def _of_image(
         if not mask.any():
             yield "no mask"
             continue
-        yield Example(
-            id=region.id,
-            path=sample.filepath,
-            kind="image",
-            frames=(0,),
-            masks=(RLE.encode(mask).counts.decode("ascii"),),
-            size=(height, width),
-            text=text_of(known[region.id]),
-            source=source,
-            weight=float(options.source_weights.get(source, 1.0)),
-        )
+        shown = [(0, RLE.encode(mask))]
+        yield _example(sample, source, known[region.id], options, "image", shown)
+
+
+def _example(
+    sample: Sample,
+    source: str,
+    label: Mapping[str, Any],
+    options: DataOptions,
+    kind: Literal["video", "image", "text"],
+    shown: Sequence[tuple[int, RLE]] = (),
+) -> Example:
+    """Makes the example of a label, with the frames and masks that show its region."""
+    return Example(
+        id=str(label["_id"]),
+        path=sample.filepath,
+        kind=kind,
+        frames=tuple(frame for frame, _ in shown),
+        masks=tuple(rle.counts.decode("ascii") for _, rle in shown),
+        size=shown[0][1].size if shown else (0, 0),
+        text=text_of(label),
+        source=source,
+        weight=float(options.source_weights.get(source, 1.0)),
+    )
 
 
 def _require_media(sample: Sample) -> None:

@@ -38,6 +38,7 @@ from fiftyone_regioncap.captioning.trainable import Trainable, TrainingDefaults,
 from fiftyone_regioncap.core.errors import (
     BackendError,
     Canceled,
+    OptionError,
     RegionCapError,
     WeightsError,
 )
@@ -141,7 +142,7 @@ class Settings:
             made = recipe.from_pretrained(
                 self.weights,
                 device=self.device,
-                dtype=torch.float32 if dtype is torch.float16 else dtype,
+                dtype=dtype,
                 options=self.recipe_options(),
             )
         for parameter in trained(made.network).values():
@@ -179,11 +180,18 @@ def recipe_class(model: str) -> type[Trainable]:
 
 
 def precision(given: str | None, device: str | None) -> str:
-    """Returns the number format of a training."""
-    if given is not None:
-        return given
-    dtype = choose_dtype(None, choose_device(device))
-    return str(dtype).removeprefix("torch.")
+    """Returns the number format of a training.
+
+    Raises:
+        OptionError: When the device can't train in it.
+        BackendError: When there is no such device, or it only emulates bfloat16.
+    """
+    place = choose_device(device)
+    if given == "float16" and place.type == "cpu":
+        raise OptionError(
+            "precision=float16 needs a GPU; give bfloat16 or float32, or a device"
+        )
+    return str(choose_dtype(given, place)).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ loads like a published one and says nothing sensible.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +16,20 @@ import yaml
 
 from fiftyone_regioncap.captioning.patchioner.checkpoint import PatchionerConfig
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
-from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
+from fiftyone_regioncap.captioning.patchioner.gpt2 import (
+    Gpt2Config,
+    load_gpt2_tokenizer,
+)
 from fiftyone_regioncap.captioning.patchioner.memory import (
     build_memory,
     memory_file_name,
 )
 from fiftyone_regioncap.captioning.patchioner.projection import TextProjection
 from fiftyone_regioncap.captioning.patchioner.text import ClipTextEncoder
+from fiftyone_regioncap.captioning.patchioner.viecap import (
+    MappingNetwork,
+    ViecapDecoder,
+)
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
 
 CAPTIONS = (
@@ -142,4 +150,35 @@ def write_random_checkpoint(
     if memory:
         encoder = ClipTextEncoder(tower, words, projection)
         build_memory(folder / memory_file_name(len(captions)), captions, encoder)
+    return folder
+
+
+def write_viecap_checkpoint(folder: Path, base: Path) -> Path:
+    """Writes a checkpoint with ViECap's decoder of random weights.
+
+    Args:
+        folder: Made when absent.
+        base: Checkpoint of :func:`write_random_checkpoint`, whose other parts it has.
+
+    Returns:
+        The folder.
+    """
+    shutil.copytree(base, folder, dirs_exist_ok=True)
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = ViecapDecoder(
+            MappingNetwork(config["prefix_size"], 32, layers=2),
+            Gpt2Config(width=32, layers=2, heads=4, positions=128),
+            load_gpt2_tokenizer(),
+        )
+    torch.save(decoder.state_dict(), folder / "coco_prefix-0014.pt")
+    config["viecap"] = {
+        "weight_path": "/authors/own/coco_prefix-0014.pt",
+        "threshold": 0.01,
+        "heads": 4,
+    }
+    config["support_memory_size"] = 0
+    text = yaml.safe_dump(config, sort_keys=False)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
     return folder

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fiftyone as fo
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -15,7 +16,10 @@ from PIL import Image
 from torch import nn
 
 from fiftyone_regioncap.captioning.trainable import TrainingText
-from fiftyone_regioncap.core.types import RLE
+from fiftyone_regioncap.core.types import RLE, FrameMasks, ObjectMask
+from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.dataset.tracks import TrackWriter
+from fiftyone_regioncap.review import session
 from fiftyone_regioncap.training.examples import Example, write_examples
 from fiftyone_regioncap.training.loop import HELD_OUT, TRAIN, Settings
 from fiftyone_regioncap.training.options import LoopOptions
@@ -153,3 +157,57 @@ def drawn_examples(folder: Path, count: int) -> list[Example]:
         Image.fromarray(frame).save(folder / f"{number}.png")
         cases.append((f"{number}.png", mask, f"a {name} square"))
     return image_examples(folder, cases)
+
+
+def clip_dataset(clips: Path, names: Sequence[str] = (), window: int = 5) -> fo.Dataset:
+    """Makes a dataset of real clips whose captions a person went through.
+
+    All are accepted but those of the first window of each object, which are edited.
+
+    Args:
+        clips: Folder with ``meta.json``, ``masks/`` and ``clip.mp4`` in a folder each.
+        names: Names of the clips; all of them when empty.
+        window: Frames of a caption: several of a clip, so that there is something to
+            learn.
+    """
+    dataset = fo.Dataset()
+    folders = sorted(path.parent for path in clips.glob("*/meta.json"))
+    for folder in folders:
+        if names and folder.name not in names:
+            continue
+        sample = fo.Sample(filepath=str(folder / "clip.mp4"))
+        dataset.add_sample(sample)
+        sample.compute_metadata()
+        meta = json.loads((folder / "meta.json").read_text())
+        objects = {int(one["id"]): one["category"] for one in meta["objects"]}
+        seen: dict[int, list[int]] = {}
+        with TrackWriter(sample, "frames.tracks") as writer:
+            for number, path in enumerate(sorted((folder / "masks").glob("*.png"))):
+                indices = np.asarray(Image.open(path))
+                masks = {i: indices == i for i in objects if (indices == i).any()}
+                for index in masks:
+                    seen.setdefault(index, []).append(number)
+                found = {i: ObjectMask(mask, 1.0) for i, mask in masks.items()}
+                writer.write(FrameMasks(number, found))
+        records = [
+            CaptionRecord(
+                index,
+                (frames[start], frames[min(start + window, len(frames)) - 1]),
+                caption=f"A {objects[index]} in the scene.",
+            )
+            for index, frames in seen.items()
+            for start in range(0, len(frames), window)
+        ]
+        write_captions(sample, "captions", records)
+    queue = session.ReviewQueue.of(dataset, "captions")
+    first, rest = [], []
+    for sample in dataset:
+        known: set[int] = set()
+        for label in sample["captions"].detections:
+            ref = queue[queue.position(label.id) or 0]
+            (rest if label.index in known else first).append(ref)
+            known.add(label.index)
+    session.apply(dataset, "captions", rest, session.accept)
+    edited = session.edit("One of the scene, from its first frame on.")
+    session.apply(dataset, "captions", first, edited)
+    return dataset

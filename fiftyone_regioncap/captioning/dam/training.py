@@ -120,7 +120,8 @@ class DamTraining(Recipe):
         options: What trains, and the prompts.
     """
 
-    captioner_class: type[DamCaptioner] = DamCaptioner
+    captioner_class = DamCaptioner
+    captioner_options = DamOptions
     frames = 1
     network: DamNetwork
     _captioner: DamCaptioner
@@ -164,22 +165,9 @@ class DamTraining(Recipe):
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        weights: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        options: DamTrainingOptions | None = None,
-    ) -> DamTraining:
-        """Loads a checkpoint to train it on; see :class:`Trainable`."""
-        name = str(dtype).removeprefix("torch.")
-        captioner = cls.captioner_class.from_pretrained(
-            weights,
-            device=device,
-            options=DamOptions.from_mapping({"dtype": name}),
-        )
-        return cls(captioner, locate(weights), options)
+    def checkpoint(cls, weights: str | Path, captioner: DamCaptioner) -> Path:
+        """Returns the folder of the checkpoint, or of an adapter."""
+        return locate(weights)
 
     @classmethod
     def without_weights(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -262,6 +262,8 @@ class DynReferTraining(Recipe):
         options: Weights of the losses, and how samples are made.
     """
 
+    captioner_class = DynReferCaptioner
+    captioner_options = DynReferOptions
     frames = 4
     _captioner: DynReferCaptioner
 
@@ -289,24 +291,14 @@ class DynReferTraining(Recipe):
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        weights: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        options: DynReferTrainingOptions | None = None,
-    ) -> DynReferTraining:
-        """Loads a checkpoint to train it on; see :class:`Trainable`."""
-        name: Literal["float32", "bfloat16"] = "bfloat16"
-        if dtype is torch.float32:
-            name = "float32"
-        captioner = DynReferCaptioner.from_pretrained(
-            weights,
-            device=device,
-            options=DynReferOptions(tasks=("caption", "tags"), dtype=name),
-        )
-        return cls(captioner, locate(Path(weights).expanduser()), options)
+    def captioning(cls, options: DynReferTrainingOptions | None) -> Mapping[str, Any]:
+        """Leaves out what isn't learned."""
+        return {"tasks": ("caption", "tags")}
+
+    @classmethod
+    def checkpoint(cls, weights: str | Path, captioner: DynReferCaptioner) -> Files:
+        """Returns the files of the checkpoint."""
+        return locate(Path(weights).expanduser())
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

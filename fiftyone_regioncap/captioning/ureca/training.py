@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,6 +125,8 @@ class UrecaTraining(Recipe):
         options: The stage, and how samples are made.
     """
 
+    captioner_class = UrecaCaptioner
+    captioner_options = UrecaOptions
     frames = 4
     _captioner: UrecaCaptioner
 
@@ -155,25 +158,14 @@ class UrecaTraining(Recipe):
         )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        weights: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        options: UrecaTrainingOptions | None = None,
-    ) -> UrecaTraining:
-        """Loads a checkpoint to train it on; see :class:`Trainable`."""
-        options = options or UrecaTrainingOptions()
-        name = str(dtype).removeprefix("torch.")
-        captioner = UrecaCaptioner.from_pretrained(
-            weights,
-            device=device,
-            options=UrecaOptions.from_mapping(
-                {"dtype": name, "max_tiles": options.max_tiles}
-            ),
-        )
-        return cls(captioner, captioner.folder, options)
+    def captioning(cls, options: UrecaTrainingOptions | None) -> Mapping[str, Any]:
+        """Lets the captioner cut images as the training does."""
+        return {"max_tiles": (options or UrecaTrainingOptions()).max_tiles}
+
+    @classmethod
+    def checkpoint(cls, weights: str | Path, captioner: UrecaCaptioner) -> Path:
+        """Returns the folder of the checkpoint; of an adapter, that of its base."""
+        return captioner.folder
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

@@ -34,23 +34,19 @@ from fiftyone_regioncap.captioning.patchioner.checkpoint import (
 )
 from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
-from fiftyone_regioncap.captioning.patchioner.gpt2 import (
-    Gpt2Config,
-    load_gpt2_tokenizer,
-)
 from fiftyone_regioncap.captioning.patchioner.language import ViecapLanguage
 from fiftyone_regioncap.captioning.patchioner.meacap import ConceptReader
 from fiftyone_regioncap.captioning.patchioner.memory import TextMemory, memory_file_name
 from fiftyone_regioncap.captioning.patchioner.model import embed_regions
 from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerTexts
-from fiftyone_regioncap.captioning.patchioner.viecap import (
-    MappingNetwork,
-    ViecapDecoder,
-)
 from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
 from fiftyone_regioncap.core.types import RegionClip, Track
 from fiftyone_regioncap.models.clip_tokenizer import ClipVocabulary
-from tests.support.patchioner import CAPTIONS, write_random_checkpoint
+from tests.support.patchioner import (
+    CAPTIONS,
+    write_random_checkpoint,
+    write_viecap_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -514,22 +510,7 @@ def test_files_elsewhere_by_the_user_s_own_word(folder: Path, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def viecap_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy = tmp_path_factory.mktemp("viecap") / "copy"
-    shutil.copytree(folder, copy)
-    torch.manual_seed(0)
-    decoder = ViecapDecoder(
-        MappingNetwork(64, 32, layers=2),
-        Gpt2Config(width=32, layers=2, heads=4, positions=128),
-        load_gpt2_tokenizer(),
-    )
-    torch.save(decoder.state_dict(), copy / "coco_prefix-0014.pt")
-    part = {
-        "weight_path": "/authors/own/coco_prefix-0014.pt",
-        "threshold": 0.01,
-        "heads": 4,
-    }
-    changed_config(copy, viecap=part, support_memory_size=0)
-    return copy
+    return write_viecap_checkpoint(tmp_path_factory.mktemp("viecap"), folder)
 
 
 def test_viecap_checkpoints(viecap_folder: Path) -> None:
