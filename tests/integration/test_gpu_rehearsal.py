@@ -35,7 +35,12 @@ from fiftyone_regioncap.cli.doctor import _torch
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Prompt, RegionClip
 from fiftyone_regioncap.jobs.executors.processes import gpus
-from fiftyone_regioncap.models.devices import choose_device, choose_dtype
+from fiftyone_regioncap.models.devices import (
+    choose_device,
+    choose_dtype,
+    gpu_fault,
+    no_room,
+)
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.mobilesam import tinyvit
 from fiftyone_regioncap.propagation.mobilesam.propagator import MobileSamPropagator
@@ -49,7 +54,12 @@ from fiftyone_regioncap.propagation.sam2.propagator import (
     Sam3TrackerPropagator,
 )
 from tests.support import dam, patchioner, ureca
-from tests.support.cuda import CudaGraph, PretendedCard, pretended_cuda
+from tests.support.cuda import (
+    CudaGraph,
+    PretendedCard,
+    pretended_cuda,
+    unusable_cuda,
+)
 
 PACKAGE = Path(fiftyone_regioncap.__file__).parent
 HEIGHT, WIDTH = 60, 80
@@ -300,7 +310,19 @@ def test_a_card_without_bfloat16_computes_in_float32() -> None:
 def test_doctor_names_the_card() -> None:
     with pretended_cuda():
         found = {finding.name: finding.found for finding in _torch()}
-    assert found["cuda:0"] == "Pretended, 24 GiB"
+    assert found["cuda:0"] == "Pretended, 24 GiB, 20.0 free"
+
+
+def test_what_is_wrong_with_a_card_is_said() -> None:
+    """Each fault has a test of its own beside the module of devices."""
+    with pretended_cuda(PretendedCard(bf16=False, free=1 << 30)) as device:
+        with pytest.raises(BackendError, match="choose dtype float32 or float16"):
+            choose_dtype("bfloat16", device)
+        assert "other programs hold 23.0 GiB" in no_room(device, "the weights")
+    assert "don't fit into memory" in no_room(torch.device("cpu"), "the weights")
+    with unusable_cuda("The NVIDIA driver on your system is too old"):
+        fault = gpu_fault()
+    assert fault is not None and "update the driver" in fault.advice
 
 
 def test_doctor_says_that_torch_lacks_cuda(

@@ -27,7 +27,7 @@ CARD = Gpu("Card", 24, bandwidth=1000, tflops=100)
 
 
 @given(
-    free=st.integers(0, 10**12), row=st.integers(0, 10**10), most=st.integers(1, 999)
+    free=st.integers(0, 10**12), row=st.integers(1, 10**10), most=st.integers(1, 999)
 )
 def test_rows_fit_into_two_thirds_of_what_is_free(
     free: int, row: int, most: int
