@@ -35,12 +35,15 @@ from fiftyone_regioncap.cli.doctor import _torch
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import Prompt, RegionClip
 from fiftyone_regioncap.jobs.executors.processes import gpus
+from fiftyone_regioncap.jobs.options import PlanOptions
+from fiftyone_regioncap.jobs.planning import plan
 from fiftyone_regioncap.models.devices import (
     choose_device,
     choose_dtype,
     gpu_fault,
     no_room,
 )
+from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.mobilesam import tinyvit
 from fiftyone_regioncap.propagation.mobilesam.propagator import MobileSamPropagator
@@ -322,7 +325,9 @@ def test_what_is_wrong_with_a_card_is_said() -> None:
     assert "don't fit into memory" in no_room(torch.device("cpu"), "the weights")
     with unusable_cuda("The NVIDIA driver on your system is too old"):
         fault = gpu_fault()
+        found = plan(PlanOptions(), captioner=ModelSpec("measured"))
     assert fault is not None and "update the driver" in fault.advice
+    assert found.device == "cpu" and "update the driver" in found.notes[0]
 
 
 def test_doctor_says_that_torch_lacks_cuda(
@@ -338,10 +343,11 @@ def test_an_image_that_does_not_fit_is_said(make_model, make_clip, monkeypatch):
     def nothing_fits(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(TrackerModel, "encode_image", nothing_fits)
-    with pretended_cuda(), pytest.raises(BackendError, match="memory is full"):
+    with pretended_cuda():
         propagator = Sam2Propagator(make_model(), device="cuda")
-        next(propagator.propagate(PropagationRequest(make_clip(2), prompts()[:1])))
+        monkeypatch.setattr(TrackerModel, "encode_image", nothing_fits)
+        with pytest.raises(BackendError, match="memory is full"):
+            next(propagator.propagate(PropagationRequest(make_clip(2), prompts()[:1])))
 
 
 @pytest.mark.parametrize(

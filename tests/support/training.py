@@ -20,6 +20,7 @@ from fiftyone_regioncap.core.types import RLE, FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.review import session
+from fiftyone_regioncap.review.queue import ReviewQueue
 from fiftyone_regioncap.training.examples import Example, write_examples
 from fiftyone_regioncap.training.loop import HELD_OUT, TRAIN, Settings
 from fiftyone_regioncap.training.options import LoopOptions
@@ -199,7 +200,7 @@ def clip_dataset(clips: Path, names: Sequence[str] = (), window: int = 5) -> fo.
             for start in range(0, len(frames), window)
         ]
         write_captions(sample, "captions", records)
-    queue = session.ReviewQueue.of(dataset, "captions")
+    queue = ReviewQueue.of(dataset, "captions")
     first, rest = [], []
     for sample in dataset:
         known: set[int] = set()
