@@ -132,6 +132,16 @@ _held: dict[tuple[str, str], Lease] = {}
 """Leases of this process, by sample id and field."""
 
 
+def sample_of(work: str) -> str:
+    """Returns the id of the sample that is worked on.
+
+    Args:
+        work: What is claimed: ``"ID"`` for a sample, ``"ID:START-STOP"`` for a range of
+            its frames that is worked on beside others.
+    """
+    return work.partition(":")[0]
+
+
 def lease_of(sample_id: ObjectId | str, name: str) -> Lease | None:
     """Returns the lease under which this process writes a field of a sample.
 
@@ -192,11 +202,11 @@ class Leases:
         """Ids of the samples that this run works on."""
         return frozenset(self._mine)
 
-    def claim(self, sample_id: str) -> Mapping[str, Any] | None:
-        """Claims all fields of a sample, or none.
+    def claim(self, work: str) -> Mapping[str, Any] | None:
+        """Claims all fields of a sample or of a range of it, or none.
 
         Args:
-            sample_id: Id of the sample.
+            work: Id of the sample, or of a range of it; see :func:`sample_of`.
 
         Returns:
             None when they were claimed; else the lease that another one holds.
@@ -205,16 +215,16 @@ class Leases:
         until = now + timedelta(seconds=SECONDS * (1 - MARGIN))
         token = int(now.timestamp() * 1000)
         names = sorted(self.fields)
-        units = [f"{self.dataset_id}/{name}/{sample_id}" for name in names]
+        units = [f"{self.dataset_id}/{name}/{work}" for name in names]
         taken = [Lease(unit, self.owner, token, until) for unit in units]
         other = self._take_all(taken, now)
         if other is not None:
             self._give_back(taken)
             return other
         with self._changing:
-            self._mine[sample_id] = taken
+            self._mine[work] = taken
             for name, lease in zip(names, taken, strict=True):
-                _held[sample_id, name] = lease
+                _held[sample_of(work), name] = lease
         return None
 
     @property
@@ -246,17 +256,17 @@ class Leases:
         }
         return taken != set(units.values())
 
-    def release(self, sample_id: str) -> None:
+    def release(self, work: str) -> None:
         """Gives a sample back; whoever comes next may claim it at once."""
         with self._changing:
-            leases = self._mine.pop(sample_id, [])
+            leases = self._mine.pop(work, [])
             for name in self.fields:
-                if _held.get((sample_id, name)) in leases:
-                    del _held[sample_id, name]
+                if _held.get((sample_of(work), name)) in leases:
+                    del _held[sample_of(work), name]
         try:
             self._give_back(leases)
         except PyMongoError as error:  # they expire
-            logger.warning("leases of sample %s not given back: %s", sample_id, error)
+            logger.warning("leases of sample %s not given back: %s", work, error)
 
     def _take_all(
         self, wanted: Sequence[Lease], now: datetime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,10 +30,32 @@ class Target:
         sample_id: Id of the sample in its dataset.
         ranges: Ranges [start, stop) of 0-based frames, one per clip; None for the whole
             video.
+        others: Further ranges of the sample, which are targets of their own.
     """
 
     sample_id: str
     ranges: tuple[tuple[int, int], ...] | None = None
+    others: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """What is claimed: the sample, or its range; see :func:`.leases.sample_of`."""
+        if not self.others or self.ranges is None:
+            return self.sample_id
+        (start, stop), *_ = self.ranges
+        return f"{self.sample_id}:{start}-{stop}"
+
+    def apart(self) -> Iterator[Target]:
+        """Yields a target for each range; itself where ranges overlap."""
+        ordered = sorted(self.ranges or ())
+        if any(stop > start for (_, stop), (start, _) in pairwise(ordered)):
+            yield self
+            return
+        for one in ordered:
+            others = tuple(other for other in ordered if other != one)
+            yield Target(self.sample_id, (one,), others)
+        if not ordered:
+            yield self
 
 
 @dataclass(frozen=True)

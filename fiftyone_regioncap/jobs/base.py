@@ -220,7 +220,7 @@ class RunContext:
         """Counts a sample on which nothing is marked; no later stage gets it."""
         self.count(unmarked=1)
         self._leave(stage, item[1])
-        self.on_end(item[0].sample_id, None)
+        self.on_end(item[0].unit, None)
 
     def redone(self, what: str, name: str, number: int) -> None:
         """Says that outdated results of a sample are made anew."""
@@ -255,7 +255,7 @@ class RunContext:
             ) from error
         if isinstance(error, Fenced):
             logger.warning("%s: %s", sample.filepath, error)
-            self.on_lost(target.sample_id)
+            self.on_lost(target.unit)
             return
         if not sample._in_db:  # which FiftyOne forgets when it is deleted
             error, output = FieldError("the sample was deleted while the job ran"), None
@@ -269,7 +269,7 @@ class RunContext:
         except RegionCapError as gone:  # the sample or the field, so nobody misses it
             logger.info("%s: no status: %s", sample.filepath, gone)
         self._leave(stage, sample)
-        self.on_end(target.sample_id, message)
+        self.on_end(target.unit, message)
 
     def _leave(self, stage: StageName, sample: Sample) -> None:
         """Reports that a sample goes through no stage from this one on."""

@@ -164,10 +164,18 @@ class Propagating(SampleStage[PropagateOptions]):
                 there = replace(options, start=start, stop=stop)
                 inside = _inside(found, there, objects)
                 if inside.prompts:
-                    self._range(sample, reader, inside, there, objects, context)
+                    self._range(
+                        *(sample, reader, inside, there, objects, context),
+                        others=bool(target.others),
+                    )
+            # Whoever does the last range of a sample sees that all are there.
+            left = _to_do(
+                *(sample, found, target.others),
+                *(replace(options, overwrite=False), made_by),
+            )
         for problem in problems:
             context.failed_in_part(self.name, sample, problem)
-        state: status.State = "partial" if problems else "complete"
+        state: status.State = "partial" if problems or left else "complete"
         error = problems[0] if problems else None
         reached = status.Status(state, error)
         if ranges or status.read_status(sample, options.output) != reached:
@@ -249,8 +257,20 @@ class Propagating(SampleStage[PropagateOptions]):
         options: PropagateOptions,
         objects: frozenset[int] | None,
         context: RunContext,
+        *,
+        others: bool,
     ) -> None:
-        """Propagates the prompts of a range, from its checkpoint if it has one."""
+        """Propagates the prompts of a range, from its checkpoint if it has one.
+
+        Args:
+            sample: The video.
+            reader: Its frames.
+            found: The prompts.
+            options: Options, with the range.
+            objects: Objects to propagate; None for all.
+            context: Context of the job.
+            others: Whether other workers do other ranges of the video.
+        """
         start = options.start
         stop = min(options.stop or len(reader), len(reader))
         prompts = found.prompts
@@ -290,7 +310,10 @@ class Propagating(SampleStage[PropagateOptions]):
         ) as writer:
             if state is None:
                 # Checkpoints go first, as they speak of frames that are cleared now.
-                mark.remove_all()
+                if others:
+                    mark.remove()
+                else:
+                    mark.remove_all()
                 writer.clear_range((start, stop - 1), objects)
             steps = prefetch(_with_checkpoints(propagation), depth=4)
             with closing(steps):

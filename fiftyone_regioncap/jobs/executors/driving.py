@@ -29,8 +29,8 @@ from fiftyone_regioncap.core.errors import (
 )
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 from fiftyone_regioncap.dataset import appearance, leases, locks, runs, status
+from fiftyone_regioncap.dataset.leases import sample_of
 from fiftyone_regioncap.dataset.sequences import as_videos
-from fiftyone_regioncap.dataset.targets import Targets
 from fiftyone_regioncap.jobs import costs
 from fiftyone_regioncap.jobs.base import DATABASE_GONE, STAGES, Job
 from fiftyone_regioncap.jobs.board import DEATHS_FAILED, Run
@@ -40,6 +40,7 @@ from fiftyone_regioncap.jobs.executors.working import (
     checked,
     job_signature,
     on_frames,
+    shared_out,
     writes,
 )
 from fiftyone_regioncap.jobs.summary import Failure, Report, Summary
@@ -180,14 +181,14 @@ class Driver:
         """Runs the job on videos."""
         began = time.monotonic()
         last: Any = STAGES[self.job.stages[-1].stage]
-        self._targets: Targets = checked(self.job, samples)
+        self._targets = shared_out(self.job, checked(self.job, samples))
         parts = self._parts()
         self._run = Run.begin(
             self.job.name,
             self._asked.dataset,
             self._root._doc.id,
             writes(self.job),
-            job_signature(self.job, {}),
+            job_signature(self.job, {}, self._targets),
             executor=self.executor,
             workers=self.workers,
             samples=len(self._targets),
@@ -341,10 +342,10 @@ class Driver:
     def _replace(self, slot: _Slot, how: str, at_work_on: Sequence[str] = ()) -> None:
         samples = self._run.died(slot.owner, at_work_on)
         logger.warning("worker %d died (%s) with %s", slot.number, how, samples)
-        for sample_id, outcome in self._run.outcomes(samples).items():
+        for unit, outcome in self._run.outcomes(samples).items():
             if outcome.deaths >= DEATHS_FAILED and outcome.state is None:
                 self._fail(
-                    sample_id,
+                    unit,
                     f"the worker died {outcome.deaths} times on this sample ({how})",
                 )
         slot.handle = None
@@ -369,18 +370,19 @@ class Driver:
         """Returns the failures of this run, also those of workers that died since."""
         stage: Any = STAGES[self.job.stages[0].stage]
         found = self._run.failures()
-        paths = self._targets.dataset.select(list(found)).values(["id", "filepath"])
-        known = dict(zip(*paths, strict=True))
+        ids = {unit: sample_of(unit) for unit in found}
+        view = self._targets.dataset.select(list(ids.values()))
+        paths = dict(zip(*view.values(["id", "filepath"]), strict=True))
         return [
-            Failure(i, known.get(i, i), stage.name, outcome.error or "failed")
-            for i, outcome in found.items()
+            Failure(i, paths.get(i, i), stage.name, found[unit].error or "failed")
+            for unit, i in ids.items()
         ]
 
-    def _fail(self, sample_id: str, error: str) -> None:
+    def _fail(self, unit: str, error: str) -> None:
         """Records that a sample can't be done."""
-        self._run.settle(sample_id, error)
+        self._run.settle(unit, error)
         try:
-            sample = self._targets.dataset[sample_id]
+            sample = self._targets.dataset[sample_of(unit)]
         except KeyError:
             return
         for name in self._run.fields:

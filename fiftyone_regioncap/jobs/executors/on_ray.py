@@ -6,6 +6,7 @@ Frames never travel: a worker decodes what it works on.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -132,12 +133,18 @@ def connected(address: str | None) -> Iterator[Any]:
             "executor=ray needs Ray: pip install 'fiftyone-regioncap[ray]'"
         ) from error
     ours = not ray.is_initialized()
+    address = address or os.environ.get("RAY_ADDRESS")
     if ours:
         try:
             _knock(address)
             here = {"include_dashboard": False} if address is None else {}
             ray.init(address, log_to_driver=False, **here)
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray's own are of no class in particular
+            if address is None:
+                raise BackendError(
+                    f"Ray can't be started on this machine: {error}; use "
+                    "executor=processes"
+                ) from error
             if "version mismatch" in str(error).lower():
                 raise BackendError(
                     f"the Ray cluster at {address} can't be used from here: {error}; "

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from bson import ObjectId
@@ -25,7 +27,7 @@ from fiftyone_regioncap.core.errors import (
 )
 from fiftyone_regioncap.dataset import locks
 from fiftyone_regioncap.jobs.base import Job
-from fiftyone_regioncap.jobs.board import CancelFlags, Run
+from fiftyone_regioncap.jobs.board import DAYS, CancelFlags, Run
 from fiftyone_regioncap.jobs.executors.driving import (
     FAILED,
     FATAL,
@@ -36,7 +38,9 @@ from fiftyone_regioncap.jobs.executors.working import (
     Prepared,
     Worker,
     longest_first,
+    shared_out,
 )
+from fiftyone_regioncap.system import assets
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ def work(assignment: Assignment, cancel: threading.Event | None = None) -> int:
         The exit code.
     """
     try:
+        _log_to_file(assignment)
         _work(assignment, cancel)
     except Canceled:
         return STOPPED
@@ -85,7 +90,9 @@ def _work(assignment: Assignment, cancel: threading.Event | None) -> None:
             "media at the same place on all machines"
         )
     job = Job.from_dict(assignment.job)
-    prepared = longest_first(Prepared.of(job, part=assignment.part))
+    prepared = Prepared.of(job, part=assignment.part)
+    targets = shared_out(job, prepared.targets)
+    prepared = longest_first(replace(prepared, targets=targets))
     moved = [time.monotonic()]
 
     def listen(_: Any) -> None:
@@ -112,6 +119,27 @@ def _work(assignment: Assignment, cancel: threading.Event | None) -> None:
         with contextlib.suppress(Exception):  # the job's own error is what counts
             last = {"progress": worker.meter.read()}
             _tell(assignment, {"report": context.summary.to_dict(), **last})
+
+
+def _log_to_file(assignment: Assignment) -> None:
+    """Keeps what the worker says, and when it began and ended each sample."""
+    root = assets.cache_dir() / "logs"
+    for old in root.glob("*"):
+        if time.time() - old.stat().st_mtime > DAYS * 24 * 3600:
+            shutil.rmtree(old, ignore_errors=True)
+    folder = root / assignment.run
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / f"{assignment.name}.log")
+    except OSError as error:  # the disk is full; a job goes on without
+        logger.warning("no log is kept: %s", error)
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger("fiftyone_regioncap")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    for shown in logging.getLogger().handlers:
+        shown.setLevel(logging.WARNING)
 
 
 def _tell(assignment: Assignment, values: dict[str, Any]) -> None:

@@ -145,14 +145,19 @@ def on_frames(job: Job, videos: Videos) -> Job:
     return replace(job, stages=tuple(map(stage, job.stages)))
 
 
-def job_signature(job: Job, loaded: Mapping[str, Any]) -> str:
-    """Hashes what tells jobs apart whose results differ.
+def job_signature(
+    job: Job, loaded: Mapping[str, Any], targets: Targets | None = None
+) -> str:
+    """Hashes what tells jobs apart that can't share their work.
 
     Args:
         job: The job.
         loaded: Loaded models by role, used instead of the job's specifications.
+        targets: What its workers claim, where it may be less than a sample.
     """
     facts: dict[str, Any] = {"stages": job.record()["stages"]}
+    if any(target.others for target in targets or ()):
+        facts["clips"] = "apart"
     for role, model in loaded.items():
         facts[role] = (
             model_facts(model) if hasattr(model, "info") else repr(type(model))
@@ -262,6 +267,21 @@ def _stages(
         yield kind(kind.options.from_mapping(spec.options), **models)
 
 
+def shared_out(job: Job, targets: Targets) -> Targets:
+    """Returns what several workers claim: the clips of a video apart, where they may.
+
+    Clips of a video are propagated each on its own, so that it doesn't matter who does
+    which. Other stages look at all of a sample.
+
+    Args:
+        job: The job.
+        targets: Its samples.
+    """
+    if [spec.stage for spec in job.stages] != ["propagate"]:
+        return targets
+    return replace(targets, items=tuple(t for one in targets for t in one.apart()))
+
+
 def longest_first(prepared: Prepared) -> Prepared:
     """Returns a job that does its longest videos first, so that the end is short.
 
@@ -275,6 +295,8 @@ def longest_first(prepared: Prepared) -> Prepared:
     length = dict(zip(ids, counts, strict=True))
 
     def order(target: Target) -> float:
+        if target.ranges is not None:
+            return -sum(stop - start for start, stop in target.ranges)
         known = length.get(target.sample_id)
         return -known if known else -math.inf
 
@@ -354,7 +376,7 @@ class Worker:
         )
         self.context.on_end = self._settle
         self.context.on_lost = self._again.append
-        targets = {target.sample_id: target for target in self.prepared.targets}
+        targets = {target.unit: target for target in self.prepared.targets}
         left: list[Target] = list(targets.values())
         with self._leases:
             while left:
@@ -432,7 +454,7 @@ class Worker:
         if self.context.patiently(self.run.settled) < len(targets):
             return list(targets)
         known = self._outcomes(targets)
-        return [one for one in targets if _state(known, one.sample_id) is None]
+        return [one for one in targets if _state(known, one.unit) is None]
 
     def _any_free(self, targets: Sequence[Target]) -> bool:
         """Returns whether any sample can be claimed, or is done by now."""
@@ -443,7 +465,7 @@ class Worker:
             return self.context.patiently(lambda: self._leases.any_free(ready))
         if any(outcome.state for outcome in self._outcomes(targets).values()):
             return True
-        ids = [target.sample_id for target in targets]
+        ids = [target.unit for target in targets]
         return self.context.patiently(lambda: self._leases.any_free(ids))
 
     def _pass(
@@ -461,9 +483,9 @@ class Worker:
             items = stage.run(items, self.context)
         for target, _ in items:
             if self.part.hands_on:
-                self._hand_on(target.sample_id)
+                self._hand_on(target.unit)
             else:
-                self._settle(target.sample_id, None)
+                self._settle(target.unit, None)
         return later, apart
 
     def _claimed(
@@ -480,9 +502,9 @@ class Worker:
             known = self._outcomes(block)
             for target in block:
                 context.reporter.check_canceled()
-                outcome = known.get(target.sample_id, Outcome())
+                outcome = known.get(target.unit, Outcome())
                 if outcome.passed and self.part.hands_on:
-                    context.reporter.skip(target.sample_id)
+                    context.reporter.skip(target.unit)
                     continue
                 risky = outcome.state is None and outcome.deaths >= DEATHS_ALONE
                 if risky and apart is not None:
@@ -492,24 +514,25 @@ class Worker:
                     if self._claim(target) is not None:
                         later.append(target)
                         continue
-                    outcome = self._outcomes([target]).get(target.sample_id, outcome)
+                    outcome = self._outcomes([target]).get(target.unit, outcome)
                 if outcome.state is not None:
-                    self._leases.release(target.sample_id)
+                    self._leases.release(target.unit)
                     self._elsewhere(target, outcome)
                     continue
                 if self.part.after is not None and outcome.passed != self.part.after:
-                    self._leases.release(target.sample_id)  # it was taken back
+                    self._leases.release(target.unit)  # it was taken back
                     continue
-                self._servers[target.sample_id] = self._leases.server.process
+                self._servers[target.unit] = self._leases.server.process
                 sample = context.patiently(partial(self._load, target))
                 if sample is not None:
+                    logger.info("%s: begun, %s", target.unit, sample.filepath)
                     yield target, sample
 
     def _claim(self, target: Target) -> Mapping[str, Any] | None:
-        return self.context.patiently(lambda: self._leases.claim(target.sample_id))
+        return self.context.patiently(lambda: self._leases.claim(target.unit))
 
     def _outcomes(self, targets: Sequence[Target]) -> dict[str, Outcome]:
-        ids = [target.sample_id for target in targets]
+        ids = [target.unit for target in targets]
         return self.context.patiently(lambda: self.run.outcomes(ids))
 
     def _load(self, target: Target) -> Sample | None:
@@ -527,7 +550,7 @@ class Worker:
         except KeyError:
             error = "the sample was deleted while the job ran"
             self._fail(target, error)
-            self._settle(target.sample_id, error)
+            self._settle(target.unit, error)
             return None
         if sample.media_type == fom.VIDEO:
             # A video that can't be read is an error of the stage that reads it.
@@ -542,7 +565,7 @@ class Worker:
             self._fail(target, outcome.error or "failed in another process")
             return
         self._shared += not ours
-        self.context.reporter.skip(target.sample_id)
+        self.context.reporter.skip(target.unit)
 
     def _fail(self, target: Target, error: str) -> None:
         stage, sample_id = self.context.stages[0], target.sample_id
@@ -553,12 +576,14 @@ class Worker:
     def _settle(self, sample_id: str, error: str | None) -> None:
         """Records that a sample is done or has failed, and gives it back."""
         self.context.patiently(lambda: self.run.settle(sample_id, error))
+        logger.info("%s: %s", sample_id, error or "done")
         self._release(sample_id, error)
 
     def _hand_on(self, sample_id: str) -> None:
         """Leaves a sample to the workers that do the next stages."""
         last = self.part.stages[-1]
         self.context.patiently(lambda: self.run.hand_on(sample_id, last))
+        logger.info("%s: passed %s", sample_id, last)
         self._release(sample_id)
 
     def _release(self, sample_id: str, error: str | None = None) -> None:

@@ -34,6 +34,7 @@ from fiftyone_regioncap.jobs.executors.driving import FAILED, Assignment, Driver
 from fiftyone_regioncap.jobs.options import CaptionOptions, PropagateOptions
 from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.flow import FlowPropagator
+from fiftyone_regioncap.system.assets import cache_dir
 from tests.support.jobs import forget
 
 PROMPTS = [
@@ -225,6 +226,10 @@ def test_captioners_apart(dataset, contents) -> None:
     assert contents(dataset) == expected
     assert left_over() == [0, 0, 0]
     (job,) = board.jobs(1)
+    logs = [path.read_text() for path in (cache_dir() / "logs" / job["id"]).iterdir()]
+    assert len(logs) >= 3
+    for sample_id in dataset.values("id"):
+        assert sum(log.count(f"{sample_id}: done") for log in logs) == 1
     parts = [set(one["by_stage"]) for one in board.progress_of(job).values()]
     assert {"caption"} in parts and {"propagate"} in parts
     assert {"propagate", "caption"} not in parts
@@ -333,6 +338,36 @@ def test_no_worker_can_run(dataset, tmp_path) -> None:
     weights = str(tmp_path / "empty")
     with pytest.raises(BackendError, match=r"no worker can run: .*WeightsError"):
         run(dataset, captioner_weights=weights, captioner="dam")
+
+
+@pytest.mark.slow
+def test_clips_of_one_video_in_parallel(dataset, contents) -> None:
+    sample = dataset.first()
+    supports = ([1, 6], [7, 12], [13, 24])
+    events = [fo.TemporalDetection(label="shot", support=one) for one in supports]
+    sample["shots"] = fo.TemporalDetections(detections=events)
+    sample.save()
+    dataset.delete_samples(dataset.skip(1).values("id"))
+    shots = dataset.to_clips("shots")
+    models = {"propagator": "flow", "progress": False}
+    assert api.propagate(shots, **models).ok
+    expected = contents(dataset)
+    dataset.delete_frame_field("tracks")
+    workers: set[str] = set()
+
+    def listen(_) -> None:
+        leases = list(locks.collection("leases").find({}))
+        workers.update(lease["owner"] for lease in leases)
+        assert {lease["_id"].rpartition("/")[2].count(":") for lease in leases} <= {1}
+
+    made = api.propagate(
+        shots, **{**models, "progress": listen}, executor="processes", workers=2
+    )
+    assert made.ok, made.failures
+    assert contents(dataset) == expected
+    assert left_over() == [0, 0, 0]
+    again = api.propagate(shots, **models, executor="processes", workers=2)
+    assert again.ok and again.frames == 0
 
 
 def test_captioners_leave_a_worker_for_the_stages_before(dataset) -> None:
