@@ -5,13 +5,29 @@ accepts some, as the panel does it; images, which are drawn ahead, are left out.
 dataset is deleted afterwards.
 
     python -m benchmarks.review --captions 10000 100000
+
+With ``--app``, also how long Next and Accept take in the App's page, and FiftyOne's own
+panel of histograms beside them in the same run.
+
+    python -m benchmarks.review --captions 100000 --app
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -35,6 +51,8 @@ EACH = 10
 
 TURNS = 20
 """Captions that are looked at and accepted."""
+
+SECONDS_TO_START = 180
 
 T = TypeVar("T")
 
@@ -79,10 +97,103 @@ def fill(dataset: fo.Dataset, captions: int) -> None:
         collection.insert_many(copies)
 
 
+def in_app(dataset: fo.Dataset) -> dict[str, float]:
+    """Measures panels in the App, in headless Chromium, in milliseconds.
+
+    A click counts until the page shows its result; FiftyOne's own panel of histograms
+    counts from the choice of another field until it is drawn.
+    """
+    from playwright.sync_api import sync_playwright
+
+    with serving(dataset.name) as address, sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1500, "height": 950})
+        page.set_default_timeout(300_000)
+        page.goto(f"{address}/datasets/{dataset.name}")
+        page.locator("[data-cy=looker]").first.wait_for()
+        with suppress(Exception):
+            page.get_by_role("button", name="Dismiss").click(timeout=3000)
+        # FiftyOne's own, first.
+        page.get_by_title("New panel").first.click()
+        page.get_by_text("Histograms", exact=True).first.click()
+        page.get_by_placeholder("Select field").wait_for()
+
+        def draw(field: str) -> None:
+            box = page.get_by_placeholder("Select field")
+            box.fill(field)
+            page.get_by_text(field, exact=True).last.click()
+            page.locator("[data-cy=histograms-container] path").first.wait_for()
+
+        drawn = timed(lambda: draw("captions.detections.label"))[1]
+        page.get_by_title("New panel").last.click()
+
+        def open_panel() -> None:
+            page.get_by_text("Region captions", exact=True).first.click()
+            page.get_by_text(" reviewed (").wait_for()
+
+        found = {"histogram": drawn, "open": timed(open_panel)[1]}
+        title = page.get_by_text(re.compile(r"^[\d,]+ / [\d,]+ "))
+
+        def press(button: str) -> None:
+            before = title.inner_text()
+            page.get_by_role("button", name=button, exact=True).click()
+            page.wait_for_function(
+                "before => ![...document.querySelectorAll('p')]"
+                ".some(p => p.innerText === before)",
+                arg=before,
+                polling="raf",
+            )
+
+        for button in ("Next", "Accept"):
+            times = [timed(lambda b=button: press(b))[1] for _ in range(TURNS)]
+            found[button] = median(times)
+        browser.close()
+    return found
+
+
+@contextmanager
+def serving(dataset: str) -> Iterator[str]:
+    """Serves the App with the plugin; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import sys; import fiftyone as fo; "
+        "fo.launch_app(fo.load_dataset(sys.argv[1]), remote=True, "
+        "port=int(sys.argv[2]), address='127.0.0.1').wait(-1)"
+    )
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, dataset, str(port)],
+        env={
+            **os.environ,
+            "FIFTYONE_PLUGINS_DIR": str(root),
+            "FIFTYONE_DO_NOT_TRACK": "true",
+        },
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(SECONDS_TO_START):
+            with suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(address, timeout=5)
+                break
+            time.sleep(1)
+        yield address
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--captions", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--app", action="store_true", help="measure in the App too")
     options = parser.parse_args()
     print("| captions | open, ms | show, median ms | accept, median ms |")
     print("|---:|---:|---:|---:|")
@@ -115,6 +226,10 @@ def main() -> None:
                 f"| {median(accepts):.1f} |",
                 flush=True,
             )
+        if options.app:
+            dataset.persistent = True  # for the App's process
+            for name, spent in in_app(dataset).items():
+                print(f"in the App, {name}: {spent:.0f} ms", flush=True)
     finally:
         dataset.delete()
 

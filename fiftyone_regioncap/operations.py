@@ -573,6 +573,7 @@ _DECLARED = (
         "training.options:CompareOptions",
         run="training.comparing:compare_captions",
         models=(CAPTIONER,),
+        media=_ALL_MEDIA,
         positional=("captions", "output"),
     ),
     Operation(

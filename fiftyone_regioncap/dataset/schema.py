@@ -93,6 +93,12 @@ _REGION_ATTRIBUTES = (
     Declared("caption_category_score", fo.FloatField),
 )
 
+SAID_OF_REGIONS: tuple[str, ...] = (
+    *(item.name for item in (*_REGION_ATTRIBUTES, *_REVIEW_ATTRIBUTES)),
+    *embeddings.ATTRIBUTES,
+)
+"""Attributes of a region that are about its caption, not about where it is."""
+
 _DENSE_ATTRIBUTES = (
     Declared("caption", fo.StringField),
     Declared("caption_model", fo.StringField),

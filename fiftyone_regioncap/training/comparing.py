@@ -7,12 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import fiftyone.core.collections as foco
+import fiftyone.core.media as fom
 
 from fiftyone_regioncap.core.errors import OptionError
+from fiftyone_regioncap.core.options import Options
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
+from fiftyone_regioncap.dataset.caption_fields import CaptionField
+from fiftyone_regioncap.dataset.schema import SAID_OF_REGIONS
 from fiftyone_regioncap.jobs.executors.choosing import run_stages
-from fiftyone_regioncap.jobs.options import CaptionOptions
+from fiftyone_regioncap.jobs.options import CaptionOptions, RegionOptions
 from fiftyone_regioncap.review.preferences import Preferences, preferences
 from fiftyone_regioncap.training.data import chosen_tracks
 from fiftyone_regioncap.training.options import CompareOptions
@@ -59,7 +63,8 @@ def compare_captions(
     """Writes a model's captions into a field of their own, beside those of another.
 
     Args:
-        samples: A dataset or a view of videos.
+        samples: A dataset or a view; the regions of images are copied to a field of
+            their own first.
         options: The fields.
         captioner: The captioner, or its specification.
         listener: Called with each event of progress.
@@ -75,18 +80,43 @@ def compare_captions(
             "name another one"
         )
     dataset = samples._root_dataset
-    fields.require_captions(dataset, options.captions)
-    tracks = chosen_tracks(dataset, options.tracks)
-    caption = CaptionOptions(
-        tracks=tracks, output=options.output, prompt=options.prompt
-    )
+    stage: Options
+    if dataset.media_type == fom.IMAGE:
+        _copy_regions(samples, options.captions, options.output)
+        name = "caption_regions"
+        stage = RegionOptions(field=options.output, prompt=options.prompt)
+    else:
+        fields.require_captions(dataset, options.captions)
+        name = "caption"
+        stage = CaptionOptions(
+            tracks=chosen_tracks(dataset, options.tracks),
+            output=options.output,
+            prompt=options.prompt,
+        )
     done = run_stages(
         samples,
         "compare_captions",
-        {"caption": caption},
+        {name: stage},
         {"captioner": captioner},
         listener=listener,
         cancel=cancel,
     )
     found = preferences(samples, options.captions, options.output)
     return Comparison(found, len(done.failures), done.run)
+
+
+def _copy_regions(samples: foco.SampleCollection, captions: str, output: str) -> None:
+    """Copies regions without what was said of them, where that was not done before."""
+    own = CaptionField.of(samples, captions)
+    if own.dataset.has_field(output):
+        CaptionField.of(samples, output)
+        return
+    samples.clone_sample_field(captions, output)
+    copied = CaptionField.of(samples, output)
+    said = [
+        name
+        for name in SAID_OF_REGIONS
+        if own.dataset.has_field(f"{copied.labels}.{name}")
+    ]
+    if said:
+        own.dataset.delete_sample_fields([f"{copied.labels}.{one}" for one in said])

@@ -542,3 +542,17 @@ def test_windows_don_t_cover_each_other(
     lanes = review_card.lanes([record(1, *support) for support in supports])
     assert len(lanes) == rows
     assert sorted(r.support for lane in lanes for r in lane) == sorted(supports)
+
+
+def test_captions_of_regions_are_compared_in_a_field_of_their_own(images):
+    (first, *_) = ReviewQueue.of(images, "regions").select()
+    review.apply(images, "regions", [first], review.edit("mine"))
+    compared = frc.compare_captions(
+        images, "regions", "again", captioner="measured", progress=False
+    )
+    assert compared.ok and compared.found.pairs == 4
+    images.reload()
+    old, new = (images.first()[name].detections[0] for name in ("regions", "again"))
+    assert old.bounding_box == new.bounding_box
+    assert old.caption == "mine" and "gray" in new.caption
+    assert not new.has_field("review") and old.review == "edited"
