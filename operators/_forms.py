@@ -73,7 +73,7 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         elif field.name not in _OF_A_SAMPLE or ctx.current_sample is not None:
             ask_option(inputs, ctx, field, ctx.params)
     for model in operation.models:
-        _ask_model(inputs, ctx, model, advanced)
+        _ask_model(inputs, ctx, model, advanced, operation.dry)
     for field in operation.settings if advanced else ():
         if field.declaration.advanced:
             ask_option(inputs, ctx, field, ctx.params)
@@ -382,9 +382,17 @@ def _scores(ctx: Any) -> list[str]:
 
 
 def _ask_model(
-    inputs: types.Object, ctx: Any, model: ModelChoice, advanced: bool
+    inputs: types.Object, ctx: Any, model: ModelChoice, advanced: bool, dry: bool
 ) -> None:
-    """Asks for a model: which, its weights, its own options, its license's consent."""
+    """Asks for a model: which, its weights, its own options, its license's consent.
+
+    Args:
+        inputs: The form.
+        ctx: The execution context.
+        model: The model that is asked for.
+        advanced: Whether to ask for what few need, too.
+        dry: Whether it isn't loaded, so that neither weights nor consent are needed.
+    """
     registry, cards = model.registry, model.cards
     texts = {} if model.only else {AUTO: f"auto ({registry.choose()[0].name})"}
     if model.optional:
@@ -406,7 +414,7 @@ def _ask_model(
         return
     card = registry.choose()[0] if wanted == AUTO else cards[wanted]
     weights = ctx.params.get(f"{model.name}_weights")
-    missing = None if weights or wanted == AUTO else card.missing()
+    missing = None if dry or weights or wanted == AUTO else card.missing()
     if missing is not None or advanced:
         inputs.str(
             f"{model.name}_weights",
@@ -419,7 +427,7 @@ def _ask_model(
             f"{model.name}_missing",
             types.Warning(label=f"{card.name} is not ready", description=missing),
         )
-    if wanted != AUTO and not weights and card.wants_consent():
+    if not (dry or wanted == AUTO or weights) and card.wants_consent():
         consent = inputs.bool(
             "accept_license",
             default=False,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fiftyone_regioncap.core.errors import OptionError
 from fiftyone_regioncap.core.options import Options, group, option
@@ -441,14 +440,3 @@ class PlanOptions(Options):
     gradient_checkpointing: bool = option(
         False, "Compute activations twice in training instead of keeping them."
     )
-    recipe_options: Mapping[str, Any] = option(
-        None,
-        "Options that only the training of this model has; docs/options.md lists them.",
-        advanced=True,
-    )
-
-    def __post_init__(self) -> None:
-        """Validates each option."""
-        if self.recipe_options is None:
-            object.__setattr__(self, "recipe_options", {})
-        super().__post_init__()

@@ -170,8 +170,7 @@ def _training(
 
     if card.training is None:
         raise OptionError(f"{card.name} has no training")
-    kind = card.training_options
-    own = kind.from_mapping(options.recipe_options, f"training of {card.name}")
+    own = card.training_options()
     recipe, sample = resolve(card.training).without_weights(weights, dtype, own)
     network = recipe.network.train()
     if options.gradient_checkpointing:
