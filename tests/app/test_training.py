@@ -70,7 +70,9 @@ def test_a_person_trains_and_captions(
     page.screenshot(path=artifacts / "training-summary.png")
     assert (out / "weights" / "README.md").is_file()
 
-    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Done").click()
+    page.get_by_role("dialog").wait_for(state="hidden")
+    page.wait_for_timeout(1000)
     open_operator(page, "caption_tracks")
     page.get_by_role("switch").or_(page.get_by_role("checkbox")).last.click()
     page.get_by_text("auto (measured)").first.click()
