@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._from_picture import PICTURE_OPERATORS
 from ._operations import OPERATION_OPERATORS
 from ._review_prompts import ChooseCaptions, EditCaption
+from ._running import CancelJob
 from .jobs_panel import JobsPanel
 from .review_panel import ChangeAll, ReviewPanel
 from .search_panel import SearchPanel
@@ -19,5 +20,6 @@ OPERATORS = (
     ChangeAll,
     SearchPanel,
     JobsPanel,
+    CancelJob,
     TracksPanel,
 )

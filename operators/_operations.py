@@ -276,8 +276,10 @@ def _let_annotate(dataset: fo.Dataset, prompts: str) -> None:
             dataset.update_label_schema(field, schema)
             dataset.activate_label_schemas(field)
     if dataset.app_config.active_fields is None:
-        hidden = fo.ActiveFields(exclude=True, paths=[prompts])
-        dataset.app_config.active_fields = hidden
+        labels = set(dataset._get_label_fields()) - {prompts}
+        dataset.app_config.active_fields = fo.ActiveFields(
+            exclude=False, paths=sorted(labels)
+        )
         dataset.save()
 
 

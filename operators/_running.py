@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
+from uuid import uuid4
 
+import fiftyone.operators as foo
 from fiftyone.operators import types
 
 from fiftyone_regioncap.core.errors import Canceled, RegionCapError
@@ -85,6 +87,7 @@ class _Work:
     error: BaseException | None = None
 
     def __init__(self, job: Job) -> None:
+        self.id = uuid4().hex
         self._job = job
         self._cancel = threading.Event()
         self._events: queue.SimpleQueue[ProgressEvent | None] = queue.SimpleQueue()
@@ -93,6 +96,7 @@ class _Work:
     def __iter__(self) -> Iterator[ProgressEvent | None]:
         thread = threading.Thread(target=self._run, name="regioncap-job")
         thread.start()
+        _at_work[self.id] = self
         try:
             while not self._ended.is_set():
                 yield self._latest()
@@ -101,6 +105,11 @@ class _Work:
             # next step, and what it wrote stays.
             self._cancel.set()
             thread.join()
+            del _at_work[self.id]
+
+    def cancel(self) -> None:
+        """Asks the job to stop after the step at hand."""
+        self._cancel.set()
 
     def _run(self) -> None:
         try:
@@ -122,6 +131,39 @@ class _Work:
                 break
             latest = event or latest
         return latest
+
+
+_at_work: dict[str, _Work] = {}
+"""The jobs of this process, by their ids."""
+
+
+class CancelJob(foo.Operator):
+    """Stops a job whose progress is shown, which covers all else in the App."""
+
+    @property
+    def config(self) -> foo.OperatorConfig:
+        """Configuration of the operator; it is not listed in the browser."""
+        label = "Cancel a job"
+        return foo.OperatorConfig(name="cancel_job", label=label, unlisted=True)
+
+    def execute(self, ctx: Any) -> None:
+        """Asks the job to stop."""
+        work = _at_work.get(ctx.params["work"])
+        if work is not None:
+            work.cancel()
+            ctx.ops.notify("The job stops after the step at hand; what it wrote stays")
+
+
+def _progress(ctx: Any, work: _Work, label: str, fraction: float) -> Any:
+    """Returns the message that shows progress, with a button that stops the job."""
+    shown = types.Object()
+    shown.float("progress", view=types.ProgressView(label=label))
+    uri = f"{ctx.operator_uri.rpartition('/')[0]}/cancel_job"
+    button = types.Button(label="Cancel", operator=uri, params={"work": work.id})
+    shown.view("cancel", button)
+    return ctx.ops.show_output(
+        outputs=types.Property(shown).to_json(), results={"progress": fraction}
+    )
 
 
 def words(error: BaseException) -> str:
@@ -161,7 +203,7 @@ def _stream(
         shown = label
         if event is None:
             shown = f"{label} ({time.monotonic() - began:.0f} s)"
-        yield ctx.ops.set_progress(label=shown, progress=fraction)
+        yield _progress(ctx, work, shown, fraction)
     if work.error is not None:
         yield from show_error(ctx, work.error)
         return
@@ -197,9 +239,10 @@ def _show_written(ctx: Any, known: set[str], colored: bool) -> Iterator[Any]:
     if scheme is not None and not colored:  # which the App reads with a page only
         yield ctx.trigger("set_color_scheme", {"color_by": scheme.color_by})
     fresh = _label_fields(ctx.dataset) - known
-    hidden = ctx.dataset.app_config.active_fields
-    if fresh and hidden is not None and hidden.exclude:
-        active = ({*ctx.active_fields} | fresh) - {*hidden.paths}
+    shown = ctx.dataset.app_config.active_fields
+    if fresh and shown is not None and not shown.exclude:
+        hidden = _label_fields(ctx.dataset) - {*shown.paths}
+        active = ({*ctx.active_fields} | fresh) - hidden
         yield ctx.trigger("set_active_fields", {"fields": sorted(active)})
     if ctx.current_sample is None:
         return

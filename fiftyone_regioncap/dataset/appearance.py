@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import fiftyone as fo
 
+from fiftyone_regioncap.dataset.fields import frames_field
 from fiftyone_regioncap.dataset.locks import locked
 from fiftyone_regioncap.dataset.schema import (
     error_field,
@@ -24,8 +25,9 @@ _BOOKKEEPING = (status_field, error_field, origin_field, objects_field)
 def tidy(dataset: fo.Dataset, *outputs: str) -> None:
     """Makes the fields that jobs keep for themselves read-only, in a closed group.
 
-    The objects of a dataset without colors of its own get a color each. What a person
-    chose of the sidebar and the colors stays.
+    The objects of a dataset without colors of its own get a color each, and where the
+    fields that the App shows are listed, the outputs join them. What a person chose of
+    the sidebar and the colors stays.
 
     Args:
         dataset: The dataset.
@@ -59,6 +61,10 @@ def _tidy(dataset: fo.Dataset, outputs: Sequence[str]) -> None:
             groups.append(own)
         own.paths = sorted({*own.paths, *kept})
         config.sidebar_groups = groups
+    shown = config.active_fields
+    if shown is not None and not shown.exclude:
+        paths = (o if dataset.has_sample_field(o) else frames_field(o) for o in outputs)
+        shown.paths = list(dict.fromkeys([*shown.paths, *paths]))
     if config.color_scheme is None:
         config.color_scheme = fo.ColorScheme(color_by="instance")
     dataset.save()

@@ -37,6 +37,7 @@ def test_a_person_stops_a_job_and_sees_what_failed(
     dataset: fo.Dataset,
     serve: Callable[[str], str],
     page: Any,
+    open_operator: Callable[[Any, str], None],
     artifacts: Path,
 ) -> None:
     def run(view: Any) -> Any:
@@ -46,6 +47,21 @@ def test_a_person_stops_a_job_and_sees_what_failed(
     assert len(summary.failures) == 1
     page.goto(serve(dataset.name))
     page.locator("[data-cy=looker]").first.wait_for()
+    page.get_by_role("button", name="Dismiss").click()
+
+    # One whose progress the page shows.
+    open_operator(page, "propagate_masks")
+    page.get_by_text("auto (mobilesam)").first.click()
+    page.get_by_role("option", name="flow: ").first.click()
+    page.wait_for_timeout(1500)
+    page.get_by_role("button", name="Execute").first.click()
+    page.get_by_text("left", exact=False).last.wait_for()
+    page.screenshot(path=artifacts / "jobs-progress.png")
+    page.get_by_role("button", name="Cancel").last.click()
+    page.get_by_text("Canceled.").first.wait_for()
+    page.get_by_role("button", name="Done").click()
+
+    # One of another process, here the SDK's.
     with ThreadPoolExecutor() as pool:
         job = pool.submit(run, dataset.skip(1))
         page.get_by_title("New panel").last.click()
@@ -54,7 +70,8 @@ def test_a_person_stops_a_job_and_sees_what_failed(
         panel.get_by_text("running").wait_for()
         page.screenshot(path=artifacts / "jobs-running.png")
         panel.get_by_role("button", name="Cancel").click()
-        panel.get_by_text("canceled").wait_for()
+        panel.get_by_text("running").wait_for(state="hidden")
+        assert panel.get_by_text("canceled").count() == 2
         with pytest.raises(Canceled):
             job.result()
     panel.get_by_text("gone.mp4").first.wait_for()

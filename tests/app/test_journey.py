@@ -293,3 +293,9 @@ def test_a_person_works_beside_the_picture(
     for label in ("Propagate masks", "Propagate from here", "Caption tracks"):
         page.get_by_text(label, exact=True).last.wait_for()
     picture("jobs")
+
+    # Somebody who comes later sees tracks and captions, and no prompts.
+    page.goto(address)
+    page.locator("[data-cy=tag-captions]").first.wait_for()
+    page.wait_for_timeout(1000)
+    picture("later")
