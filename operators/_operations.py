@@ -17,6 +17,7 @@ from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.schema import status_field
+from fiftyone_regioncap.dataset.store import undisturbed
 from fiftyone_regioncap.operations import OPERATIONS, Operation
 
 from . import _forms, _running, _scope
@@ -268,7 +269,7 @@ def _let_annotate(dataset: fo.Dataset, prompts: str) -> None:
     Annotate shows a field once it has a schema for it, which a person would have to
     set up by hand, and of labels of one instance only one, so prompts are hidden.
     """
-    dataset.reload()
+    undisturbed(dataset.reload)
     for field in fields.track_fields(dataset):
         written = dataset.has_field(status_field(field))
         if written and field not in (dataset.label_schemas or {}):

@@ -16,6 +16,7 @@ from fiftyone.operators import types
 from fiftyone_regioncap.core.errors import Canceled, RegionCapError
 from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
+from fiftyone_regioncap.dataset.store import undisturbed
 
 from ._layout import WRAP
 
@@ -233,7 +234,7 @@ def _show_written(ctx: Any, known: set[str], colored: bool) -> Iterator[Any]:
     """
     if ctx.dataset is None:
         return
-    ctx.dataset.reload()
+    undisturbed(ctx.dataset.reload)
     yield ctx.ops.reload_dataset()
     scheme = ctx.dataset.app_config.color_scheme
     if scheme is not None and not colored:  # which the App reads with a page only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import fiftyone as fo
 
@@ -14,7 +15,7 @@ from fiftyone_regioncap.dataset.schema import (
     origin_field,
     status_field,
 )
-from fiftyone_regioncap.dataset.store import refresh_schema
+from fiftyone_regioncap.dataset.store import refresh_schema, undisturbed
 
 GROUP = "job bookkeeping"
 """Group of the sidebar with the fields that only jobs write."""
@@ -46,7 +47,8 @@ def _tidy(dataset: fo.Dataset, outputs: Sequence[str]) -> None:
         field = dataset.get_field(name)
         if not field.read_only:
             field.read_only = True
-            field.save(_enforce_read_only=False)  # another process may have been first
+            # Another process may have been first.
+            undisturbed(partial(field.save, _enforce_read_only=False))
     config = dataset.app_config
     groups = config.sidebar_groups or fo.DatasetAppConfig.default_sidebar_groups(
         dataset

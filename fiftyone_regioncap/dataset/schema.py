@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import fiftyone as fo
@@ -19,6 +20,7 @@ from fiftyone_regioncap.dataset.store import (
     frame_path,
     read_only,
     refresh_schema,
+    undisturbed,
 )
 
 
@@ -338,7 +340,7 @@ def declare(
             parts.setdefault((root, bool(dot)), {})[item.name] = item.field
         for (root, _), part in parts.items():
             try:
-                merge(part)
+                undisturbed(partial(merge, part))
             except ValueError as wrong:
                 there = dataset.get_field(prefix + root)
                 if there is not None and there.read_only:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -39,6 +40,7 @@ from fiftyone_regioncap.dataset.store import (
     now,
     reload_sample,
     require_stored,
+    undisturbed,
 )
 from fiftyone_regioncap.dataset.targets import hides_labels
 from fiftyone_regioncap.dataset.types import FieldTypes
@@ -253,7 +255,7 @@ class _Sequences(Videos):
         ]
         for name in fields:
             kind = videos.get_field(f"frames.{name}")
-            source._merge_sample_field_schema({name: kind})
+            undisturbed(partial(source._merge_sample_field_schema, {name: kind}))
             if records and kind.document_type is fo.Detections:
                 schema.declare_regions(source, name)
         ids = self.images[sample_id]
@@ -290,7 +292,7 @@ class _Sequences(Videos):
             for n, k in videos.get_field_schema().items()
             if n.endswith(BOOKKEEPING)
         }
-        source._merge_sample_field_schema(said)
+        undisturbed(partial(source._merge_sample_field_schema, said))
         own = videos._sample_collection.find_one({"_id": ObjectId(sample_id)}) or {}
         kept = {name: own.get(name) for name in said}
         if kept:

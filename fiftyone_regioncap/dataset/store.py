@@ -8,14 +8,15 @@ big, so this module (and no other) reads and writes the collections themselves.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import fiftyone as fo
 import fiftyone.core.clips as foc
@@ -41,11 +42,15 @@ from fiftyone_regioncap.dataset.types import FieldTypes
 Document: TypeAlias = dict[str, Any]
 """A document or sub-document as it lies in the database."""
 
+T = TypeVar("T")
+
 FRAMES_PER_QUERY = 128
 """How many frames one query names at most."""
 
 _PLACE = re.compile(r"\.\$\[\w*\]")
 """A place in a list, in the path of an update."""
+
+_ATTEMPTS = 1000
 
 _FENCED = 241
 """MongoDB's code for a value that can't be converted."""
@@ -86,6 +91,25 @@ def reload_sample(dataset: fo.Dataset, sample_id: ObjectId | str) -> None:
     which fails while another thread loads one; this looks up the one by its id.
     """
     fos.Sample._reload_doc(dataset._sample_collection_name, sample_id)
+
+
+def undisturbed(action: Callable[[], T]) -> T:
+    """Does something to a dataset, again where other threads have disturbed it.
+
+    FiftyOne's functions on whole datasets iterate its tables of all samples and frames
+    in memory, which fails while another thread loads one.
+
+    Args:
+        action: What to do; it can be repeated.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return action()
+        except RuntimeError as error:
+            if "changed size during iteration" not in str(error):
+                raise
+            time.sleep(0.001)  # so that the other thread gets on
+    return action()
 
 
 def absent_fields(dataset: fo.Dataset, fields: Sequence[str]) -> list[str]:
@@ -161,7 +185,7 @@ def refresh_schema(dataset: fo.Dataset) -> None:
     for kind in ("sample_fields", "frame_fields"):
         there = [item["name"] for item in found.get(kind) or ()]
         if there != [item.name for item in getattr(here, kind)]:
-            dataset.reload()
+            undisturbed(dataset.reload)
             return
 
 
@@ -572,7 +596,6 @@ class Store:
 
     def reload_frames(self) -> None:
         """Makes frame objects in memory show what was written past them."""
-        self.sample.frames.reload()
-        fofr.Frame._reload_docs(
-            self.dataset._frame_collection_name, sample_ids=[str(self.sample_id)]
-        )
+        name, ids = self.dataset._frame_collection_name, [str(self.sample_id)]
+        undisturbed(self.sample.frames.reload)
+        undisturbed(lambda: fofr.Frame._reload_docs(name, sample_ids=ids))
