@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("search", "timeline", "map", "review")
-STEPS = ("drawn", "propagate", "corrected", "propagate-from", "summary", "jobs")
+STEPS = ("propagate", "opened")
 WIDTH = 1200
 TESTS = ("tests/app/test_tour.py", "tests/app/test_journey.py")
 

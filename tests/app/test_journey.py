@@ -155,8 +155,10 @@ def go_to(page: Any, share: float) -> None:
     """Moves the playhead in Annotate."""
     page.get_by_test_id("timeline-playhead-handle").wait_for()
     page.wait_for_timeout(1500)  # the frame at hand is drawn
-    ruler = page.get_by_test_id("timeline-ruler").bounding_box()
-    page.mouse.click(ruler["x"] + ruler["width"] * share, ruler["y"] + 12)
+    ruler = page.get_by_test_id("timeline-ruler")
+    wait_until(lambda: ruler.bounding_box() is not None)  # it is laid out anew
+    box = ruler.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * share, box["y"] + 12)
     page.wait_for_timeout(1500)
 
 
