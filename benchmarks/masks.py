@@ -21,6 +21,14 @@ its processors, in the propagator alone.
 mirrored copy that comes near and parts again), a ``crossing`` (the mirrored frame's
 object moves over it), and an ``entry`` (the view is cut so that it enters as a sliver).
 
+``--encodings DIR`` keeps encodings of whole frames there, and cuts parts out of them:
+ideas on memory and decoder are then measured in a fourth of the time, J within .002 of
+what is encoded anew. Times mean nothing with it.
+
+``--corrections`` prompts each object wrongly (its mask, moved by its own size) and then
+rightly, and compares J from there on with runs that were prompted rightly twice, and
+once.
+
 Three baselines run on the same clips: ``still`` keeps the first mask where it is,
 ``flow-only`` moves it along the optical flow, ``reprompt`` gives MobileSAM the box of
 the last mask on each frame.
@@ -28,8 +36,10 @@ the last mask on each frame.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,20 +48,29 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from fiftyone_regioncap.core.types import Frame, Mask, ObjectMask, Prompt, box_of_mask
 from fiftyone_regioncap.evaluation.masks import contour_accuracy, region_similarity
 from fiftyone_regioncap.models.registry import ModelSpec
-from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
+from fiftyone_regioncap.propagation.base import (
+    PropagationRequest,
+    Propagator,
+    PropagatorInfo,
+)
 from fiftyone_regioncap.propagation.flow import FlowTracker
 from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
 from fiftyone_regioncap.propagation.mobilesam.segmenter import (
+    INPUT_SIDE,
+    Encoding,
     Grid,
     MobileSam,
+    Part,
     half_is_fast,
 )
+from fiftyone_regioncap.propagation.mobilesam.tinyvit import CHANNELS
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.propagation.stream import StreamPropagation, Tracker
 from fiftyone_regioncap.system import assets
@@ -263,6 +282,43 @@ def entry(clip: Clip) -> Clip:
     )
 
 
+def keep_encodings(folder: Path) -> None:
+    """Lets MobileSAM take encodings from a folder that it fills.
+
+    Args:
+        folder: Folder of one file a frame and size; made if it isn't there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    encode = MobileSam.encode_stages
+
+    def kept(
+        self: MobileSam,
+        frame: Frame,
+        *,
+        side: int = INPUT_SIDE,
+        padded: bool = False,
+        half: bool = False,
+        part: Part | None = None,
+    ) -> Encoding:
+        digest = hashlib.sha256(frame.tobytes())
+        digest.update(repr((frame.shape, side, padded, half)).encode())
+        file = folder / f"{digest.hexdigest()}.npy"
+        if not file.exists():
+            whole = encode(self, frame, side=side, padded=padded, half=half)
+            stored = torch.cat([whole.embedding, whole.stage]).half().numpy()
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
+                np.save(temporary, stored)
+            os.replace(temporary.name, file)
+        both = torch.from_numpy(np.load(file)).float()
+        part = part or Grid(*frame.shape[:2], side).whole
+        if not padded:
+            rows, columns = part.slices()
+            both = both[:, rows, columns]
+        return Encoding(both[:CHANNELS], both[CHANNELS:], part)
+
+    MobileSam.encode_stages = kept  # type: ignore[method-assign]
+
+
 @dataclass(frozen=True)
 class Result:
     """Results of one propagator on one clip; N counts pairs of object and frame.
@@ -288,7 +344,7 @@ class Result:
 
 
 def measure(
-    propagator: object, clip: Clip, kind: str, starts: Sequence[float]
+    propagator: Propagator, clip: Clip, kind: str, starts: Sequence[float]
 ) -> Result:
     """Runs a propagator over a clip and compares with the masks.
 
@@ -305,7 +361,7 @@ def measure(
         request = PropagationRequest(
             clip, prompts, direction="both" if share else "forward"
         )
-        run = propagator.propagate(request)  # type: ignore[attr-defined]
+        run = propagator.propagate(request)
         while True:
             before = time.process_time()
             masks = next(run, None)
@@ -344,7 +400,50 @@ def _calibration(results: Sequence[Result]) -> str:
     )
 
 
-def cost(propagator: object, clip: Clip, objects: int, frames: int = 12) -> float:
+def correct(propagator: Propagator, clip: Clip) -> dict[str, float]:
+    """Measures J after a second prompt, by what the first one was.
+
+    Args:
+        propagator: The propagator.
+        clip: Clip with masks on all frames.
+
+    Returns:
+        Mean J over the objects and the frames after a right prompt at a third of the
+        clip, with a wrong or right prompt at its start, or none.
+    """
+    second = len(clip) // 3
+    found: dict[str, list[float]] = {"wrong": [], "right": [], "none": []}
+    for right in clip.prompts("mask"):
+        again = clip.masks[second] == right.object_id
+        assert right.mask is not None
+        box = box_of_mask(right.mask)
+        if right.frame >= second or not again.any() or box is None:
+            continue
+        # Toward the middle, so that the moved mask is in the frame.
+        left, _, over, _ = box
+        aside = round(over - left) * (1 if left + over < clip.width else -1)
+        wrong = np.roll(right.mask, aside, axis=1)
+        later = Prompt(right.object_id, second, mask=again)
+        runs = {
+            "wrong": [replace(right, mask=wrong), later],
+            "right": [right, later],
+            "none": [later],
+        }
+        for name, prompts in runs.items():
+            j = [
+                region_similarity(
+                    np.zeros_like(again) if mask is None else mask,
+                    clip.masks[result.frame] == right.object_id,
+                )
+                for result in propagator.propagate(PropagationRequest(clip, prompts))
+                if result.frame > second
+                for mask in [result.objects[right.object_id].mask]
+            ]
+            found[name].append(float(np.mean(j)))
+    return {name: float(np.mean(j)) for name, j in found.items() if j}
+
+
+def cost(propagator: Propagator, clip: Clip, objects: int, frames: int = 12) -> float:
     """Measures processor time per frame, in milliseconds, of following some boxes.
 
     Args:
@@ -363,9 +462,7 @@ def cost(propagator: object, clip: Clip, objects: int, frames: int = 12) -> floa
              int(x + 0.1 * width) : int(x + min(0.7 * width, 200))] = True  # fmt: skip
         prompts.append(Prompt(n + 1, 0, mask=mask))
     stop = min(frames, len(clip))
-    run = propagator.propagate(  # type: ignore[attr-defined]
-        PropagationRequest(clip, prompts, stop=stop)
-    )
+    run = propagator.propagate(PropagationRequest(clip, prompts, stop=stop))
     times = []
     for _ in range(stop):
         before = time.process_time()
@@ -386,6 +483,12 @@ def cost(propagator: object, clip: Clip, objects: int, frames: int = 12) -> floa
 @click.option("--baselines/--no-baselines", default=True)
 @click.option("--only", default="", help="Names of clips, with commas between.")
 @click.option("--synthetic/--no-synthetic", default=False, help="Also clips made here.")
+@click.option(
+    "--encodings",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps encodings between runs.",
+)
+@click.option("--corrections/--no-corrections", default=False)
 @click.option("--costs", default="", help="Object counts to time, such as 1,8.")
 def main(
     clips: Path | None,
@@ -395,9 +498,13 @@ def main(
     baselines: bool,
     only: str,
     synthetic: bool,
+    encodings: Path | None,
+    corrections: bool,
     costs: str,
 ) -> None:
     """Prints the tables."""
+    if encodings is not None:
+        keep_encodings(encodings)
     if clips is None:
         if "REGIONCAP_CLIPS" not in os.environ:
             raise click.UsageError("give a folder of clips, or set REGIONCAP_CLIPS")
@@ -415,7 +522,7 @@ def main(
         loaded += [
             make(clip) for make in (look_alike, crossing, entry) for clip in single
         ]
-    rivals: dict[str, object] = {}
+    rivals: dict[str, Propagator] = {}
     if baselines:
         model = MobileSam.from_pretrained(assets.fetch(WEIGHTS))
         rivals = {
@@ -433,6 +540,13 @@ def main(
         for name, propagator in rivals.items():
             spent = cost(propagator, loaded[0], count)
             click.echo(f"{name}: {count} objects, {spent:.0f} ms a frame")
+    if corrections:
+        for name, propagator in rivals.items():
+            click.echo(f"{name}, J after a right prompt, by the prompt before it")
+            for clip in loaded:
+                after = correct(propagator, clip)
+                told = ", ".join(f"{kind} {j:.3f}" for kind, j in after.items())
+                click.echo(f"  {clip.name:26} {told}")
     shares = [float(share) for share in starts.split(",")]
     for kind in prompts.split(","):
         for name, propagator in rivals.items():

@@ -65,7 +65,12 @@ class _Carried:
 
 
 def refine(
-    model: MobileSam, encoding: Encoding, grid: Grid, soft: Tensor, settings: Settings
+    model: MobileSam,
+    encoding: Encoding,
+    grid: Grid,
+    soft: Tensor,
+    targets: Tensor,
+    settings: Settings,
 ) -> list[Refined | None]:
     """Takes, of the decoder's four masks, the one that is most like the carried mask.
 
@@ -79,6 +84,7 @@ def refine(
         grid: Cell grid of the frame.
         soft: Soft masks of N objects carried from other frames, float (N, rows * 4,
             columns * 4) in [0, 1].
+        targets: Mean embedding of each object where it was prompted, float (N, 256).
         settings: Settings of tracking.
 
     Returns:
@@ -103,6 +109,7 @@ def refine(
                 ]
             ),
             parts=[one.part for one in group],
+            targets=targets[numbers] * settings.target,
         )
         for number, one, candidates in zip(numbers, group, decoded, strict=True):
             refined[number] = _choose(one, candidates, settings)

@@ -38,8 +38,6 @@ def side_for(
     Returns:
         Longest side of the encoder's input in pixels, a multiple of 16.
     """
-    if settings.finest <= settings.side:
-        return settings.side
     first = min(prompt.frame for prompt in prompts)
     boxes = [
         prompt.box if prompt.mask is None else box_of_mask(prompt.mask)
@@ -58,9 +56,8 @@ def side_for(
             (min(top), max(bottom), height),
         )
     ]
-    finer = math.sqrt(height * width / (shown[0] * shown[1]))
-    side = int(settings.side * finer) // STRIDE * STRIDE
-    return min(max(side, settings.side), settings.finest)
+    finer = min(math.sqrt(height * width / (shown[0] * shown[1])), settings.zoom)
+    return max(round(settings.side * finer / STRIDE) * STRIDE, settings.side)
 
 
 def searched(labels: Iterable[Tensor | None], grid: Grid, reach: int) -> Part:

@@ -381,6 +381,7 @@ class MobileSam(nn.Module):
         boxes: NDArray[np.floating],
         mask_logits: Tensor,
         parts: Sequence[Part],
+        targets: Tensor,
     ) -> Tensor:
         """Returns all four masks of the decoder for N objects, at low resolution.
 
@@ -396,6 +397,9 @@ class MobileSam(nn.Module):
                 columns * 4).
             parts: Cells that the decoder sees of each object, all of them encoded, and
                 as many rows and columns for each object.
+            targets: Mean embedding of each object where it was prompted, float (N,
+                256), which is added to the decoder's tokens as in R. Zhang et al.,
+                "Personalize Segment Anything Model with One Shot", ICLR 2024.
 
         Returns:
             Logits, float (N, 4, rows * 4, columns * 4).
@@ -419,6 +423,7 @@ class MobileSam(nn.Module):
                 [self._positions(part, grid) for part in parts]
             ),
             attention_similarity=None,
+            target_embedding=targets[:, None, None],
         )
         # transformers' own forward gives either the first mask or the other three.
         image = image.transpose(2, 3).reshape(

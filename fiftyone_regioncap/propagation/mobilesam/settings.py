@@ -19,8 +19,8 @@ class Settings:
     Attributes:
         side: Longest side of the encoder's input in pixels, a multiple of 16, where
             objects may be anywhere in the frame. 1024 is what MobileSAM was trained at.
-        finest: Longest side at most, where the part of the frame that is searched is
-            so small that it costs no more.
+        zoom: How many times finer than that the part of the frame that is searched is
+            encoded at most, where it is so small that it costs no more.
         reduced_precision: Whether to encode and match in bfloat16; None means where the
             processor has instructions for it, which halves the time.
         dimensions: Principal components kept of a cell's features. 128 of 416: no
@@ -50,6 +50,9 @@ class Settings:
         anchor_reach: Cells around the carried mask where it counts.
         margin: Cells that the decoder sees around the carried box, as a share of its
             longer side. All: +.002, three times the time with eight objects.
+        target: How much of the object's mean embedding is added to the decoder's
+            tokens. 0: -.005 from the middle both ways, most where a rider or dancer
+            loses limbs.
         blend: Share of the carried mask mixed into the decoder's logits, which lose
             what is thin. 0: -.007, .5: -.008.
         fragment: Parts smaller than this share of the largest are dropped.
@@ -63,7 +66,7 @@ class Settings:
     """
 
     side: int = 768
-    finest: int = 0
+    zoom: float = 4 / 3
     reduced_precision: bool | None = None
     dimensions: int = 128
     recent: int = 3
@@ -80,6 +83,7 @@ class Settings:
     anchor: float = 0.8
     anchor_reach: int = 3
     margin: float = 0.3
+    target: float = 1.0
     blend: float = 0.3
     fragment: float = 0.1
     agreement: float = 0.5
@@ -89,7 +93,7 @@ class Settings:
 
 
 PRESETS: Final[dict[Preset, Settings]] = {
-    "fast": Settings(side=448, finest=768),
+    "fast": Settings(side=448, zoom=12 / 7),
     "balanced": Settings(),
-    "best": Settings(side=1024),
+    "best": Settings(side=1024, zoom=1),
 }

@@ -69,6 +69,8 @@ class MobileSamTracker:
         self._bank = MemoryBank(settings)
         # By object id, uint8 (cells, 16) of the previous frame; none while it is lost.
         self._last: dict[int, Tensor | None] = {}
+        # By object id, mean embedding (256,) on the latest prompted frame.
+        self._targets: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def step(
@@ -109,6 +111,10 @@ class MobileSamTracker:
             claims[object_id] = shown.cpu().numpy()
             agreements[object_id] = scores[object_id] = 1.0
             self._correct(object_id, claims[object_id] > 0, similarities)
+            shares = to_blocks(shrink(claims[object_id] > 0, self._grid))
+            weights = shares.to(self._model.device).float().sum(dim=1)
+            target = encoding.embedding.flatten(1) @ weights
+            self._targets[object_id] = target / weights.sum().clamp(min=1.0)
         stacked = np.stack(list(claims.values()))
         masks = stacked > 0 if self._overlap else compete(stacked)
 
@@ -143,7 +149,8 @@ class MobileSamTracker:
         if not self._overlap and len(soft) > 1:
             soft = torch.where(soft >= soft.amax(dim=0), soft, 0.0)
         found = {}
-        masks = refine(self._model, encoding, self._grid, soft, self._settings)
+        targets = torch.stack([self._targets[object_id] for object_id in object_ids])
+        masks = refine(self._model, encoding, self._grid, soft, targets, self._settings)
         for object_id, refined, best in zip(object_ids, masks, familiar, strict=True):
             size = (self._grid.height, self._grid.width)
             if refined is None:
@@ -238,6 +245,7 @@ class MobileSamTracker:
             state[name] = tensor.cpu().numpy()
         state["ids"] = np.array(list(self._last), dtype=np.int64)
         for object_id, label in self._last.items():
+            state[f"target.{object_id}"] = self._targets[object_id].cpu().numpy()
             if label is not None:
                 state[f"last.{object_id}"] = label.cpu().numpy()
         return state
@@ -252,6 +260,7 @@ class MobileSamTracker:
         self._bank.restore(state, device)
         names = [name for name in ("mean", "components") if name in state]
         self._describer.restore({name: tensor(name) for name in names})
+        self._targets = {k: tensor(f"target.{k}") for k in state["ids"].tolist()}
         self._last = {
             k: tensor(f"last.{k}") if f"last.{k}" in state else None
             for k in state["ids"].tolist()

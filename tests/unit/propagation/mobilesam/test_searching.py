@@ -19,7 +19,7 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, Part
 from fiftyone_regioncap.propagation.mobilesam.settings import Settings
 
 GRID = Grid(480, 854, 768)
-SETTINGS = Settings(side=448, finest=768)
+SETTINGS = Settings(side=448, zoom=12 / 7)
 
 
 def label(rows, columns, grid=GRID):
@@ -71,7 +71,7 @@ def test_a_part_is_numbered_from_the_corner_of_another():
 def test_the_frame_is_encoded_as_fine_as_costs_allow(boxes, side):
     prompts = [Prompt(n, 3, box=box) for n, box in enumerate(boxes)]
     assert side_for(prompts, 480, 854, SETTINGS) == side
-    assert side_for(prompts, 480, 854, Settings()) == 768
+    assert side_for(prompts, 480, 854, Settings(side=768, zoom=1)) == 768
 
 
 def test_what_points_show_may_be_anything():
