@@ -48,16 +48,19 @@ def side_for(
     if len(known) < len(boxes):
         return settings.side
     left, top, right, bottom = zip(*known, strict=True)
-    reach = settings.reach * max(height, width)
-    shown = [
-        min(high + reach, edge) - max(low - reach, 0)
-        for low, high, edge in (
-            (min(left), max(right), width),
-            (min(top), max(bottom), height),
+    extents = (max(bottom) - min(top), max(right) - min(left))
+    most = settings.share * math.prod(Grid(height, width, settings.side).cells)
+    finest = round(settings.side * settings.zoom / STRIDE) * STRIDE
+    for side in range(finest, settings.side, -STRIDE):
+        grid = Grid(height, width, side)
+        reach = round(settings.reach * side / STRIDE)
+        counts = (
+            _in_windows(math.ceil(extent * grid.scale / STRIDE) + 2 * reach, cells)
+            for extent, cells in zip(extents, grid.cells, strict=True)
         )
-    ]
-    finer = min(math.sqrt(height * width / (shown[0] * shown[1])), settings.zoom)
-    return max(round(settings.side * finer / STRIDE) * STRIDE, settings.side)
+        if math.prod(counts) <= most:
+            return side
+    return settings.side
 
 
 def searched(labels: Iterable[Tensor | None], grid: Grid, reach: int) -> Part:
@@ -90,9 +93,14 @@ def _whole_windows(on: Tensor, reach: int) -> range:
     at = on.nonzero()
     low = max(int(at.min()) - reach, 0)
     high = min(int(at.max()) + 1 + reach, len(on))
-    count = min(-(-(high - low) // _WINDOW) * _WINDOW, len(on))
+    count = _in_windows(high - low, len(on))
     low = min(max(low - (count - (high - low)) // 2, 0), len(on) - count)
     return range(low, low + count)
+
+
+def _in_windows(count: int, cells: int) -> int:
+    """Returns how many cells of an axis whole windows around some of them have."""
+    return min(-(-count // _WINDOW) * _WINDOW, cells)
 
 
 def around(label: Tensor | None, grid: Grid, reach: int) -> Tensor:

@@ -20,7 +20,10 @@ class Settings:
         side: Longest side of the encoder's input in pixels, a multiple of 16, where
             objects may be anywhere in the frame. 1024 is what MobileSAM was trained at.
         zoom: How many times finer than that the part of the frame that is searched is
-            encoded at most, where it is so small that it costs no more.
+            encoded at most. 4/3 of 768 instead of 1: +.022 on five clips, most on thin
+            things.
+        share: It is encoded so fine that it has at most this share of the cells of a
+            whole frame at ``side``. The rest pays for matching more cells.
         reduced_precision: Whether to encode and match in bfloat16; None means where the
             processor has instructions for it, which halves the time.
         dimensions: Principal components kept of a cell's features. 128 of 416: no
@@ -67,6 +70,7 @@ class Settings:
 
     side: int = 768
     zoom: float = 4 / 3
+    share: float = 0.8
     reduced_precision: bool | None = None
     dimensions: int = 128
     recent: int = 3
@@ -93,7 +97,7 @@ class Settings:
 
 
 PRESETS: Final[dict[Preset, Settings]] = {
-    "fast": Settings(side=448, zoom=12 / 7),
+    "fast": Settings(side=448, zoom=12 / 7, share=1.0),
     "balanced": Settings(),
     "best": Settings(side=1024, zoom=1),
 }

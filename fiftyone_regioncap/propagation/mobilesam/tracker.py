@@ -86,10 +86,14 @@ class MobileSamTracker:
         )
         features = self._describer.describe(encoding, self._grid)
         features = features.to(torch.bfloat16 if self._half else torch.float32)
-        similarities = {
-            known: features @ memory.features.T
-            for known, memory in self._bank.frames.items()
-        }
+        seen = torch.zeros(self._grid.cells, dtype=torch.bool)
+        seen[encoding.part.slices()] = True
+        cells = seen.flatten().nonzero()[:, 0].to(features.device)
+        similarities = {}
+        for known, memory in self._bank.frames.items():
+            alike = features.new_zeros(len(features), len(features))
+            alike[cells] = features[cells] @ memory.features.T
+            similarities[known] = alike
         by_id: dict[int, list[Prompt]] = {}
         for prompt in prompts:
             by_id.setdefault(prompt.object_id, []).append(prompt)

@@ -19,7 +19,7 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, Part
 from fiftyone_regioncap.propagation.mobilesam.settings import Settings
 
 GRID = Grid(480, 854, 768)
-SETTINGS = Settings(side=448, zoom=12 / 7)
+SETTINGS = Settings(side=448, zoom=12 / 7, share=1.0)
 
 
 def label(rows, columns, grid=GRID):
