@@ -25,7 +25,7 @@ class MobileSamOptions(Options):
         "How much time to take for how good masks.",
         choices={
             "fast": "Encodes at 448 pixels, small objects at up to 768: J 0.73 on hard "
-            "clips, about 0.4 of the time.",
+            "clips, at most half of the time.",
             "balanced": "Encodes at 768 pixels, small objects at up to 1024: J 0.78.",
             "best": "Encodes at 1024 pixels: not measured, takes longest.",
         },

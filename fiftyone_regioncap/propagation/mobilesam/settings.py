@@ -70,7 +70,7 @@ class Settings:
 
     side: int = 768
     zoom: float = 4 / 3
-    share: float = 0.8
+    share: float = 0.7
     reduced_precision: bool | None = None
     dimensions: int = 128
     recent: int = 3
