@@ -208,7 +208,7 @@ def test_a_panel_follows_the_video(
     first, last = windows[1].support
     row.get_by_text(f"{first}-{last}", exact=True).click()
     row.get_by_text(windows[1].caption).wait_for()
-    page.wait_for_function("() => document.body.innerText.includes('0:00.2')")
+    page.wait_for_function("() => document.body.innerText.includes('0:01.00')")
     row.hover()
     page.wait_for_timeout(500)
     page.screenshot(path=artifacts / "tracks.png")
