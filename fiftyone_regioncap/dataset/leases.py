@@ -119,6 +119,8 @@ class Lease:
         token: Number of the claim, greater than those of earlier owners.
         until: Moment of the server's clock until which writes go through.
         lost: Whether somebody else may have it by now.
+        refresh: Makes objects in memory show what was written under it, once the work
+            on the sample is over; None when they show it already.
     """
 
     unit: str
@@ -126,6 +128,7 @@ class Lease:
     token: int
     until: datetime
     lost: bool = False
+    refresh: Callable[[], None] | None = None
 
 
 _held: dict[tuple[str, str], Lease] = {}
@@ -264,6 +267,8 @@ class Leases:
                 if _held.get((sample_of(work), name)) in leases:
                     del _held[sample_of(work), name]
         try:
+            for refresh in [one.refresh for one in leases if one.refresh][:1]:
+                refresh()
             self._give_back(leases)
         except PyMongoError as error:  # they expire
             logger.warning("leases of sample %s not given back: %s", work, error)

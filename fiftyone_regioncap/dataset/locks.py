@@ -14,6 +14,7 @@ import pymongo
 from bson import ObjectId
 from pymongo import WriteConcern
 from pymongo.collection import Collection
+from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from fiftyone_regioncap.core.errors import DatabaseError
@@ -38,6 +39,17 @@ def collection(name: str, *, durable: bool = True) -> Collection:
 
 def database_id() -> str:
     """Returns what tells FiftyOne's database from others, whatever its address."""
+    known = foo.get_db_conn()
+    if known not in _identities:
+        _identities[known] = _identity()
+    return _identities[known]
+
+
+_identities: dict[Database, str] = {}
+"""Identities of the databases that this process has asked, which never change."""
+
+
+def _identity() -> str:
     identity = {"_id": "identity"}
     found = collection("database").find_one(identity)
     if found is None:

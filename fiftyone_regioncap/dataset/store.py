@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -527,7 +528,11 @@ class Store:
             if lease is not None and server_time() >= lease.until:
                 raise Fenced(f"another process works on sample {self.sample_id}")
             return False
-        reload_sample(self.dataset, self.sample_id)
+        refresh = partial(reload_sample, self.dataset, self.sample_id)
+        if lease is not None and under is not None:
+            lease.refresh = refresh  # what jobs keep beside labels, once they are done
+        else:
+            refresh()
         return True
 
     @contextmanager
