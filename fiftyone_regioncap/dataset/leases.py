@@ -241,23 +241,27 @@ class Leases:
             self._clock = here, ServerState.now()
         return self._clock[1]
 
-    def any_free(self, sample_ids: Iterable[str]) -> bool:
-        """Returns whether any of some samples can be claimed now."""
+    def taken(self, works: Iterable[str]) -> set[str]:
+        """Returns what of some samples, or ranges of them, others work on now."""
         units = {
-            f"{self.dataset_id}/{name}/{sample_id}": sample_id
-            for sample_id in sample_ids
+            f"{self.dataset_id}/{name}/{work}": work
+            for work in works
             for name in self.fields
         }
         query = {
             "_id": {"$in": list(units)},
+            "owner": {"$ne": self.owner},
             "expires_at": {"$gte": locks.server_time()},
         }
-        taken = {
+        return {
             units[there["_id"]]
             for there in locks.collection("leases").find(query)
             if not Process(there["node"], there["pid"], there["began"]).is_dead()
         }
-        return taken != set(units.values())
+
+    def any_free(self, works: Sequence[str]) -> bool:
+        """Returns whether any of some samples can be claimed now."""
+        return self.taken(works) != set(works)
 
     def release(self, work: str) -> None:
         """Gives a sample back; whoever comes next may claim it at once."""

@@ -60,6 +60,9 @@ _BLOCK = 64
 _FRAME_PICKERS = ("prompts", "tracks")
 """What picks, in the App, options that name fields of frames."""
 
+FRESH = 1.0
+"""Seconds for which a worker takes as true what others are at work on."""
+
 _UNCONFIRMED = 256
 """Samples that are done, after which it is looked whether they outlast a crash."""
 
@@ -499,9 +502,14 @@ class Worker:
         while block := list(islice(remaining, _BLOCK)):
             if len(self._unconfirmed) >= _UNCONFIRMED:
                 context.patiently(self._confirm)
-            known = self._outcomes(block)
-            for target in block:
+            left, failures, asked = block, 0, -math.inf
+            while left:
                 context.reporter.check_canceled()
+                if time.monotonic() - asked > FRESH:
+                    known, taken = self._outcomes(left), self._taken(left)
+                    asked = time.monotonic()
+                # In order, but not the one for which all others ask as well.
+                target = left.pop(random.randrange(min(1 + failures, len(left))))
                 outcome = known.get(target.unit, Outcome())
                 if outcome.passed and self.part.hands_on:
                     context.reporter.skip(target.unit)
@@ -511,8 +519,12 @@ class Worker:
                     apart.append(target)
                     continue
                 if outcome.state is None:
+                    if target.unit in taken:
+                        later.append(target)
+                        continue
                     if self._claim(target) is not None:
                         later.append(target)
+                        failures, asked = failures + 1, -math.inf
                         continue
                     outcome = self._outcomes([target]).get(target.unit, outcome)
                 if outcome.state is not None:
@@ -530,6 +542,10 @@ class Worker:
 
     def _claim(self, target: Target) -> Mapping[str, Any] | None:
         return self.context.patiently(lambda: self._leases.claim(target.unit))
+
+    def _taken(self, targets: Sequence[Target]) -> set[str]:
+        units = [target.unit for target in targets]
+        return self.context.patiently(lambda: self._leases.taken(units))
 
     def _outcomes(self, targets: Sequence[Target]) -> dict[str, Outcome]:
         ids = [target.unit for target in targets]
