@@ -230,7 +230,8 @@ def jobs(dataset: fo.Dataset, executors: Sequence[str], repeats: int) -> None:
             )
             assert made.ok, made.failures[:3]
             wall = time.monotonic() - began
-            parts = board.progress_of(board.jobs(1)[0]).values()
+            job = next(one for one in board.jobs() if one["dataset"] == dataset.name)
+            parts = board.progress_of(job).values()
             rate = sum(part["sample_rate"] for part in parts)
             taken[one].append((wall, 1 / rate))
     print("| executor | wall s, its start included | ms a sample, without it |")
