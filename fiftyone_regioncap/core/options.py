@@ -405,8 +405,14 @@ def is_text(text: str) -> bool:
     return "\0" not in text
 
 
-def _hints(options: type) -> dict[str, Any]:
-    return get_type_hints(options)
+def _hints(options: type) -> Mapping[str, Any]:
+    if options not in _known_hints:
+        _known_hints[options] = get_type_hints(options)
+    return _known_hints[options]
+
+
+_known_hints: dict[type, Mapping[str, Any]] = {}
+"""Types of fields by class, as annotations that are texts take long to evaluate."""
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
