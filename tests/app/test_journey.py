@@ -104,6 +104,18 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     return (one & other).sum() / (one | other).sum() > 0.97
 
 
+def box_of(locator: Any) -> dict[str, float]:
+    """Where something is on the page, once it is laid out, which may be anew."""
+    found: list[dict[str, float]] = []
+
+    def look() -> bool:
+        found.extend(filter(None, [locator.bounding_box()]))
+        return bool(found)
+
+    wait_until(look)
+    return found[0]
+
+
 @dataclass(frozen=True)
 class Picture:
     """The open video in Annotate.
@@ -120,7 +132,7 @@ class Picture:
 
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Where a pixel of the video is on the page."""
-        canvas = self.page.locator("#modal canvas").first.bounding_box()
+        canvas = box_of(self.page.locator("#modal canvas").first)
         scale = min(canvas["width"] / self.width, canvas["height"] / self.height)
         left = canvas["x"] + (canvas["width"] - self.width * scale) / 2
         top = canvas["y"] + (canvas["height"] - self.height * scale) / 2
@@ -155,9 +167,7 @@ def go_to(page: Any, share: float) -> None:
     """Moves the playhead in Annotate."""
     page.get_by_test_id("timeline-playhead-handle").wait_for()
     page.wait_for_timeout(1500)  # the frame at hand is drawn
-    ruler = page.get_by_test_id("timeline-ruler")
-    wait_until(lambda: ruler.bounding_box() is not None)  # it is laid out anew
-    box = ruler.bounding_box()
+    box = box_of(page.get_by_test_id("timeline-ruler"))
     page.mouse.click(box["x"] + box["width"] * share, box["y"] + 12)
     page.wait_for_timeout(1500)
 
@@ -220,6 +230,7 @@ def test_a_person_works_beside_the_picture(
     metadata = dataset.first().metadata
     count = metadata.total_frame_count
     video = Picture(page, metadata.frame_width, metadata.frame_height)
+    page.wait_for_timeout(1500)  # until the picture is there
     if scene.place:
         go_to(page, scene.place)
     page.locator("[data-cy=detection-mode]").click()
