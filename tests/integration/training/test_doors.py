@@ -310,6 +310,10 @@ def undecidable(dataset: fo.Dataset, values: dict[str, Any]) -> None:
     values["best"] = "cider"
 
 
+def half_on_a_cpu(dataset: fo.Dataset, values: dict[str, Any]) -> None:
+    values["precision"] = "float16"
+
+
 def options_of_captioning(dataset: fo.Dataset, values: dict[str, Any]) -> None:
     values["model_options"] = {"max_new_tokens": 3}
 
@@ -331,6 +335,7 @@ def weights_of_no_field(dataset: fo.Dataset, values: dict[str, Any]) -> None:
         pytest.param(
             options_of_captioning, OptionError, "recipe_options", id="model's option"
         ),
+        pytest.param(half_on_a_cpu, OptionError, "needs a GPU", id="float16 on a CPU"),
         pytest.param(undecidable, OptionError, "best='cider'", id="undecidable"),
         pytest.param(weights_of_no_field, OptionError, "others", id="source weights"),
     ],
