@@ -415,7 +415,8 @@ def _ask_model(
     card = registry.choose()[0] if wanted == AUTO else cards[wanted]
     weights = ctx.params.get(f"{model.name}_weights")
     missing = None if dry or weights or wanted == AUTO else card.missing()
-    if missing is not None or advanced:
+    # It stays while it is filled, though nothing is missing by then.
+    if missing is not None or weights or advanced:
         inputs.str(
             f"{model.name}_weights",
             required=False,
