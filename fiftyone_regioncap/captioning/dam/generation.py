@@ -327,7 +327,7 @@ class Engine:
             for x in (tokens, probabilities)
         ]
         ready = torch.cuda.Event()
-        ready.record()
+        ready.record(torch.cuda.current_stream(self._device))
         return _PendingTokens(rows, pinned[0], pinned[1], ready)
 
     def _harvest(self, pending: _PendingTokens) -> list[Event]:

@@ -210,6 +210,11 @@ class _Graph:
     ) -> None:
         self._tokens = tokens.clone()
         self._positions = positions.clone()
+        # Streams and graphs belong to the current device, which is each thread's own.
+        with torch.cuda.device(tokens.device):
+            self._capture(decoder, span)
+
+    def _capture(self, decoder: Decoder, span: int) -> None:
         # The warm-up writes the same values that the replay writes again.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -226,5 +231,6 @@ class _Graph:
     def replay(self, tokens: Tensor, positions: Tensor) -> Tensor:
         self._tokens.copy_(tokens)
         self._positions.copy_(positions)
-        self._graph.replay()
+        with torch.cuda.device(tokens.device):
+            self._graph.replay()
         return self._logits
