@@ -49,7 +49,11 @@ def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
 
 
 def split_beside(page: Any, name: str) -> None:
-    """Puts a panel beside the open sample, which has a tab for each."""
+    """Puts a panel beside the open sample."""
+    page.locator("[data-cy=modal-looker-container]").wait_for()
+    page.wait_for_timeout(3000)  # until the App has its panels
+    if not page.get_by_text(name, exact=True).count():
+        page.get_by_title("New panel").last.click()
     page.get_by_text(name, exact=True).last.click()
     page.get_by_title("Split horizontally").last.click()
     page.get_by_text("Sample", exact=True).last.click()
