@@ -270,8 +270,13 @@ def test_a_person_works_beside_the_picture(
         video.drag((x1 + 20, bottom), ((x1 + x2) / 2, bottom), (x2 - 20, bottom))
     page.wait_for_timeout(1000)
     picture("corrected")
-    corrected = tracked(dataset)
-    (changed,) = (n for n in before if not same(before[n], corrected[n]))
+
+    def edited() -> list[int]:
+        corrected = tracked(dataset)
+        return [n for n in before if not same(before[n], corrected[n])]
+
+    wait_until(lambda: bool(edited()))  # the App may save something else first
+    (changed,), corrected = edited(), tracked(dataset)
     assert corrected[changed].sum() > before[changed].sum()
     page.get_by_text("Propagate from here", exact=True).first.click()
     page.get_by_text(f"Frame {changed}, edited last").wait_for()

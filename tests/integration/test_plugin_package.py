@@ -99,7 +99,7 @@ try:
     )
     form = operator.resolve_input(context).to_json()["type"]["properties"]
     assert "loud" in form["captioner"]["type"]["values"]
-    assert "word" in form["captioner_options"]["type"]["properties"]
+    assert "word" in form["captioner_options_of_loud"]["type"]["properties"]
 finally:
     dataset.delete()
 print("seen everywhere")

@@ -26,7 +26,7 @@ class MobileSamOptions(Options):
         choices={
             "fast": "Encodes at 448 pixels, small objects at up to 768: J 0.73 on hard "
             "clips, at most half of the time.",
-            "balanced": "Encodes at 768 pixels, a small object at up to 1024: J 0.78.",
+            "balanced": "Encodes at 768 pixels: J 0.78.",
             "best": "Encodes at 1024 pixels: not measured, takes longest.",
         },
     )

@@ -49,10 +49,8 @@ def side_for(
         return settings.side
     left, top, right, bottom = zip(*known, strict=True)
     extents = (max(bottom) - min(top), max(right) - min(left))
-    most = settings.share * math.prod(Grid(height, width, settings.side).cells)
-    several = len({prompt.object_id for prompt in prompts}) > 1
-    zoom = settings.zoom_several if several else settings.zoom
-    finest = round(settings.side * zoom / STRIDE) * STRIDE
+    most = math.prod(Grid(height, width, settings.side).cells)
+    finest = round(settings.side * settings.zoom / STRIDE) * STRIDE
     for side in range(finest, settings.side, -STRIDE):
         grid = Grid(height, width, side)
         reach = round(settings.reach * side / STRIDE)

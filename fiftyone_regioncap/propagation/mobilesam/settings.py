@@ -20,14 +20,9 @@ class Settings:
         side: Longest side of the encoder's input in pixels, a multiple of 16, where
             objects may be anywhere in the frame. 1024 is what MobileSAM was trained at.
         zoom: How many times finer than that the part of the frame that is searched is
-            encoded at most, with one object. 4/3 of 768 instead of 1: +.022 on five
-            clips from the middle, +.008 on seven from the first frame, most on thin
-            things; crossings +.024, look-alikes -.015.
-        zoom_several: The same with several objects, whose part grows as they move
-            apart: 4/3 of 768 takes 1.6 times the time, for no gain on the clips that
-            have several.
-        share: It is encoded so fine that it has at most this share of the cells of a
-            whole frame at ``side``. The rest pays for matching more cells.
+            encoded at most, where it then has no more cells than the whole frame at
+            ``side``. 12/7 of 448: +.05 on look-alikes and crossings. 4/3 of 768: +.008
+            to .022 on clips, but a ball that was prompted anew was lost.
         reduced_precision: Whether to encode and match in bfloat16; None means where the
             processor has instructions for it, which halves the time.
         dimensions: Principal components kept of a cell's features. 128 of 416: no
@@ -73,9 +68,7 @@ class Settings:
     """
 
     side: int = 768
-    zoom: float = 4 / 3
-    zoom_several: float = 1.0
-    share: float = 0.7
+    zoom: float = 1.0
     reduced_precision: bool | None = None
     dimensions: int = 128
     recent: int = 3
@@ -102,7 +95,7 @@ class Settings:
 
 
 PRESETS: Final[dict[Preset, Settings]] = {
-    "fast": Settings(side=448, zoom=12 / 7, zoom_several=12 / 7, share=1.0),
+    "fast": Settings(side=448, zoom=12 / 7),
     "balanced": Settings(),
-    "best": Settings(side=1024, zoom=1),
+    "best": Settings(side=1024),
 }

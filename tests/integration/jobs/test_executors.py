@@ -383,7 +383,11 @@ def test_captioners_leave_a_worker_for_the_stages_before(dataset) -> None:
     ],
     ids=["database", "media"],
 )
-def test_a_worker_that_can_not_work_says_why(dataset, change, says) -> None:
+def test_a_worker_that_can_not_work_says_why(
+    dataset, change, says, monkeypatch
+) -> None:
+    # This process is no worker; its logging stays as it is.
+    monkeypatch.setattr(process_worker, "_log_to_file", lambda _: None)
     made = board.Run.begin("propagate", dataset.name, dataset._doc.id)
     options = PropagateOptions()
     spec = StageSpec.of("propagate", options, propagator=ModelSpec("flow"))

@@ -26,6 +26,7 @@ from tests.unit.video.test_reader import (
 
 pytest.importorskip("decord")
 
+LOGGER = "fiftyone_regioncap"
 DECORD = {"b_frames", "b_frames_mkv", "fast_start", "fragmented", "one_frame"}
 DECORD |= {"variable_rate", "late_start", "with_sound"}
 
@@ -46,7 +47,7 @@ def test_decord_decodes_what_it_is_provably_right_for(
     video: tuple[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     name, path = video
-    with caplog.at_level(logging.DEBUG), VideoReader(path) as reader:
+    with caplog.at_level(logging.DEBUG, logger=LOGGER), VideoReader(path) as reader:
         assert reader.backend == ("decord" if name in DECORD else "pyav")
     assert ("decoded by decord" in caplog.text) == (name in DECORD)
     assert ("decoded by PyAV" in caplog.text) == (name not in DECORD)

@@ -71,13 +71,7 @@ def test_a_part_is_numbered_from_the_corner_of_another():
 def test_the_frame_is_encoded_as_fine_as_costs_allow(boxes, side):
     prompts = [Prompt(n, 3, box=box) for n, box in enumerate(boxes)]
     assert side_for(prompts, 480, 854, SETTINGS) == side
-    assert side_for(prompts, 480, 854, PRESETS["best"]) == 1024
-
-
-def test_several_objects_are_not_encoded_finer_by_default():
-    prompts = [Prompt(n, 0, box=(400 + n, 200, 450, 250)) for n in range(2)]
-    assert side_for(prompts[:1], 480, 854, Settings()) > Settings().side
-    assert side_for(prompts, 480, 854, Settings()) == Settings().side
+    assert side_for(prompts, 480, 854, Settings()) == 768
 
 
 def test_what_points_show_may_be_anything():
