@@ -1,7 +1,7 @@
 """Where, and how finely, objects are searched in the next frame.
 
-Only the part of a frame that can show them is encoded. When they fill little of it,
-that part can be encoded finer at no greater cost.
+Of a frame, the part that can show them may be encoded alone. When they fill little of
+it, that part can be encoded finer at no greater cost.
 """
 
 from __future__ import annotations

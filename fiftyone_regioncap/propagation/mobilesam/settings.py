@@ -21,8 +21,9 @@ class Settings:
             objects may be anywhere in the frame. 1024 is what MobileSAM was trained at.
         zoom: How many times finer than that the part of the frame that is searched is
             encoded at most, where it then has no more cells than the whole frame at
-            ``side``. 12/7 of 448: +.05 on look-alikes and crossings. 4/3 of 768: +.008
-            to .022 on clips, but a ball that was prompted anew was lost.
+            ``side``; 1 encodes whole frames. 12/7 of 448: +.05 on look-alikes and
+            crossings. 4/3 of 768: +.014, but a ball that was prompted anew was lost.
+            The part at 768: +.006, but -.1 on one of four clips that are reported.
         reduced_precision: Whether to encode and match in bfloat16; None means where the
             processor has instructions for it, which halves the time.
         dimensions: Principal components kept of a cell's features. 128 of 416: no

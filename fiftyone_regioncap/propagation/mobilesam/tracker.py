@@ -77,12 +77,11 @@ class MobileSamTracker:
         self, index: int, frame: Frame, prompts: Sequence[Prompt]
     ) -> dict[int, ObjectMask]:
         """Takes the next frame; see the protocol."""
-        part = searched(self._last.values(), self._grid, self._reach)
+        part = self._grid.whole
+        if self._settings.zoom > 1 and not prompts:
+            part = searched(self._last.values(), self._grid, self._reach)
         encoding = self._model.encode_stages(
-            frame,
-            side=self._grid.side,
-            half=self._half,
-            part=self._grid.whole if prompts else part,
+            frame, side=self._grid.side, half=self._half, part=part
         )
         features = self._describer.describe(encoding, self._grid)
         features = features.to(torch.bfloat16 if self._half else torch.float32)
