@@ -68,6 +68,8 @@ def run(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "fiftyone_regioncap.training", str(folder)],
         cwd=ROOT,
+        # Sums of several threads are of another order than those of one.
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
