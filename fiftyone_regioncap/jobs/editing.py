@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any, ClassVar, TypeVar
 
@@ -16,6 +16,7 @@ from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target
 from fiftyone_regioncap.dataset.track_edits import (
     NewNumber,
+    TrackChange,
     change_numbers,
     used_numbers,
 )
@@ -34,20 +35,8 @@ EditOptions = TypeVar("EditOptions", bound=TrackEditOptions)
 
 
 @dataclass
-class TrackEditSummary(Report):
-    """Counts what the job did.
-
-    Attributes:
-        labels: Number of labels that have another number.
-        removed: Number of labels that were removed.
-        captions: Number of captions that went with them.
-        outdated: Number of captions that are tagged outdated.
-    """
-
-    labels: int = 0
-    removed: int = 0
-    captions: int = 0
-    outdated: int = 0
+class TrackEditSummary(TrackChange, Report):
+    """Counts what the job did; see :class:`TrackChange`."""
 
     def to_markdown(self) -> str:
         """Returns a few lines for people."""
@@ -111,12 +100,7 @@ class TrackEditing(SampleStage[EditOptions]):
         there, used = used_numbers(sample, options.tracks)
         new = self.new_number(there, used)
         change = change_numbers(sample, options.tracks, {options.object_id: new})
-        context.count(
-            labels=change.labels,
-            removed=change.removed,
-            captions=change.captions,
-            outdated=change.outdated,
-        )
+        context.count(**asdict(change))
         return True
 
     def _free(self, wanted: int | None, used: set[int]) -> int:
