@@ -33,6 +33,7 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import (
     Encoding,
     Grid,
     MobileSam,
+    Part,
     half_is_fast,
 )
 from fiftyone_regioncap.propagation.mobilesam.settings import Settings
@@ -85,14 +86,7 @@ class MobileSamTracker:
         )
         features = self._describer.describe(encoding, self._grid)
         features = features.to(torch.bfloat16 if self._half else torch.float32)
-        seen = torch.zeros(self._grid.cells, dtype=torch.bool)
-        seen[encoding.part.slices()] = True
-        cells = seen.flatten().nonzero()[:, 0].to(features.device)
-        similarities = {}
-        for known, memory in self._bank.frames.items():
-            alike = features.new_zeros(len(features), len(features))
-            alike[cells] = features[cells] @ memory.features.T
-            similarities[known] = alike
+        similarities = self._similarities(features, part)
         by_id: dict[int, list[Prompt]] = {}
         for prompt in prompts:
             by_id.setdefault(prompt.object_id, []).append(prompt)
@@ -134,6 +128,21 @@ class MobileSamTracker:
             index, Memory(features, labels), agreements, scores, by_id.keys()
         )
         return results
+
+    def _similarities(self, features: Tensor, part: Part) -> dict[int, Tensor]:
+        """Returns how alike cells (rows) are to those of each remembered frame."""
+        known = self._bank.frames.items()
+        if part == self._grid.whole:
+            return {index: features @ memory.features.T for index, memory in known}
+        encoded = torch.zeros(self._grid.cells, dtype=torch.bool)
+        encoded[part.slices()] = True
+        cells = encoded.flatten().nonzero()[:, 0].to(features.device)
+        similarities = {}
+        for index, memory in known:
+            alike = features.new_zeros(len(features), len(features))
+            alike[cells] = features[cells] @ memory.features.T
+            similarities[index] = alike
+        return similarities
 
     def _follow(
         self,
