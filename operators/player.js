@@ -4,7 +4,7 @@
 (() => {
   const PLUGIN = "@fiftyone-regioncap/regioncap";
   const MILLISECONDS_BETWEEN_LOOKS = 100;
-  const LOOKS = 100; // for a video to open
+  const LOOKS = 600; // for a video to open
   const { Operator, OperatorConfig, executeOperator, registerOperator } = window.__foo__;
 
   class PlayerOperator extends Operator {
@@ -19,6 +19,8 @@
     }
   }
 
+  let asked = 0; // of the frames asked for, the last one counts
+
   class ShowFrame extends PlayerOperator {
     get config() {
       return new OperatorConfig({
@@ -29,10 +31,11 @@
     }
 
     async execute({ hooks, params }) {
-      for (let look = 0; look < LOOKS; look++) {
+      const own = ++asked;
+      for (let look = 0; look < LOOKS && own === asked; look++) {
         const looker = hooks();
-        const own = looker?.state?.config?.sampleId === params.sample;
-        if (own && looker.state.loaded && looker.seekToFrame) {
+        const open = looker?.state?.config?.sampleId === params.sample;
+        if (open && looker.state.loaded && looker.seekToFrame) {
           looker.pause();
           looker.seekToFrame(params.frame);
           return;

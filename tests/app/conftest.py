@@ -130,3 +130,26 @@ def open_operator() -> Callable[[Any, str], None]:
         page.get_by_role("button", name="Execute").first.wait_for()
 
     return start
+
+
+@pytest.fixture
+def point_until() -> Callable[..., None]:
+    """Points at the open sample until the page shows something.
+
+    The player hides its controls while nobody points at it, and a tooltip comes with a
+    movement over a mask that is drawn already: what a person would do is move again.
+    """
+
+    def point(page: Any, place: Callable[[dict[str, float]], Any], shown: Any) -> None:
+        canvas = page.locator("[data-cy=modal] canvas").first
+        canvas.wait_for()
+        deadline = time.monotonic() + 120
+        while not shown.is_visible():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not shown in 120 s: {shown}")
+            x, y = place(canvas.bounding_box())
+            page.mouse.move(x + 3, y)
+            page.mouse.move(x, y)
+            page.wait_for_timeout(500)
+
+    return point

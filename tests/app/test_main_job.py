@@ -37,6 +37,7 @@ def test_a_person_masks_and_describes_an_object(
     serve: Callable[[str], str],
     page: Any,
     open_operator: Callable[[Any, str], None],
+    point_until: Callable[..., None],
     artifacts: Path,
 ) -> None:
     assets.fetch("mobile_sam.pt")
@@ -64,19 +65,19 @@ def test_a_person_masks_and_describes_an_object(
     page.locator("[data-cy=looker]").first.click()
     page.locator("[data-cy=modal]").wait_for()
     page.get_by_text("frames.tracks").first.wait_for()
-    # The tooltip over the mask shows the caption.
-    canvas = page.locator("[data-cy=modal] canvas").first
-    canvas.wait_for()
     page.wait_for_timeout(3000)
-    box = canvas.bounding_box()
     page.screenshot(path=artifacts / "sample.png")
     label = next(
         label for label in sample.frames[1]["tracks"].detections if label.index == 3
     )
     x, y, w, h = label.bounding_box
-    page.mouse.move(
-        box["x"] + (x + w / 2) * box["width"], box["y"] + (y + h / 2) * box["height"]
-    )
-    page.wait_for_timeout(2000)
+
+    def over_the_mask(box: dict[str, float]) -> tuple[float, float]:
+        return (
+            box["x"] + (x + w / 2) * box["width"],
+            box["y"] + (y + h / 2) * box["height"],
+        )
+
+    # The tooltip over the mask shows the caption.
+    point_until(page, over_the_mask, page.get_by_text(caption.caption).first)
     page.screenshot(path=artifacts / "tooltip.png")
-    page.get_by_text(caption.caption).first.wait_for(timeout=20_000)

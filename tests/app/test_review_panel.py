@@ -194,7 +194,11 @@ def test_a_person_says_which_caption_is_better(
 
 
 def test_a_panel_follows_the_video(
-    dataset: fo.Dataset, serve: Callable[[str], str], page: Any, artifacts: Path
+    dataset: fo.Dataset,
+    serve: Callable[[str], str],
+    page: Any,
+    point_until: Callable[..., None],
+    artifacts: Path,
 ) -> None:
     windows = [label for label in labels(dataset) if label.index == 3]
     page.goto(serve(dataset.name))
@@ -210,7 +214,11 @@ def test_a_panel_follows_the_video(
     first, last = windows[1].support
     row.get_by_text(f"{first}-{last}", exact=True).click()
     row.get_by_text(windows[1].caption).wait_for()
-    page.wait_for_function("() => document.body.innerText.includes('0:01.00')")
+
+    def in_the_middle(box: dict[str, float]) -> tuple[float, float]:
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    point_until(page, in_the_middle, page.get_by_text("0:01.00").first)
     row.hover()
     page.wait_for_timeout(500)
     page.screenshot(path=artifacts / "tracks.png")
