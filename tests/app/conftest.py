@@ -46,6 +46,16 @@ session.wait(-1)
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs a test of the App once more when the page did not answer in time.
+
+    Only then: what the page or the database says wrongly fails at once.
+    """
+    for item in items:
+        if item.get_closest_marker("app"):
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun="TimeoutError"))
+
+
 @pytest.fixture(scope="session")
 def artifacts() -> Path:
     """Where screenshots go, for people to look at; outside the repository."""
