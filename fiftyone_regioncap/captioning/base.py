@@ -79,7 +79,8 @@ class Captioner(Protocol):
     A class that a :class:`~fiftyone_regioncap.models.registry.ModelCard` names also has
     a class method ``from_pretrained(weights, *, device, options)``, which makes it:
     from the weights (None where the card names none), on a device (None for the best),
-    with the options of its card.
+    with the options of its card. It keeps them as its attribute ``options``: what was
+    made with others is made again.
     """
 
     @property

@@ -97,7 +97,7 @@ class OpenAICaptioner:
     def __init__(
         self, base_url: str | None = None, options: OpenAIOptions | None = None
     ) -> None:
-        self._options = options = options or OpenAIOptions()
+        self.options = options = options or OpenAIOptions()
         base = base_url or options.base_url or os.environ.get("OPENAI_BASE_URL")
         if options.model is None and (base or OPENAI_URL) == OPENAI_URL:
             raise BackendError("name the endpoint's model with model=")
@@ -131,9 +131,9 @@ class OpenAICaptioner:
             model=self._model,
             revision=version("fiftyone-regioncap"),
             license="the endpoint's",
-            frames=self._options.frames,
-            batch_size=2 * self._options.concurrency,
-            prompts=self._prompts(self._options.frames),
+            frames=self.options.frames,
+            batch_size=2 * self.options.concurrency,
+            prompts=self._prompts(self.options.frames),
         )
 
     def caption(
@@ -159,8 +159,8 @@ class OpenAICaptioner:
         source = Feeder(
             clips,
             lambda clip: self._caption(clip, prompt),
-            workers=self._options.concurrency,
-            ahead=2 * self._options.concurrency,
+            workers=self.options.concurrency,
+            ahead=2 * self.options.concurrency,
         )
         failures = 0
         with source:
@@ -190,7 +190,7 @@ class OpenAICaptioner:
     def _prompts(self, images: int) -> Mapping[str, str]:
         if self._region != "alpha":
             return SHOWN_PROMPTS[self._region]
-        if self._options.frames == 1:
+        if self.options.frames == 1:
             return IMAGE_PROMPTS
         return JOINT_IMAGE_PROMPTS if images == 1 else VIDEO_PROMPTS
 
@@ -199,7 +199,7 @@ class OpenAICaptioner:
         check_clip(clip)
         areas = [int(np.count_nonzero(mask)) for mask in clip.masks]
         shown = [number for number, area in enumerate(areas) if area]
-        wanted = self._options.frames
+        wanted = self.options.frames
         if wanted == 1 or self._region == "views":
             shown = [max(shown, key=lambda number: areas[number])]
         elif len(shown) > 1 and (self._region == "alpha" or len(shown) > wanted):
@@ -224,10 +224,10 @@ class OpenAICaptioner:
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": self._options.max_tokens,
-            "temperature": self._options.temperature,
+            "max_tokens": self.options.max_tokens,
+            "temperature": self.options.temperature,
         }
-        if self._options.confidence:
+        if self.options.confidence:
             body["logprobs"] = True
         answer = self._endpoint.chat(body)
         if not answer.text:

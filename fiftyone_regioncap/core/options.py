@@ -68,7 +68,8 @@ class Declaration:
         advanced: Whether forms show it only under "Advanced".
         flag: Name in the shell without dashes; None derives one from the name.
         secret: Whether the value must never be shown or stored.
-        result: Whether results depend on it; False for what is about speed alone.
+        result: Whether results are made again when it changes; False for what is about
+            speed alone, or about which results are made and where they go.
     """
 
     help: str
@@ -327,9 +328,20 @@ class Options:
         }
 
     def result_facts(self) -> dict[str, Any]:
-        """Returns the options by name on which results depend, as JSON values."""
-        depends = {f.name for f in fields_of(type(self)) if f.declaration.result}
-        return {k: v for k, v in self.to_mapping().items() if k in depends}
+        """Returns the options on which results depend, as JSON values by name.
+
+        Defaults are left out, so that results stay up to date when an option is added.
+        """
+        depends = {
+            field.name: None if field.required else _plain(field.default)
+            for field in fields_of(type(self))
+            if field.declaration.result
+        }
+        return {
+            name: value
+            for name, value in self.to_mapping().items()
+            if name in depends and value != depends[name]
+        }
 
     def _value(self, field: OptionField) -> Any:
         if field.group is None:

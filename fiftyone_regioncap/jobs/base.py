@@ -531,10 +531,11 @@ def model_facts(model: Any) -> dict[str, Any]:
     """Returns what results depend on of a model: its record and its own options.
 
     Args:
-        model: A propagator or captioner that is loaded.
+        model: A propagator or captioner that is loaded; the options that it was made
+            with are its attribute ``options``.
     """
     facts = {"model": model_record(model.info)}
-    options = getattr(model, "options", None) or getattr(model, "_options", None)
+    options = getattr(model, "options", None)
     if isinstance(options, Options):
         facts["options"] = options.result_facts()
     return facts

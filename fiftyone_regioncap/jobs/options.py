@@ -86,12 +86,14 @@ class PropagateOptions(Options):
         "frames.prompts",
         "Field of boxes, masks, points or polylines that mark the objects.",
         picker="prompts",
+        result=False,
     )
     output: str = option(
         "frames.tracks",
         "Frame field that the tracks are written to.",
         picker="new tracks",
         advanced=True,
+        result=False,
     )
     negative_prompts: str | None = option(
         None,
@@ -99,12 +101,14 @@ class PropagateOptions(Options):
         "the prompts; empty for none.",
         picker="prompts",
         advanced=True,
+        result=False,
     )
     unlinked: bool = option(
         False,
         "Let each label without an index or an instance start an object of its own, "
         "however many frames such labels are on.",
         advanced=True,
+        result=False,
     )
     direction: Literal["both", "forward", "backward"] = option(
         "both",
@@ -117,13 +121,18 @@ class PropagateOptions(Options):
         advanced=True,
     )
     start: int = option(
-        0, "First frame of interest, counted from 0.", minimum=0, advanced=True
+        0,
+        "First frame of interest, counted from 0.",
+        minimum=0,
+        advanced=True,
+        result=False,
     )
     stop: int | None = option(
         None,
         "One past the last frame of interest; empty for the end of the video.",
         minimum=1,
         advanced=True,
+        result=False,
     )
     overlap: bool = option(
         False,
@@ -138,27 +147,34 @@ class PropagateOptions(Options):
         choices=MASK_STORAGE,
         flag="masks",
         advanced=True,
+        result=False,
     )
     output_dir: str | None = option(
         None,
         "Folder for masks on disk; empty for beside the media.",
         picker="folder",
         advanced=True,
+        result=False,
     )
-    overwrite: bool = option(False, "Propagate again what is complete.")
+    overwrite: bool = option(False, "Propagate again what is complete.", result=False)
     overwrite_edited: bool = option(
-        False, "Also replace labels that a person has edited.", advanced=True
+        False,
+        "Also replace labels that a person has edited.",
+        advanced=True,
+        result=False,
     )
     prune: bool = option(
         False,
         "Remove the tracks of objects whose prompts were deleted.",
         advanced=True,
+        result=False,
     )
     merge: bool = option(
         False,
         "Write beside labels that others made in the output field, instead of refusing "
         "to write there.",
         advanced=True,
+        result=False,
     )
 
     def __post_init__(self) -> None:

@@ -66,24 +66,6 @@ _CLAIMED = "job/frames"
 Span: TypeAlias = tuple[int, int | None]
 """A range [start, stop) of 0-based frames; None means the end of the video."""
 
-_NOT_OF_RESULTS = frozenset(
-    {
-        "prompts",
-        "negative_prompts",
-        "unlinked",
-        "output",
-        "start",
-        "stop",
-        "mask_storage",
-        "output_dir",
-        "overwrite",
-        "overwrite_edited",
-        "merge",
-        "prune",
-    }
-)
-"""Options that tracks don't depend on, or that are looked at by themselves."""
-
 UNLINKED_FRAMES = 10
 """Frames on which labels that nothing links are taken for marks of a person; a detector
 finds the same objects on many more."""
@@ -472,18 +454,10 @@ def _fingerprint(
     propagator: Propagator,
 ) -> str:
     """Hashes all that tracks depend on beside their prompts and their range."""
-    made_by = {
-        name: value
-        for name, value in options.to_mapping().items()
-        if name not in _NOT_OF_RESULTS
-    }
-    facts = model_facts(propagator)
-    own = facts.get("options")
     return signature(
         {
-            "propagator": facts["model"],
-            **({"propagator options": own} if own else {}),
-            "options": made_by,
+            "propagator": model_facts(propagator),
+            "options": options.result_facts(),
             "video": asdict(reader.metadata),
             "file": file_digest(sample.filepath),
         }

@@ -143,7 +143,8 @@ class Propagator(Protocol):
     """Carries prompts through a video in memory that doesn't grow with its length.
 
     A class that a :class:`~fiftyone_regioncap.models.registry.ModelCard` names also has
-    a class method ``from_pretrained(weights, *, device, options)``; see
+    a class method ``from_pretrained(weights, *, device, options)`` and an attribute
+    ``options``; see
     :class:`fiftyone_regioncap.captioning.base.Captioner`.
     """
 

@@ -63,7 +63,7 @@ class FlowPropagator:
 
     def __init__(self, options: FlowOptions | None = None) -> None:
         """Takes the options; the defaults when None."""
-        self._options = options or FlowOptions()
+        self.options = options or FlowOptions()
 
     @classmethod
     def from_pretrained(
@@ -78,11 +78,11 @@ class FlowPropagator:
 
     def propagate(self, request: PropagationRequest) -> StreamPropagation:
         """Starts or resumes a run; see the protocol."""
-        sharpen = self._options.sharpen
+        sharpen = self.options.sharpen
         return StreamPropagation(
             request,
             lambda: FlowTracker(request.overlap, sharpen),
-            (self.info, self._options),
+            (self.info, self.options),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
@@ -22,7 +22,6 @@ from fiftyone_regioncap.propagation.base import (
     PropagatorInfo,
 )
 from fiftyone_regioncap.propagation.histograms import hsv_histogram, overlap
-from fiftyone_regioncap.propagation.prompts import check_prompts
 from fiftyone_regioncap.video.scene_cuts import SceneCutDetector
 
 PREFIX = "policy/"
@@ -41,8 +40,8 @@ class Policy(Options):
 
     max_frames: int | None = option(
         None,
-        "Follow objects for this many frames from their first prompt (backward: from "
-        "the last); later prompts are left out.",
+        "Follow each object for this many frames from its first prompt (backward: from "
+        "its last); its later prompts are left out.",
         unit="frames",
         minimum=1,
         advanced=True,
@@ -97,38 +96,54 @@ class PolicyPropagator:
     def propagate(self, request: PropagationRequest) -> Propagation:
         """Starts or resumes a run; see :meth:`Propagator.propagate`."""
         policy, checkpoint = self._policy, request.checkpoint
+        windows: dict[int, range] = {}
         if policy.max_frames is not None:
-            request = _narrowed(request, policy.max_frames)
+            windows = _windows(request, policy.max_frames)
+            request = _narrowed(request, windows)
         if policy.scene_cuts != "ignore":
             request = replace(request, frames=_SharedFrames(request.frames))
         if checkpoint is not None:
             inner = {k: v for k, v in checkpoint.items() if not k.startswith(PREFIX)}
             request = replace(request, checkpoint=inner)
-        supervised = _Supervised(self._propagator.propagate(request), request, policy)
+        run = self._propagator.propagate(request)
+        supervised = _Supervised(run, request, policy, windows)
         if checkpoint is not None:
             supervised.restore(checkpoint)
         return supervised
 
 
-def _narrowed(request: PropagationRequest, max_frames: int) -> PropagationRequest:
-    """Returns the request cut to ``max_frames`` from the first (last) prompt."""
-    start, stop = request.start, request.end
-    frames = [p.frame for p in request.prompts if not p.negative_only]
-    if request.direction != "forward":
-        seed = max(frames) if request.direction == "backward" else min(frames)
-        start = max(start, seed - max_frames + 1)
-    if request.direction != "backward":
-        stop = min(stop, min(frames) + max_frames)
-    prompts, _ = check_prompts(
-        request.prompts,
-        height=request.frames.height,
-        width=request.frames.width,
-        frame_count=len(request.frames),
-        start=start,
-        stop=stop,
-        direction=request.direction,
+def _windows(request: PropagationRequest, max_frames: int) -> dict[int, range]:
+    """Returns the frames on which each object is followed.
+
+    Each is counted from the object's own first (backward: last) prompt, so that what
+    becomes of it depends on no other.
+    """
+    frames: dict[int, list[int]] = {}
+    for prompt in request.prompts:
+        if not prompt.negative_only:
+            frames.setdefault(prompt.object_id, []).append(prompt.frame)
+    windows = {}
+    for object_id, own in frames.items():
+        seed = max(own) if request.direction == "backward" else min(own)
+        start, stop = seed, seed + 1
+        if request.direction != "forward":
+            start = max(request.start, seed - max_frames + 1)
+        if request.direction != "backward":
+            stop = min(request.end, seed + max_frames)
+        windows[object_id] = range(start, stop)
+    return windows
+
+
+def _narrowed(
+    request: PropagationRequest, windows: Mapping[int, range]
+) -> PropagationRequest:
+    """Returns the request cut to the windows of its objects."""
+    return replace(
+        request,
+        prompts=[p for p in request.prompts if p.frame in windows.get(p.object_id, ())],
+        start=min(window.start for window in windows.values()),
+        stop=max(window.stop for window in windows.values()),
     )
-    return replace(request, prompts=prompts, start=start, stop=stop)
 
 
 @dataclass
@@ -157,9 +172,14 @@ class _ObjectStatus:
 
 class _Supervised:
     def __init__(
-        self, run: Propagation, request: PropagationRequest, policy: Policy
+        self,
+        run: Propagation,
+        request: PropagationRequest,
+        policy: Policy,
+        windows: Mapping[int, range],
     ) -> None:
         self._run = run
+        self._windows = windows
         self._frames = request.frames
         self._prompted = {prompt.frame for prompt in request.prompts}
         self._direction = direction = request.direction
@@ -184,6 +204,8 @@ class _Supervised:
         )
         objects = {}
         for object_id, item in found.objects.items():
+            if self._windows and found.frame not in self._windows[object_id]:
+                continue
             status = self._judge(object_id, item, found, cut)
             if not status.lost:
                 hidden = ObjectMask(None, item.score)

@@ -68,10 +68,16 @@ class Sam2OfficialPropagator:
     going on from one runs the frames before it again, without giving them out.
     """
 
-    def __init__(self, predictor: Any, info: PropagatorInfo) -> None:
+    def __init__(
+        self,
+        predictor: Any,
+        info: PropagatorInfo,
+        options: Sam2OfficialOptions | None = None,
+    ) -> None:
         """Takes a built ``SAM2VideoPredictor``; :meth:`from_pretrained` builds one."""
         self._predictor = predictor
         self._info = info
+        self.options = options or Sam2OfficialOptions()
 
     @classmethod
     def from_pretrained(
@@ -113,7 +119,7 @@ class Sam2OfficialPropagator:
         predictor = build_sam2_video_predictor(config, str(file), device=str(place))
         card = SAM2_OFFICIAL
         info = PropagatorInfo(card.name, file.stem, sha256(file), card.license)
-        return cls(predictor, info)
+        return cls(predictor, info, options)
 
     @property
     def info(self) -> PropagatorInfo:

@@ -85,7 +85,7 @@ class DamCaptioner:
         info: CaptionerInfo | None = None,
     ) -> None:
         self.dam = dam
-        self._options = options = options or DamOptions()
+        self.options = options = options or DamOptions()
         self._sampling = options.sampling
         self._rows = options.rows or ROWS.get(dam.device.type, 8)
         self._workers = options.workers or max(1, min(8, (os.cpu_count() or 2) - 1))
@@ -233,7 +233,7 @@ class DamCaptioner:
                 clip.frames[number],
                 clip.masks[number],
                 self._views,
-                self._options.focal,
+                self.options.focal,
             )[0]
             for number in dict.fromkeys(shown)
         }
@@ -321,9 +321,9 @@ class DamCaptioner:
             prepared.distinct,
             tuple(
                 replace(self._sampling, seed=self._sampling.seed + sample)
-                for sample in range(self._options.samples)
+                for sample in range(self.options.samples)
             ),
-            self._options.max_new_tokens,
+            self.options.max_new_tokens,
         )
 
     def _caption(self, answers: list[WrittenAnswer], label: str | None) -> Caption:

@@ -476,5 +476,7 @@ class Driver:
     def _record(self, summary: Report) -> None:
         assert summary.run is not None
         config = {"job": self._asked.record(), "executor": self.executor}
+        for item in self._board()["board"].values():
+            config.update(item.get("loaded", {}))
         results = {"summary": summary.to_dict()}
         runs.record_run(self._root, summary.run, config, results)

@@ -98,6 +98,7 @@ def _work(assignment: Assignment, cancel: threading.Event | None) -> None:
     def listen(_: Any) -> None:
         moved[0] = time.monotonic()
 
+    _tell(assignment, {"loaded": prepared.loaded()})
     context = prepared.context(listen, CancelFlags(cancel, run.canceled))
     context.shared = True
     place = f"board.{assignment.name}"

@@ -237,12 +237,16 @@ class Prepared:
         """Keeps what a frame and a caption took."""
         _remember_costs(context, self._models)
 
+    def loaded(self) -> dict[str, Any]:
+        """Returns the loaded models by role, for the run's record."""
+        return {
+            role: one for stage in self.stages for role, one in stage.record().items()
+        }
+
     def record(self, summary: Report) -> None:
         """Records the run with its dataset."""
         summary.run = runs.run_key(self.job.name)
-        config: dict[str, Any] = {"job": self.job.record()}
-        for stage in self.stages:
-            config.update(stage.record())
+        config = {"job": self.job.record(), **self.loaded()}
         results = {"summary": summary.to_dict()}
         runs.record_run(self.root, summary.run, config, results)
 

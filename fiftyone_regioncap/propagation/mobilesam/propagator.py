@@ -33,15 +33,23 @@ class MobileSamPropagator:
 
     info = PropagatorInfo("mobilesam", "mobile_sam.pt", SHA256, "Apache-2.0")
 
-    def __init__(self, model: MobileSam, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        model: MobileSam,
+        settings: Settings | None = None,
+        *,
+        options: MobileSamOptions | None = None,
+    ) -> None:
         """Takes a loaded model.
 
         Args:
             model: MobileSAM model.
-            settings: Settings of tracking; None for the defaults.
+            settings: Settings of tracking; None for those of the options.
+            options: Options; None for the defaults.
         """
         self._model = model
-        self._settings = settings or Settings()
+        self.options = options or MobileSamOptions()
+        self._settings = settings or self.options.settings()
 
     @classmethod
     def from_pretrained(
@@ -67,7 +75,7 @@ class MobileSamPropagator:
         if path == WEIGHTS:
             path = assets.fetch(WEIGHTS)
         model = MobileSam.from_pretrained(path, device)
-        return cls(model, (options or MobileSamOptions()).settings())
+        return cls(model, options=options)
 
     def segmenter(self) -> PointSegmenter:
         """Returns the model on single frames, for proposals."""

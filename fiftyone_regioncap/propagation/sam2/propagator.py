@@ -106,7 +106,7 @@ class SamVideoPropagator:
             model_name: Published name of the weights.
             revision: Revision of the weights.
         """
-        options = options or Sam2Options()
+        self.options = options = options or Sam2Options()
         place = choose_device(device)
         model = model.to(place)
         if place.type == "cuda":

@@ -196,6 +196,8 @@ def test_a_sample_that_kills_its_workers(
     dataset.reload()
     states = dict(zip("abcd", dataset.values("tracks_status"), strict=True))
     assert states == {**dict.fromkeys("acd", "complete"), "b": "failed"}
+    config = dataset.get_run_info(made.run).config
+    assert (config.propagator["name"], config.captioner["name"]) == ("flow", "measured")
     assert left_over() == [0, 0, 0] and workers() == []
 
 

@@ -15,7 +15,10 @@ from fiftyone_regioncap.core.errors import Canceled
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.jobs import propagating
-from fiftyone_regioncap.propagation.flow import FlowPropagator
+from fiftyone_regioncap.propagation.flow import FlowOptions, FlowPropagator
+from fiftyone_regioncap.propagation.mobilesam.configuration import MobileSamOptions
+from fiftyone_regioncap.propagation.mobilesam.propagator import MobileSamPropagator
+from fiftyone_regioncap.propagation.mobilesam.settings import Settings
 from fiftyone_regioncap.system import assets
 
 FRAMES = 24
@@ -44,14 +47,9 @@ def propagate(dataset: fo.Dataset, stop_after: int | None = None, **options: obj
         if stop_after is not None and event.frames >= stop_after:
             cancel.set()
 
+    options.setdefault("propagator", FlowPropagator())
     try:
-        return api.propagate(
-            dataset,
-            propagator=FlowPropagator(),
-            progress=listen,
-            cancel=cancel,
-            **options,
-        )
+        return api.propagate(dataset, progress=listen, cancel=cancel, **options)
     except Canceled:
         return None
 
@@ -136,6 +134,45 @@ def test_complete_means_the_same_range_and_options(dataset, first, then) -> None
     assert propagate(dataset, **then).frames >= FRAMES - 1
     assert frames_of(dataset) == EVERY
     assert propagate(dataset, **then).skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (
+            lambda model, **o: FlowPropagator(options=FlowOptions(**o)),
+            {"sharpen": False},
+        ),
+        (
+            lambda model, **o: MobileSamPropagator(
+                model, Settings(side=64), options=MobileSamOptions(**o)
+            ),
+            {"preset": "fast"},
+        ),
+    ],
+    ids=["flow", "mobilesam"],
+)
+def test_complete_means_the_same_options_of_the_model(
+    dataset, mobile_sam, make, other
+) -> None:
+    assert propagate(dataset, propagator=make(mobile_sam), stop=2).ok
+    assert propagate(dataset, propagator=make(mobile_sam), stop=2).skipped == 1
+    changed = make(mobile_sam, **other)
+    assert propagate(dataset, propagator=changed, stop=2).frames == 2
+
+
+def test_objects_that_are_followed_for_a_while_are_complete(dataset) -> None:
+    boxes = [
+        fo.Detection(bounding_box=[0.2, 0.2, 0.3, 0.3], index=9, label="late"),
+    ]
+    sample = dataset.first()
+    sample.frames[12]["prompts"] = fo.Detections(detections=boxes)
+    sample.save()
+    options = {"max_frames": 3, "direction": "forward"}
+    assert propagate(dataset, **options).ok
+    assert frames_of(dataset) == [1, 2, 3, 12, 13, 14]
+    assert dataset.first()["tracks_status"] == "complete"
+    assert propagate(dataset, **options).skipped == 1
 
 
 def test_a_part_of_what_is_complete_is_complete(dataset) -> None:

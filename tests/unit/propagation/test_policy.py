@@ -191,6 +191,27 @@ def test_a_lost_video_is_not_run_to_its_end():
     assert found[-1].frame == 5  # the frame that settled it, without the object
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+@pytest.mark.parametrize(
+    ("direction", "frames"),
+    [
+        ("forward", {1: [0, 1, 2], 2: [7, 8, 9]}),
+        ("backward", {1: [5, 4, 3], 2: [7, 6, 5]}),
+        ("both", {1: [0, 1, 2], 2: [7, 8, 9, 6, 5]}),
+    ],
+)
+def test_each_object_has_its_own_frames(direction, frames, together):
+    prompts = [prompt(0), prompt(5), prompt(7, 2)]
+    found = {}
+    for chosen in [prompts] if together else [prompts[:2], prompts[2:]]:
+        request = PropagationRequest(Clip(SAME, ONE_SHOT), chosen, direction)
+        limited = PolicyPropagator(Scripted(STEADY), Policy(max_frames=3))
+        for one in limited.propagate(request):
+            for object_id in one.objects:
+                found.setdefault(object_id, []).append(one.frame)
+    assert found == frames
+
+
 @pytest.mark.parametrize(
     "wrong", [{"max_frames": 0}, {"min_score": 1.5}, {"patience": 0}]
 )
