@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fiftyone_regioncap.core.errors import OptionError
+from fiftyone_regioncap.core.errors import BackendError, OptionError
 from fiftyone_regioncap.core.options import OptionField, Options, fields_of, unknown
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.models.registry import (
@@ -69,6 +69,18 @@ class ModelChoice:
     def registry(self) -> ModelRegistry[Any]:
         """Where it is chosen from."""
         return resolve(REGISTRIES[self.kind or self.name])
+
+    def require(self, name: str) -> None:
+        """Makes sure that a model will do, before it is loaded.
+
+        Raises:
+            BackendError: When it won't.
+        """
+        if self.only and (name == AUTO or self.registry[name].name not in self.cards):
+            raise BackendError(
+                f"{self.name}={name}: it can't do this; choose one of "
+                + ", ".join(self.cards)
+            )
 
 
 @dataclass(frozen=True)
@@ -225,6 +237,7 @@ class Operation:
             self._give_weights(chosen, loading.weights)
         for model in self.models:
             if isinstance(chosen[model.name], ModelSpec):
+                model.require(chosen[model.name].name)
                 model.registry.check(chosen[model.name], weights=not self.dry)
         return chosen
 
@@ -379,7 +392,9 @@ _DECLARED = (
         "jobs.options:DenseCaptionOptions",
         stages=("caption_densely",),
         models=(
-            ModelChoice("captioner", "Model that describes.", "patchioner"),
+            ModelChoice(
+                "captioner", "Model that describes.", "patchioner", only="dense"
+            ),
             ModelChoice(
                 "propagator",
                 "Model that finds the parts; none for clusters of patches that look "
@@ -437,7 +452,11 @@ _DECLARED = (
         "Let captions be searched, mapped and checked by how regions look.",
         "jobs.options:EmbedRegionsOptions",
         stages=("embed_regions",),
-        models=(ModelChoice("captioner", "Model that embeds.", "patchioner"),),
+        models=(
+            ModelChoice(
+                "captioner", "Model that embeds.", "patchioner", only="text_encoder"
+            ),
+        ),
         media=_ALL_MEDIA,
         positional=("captions",),
     ),

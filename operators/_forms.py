@@ -261,13 +261,12 @@ def _input(inputs: types.Object, ctx: Any, field: OptionField, value: Any) -> An
     default = None if field.required else field.default
     if declared.picker in NO_FIELD:
         return _pick_field(inputs, ctx, field, default)
-    if declared.picker == "format":
-        from fiftyone_regioncap.exporters import FORMATS
+    if declared.picker in ("format", "format to read"):
+        from fiftyone_regioncap.exporters import FORMATS, importable_formats
 
-        texts = {
-            name: f"{name}: {found.summary}"
-            for name, found in FORMATS.available().items()
-        }
+        every = declared.picker == "format"
+        known = FORMATS.available() if every else importable_formats()
+        texts = {name: f"{name}: {found.summary}" for name, found in known.items()}
         return pick(inputs, field.name, texts, **about)
     if declared.picker in ("file", "folder") and not isinstance(value, str):
         folder = declared.picker == "folder"
@@ -438,7 +437,7 @@ def _ask_model(
         if not ctx.params.get("accept_license"):
             consent.invalid = True
             consent.error_message = "Accept the license to download the weights"
-    if advanced and not model.only:
+    if advanced and model.only != "training":  # which has options of its own
         name = f"{model.name}_options"
         _ask_own_options(inputs, ctx, name, card.name, card.options, advanced)
 

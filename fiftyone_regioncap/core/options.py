@@ -44,6 +44,7 @@ Picker = Literal[
     "new parts",
     "new heatmaps",
     "format",
+    "format to read",
     "file",
     "folder",
 ]

@@ -126,7 +126,7 @@ class ImportOptions(Options):
     """Options of an import: its files, and the fields that it writes."""
 
     format: Any = option(
-        help="Name of the format, or a format of your own.", picker="format"
+        help="Name of the format, or a format of your own.", picker="format to read"
     )
     path: str = option(
         help="Exported folder, or its main file, on the machine that runs this.",

@@ -56,6 +56,7 @@ class ModelCard:
         options: The options that only this backend has.
         text_encoder: ``"module:Class"`` of the model's text side, for captioners whose
             captions come with region embeddings.
+        dense: Whether it captions all parts of an image, for captioners.
         training: ``"module:Class"`` of the model's
             :class:`~fiftyone_regioncap.captioning.trainable.Trainable`, for captioners
             that can be trained.
@@ -78,6 +79,7 @@ class ModelCard:
     variables: tuple[str, ...] = ()
     options: type[Options] = NoOptions
     text_encoder: str | None = None
+    dense: bool = False
     training: str | None = None
     training_options: type[Options] = NoOptions
     footprint: str | None = None
@@ -243,7 +245,7 @@ class ModelRegistry(LazyRegistry[ModelCard], Generic[T]):
                 f"{', '.join(able)} does"
             )
         weights, _ = self._prepare(card, spec)
-        return resolve(card.text_encoder).from_pretrained(weights, spec.device)
+        return resolve(card.text_encoder).from_pretrained(weights, device=spec.device)
 
     def _prepare(
         self, card: ModelCard, spec: ModelSpec, needed: bool = True

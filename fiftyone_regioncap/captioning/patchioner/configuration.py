@@ -222,6 +222,7 @@ PATCHIONER = ModelCard(
     footprint="fiftyone_regioncap.captioning.patchioner.sizes:footprint",
     training="fiftyone_regioncap.captioning.patchioner.training:PatchionerTraining",
     training_options=PatchionerTrainingOptions,
+    dense=True,
     text_encoder=(
         "fiftyone_regioncap.captioning.patchioner.text_encoder:PatchionerTexts"
     ),

@@ -300,7 +300,7 @@ def test_what_cropping_cuts_off_is_no_part(tmp_path, fiftyone_database, weights)
             {},
             {"captioner": "measured", "weights": None},
             BackendError,
-            "use the captioner patchioner",
+            "choose one of patchioner",
         ),
         ({}, {"propagator": "flow"}, BackendError, "choose mobilesam or sam2"),
         ({}, {"weights": "./no"}, BackendError, "no weights at"),

@@ -182,7 +182,10 @@ def test_bad_input(dataset: fo.Dataset, checkpoint: Path) -> None:
     with pytest.raises(FieldError, match="captions"):
         embed(dataset, checkpoint)
     regioncap.caption(dataset, captioner="measured", progress=False)
-    with pytest.raises(BackendError, match="embeds no regions; take one that"):
+    with pytest.raises(
+        BackendError,
+        match="captioner=measured: it can't do this; choose one of patchioner",
+    ):
         regioncap.embed_regions(dataset, captioner="measured", progress=False)
     silent = PatchionerCaptioner.from_pretrained(
         checkpoint, "cpu", PatchionerOptions(embeddings=False)

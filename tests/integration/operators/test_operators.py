@@ -16,6 +16,7 @@ from fiftyone.operators.executor import ExecutionContext
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.exporters import FORMATS, importable_formats
 from tests.support import ROOT
 
 URI = "@fiftyone-regioncap/regioncap"
@@ -230,6 +231,19 @@ def test_options_of_what_was_chosen_before_do_not_count(dataset):
     assert not invalid(form("propagate_masks", dataset, **params))
     params["propagator"] = "mobilesam"
     assert "side=7" in invalid(form("propagate_masks", dataset, **params))["refusal"]
+
+
+@pytest.mark.parametrize(
+    ("name", "input", "offered"),
+    [
+        ("dense_caption", "captioner", {"patchioner"}),
+        ("import_captions", "format", set(importable_formats())),
+        ("export_captions", "format", set(FORMATS.available())),
+    ],
+)
+def test_only_what_will_do_is_offered(dataset, name, input, offered):
+    choices = form(name, dataset)[input]["view"]["choices"]
+    assert {choice["value"] for choice in choices} == offered
 
 
 def test_few_options_are_shown_at_first(dataset):
