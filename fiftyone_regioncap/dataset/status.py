@@ -85,6 +85,10 @@ def read_status(sample: fo.Sample | fo.SampleView, field: str) -> Status:
     return Status(state, document.get(error_field(field)))
 
 
+_BEGUN = "begun:"
+"""Begins what stands for an origin while the labels are made."""
+
+
 def origin_key(object_id: int, start: int = 0, stop: int | None = None) -> str:
     """Returns the key under which an object's origin is kept.
 
@@ -126,11 +130,38 @@ def write_origins(
     store.write_sample(values, under=frame_path(field))
 
 
+def begun(made_from: str) -> str:
+    """Returns what stands for the origin of labels that are being made.
+
+    Args:
+        made_from: Hash of all that they are made from.
+    """
+    return f"{_BEGUN}{made_from}"
+
+
+def is_begun(
+    sample: fo.Sample | fo.SampleView, field: str, origins: Mapping[str, str | None]
+) -> bool:
+    """Returns whether an earlier run that did not end began to make just these labels.
+
+    Args:
+        sample: Sample of a dataset.
+        field: Field of tracks, with or without ``frames.`` in front.
+        origins: What :func:`begun` returns, by :func:`origin_key`.
+    """
+    known = _origins(sample, field)
+    return all(known.get(key) == origin for key, origin in origins.items())
+
+
 def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:
-    """Reads the known origins of objects' labels, by :func:`origin_key`."""
+    """Reads the known origins of finished labels of objects, by :func:`origin_key`."""
+    known = _origins(sample, field).items()
+    return {k: value for k, value in known if value and not value.startswith(_BEGUN)}
+
+
+def _origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str | None]:
     name = origin_field(field)
-    found = Store.of(sample).sample_document(name).get(name) or {}
-    return {key: value for key, value in found.items() if value is not None}
+    return Store.of(sample).sample_document(name).get(name) or {}
 
 
 def done(view: Collection, field: str) -> set[str]:

@@ -424,6 +424,8 @@ class Store:
     ) -> FrameUpdate:
         """Makes an update that sets a field of one frame.
 
+        Where the field holds that value already, nothing is written.
+
         Args:
             number: 1-based frame number.
             field: Name of the field, without ``frames.``.
@@ -431,15 +433,18 @@ class Store:
                 comes from outside, as text may begin with ``$``.
             upsert: Whether a frame without a document gets one.
         """
-        time = now()
+        time, before = now(), f"_{field}_before"
         change = {
             "_dataset_id": self.dataset._doc.id,
+            before: f"${field}",
             field: value,
             "created_at": {"$ifNull": ["$created_at", time]},
-            "last_modified_at": time,
         }
+        same = {"$eq": [f"${field}", f"${before}"]}
+        changed = {"$cond": [same, "$last_modified_at", time]}
+        stages = [{"$set": change}, {"$set": {"last_modified_at": changed}}]
         query = {"_sample_id": self.sample_id, "frame_number": number}
-        return FrameUpdate(query, [{"$set": change}], upsert=upsert)
+        return FrameUpdate(query, [*stages, {"$unset": before}], upsert=upsert)
 
     def write_frames(
         self,

@@ -262,8 +262,18 @@ class Propagating(SampleStage[PropagateOptions]):
             key: f"{made_from}:{made_by}:{mark.signature}"
             for key, made_from in _origins(prompts, options).items()
         }
-        status.write_origins(sample, options.output, dict.fromkeys(origins))
+        what = signature({"mark": mark.signature, "objects": sorted(objects or ())})
+        begun = dict.fromkeys(origins, status.begun(what))
+        again = status.is_begun(sample, options.output, begun)
+        if not again:
+            status.write_origins(sample, options.output, dict.fromkeys(origins))
         state, claimed = _resumed(mark, sample, prompts, options)
+        if again and state is None:
+            logger.warning(
+                "%s: an earlier run has begun it, of which no checkpoint is on this "
+                "machine; the video starts anew",
+                name_of(sample),
+            )
         propagation = PolicyPropagator(self._propagator, options.policy).propagate(
             PropagationRequest(
                 reader,
@@ -296,7 +306,9 @@ class Propagating(SampleStage[PropagateOptions]):
                     mark.remove()
                 else:
                     mark.remove_all()
-                writer.clear_range((start, stop - 1), objects)
+                if not again:  # else all that is there is what is made now
+                    writer.clear_range((start, stop - 1), objects)
+                    status.write_origins(sample, options.output, begun)
             steps = prefetch(_with_checkpoints(propagation), depth=4)
             with closing(steps):
                 for masks, checkpoint in steps:

@@ -73,6 +73,26 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(dataset) -> None:
     assert frames_of(dataset) == EVERY
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_what_a_stopped_job_wrote_is_not_written_again(
+    dataset, elsewhere, tmp_path, caplog
+) -> None:
+    def written() -> dict[int, object]:
+        labeled = dataset._frame_collection.find({"tracks": {"$ne": None}})
+        return {one["frame_number"]: one["last_modified_at"] for one in labeled}
+
+    assert propagate(dataset, stop_after=12) is None
+    if elsewhere:  # another machine, that does not see the checkpoint
+        shutil.rmtree(tmp_path / "cache" / "jobs")
+    before = written()
+    assert len(before) >= 12
+    assert propagate(dataset).ok
+    after = written()
+    assert sorted(after) == EVERY
+    assert {number: after[number] for number in before} == before
+    assert ("no checkpoint is on this machine" in caplog.text) == elsewhere
+
+
 def test_a_job_removes_what_killed_ones_left(dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fo.config, "default_dataset_dir", str(tmp_path / "masks"))
     assert propagate(dataset, stop_after=12, mask_storage="disk") is None
