@@ -189,6 +189,7 @@ class Leases:
     _clock: tuple[float, ServerState] | None = None
 
     def __enter__(self) -> Leases:
+        self._try_renew()  # so that it has said a word before it can hang
         self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
         self._thread.start()
         return self
@@ -214,21 +215,43 @@ class Leases:
         Returns:
             None when they were claimed; else the lease that another one holds.
         """
+        return self.claim_each([work]).get(work)
+
+    def claim_each(self, works: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """Claims several samples, or ranges of them, each of them or nothing of it.
+
+        Args:
+            works: Their ids; see :func:`sample_of`.
+
+        Returns:
+            The lease that another one holds, of those that were not claimed.
+        """
         now = self.server.time
         until = now + timedelta(seconds=SECONDS * (1 - MARGIN))
         token = int(now.timestamp() * 1000)
-        names = sorted(self.fields)
-        units = [f"{self.dataset_id}/{name}/{work}" for name in names]
-        taken = [Lease(unit, self.owner, token, until) for unit in units]
-        other = self._take_all(taken, now)
-        if other is not None:
-            self._give_back(taken)
-            return other
-        with self._changing:
-            self._mine[work] = taken
-            for name, lease in zip(names, taken, strict=True):
-                _held[sample_of(work), name] = lease
-        return None
+        wanted = {
+            work: {
+                name: Lease(
+                    f"{self.dataset_id}/{name}/{work}", self.owner, token, until
+                )
+                for name in sorted(self.fields)
+            }
+            for work in works
+        }
+        taken = [lease for own in wanted.values() for lease in own.values()]
+        others = self._take_all(taken, now)
+        held: dict[str, Mapping[str, Any]] = {}
+        for work, own in wanted.items():
+            there = [others[one.unit] for one in own.values() if one.unit in others]
+            if there:
+                held[work] = there[0]
+                self._give_back(own.values())
+                continue
+            with self._changing:
+                self._mine[work] = list(own.values())
+                for name, lease in own.items():
+                    _held[sample_of(work), name] = lease
+        return held
 
     @property
     def server(self) -> ServerState:
@@ -279,11 +302,12 @@ class Leases:
 
     def _take_all(
         self, wanted: Sequence[Lease], now: datetime
-    ) -> Mapping[str, Any] | None:
-        """Takes leases; returns one that another holds, with some taken, or None."""
+    ) -> dict[str, Mapping[str, Any]]:
+        """Takes leases; returns those that others hold, by unit."""
         leases = locks.collection("leases", durable=False)
         free: dict[str, Any] = {"expires_at": {"$lt": now}}
-        queries = [{"_id": lease.unit, **free} for lease in wanted]
+        queries = {lease.unit: {"_id": lease.unit, **free} for lease in wanted}
+        others: dict[str, Mapping[str, Any]] = {}
         values = {
             "job": self.job,
             "owner": self.owner,
@@ -292,27 +316,31 @@ class Leases:
             "claimed_at": now,
             "expires_at": now + timedelta(seconds=SECONDS),
         }
+        # Those that it was taken over from may be found dead later.
+        change = {"$set": values, "$addToSet": {"owners": self.owner}}
         while queries:
-            changes = [UpdateOne(q, {"$set": values}, upsert=True) for q in queries]
+            asked = list(queries.values())
+            changes = [UpdateOne(q, change, upsert=True) for q in asked]
             try:
                 leases.bulk_write(changes, ordered=False)
-                return None
+                break
             except BulkWriteError as error:
                 failed = error.details["writeErrors"]
                 if any(item["code"] != _DUPLICATE for item in failed):
                     raise
-                queries = [queries[item["index"]] for item in failed]
-            for query in queries:
-                there = leases.find_one({"_id": query["_id"]})
-                if there is None:  # it was given back just now
-                    continue
+                asked = [asked[item["index"]] for item in failed]
+            queries = {query["_id"]: query for query in asked}
+            for there in leases.find({"_id": {"$in": list(queries)}}):
                 process = Process(there["node"], there["pid"], there["began"])
                 # It is ours where an answer was lost, as the database went away.
                 if there["owner"] != self.owner and not process.is_dead():
-                    return there
+                    others[there["_id"]] = there
+                    del queries[there["_id"]]
+                    continue
+                query = queries[there["_id"]]  # others were given back just now
                 query.pop("expires_at", None)
                 query["owner"] = there["owner"]
-        return None
+        return others
 
     def _give_back(self, leases: Iterable[Lease]) -> None:
         units = [lease.unit for lease in leases]
@@ -322,10 +350,13 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._stopped.wait(min(SECONDS / BEATS, 2.0)):
-            try:
-                self._renew()
-            except Exception as error:  # the server's clock decides what holds
-                logger.info("leases not renewed: %s", error)
+            self._try_renew()
+
+    def _try_renew(self) -> None:
+        try:
+            self._renew()
+        except Exception as error:  # the server's clock decides what holds
+            logger.info("leases not renewed: %s", error)
 
     def _renew(self) -> None:
         now = locks.server_time()

@@ -310,26 +310,21 @@ class Run:
         unit = f"{self.group}/{sample_id}"
         _outcomes().update_one({"_id": unit}, change, upsert=True)
 
-    def died(self, owner: str, at_work_on: Sequence[str] = ()) -> list[str]:
+    def died(self, owner: str) -> list[str]:
         """Records that a worker died, and releases what it was at work on.
 
         Args:
             owner: The worker's owner of leases.
-            at_work_on: Ids of samples that it was at work on as far as it told; others
-                may have taken them over since.
 
         Returns:
-            Ids of the samples.
+            Ids of the samples, also of those that others have taken over since.
         """
-        held = locks.collection("leases")
-        found = {
-            lease["_id"].rpartition("/")[2] for lease in held.find({"owner": owner})
-        }
-        known = self.outcomes(at_work_on)
-        found |= {i for i in at_work_on if known.get(i, Outcome()).state is None}
+        held, its = locks.collection("leases"), {"owners": owner}
+        found = {lease["_id"].rpartition("/")[2] for lease in held.find(its)}
         for sample_id in found:
             self._record(sample_id, deaths=1)
         held.delete_many({"owner": owner})
+        held.update_many(its, {"$pull": its})
         return sorted(found)
 
 

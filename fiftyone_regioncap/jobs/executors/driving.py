@@ -316,7 +316,7 @@ class Driver:
             slot.errors.append(known.get("error", "a worker can't work here"))
             logger.warning("worker %d: %s", slot.number, slot.errors[-1])
             return
-        self._died(slot, code)
+        self._replace(slot, f"signal {-code}" if code < 0 else f"exit code {code}")
 
     def _require_word(self, slot: _Slot) -> None:
         """Ends a worker that says nothing for long while it is at work.
@@ -331,16 +331,11 @@ class Driver:
         elif now - slot.heard > SILENT_LEASES * leases.SECONDS:
             assert slot.handle is not None
             slot.handle.end()
-            silent = f"no sign of life for {now - slot.heard:.0f} s"
-            self._replace(slot, silent, shown.get("at_work_on") or ())
+            self._replace(slot, f"no sign of life for {now - slot.heard:.0f} s")
 
-    def _died(self, slot: _Slot, code: int) -> None:
+    def _replace(self, slot: _Slot, how: str) -> None:
         """Notes what a worker died on, and has it replaced."""
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self._replace(slot, how)
-
-    def _replace(self, slot: _Slot, how: str, at_work_on: Sequence[str] = ()) -> None:
-        samples = self._run.died(slot.owner, at_work_on)
+        samples = self._run.died(slot.owner)
         logger.warning("worker %d died (%s) with %s", slot.number, how, samples)
         for unit, outcome in self._run.outcomes(samples).items():
             if outcome.deaths >= DEATHS_FAILED and outcome.state is None:

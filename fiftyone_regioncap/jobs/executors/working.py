@@ -57,6 +57,13 @@ PAUSE = 0.5
 
 _BLOCK = 64
 
+_IMAGES = 16
+"""Number of images that are claimed at once at most, as one takes little time."""
+
+_SHARES = 64
+"""Images that are claimed at once are at most this part of those that are left, so that
+all workers end together."""
+
 _FRAME_PICKERS = ("prompts", "tracks")
 """What picks, in the App, options that name fields of frames."""
 
@@ -352,6 +359,7 @@ class Worker:
     progress: str = "progress"
     part: Part = WHOLE
     _shared: int = 0
+    _seen: int = 0
     _again: list[str] = field(default_factory=list)
     _servers: dict[str, ObjectId | None] = field(default_factory=dict)
     _unconfirmed: dict[str, ObjectId | None] = field(default_factory=dict)
@@ -512,40 +520,60 @@ class Worker:
                 if time.monotonic() - asked > FRESH:
                     known, taken = self._outcomes(left), self._taken(left)
                     asked = time.monotonic()
-                # In order, but not the one for which all others ask as well.
-                target = left.pop(random.randrange(min(1 + failures, len(left))))
-                outcome = known.get(target.unit, Outcome())
-                if outcome.passed and self.part.hands_on:
-                    context.reporter.skip(target.unit)
-                    continue
-                risky = outcome.state is None and outcome.deaths >= DEATHS_ALONE
-                if risky and apart is not None:
-                    apart.append(target)
-                    continue
-                if outcome.state is None:
-                    if target.unit in taken:
+                chosen: list[Target] = []
+                for _ in range(min(self._at_once(apart), len(left))):
+                    # In order, but not the one for which all others ask as well.
+                    target = left.pop(random.randrange(min(1 + failures, len(left))))
+                    self._seen += 1
+                    outcome = known.get(target.unit, Outcome())
+                    if outcome.state is not None:
+                        self._elsewhere(target, outcome)
+                    elif outcome.passed and self.part.hands_on:
+                        context.reporter.skip(target.unit)
+                    elif outcome.deaths >= DEATHS_ALONE and apart is not None:
+                        apart.append(target)
+                    elif target.unit in taken:
                         later.append(target)
-                        continue
-                    if self._claim(target) is not None:
-                        later.append(target)
-                        failures, asked = failures + 1, -math.inf
-                        continue
-                    outcome = self._outcomes([target]).get(target.unit, outcome)
-                if outcome.state is not None:
-                    self._leases.release(target.unit)
-                    self._elsewhere(target, outcome)
+                    else:
+                        chosen.append(target)
+                if not chosen:
                     continue
-                if self.part.after is not None and outcome.passed != self.part.after:
-                    self._leases.release(target.unit)  # it was taken back
-                    continue
-                self._servers[target.unit] = self._leases.server.process
-                sample = context.patiently(partial(self._load, target))
-                if sample is not None:
-                    logger.info("%s: begun, %s", target.unit, sample.filepath)
-                    yield target, sample
+                busy = self._claim(chosen)
+                if busy:
+                    later += [target for target in chosen if target.unit in busy]
+                    failures, asked = failures + 1, -math.inf
+                mine = [target for target in chosen if target.unit not in busy]
+                yield from self._begun(mine)
 
-    def _claim(self, target: Target) -> Mapping[str, Any] | None:
-        return self.context.patiently(lambda: self._leases.claim(target.unit))
+    def _at_once(self, apart: list[Target] | None) -> int:
+        """Returns how many samples are claimed with one command."""
+        targets = self.prepared.targets
+        if apart is None or targets.dataset.media_type != fom.IMAGE:
+            return 1
+        return max(min((len(targets) - self._seen) // _SHARES, _IMAGES), 1)
+
+    def _begun(self, targets: Sequence[Target]) -> Iterator[Item]:
+        """Loads samples that were claimed, and are still to be done."""
+        known = self._outcomes(targets)
+        for target in targets:
+            self.context.reporter.check_canceled()
+            outcome = known.get(target.unit, Outcome())
+            if outcome.state is not None:
+                self._leases.release(target.unit)
+                self._elsewhere(target, outcome)
+                continue
+            if self.part.after is not None and outcome.passed != self.part.after:
+                self._leases.release(target.unit)  # it was taken back
+                continue
+            self._servers[target.unit] = self._leases.server.process
+            sample = self.context.patiently(partial(self._load, target))
+            if sample is not None:
+                logger.info("%s: begun, %s", target.unit, sample.filepath)
+                yield target, sample
+
+    def _claim(self, targets: Sequence[Target]) -> Mapping[str, Any]:
+        units = [target.unit for target in targets]
+        return self.context.patiently(lambda: self._leases.claim_each(units))
 
     def _taken(self, targets: Sequence[Target]) -> set[str]:
         units = [target.unit for target in targets]

@@ -63,6 +63,18 @@ def test_all_fields_or_none(sample) -> None:
         assert held() == 1
 
 
+def test_several_at_once(sample) -> None:
+    works = [sample.id, f"{sample.id}:0-9", f"{sample.id}:10-19"]
+    with leases_of(sample) as first, leases_of(sample) as second:
+        assert first.claim(works[1]) is None
+        busy = second.claim_each(works)
+        assert set(busy) == {works[1]}
+        assert busy[works[1]]["owner"] == first.owner
+        assert second.held == {works[0], works[2]} and held() == 6
+        assert set(first.claim_each(works)) == {works[0], works[2]}
+    assert held() == 0
+
+
 def test_an_owner_that_died_here_is_replaced_at_once(sample) -> None:
     claiming = (
         "import sys\n"

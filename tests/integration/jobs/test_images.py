@@ -15,7 +15,9 @@ from fiftyone_regioncap import api
 from fiftyone_regioncap.captioning.measured import MeasuredCaptioner
 from fiftyone_regioncap.dataset.clips import region_masks
 from fiftyone_regioncap.dataset.geometry import Shape
+from fiftyone_regioncap.dataset.leases import Leases
 from fiftyone_regioncap.dataset.regions import ImageRegion
+from fiftyone_regioncap.jobs.executors import working
 
 BOXES = {"red": [0.0, 0.0, 0.5, 1.0], "blue": [0.5, 0.0, 0.5, 1.0]}
 
@@ -53,6 +55,21 @@ def captions(labels: fo.Detections) -> dict[str, str | None]:
         label.label: label["caption"] if label.has_attribute("caption") else None
         for label in labels.detections
     }
+
+
+def test_images_are_claimed_together(dataset: fo.Dataset, monkeypatch) -> None:
+    claimed: list[int] = []
+    claim = Leases.claim_each
+
+    def counted(self: Leases, works):
+        claimed.append(len(works))
+        return claim(self, works)
+
+    monkeypatch.setattr(Leases, "claim_each", counted)
+    monkeypatch.setattr(working, "_SHARES", 1)
+    caption(dataset)
+    assert claimed == [2]
+    assert dataset.values("regions_status") == ["complete"] * 2
 
 
 def test_only_the_regions_that_a_view_shows_are_captioned(dataset: fo.Dataset) -> None:
