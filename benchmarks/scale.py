@@ -9,6 +9,9 @@ processes, as they wait nearly all of the time and each process takes 300 MB.
 Ray, with what a sample takes; ``tiny`` does so with videos of three frames, where next
 to nothing but the machinery is left.
 
+``cancel``: seconds from asking such a job to stop, as another process would, until all
+of its workers have ended.
+
 ``writes``: frames with labels written a second by 1, 4 and 16 processes, with the fence
 of a lease and without.
 
@@ -17,6 +20,7 @@ of a lease and without.
     python -m benchmarks.scale standins --workers 2 8 32
     python -m benchmarks.scale clips --executors local processes:1 processes:2 ray:1
     python -m benchmarks.scale tiny --executors local ray:1
+    python -m benchmarks.scale cancel --executors local processes:2 ray:2
     python -m benchmarks.scale writes
     python -m benchmarks.scale plan --gpus 1000 --videos 1000000
 """
@@ -47,6 +51,8 @@ import av  # noqa: E402
 import fiftyone as fo  # noqa: E402  (reads the database's address when imported)
 
 from fiftyone_regioncap import api  # noqa: E402
+from fiftyone_regioncap.core.errors import Canceled  # noqa: E402
+from fiftyone_regioncap.core.progress import ProgressEvent  # noqa: E402
 from fiftyone_regioncap.core.types import (  # noqa: E402
     FrameMasks,
     ObjectMask,
@@ -145,9 +151,8 @@ def standins(workers: list[int], videos: int, seconds: float) -> None:
         lengths = rng.lognormal(0.0, 0.8, total)
         lengths *= seconds / lengths.mean()
         dataset = fo.Dataset(f"scale-{uuid4().hex[:6]}")
-        dataset.media_type = "image"  # no files are read
         dataset.add_samples(
-            [fo.Sample(filepath=f"/nowhere/{n}.png") for n in range(total)]
+            [fo.Sample(filepath=f"/nowhere/{n}.mp4") for n in range(total)]
         )
         declare_status(dataset, "tracks")
         known = dict(zip(dataset.values("id"), lengths.tolist(), strict=True))
@@ -204,6 +209,21 @@ def _dataset(paths: Sequence[Path], prompts: Sequence[Prompt]) -> fo.Dataset:
     return datasets.add_videos(name, paths, list(prompts))[0]
 
 
+def _run(dataset: fo.Dataset, where: str, progress: Any = False) -> Any:
+    """Runs a job on an executor, with the number of workers behind a colon."""
+    executor, _, workers = where.partition(":")
+    return api.propagate_and_caption(
+        dataset,
+        propagator="flow",
+        captioner="measured",
+        executor=executor,
+        overwrite=True,
+        overwrite_captions=True,
+        progress=progress,
+        **({"workers": int(workers)} if workers else {}),
+    )
+
+
 def jobs(dataset: fo.Dataset, executors: Sequence[str], repeats: int) -> None:
     """Prints what a sample takes, by executor, in turn.
 
@@ -215,19 +235,8 @@ def jobs(dataset: fo.Dataset, executors: Sequence[str], repeats: int) -> None:
     taken: dict[str, list[tuple[float, float]]] = {one: [] for one in executors}
     for _ in range(repeats):
         for one in executors:
-            executor, _, workers = one.partition(":")
-            chosen = {"workers": int(workers)} if workers else {}
             began = time.monotonic()
-            made = api.propagate_and_caption(
-                dataset,
-                propagator="flow",
-                captioner="measured",
-                executor=executor,
-                overwrite=True,
-                overwrite_captions=True,
-                progress=False,
-                **chosen,
-            )
+            made = _run(dataset, one)
             assert made.ok, made.failures[:3]
             wall = time.monotonic() - began
             job = next(one for one in board.jobs() if one["dataset"] == dataset.name)
@@ -255,6 +264,33 @@ def tiny(executors: Sequence[str], repeats: int, videos: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="scale-"))
     dataset = _tiny(folder, videos)
     jobs(dataset, executors, repeats)
+    dataset.delete()
+    shutil.rmtree(folder)
+
+
+def cancel(executors: Sequence[str], repeats: int, videos: int) -> None:
+    """Prints how long jobs take to end that are canceled, by executor."""
+    folder = Path(tempfile.mkdtemp(prefix="scale-"))
+    dataset = _tiny(folder, videos)
+    print("| executor | seconds to the end, median | most |")
+    print("|---|---|---|")
+    for one in executors:
+        taken = []
+        for _ in range(repeats):
+            asked: list[float] = []
+
+            def listen(event: ProgressEvent, asked: list[float] = asked) -> None:
+                if event.frames and not asked:
+                    (job,) = board.jobs(1, dataset._doc.id)
+                    assert board.cancel(job["id"])
+                    asked.append(time.monotonic())
+
+            try:
+                _run(dataset, one, listen)
+            except Canceled:
+                taken.append(time.monotonic() - asked[0])
+        assert len(taken) == repeats, "more videos are needed"
+        print(f"| {one} | {np.median(taken):.1f} | {max(taken):.1f} |", flush=True)
     dataset.delete()
     shutil.rmtree(folder)
 
@@ -400,11 +436,11 @@ def main() -> None:
     two = kinds.add_parser("writes")
     two.add_argument("--writers", type=int, nargs="+", default=[1, 4, 16])
     two.add_argument("--frames", type=int, default=640)
-    for name in ("clips", "tiny"):
+    for name in ("clips", "tiny", "cancel"):
         three = kinds.add_parser(name)
         three.add_argument("--executors", nargs="+", default=["local", "processes:2"])
         three.add_argument("--repeats", type=int, default=3)
-        if name == "tiny":
+        if name != "clips":
             three.add_argument("--videos", type=int, default=100)
     four = kinds.add_parser("plan")
     four.add_argument("--gpus", type=int, default=1000)
@@ -425,6 +461,7 @@ def main() -> None:
         "standins": standins,
         "clips": clips,
         "tiny": tiny,
+        "cancel": cancel,
         "writes": writes,
         "plan": plan,
     }

@@ -138,8 +138,10 @@ def connected(address: str | None) -> Iterator[Any]:
         try:
             _knock(address)
             here = {"include_dashboard": False} if address is None else {}
-            ray.init(address, log_to_driver=False, **here)
+            # Without an address, Ray would join any cluster of this machine.
+            ray.init(address or "local", log_to_driver=False, **here)
         except Exception as error:  # Ray's own are of no class in particular
+            ray.shutdown()  # it may be half connected, and refuse the next try
             if address is None:
                 raise BackendError(
                     f"Ray can't be started on this machine: {error}; use "

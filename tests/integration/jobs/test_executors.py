@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import fiftyone as fo
@@ -19,7 +20,6 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import (
     BackendError,
-    Canceled,
     FieldError,
     OptionError,
 )
@@ -36,6 +36,7 @@ from fiftyone_regioncap.models.registry import ModelSpec
 from fiftyone_regioncap.propagation.flow import FlowPropagator
 from fiftyone_regioncap.system.assets import cache_dir
 from tests.support.jobs import forget
+from tests.support.workers import cancel_from_elsewhere, customize
 
 PROMPTS = [
     Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
@@ -90,57 +91,6 @@ def workers() -> list[int]:
     rows = [line.split(None, 2) for line in found.splitlines()[1:]]
     own = str(os.getpid())
     return [int(p) for p, parent, args in rows if parent == own and "_worker" in args]
-
-
-SITE = """
-import errno, os, signal, sys, time
-if sys.argv[:1] == ["-m"] and os.environ.get("DEADLY"):
-    import fiftyone_regioncap.propagation.flow as flow
-    from fiftyone_regioncap.jobs.executors.working import Prepared
-    how, token = os.environ["DEADLY"].split(":")
-    real, of = flow.FlowPropagator.propagate, Prepared.of
-
-    def unlucky():
-        "Whether this is the one process that goes wrong."
-        try:
-            os.rename(token, f"{token}-{os.getpid()}")
-        except OSError:
-            return os.path.exists(f"{token}-{os.getpid()}")
-        return True
-
-    def propagate(self, request):
-        if how == "slow":
-            time.sleep(10)
-        elif how == "full disk" and unlucky():
-            raise OSError(errno.ENOSPC, "No space left on device", "/masks")
-        elif "b.mp4" in str(request.frames.path):
-            if how == "segfault":
-                os.kill(os.getpid(), signal.SIGSEGV)
-            elif how == "out of memory":  # as the kernel does
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif how == "hang":  # in code that lets no other thread run
-                os.kill(os.getpid(), signal.SIGSTOP)
-            while how == "loop":
-                time.sleep(0.1)
-        return real(self, request)
-
-    def prepare(*given, **options):
-        if how == "no room for the model" and unlucky():
-            raise MemoryError("CUDA out of memory")
-        return of(*given, **options)
-
-    flow.FlowPropagator.propagate, Prepared.of = propagate, prepare
-"""
-
-
-def customize(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Makes workers deadly, or slow."""
-    (folder / "site").mkdir()
-    (folder / "token").touch()
-    (folder / "site" / "sitecustomize.py").write_text(SITE)
-    path = f"{folder / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    monkeypatch.setenv("PYTHONPATH", path)
-    monkeypatch.setenv("DEADLY", f"{how}:{folder / 'token'}")
 
 
 def test_workers_ended_killed_and_stopped(dataset, contents, monkeypatch) -> None:
@@ -199,6 +149,24 @@ def test_a_sample_that_kills_its_workers(
     config = dataset.get_run_info(made.run).config
     assert (config.propagator["name"], config.captioner["name"]) == ("flow", "measured")
     assert left_over() == [0, 0, 0] and workers() == []
+
+
+def test_a_death_counts_on_what_was_taken_over_since(dataset) -> None:
+    made = board.Run.begin("propagate", dataset.name, dataset._doc.id, ["tracks"])
+    sample_id = dataset.first().id
+    hung, other = (
+        leases.Leases(dataset._doc.id, ["tracks"], "job") for _ in range(2)
+    )  # whose threads don't run
+    assert hung.claim(sample_id) is None
+    past = locks.server_time() - timedelta(seconds=1)
+    locks.collection("leases").update_many({}, {"$set": {"expires_at": past}})
+    assert other.claim(sample_id) is None
+    assert made.died(hung.owner) == [sample_id] and made.died(hung.owner) == []
+    assert locks.collection("leases").distinct("owner") == [other.owner]
+    assert made.died(other.owner) == [sample_id]
+    assert made.outcomes([sample_id])[sample_id].deaths == 2
+    made.end("failed")
+    assert left_over() == [0, 0, 0]
 
 
 @pytest.mark.slow
@@ -287,20 +255,8 @@ def test_another_job_on_the_same_field_is_refused(dataset) -> None:
 @pytest.mark.parametrize("executor", ["local", "processes"])
 def test_canceling_from_elsewhere(dataset, executor, tmp_path, monkeypatch) -> None:
     customize(tmp_path, monkeypatch, "slow")  # else workers may be done before
-    asked: list[float] = []
-
-    def listen(event) -> None:
-        if event.frames and not asked:
-            running = [job for job in board.jobs(5) if job["state"] == "running"]
-            assert len(running) == 1 and board.cancel(running[0]["id"])
-            asked.append(time.monotonic())
-        time.sleep(0.05)
-
-    with pytest.raises(Canceled):
-        run(dataset, executor, progress=listen)
-    assert board.jobs(1)[0]["state"] == "canceled"
+    cancel_from_elsewhere(lambda listen: run(dataset, executor, progress=listen))
     assert left_over()[0] == 0 and workers() == []
-    assert not board.cancel(board.jobs(1)[0]["id"])
 
 
 def test_a_model_that_is_loaded_can_not_be_sent(dataset) -> None:

@@ -19,6 +19,7 @@ from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import locks
 from fiftyone_regioncap.dataset import videos as datasets
 from tests.support.jobs import forget
+from tests.support.workers import cancel_from_elsewhere, customize
 
 ray = pytest.importorskip("ray")
 
@@ -79,6 +80,32 @@ def test_an_actor_that_is_killed(dataset, expected, contents) -> None:
     assert not ray.is_initialized()
 
 
+def test_a_sample_that_kills_its_workers(
+    dataset, expected, contents, tmp_path, monkeypatch
+) -> None:
+    customize(tmp_path, monkeypatch, "segfault")
+    made = api.propagate_and_caption(
+        dataset, **MODELS, executor="ray", workers=2, progress=False
+    )
+    (failure,) = made.failures
+    assert failure.filepath.endswith("b.mp4")
+    assert "the worker died 3 times on this sample" in failure.error
+    found = contents(dataset)
+    assert found.pop("b.mp4")["status"] == ["failed", "failed"]
+    assert found == {name: expected[name] for name in found}
+    assert locks.collection("leases").count_documents({}) == 0
+
+
+def test_canceling_from_elsewhere(dataset, tmp_path, monkeypatch) -> None:
+    customize(tmp_path, monkeypatch, "slow")
+    cancel_from_elsewhere(
+        lambda listen: api.propagate_and_caption(
+            dataset, **MODELS, executor="ray", workers=2, progress=listen
+        )
+    )
+    assert locks.collection("leases").count_documents({}) == 0
+
+
 def test_three_nodes_of_which_one_is_lost(dataset, expected, contents) -> None:
     from ray.cluster_utils import Cluster
 
@@ -128,6 +155,7 @@ def test_a_cluster_of_another_version(dataset) -> None:
             )
     finally:
         cluster.shutdown()
+    assert api.propagate(dataset, propagator="flow", executor="ray", workers=1).ok
 
 
 def test_no_cluster_at_the_address(dataset) -> None:
