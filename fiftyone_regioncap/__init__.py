@@ -27,6 +27,7 @@ __all__ = [
     "evaluate_captions",
     "export",
     "extract_facets",
+    "find_shots",
     "import_captions",
     "make_unique",
     "merge_tracks",

@@ -287,6 +287,14 @@ _DECLARED = (
         operator="propose_objects",
     ),
     Operation(
+        "find_shots",
+        "Find shots",
+        "Find where videos cut from one shot to the next, to work on shots as clips.",
+        "jobs.options:ShotOptions",
+        stages=("find_shots",),
+        action="Find shots of",
+    ),
+    Operation(
         "propagate",
         "Propagate masks",
         "Carry the marked objects through videos, as tracks of masks.",

@@ -32,6 +32,7 @@ _BUTTONS = {
 _ICONS = {
     "undo_captions": "undo",
     "propose": "auto_awesome",
+    "find_shots": "content_cut",
     "propagate": "animation",
     "propagate_from": "start",
     "caption": "chat",

@@ -26,6 +26,7 @@ Stage: TypeAlias = Literal[
     "edit",
     "move",
     "conform",
+    "shots",
 ]
 
 

@@ -150,6 +150,19 @@ def declare_labels(dataset: fo.Dataset, field: str, kind: type[fo.Label]) -> Non
     _declare(dataset, frame_path(field), kind, kind._LABEL_LIST_FIELD, (), frames=True)
 
 
+def declare_events(dataset: fo.Dataset, field: str) -> None:
+    """Declares a field for events of videos, such as shots.
+
+    Args:
+        dataset: Dataset of videos.
+        field: Name of the sample-level field.
+
+    Raises:
+        FieldError: When the field exists with another type.
+    """
+    _declare(dataset, field, fo.TemporalDetections, "detections", ())
+
+
 def declare_captions(dataset: fo.Dataset, field: str) -> None:
     """Declares a field for captions of tracks, and its status fields.
 

@@ -384,6 +384,7 @@ STAGES: LazyRegistry[type[Stage]] = LazyRegistry(
     kind="stage",
     entries={
         "propose": "fiftyone_regioncap.jobs.proposing:Proposing",
+        "find_shots": "fiftyone_regioncap.jobs.shots:FindingShots",
         "propagate": "fiftyone_regioncap.jobs.propagating:Propagating",
         "correct": "fiftyone_regioncap.jobs.correcting:Correcting",
         "caption": "fiftyone_regioncap.jobs.captioning:TrackCaptioning",

@@ -373,6 +373,20 @@ class ProposeOptions(Options):
 
 
 @dataclass(frozen=True)
+class ShotOptions(Options):
+    """Options of finding the shots of videos."""
+
+    output: str = option("shots", "Field of events that the shots are written to.")
+    sensitivity: float = option(
+        0.5,
+        "Sensitivity of scene cut detection; higher finds more cuts.",
+        minimum=0.01,
+        maximum=1,
+    )
+    overwrite: bool = option(False, "Search again what is complete.")
+
+
+@dataclass(frozen=True)
 class EmbedRegionsOptions(Options):
     """Options of embedding the regions of captions."""
 
