@@ -138,8 +138,14 @@ def connected(address: str | None) -> Iterator[Any]:
         try:
             _knock(address)
             here = {"include_dashboard": False} if address is None else {}
-            # Without an address, Ray would join any cluster of this machine.
-            ray.init(address or "local", log_to_driver=False, **here)
+            # Without an address, Ray would join any cluster of this machine, and it
+            # prefers that of the variable to the one that it is given.
+            named = os.environ.pop("RAY_ADDRESS", None)
+            try:
+                ray.init(address or "local", log_to_driver=False, **here)
+            finally:
+                if named is not None:
+                    os.environ["RAY_ADDRESS"] = named
         except Exception as error:  # Ray's own are of no class in particular
             ray.shutdown()  # it may be half connected, and refuse the next try
             if address is None:

@@ -106,8 +106,12 @@ def test_canceling_from_elsewhere(dataset, tmp_path, monkeypatch) -> None:
     assert locks.collection("leases").count_documents({}) == 0
 
 
-def test_three_nodes_of_which_one_is_lost(dataset, expected, contents) -> None:
+def test_three_nodes_of_which_one_is_lost(
+    dataset, expected, contents, monkeypatch
+) -> None:
     from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # the option goes before it
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
