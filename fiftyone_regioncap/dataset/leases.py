@@ -116,7 +116,6 @@ class Lease:
     Attributes:
         unit: Id of the lease.
         owner: Id of the owner, unique among all that ever claim.
-        token: Number of the claim, greater than those of earlier owners.
         until: Moment of the server's clock until which writes go through.
         lost: Whether somebody else may have it by now.
         refresh: Makes objects in memory show what was written under it, once the work
@@ -125,7 +124,6 @@ class Lease:
 
     unit: str
     owner: str
-    token: int
     until: datetime
     lost: bool = False
     refresh: Callable[[], None] | None = None
@@ -228,12 +226,9 @@ class Leases:
         """
         now = self.server.time
         until = now + timedelta(seconds=SECONDS * (1 - MARGIN))
-        token = int(now.timestamp() * 1000)
         wanted = {
             work: {
-                name: Lease(
-                    f"{self.dataset_id}/{name}/{work}", self.owner, token, until
-                )
+                name: Lease(f"{self.dataset_id}/{name}/{work}", self.owner, until)
                 for name in sorted(self.fields)
             }
             for work in works
@@ -311,7 +306,6 @@ class Leases:
         values = {
             "job": self.job,
             "owner": self.owner,
-            "token": wanted[0].token,
             **asdict(Process.this()),
             "claimed_at": now,
             "expires_at": now + timedelta(seconds=SECONDS),
