@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
 
@@ -49,3 +49,36 @@ class Recent(Generic[_T]):
         """Forgets them."""
         with self._lock:
             self._values.clear()
+
+
+class Sessions(Generic[_T]):
+    """State of the panels of one kind, each over one dataset.
+
+    A panel's state begins anew after the App's server restarted.
+    """
+
+    def __init__(self, make: Callable[[], _T], size: int = 64) -> None:
+        """Makes them when they are asked for.
+
+        Args:
+            make: Returns the state that a panel begins with.
+            size: Number of panels whose state is kept.
+        """
+        self._make = make
+        self._values: Recent[_T] = Recent(size)
+
+    def of(self, ctx: Any) -> _T:
+        """Returns the state of the panel that an event is of.
+
+        Not by the dataset itself: FiftyOne reads all of it once it is asked for.
+        """
+        found = self._values.get(self._key(ctx))
+        return self.renew(ctx) if found is None else found
+
+    def renew(self, ctx: Any) -> _T:
+        """Begins anew."""
+        return self._values.put(self._key(ctx), self._make())
+
+    @staticmethod
+    def _key(ctx: Any) -> tuple[str, str | None]:
+        return ctx.panel.id, ctx.dataset_id or ctx.dataset_name

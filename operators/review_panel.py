@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +40,7 @@ from fiftyone_regioncap.review.queue import (
 from fiftyone_regioncap.review.session import REVIEWS, Change, Ref
 
 from ._layout import NARROW, WRAP, panel_layout
-from ._recent import Recent
+from ._recent import Recent, Sessions
 from ._review_prompts import NO_FIELD, ChooseCaptions, EditCaption, Prompt, pictures
 from .tracks_panel import show_frame
 
@@ -69,9 +70,6 @@ _SCOPE_EVENTS = {"on_change_dataset", "on_change_view", "on_change_current_sampl
 
 QUEUES = 4
 """Views whose captions stay known, such as the grid's and an open sample's."""
-
-SESSIONS = 64
-"""Panels whose state and changes are remembered."""
 
 PICTURES = 64
 """Strips that are kept drawn."""
@@ -152,6 +150,8 @@ class _Session:
         other: Text of the caption beside it; None where there is none.
         picture: Image of its track; None where there is none.
         frame: First frame of its window, counted from 1; None for images.
+        dataset: The dataset as it was when the view was opened, to look at captions:
+            FiftyOne reads all of it again for each event that asks for it.
     """
 
     settings: _Settings = _Settings()
@@ -162,12 +162,13 @@ class _Session:
     other: str | None = None
     picture: str | None = None
     frame: int | None = None
+    dataset: fo.Dataset | None = None
 
 
 # The App makes a panel object an event, so what outlives events is here.
 _queues: Recent[ReviewQueue] = Recent(QUEUES)
 _pictures: Recent[Future[str]] = Recent(PICTURES)
-_sessions: Recent[_Session] = Recent(SESSIONS)
+_sessions = Sessions(_Session)
 _artist = ThreadPoolExecutor(1, thread_name_prefix="regioncap-review")
 
 
@@ -196,7 +197,7 @@ class ReviewPanel(foo.Panel):
         The App reports the same view more than once, and after what the panel did.
         """
         method = ctx.params.get("__method__")
-        if method in _SCOPE_EVENTS and _session(ctx).scope == _scope(ctx):
+        if method in _SCOPE_EVENTS and _sessions.of(ctx).scope == _scope(ctx):
             return None
         return super().execute(ctx)
 
@@ -218,18 +219,18 @@ class ReviewPanel(foo.Panel):
 
     def show(self, ctx: Any) -> None:
         """Shows captions of another state."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         session.settings = replace(session.settings, show=ctx.params["show"])
         self._open(ctx)
 
     def choose(self, ctx: Any) -> None:
         """Asks for fields and the order."""
-        chosen = asdict(_session(ctx).settings)
+        chosen = asdict(_sessions.of(ctx).settings)
         self._prompt(ctx, ChooseCaptions, chosen, self.chosen)
 
     def chosen(self, ctx: Any) -> None:
         """Takes fields and the order."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         session.settings = replace(session.settings, **ctx.params["result"])
         self._open(ctx)
 
@@ -258,13 +259,13 @@ class ReviewPanel(foo.Panel):
 
     def take_other(self, ctx: Any) -> None:
         """Puts the text of the caption beside it in its place, and goes on."""
-        other = _session(ctx).other
+        other = _sessions.of(ctx).other
         if other is not None:
             self._apply(ctx, review.edit(other))
 
     def look(self, ctx: Any) -> None:
         """Opens the sample at the first frame of the caption's window."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         if session.ref is None:
             return
         ref, opened = session.ref, ctx.current_sample
@@ -278,7 +279,7 @@ class ReviewPanel(foo.Panel):
 
     def edit(self, ctx: Any) -> None:
         """Asks for another text."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         if session.ref is not None:
             if session.picture is not None:
                 pictures.put(session.ref.label_id, session.picture)
@@ -287,7 +288,7 @@ class ReviewPanel(foo.Panel):
 
     def edited(self, ctx: Any) -> None:
         """Writes the text, and goes on."""
-        session, asked = _session(ctx), ctx.params["original_params"]
+        session, asked = _sessions.of(ctx), ctx.params["original_params"]
         if session.ref is None or session.ref.label_id != asked["label"]:
             ctx.ops.notify("Another caption is shown by now", variant="warning")
             return
@@ -300,7 +301,7 @@ class ReviewPanel(foo.Panel):
 
     def prefer(self, ctx: Any) -> None:
         """Keeps which of both captions is better, and goes on."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         settings, ref = session.settings, session.ref
         if ref is None:
             return
@@ -322,7 +323,7 @@ class ReviewPanel(foo.Panel):
 
     def undo(self, ctx: Any) -> None:
         """Takes the last change back, and shows it."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         field = session.settings.captions
         try:
             undone = review.undo_last(ctx.dataset, field, by=_person(ctx))
@@ -372,8 +373,9 @@ class ReviewPanel(foo.Panel):
 
     def _open(self, ctx: Any) -> None:
         """Chooses fields where none are chosen, and shows a caption of the view."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         session.scope, session.problem = _scope(ctx), None
+        session.dataset = ctx.dataset
         try:
             session.settings = session.settings.fitting(ctx.dataset)
         except FieldError as error:
@@ -391,7 +393,7 @@ class ReviewPanel(foo.Panel):
         seen: str | None = None,
     ) -> Change | None:
         """Changes captions and remembers how; None where that was impossible."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         try:
             change = review.apply(
                 ctx.dataset,
@@ -412,7 +414,7 @@ class ReviewPanel(foo.Panel):
 
     def _apply(self, ctx: Any, action: review.Action) -> None:
         """Applies an action to the caption that is shown, and goes on."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         refs = [] if session.ref is None else [session.ref]
         if refs and self._change(ctx, refs, action, seen=session.seen) is not None:
             self._step(ctx, 1)
@@ -420,14 +422,14 @@ class ReviewPanel(foo.Panel):
             self._open(ctx)
 
     def _step(self, ctx: Any, step: Literal[1, -1]) -> None:
-        queue, session = _queue(ctx), _session(ctx)
+        queue, session = _queue(ctx), _sessions.of(ctx)
         position = queue.position(_label(session.ref))
         start = 0 if position is None else position + step
         self._show(ctx, queue.find(start, step, session.settings.reviews))
 
     def _show(self, ctx: Any, position: int | None) -> None:
         """Puts a caption, or that there is none, into the panel."""
-        queue, session = _queue(ctx), _session(ctx)
+        queue, session = _queue(ctx), _sessions.of(ctx)
         session.ref, session.seen, session.other = None, None, None
         session.picture, session.frame = None, None
         data: dict[str, Any] = {
@@ -461,13 +463,17 @@ class ReviewPanel(foo.Panel):
             }
         ctx.panel.set_data(data)
         if position is not None:
-            self._draw_ahead(ctx, queue, position)
+            self._draw_ahead(session, queue, position)
 
     def _card(self, ctx: Any, ref: Ref) -> Card | None:
-        settings = _session(ctx).settings
+        session = _sessions.of(ctx)
+        settings = session.settings
         try:
             return _cards().load_card(
-                ctx.dataset, settings.captions, ref, compare=_or_none(settings.compare)
+                session.dataset or ctx.dataset,
+                settings.captions,
+                ref,
+                compare=_or_none(settings.compare),
             )
         except RegionCapError as error:
             ctx.ops.notify(str(error), variant="error")
@@ -475,37 +481,35 @@ class ReviewPanel(foo.Panel):
 
     def _strip(self, ctx: Any, card: Card) -> tuple[str | None, str | None]:
         """Returns the picture of the track, or why there is none."""
-        if not card.image and _session(ctx).settings.tracks == NO_FIELD:
+        session = _sessions.of(ctx)
+        if not card.image and session.settings.tracks == NO_FIELD:
             return None, "*This dataset has no field of tracks to show.*"
+        dataset = session.dataset or ctx.dataset
         try:
-            return self._drawing(ctx, card).result(), None
+            return _drawing(dataset, session.settings, card).result(), None
         except (RegionCapError, OSError) as error:
             return None, f"*No picture:* {escape(str(error))}"
 
-    def _drawing(self, ctx: Any, card: Card) -> Future[str]:
-        settings, dataset = _session(ctx).settings, ctx.dataset
-        shown = settings.captions if card.image else settings.tracks
-        key = (str(dataset._doc.id), card.ref, card.record.support, shown)
-
-        def draw() -> str:
-            return _cards().data_url(_cards().draw_strip(dataset, card, shown))
-
-        return _pictures.get(key) or _pictures.put(key, _artist.submit(draw))
-
-    def _draw_ahead(self, ctx: Any, queue: ReviewQueue, position: int) -> None:
+    def _draw_ahead(self, session: _Session, queue: ReviewQueue, position: int) -> None:
         """Draws what comes next while the person looks at this."""
-        settings = _session(ctx).settings
+        settings, dataset = session.settings, session.dataset
         following = queue.find(position + 1, 1, settings.reviews)
-        if following is None:
+        if following is None or dataset is None:
             return
-        card = self._card(ctx, queue[following])
-        if card is not None and (card.image or settings.tracks != NO_FIELD):
-            self._drawing(ctx, card)
+        ref = queue[following]
+
+        def draw() -> None:
+            with suppress(RegionCapError):  # which is said once it is shown
+                card = _cards().load_card(dataset, settings.captions, ref)
+                if card.image or settings.tracks != NO_FIELD:
+                    _drawing(dataset, settings, card)
+
+        _artist.submit(draw)
 
     def render(self, ctx: Any) -> types.Property:
         """Lays the panel out; what it shows was set by the events."""
         panel = types.Object()
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         if session.problem or session.scope is None:
             panel.md(session.problem or "Loading", name="problem_text")
         else:
@@ -647,7 +651,7 @@ class ChangeAll(foo.Operator):
     def execute(self, ctx: Any) -> Iterator[Any]:
         """Changes them, some at a time."""
         _, action, reviews = BULK[ctx.params["action"]]
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         refs = _queue(ctx).select(reviews)
         settings, change = session.settings, uuid4().hex
         changed = skipped = 0
@@ -676,6 +680,17 @@ class ChangeAll(foo.Operator):
         yield ctx.ops.notify(note, variant="success")
 
 
+def _drawing(dataset: fo.Dataset, settings: _Settings, card: Card) -> Future[str]:
+    """Returns the picture of a card, which is drawn unless it was before."""
+    shown = settings.captions if card.image else settings.tracks
+    key = (str(dataset._doc.id), card.ref, card.record.support, shown)
+
+    def draw() -> str:
+        return _cards().data_url(_cards().draw_strip(dataset, card, shown))
+
+    return _pictures.get(key) or _pictures.put(key, _artist.submit(draw))
+
+
 def _cards() -> Any:
     """Returns the module that draws cards; its libraries take long to import."""
     from fiftyone_regioncap.review import card
@@ -691,15 +706,9 @@ def _pick(chosen: str, default: str, known: Sequence[str]) -> str:
     return NO_FIELD
 
 
-def _session(ctx: Any) -> _Session:
-    """Returns the panel's session; a new one after the App's server restarted."""
-    key = (ctx.panel.id, str(ctx.dataset._doc.id))
-    return _sessions.get(key) or _sessions.put(key, _Session())
-
-
 def _queue(ctx: Any) -> ReviewQueue:
     """Returns the captions of the view, or of the sample that is open."""
-    settings = _session(ctx).settings
+    settings = _sessions.of(ctx).settings
     key = (_scope(ctx), settings.captions, settings.order)
     queue = _queues.get(key)
     if queue is None:

@@ -19,10 +19,7 @@ from fiftyone_regioncap.operations import OPERATIONS
 
 from . import _forms, _running
 from ._layout import NARROW, WRAP, panel_layout
-from ._recent import Recent
-
-SESSIONS = 64
-"""Panels whose results are remembered."""
+from ._recent import Sessions
 
 SHOWN = 10
 """Number of captions that are shown at first, and added by "More"."""
@@ -58,7 +55,7 @@ class _Found:
     waiting: bool = False
 
 
-_sessions: Recent[_Found] = Recent(SESSIONS)
+_sessions = Sessions(_Found)
 
 
 class SearchPanel(foo.Panel):
@@ -82,16 +79,16 @@ class SearchPanel(foo.Panel):
 
     def on_change_dataset(self, ctx: Any) -> None:
         """Starts over."""
-        _sessions.put(_key(ctx), _Found())
+        _sessions.renew(ctx)
         ctx.panel.set_data({"found": FIRST})
 
     def type_query(self, ctx: Any) -> None:
         """Takes what a person types."""
-        _session(ctx).query = ctx.params.get("value") or ""
+        _sessions.of(ctx).query = ctx.params.get("value") or ""
 
     def search(self, ctx: Any) -> None:
         """Says that it searches, and does so once that is shown."""
-        found = _session(ctx)
+        found = _sessions.of(ctx)
         found.where = ctx.params.get("where") or found.where
         found.hits, found.shown = (), SHOWN
         found.waiting = bool(found.query.strip())
@@ -100,7 +97,7 @@ class SearchPanel(foo.Panel):
 
     def run(self, ctx: Any) -> None:
         """Searches, and shows what is found in the grid too."""
-        found = _session(ctx)
+        found = _sessions.of(ctx)
         if not found.waiting:
             return
         found.waiting = False
@@ -133,13 +130,13 @@ class SearchPanel(foo.Panel):
 
     def more(self, ctx: Any) -> None:
         """Shows more of what was found."""
-        found = _session(ctx)
+        found = _sessions.of(ctx)
         before, found.shown = found.shown, found.shown + SHOWN
         self._fill(ctx, found, before)
 
     def open(self, ctx: Any) -> None:
         """Opens the sample of a row."""
-        hit = _session(ctx).hits[int(ctx.params["row"])]
+        hit = _sessions.of(ctx).hits[int(ctx.params["row"])]
         # A clip or patch goes by the id of its label.
         of_labels = isinstance(ctx.view, (foc.ClipsView, fop.PatchesView))
         ctx.ops.open_sample(id=hit["id"] if of_labels else hit["sample_id"])
@@ -161,7 +158,7 @@ class SearchPanel(foo.Panel):
     def render(self, ctx: Any) -> types.Property:
         """Lays the panel out."""
         panel = types.Object()
-        found = _session(ctx)
+        found = _sessions.of(ctx)
         panel.str(
             "query",
             label="Search captions",
@@ -195,15 +192,6 @@ class SearchPanel(foo.Panel):
         if len(found.hits) > found.shown:
             panel.btn("more", "More", on_click=self.more, variant="outlined")
         return types.Property(panel, view=panel_layout(ctx))
-
-
-def _key(ctx: Any) -> tuple[str, str]:
-    """Returns the key of a panel's results."""
-    return ctx.panel.id, str(ctx.dataset._doc.id)
-
-
-def _session(ctx: Any) -> _Found:
-    return _sessions.get(_key(ctx)) or _sessions.put(_key(ctx), _Found())
 
 
 def _code(query: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import fiftyone.core.clips as foc
 import fiftyone.operators as foo
 from fiftyone.operators import types
 from fiftyone.operators.categories import Categories
@@ -17,7 +18,7 @@ from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.operations import OPERATIONS
 
 from ._layout import NARROW, WRAP, panel_layout
-from ._recent import Recent
+from ._recent import Sessions
 
 MILLISECONDS_TO_CONNECT = 400
 """Time until the panel hears of the video's frames."""
@@ -74,6 +75,7 @@ class _Session:
         tracks: Field of the tracks.
         captions: Field of the captions; None where there is none.
         frames: Number of frames of the video.
+        first: First frame that is shown, counted from 1; of a clip, its own.
         rows: Its objects.
         problem: Why nothing is shown; None when something is.
         connected: Whether the panel hears of the video's frames.
@@ -83,13 +85,14 @@ class _Session:
     tracks: str = fields.TRACKS
     captions: str | None = None
     frames: int = 1
+    first: int = 1
     rows: list[_Row] = field(default_factory=list)
     problem: str | None = None
     connected: bool = False
 
 
 # The App makes a panel object an event.
-_sessions: Recent[_Session] = Recent(64)
+_sessions = Sessions(_Session)
 
 
 class TracksPanel(foo.Panel):
@@ -113,17 +116,17 @@ class TracksPanel(foo.Panel):
 
     def on_load(self, ctx: Any) -> None:
         """Reads the open sample; a page that was reloaded has no timeline yet."""
-        _session(ctx).connected = False
+        _sessions.of(ctx).connected = False
         self.look(ctx)
 
     def on_change_current_sample(self, ctx: Any) -> None:
         """Reads the sample that was opened."""
-        if _session(ctx).sample != ctx.current_sample:
+        if _sessions.of(ctx).sample != ctx.current_sample:
             self.look(ctx)
 
     def look(self, ctx: Any) -> None:
         """Reads the sample anew."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         session.connected = session.sample == ctx.current_sample and session.connected
         session.sample, session.rows, session.problem = ctx.current_sample, [], None
         try:
@@ -131,7 +134,9 @@ class TracksPanel(foo.Panel):
         except RegionCapError as error:
             session.problem = str(error)
             return
-        said = {f"o{row.number}": {"text": row.said(1)} for row in session.rows}
+        said = {
+            f"o{row.number}": {"text": row.said(session.first)} for row in session.rows
+        }
         ctx.panel.set_data({"now": said, "frames": {"frames": {}}})
 
     def _read(self, ctx: Any, session: _Session) -> None:
@@ -148,7 +153,10 @@ class TracksPanel(foo.Panel):
         session.captions = next(
             (name for name in ("captions", *known) if name in known), None
         )
-        sample = dataset[session.sample]
+        shown = ctx.view.select(session.sample).first()
+        clip = isinstance(ctx.view, foc.ClipsView)
+        session.first = shown.support[0] if clip else 1
+        sample = dataset[shown.sample_id if clip else shown.id]
         found = read_tracks(sample, session.tracks)
         records = (
             [] if session.captions is None else read_captions(sample, session.captions)
@@ -166,11 +174,11 @@ class TracksPanel(foo.Panel):
 
     def connect(self, ctx: Any) -> None:
         """Takes the player's own timeline away, which had to be there once."""
-        _session(ctx).connected = True
+        _sessions.of(ctx).connected = True
 
     def load_frames(self, ctx: Any) -> None:
         """Says what is said on a range of frames, before they are shown."""
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         first, last = ctx.params["range"]
         ctx.panel.set_data(
             {
@@ -185,14 +193,14 @@ class TracksPanel(foo.Panel):
     def go(self, ctx: Any) -> None:
         """Goes to a frame."""
         frame = ctx.params["frame"]
-        show_frame(ctx, self.plugin_name, _session(ctx).sample, frame)
+        show_frame(ctx, self.plugin_name, _sessions.of(ctx).sample, frame)
 
     def edit(self, ctx: Any) -> None:
         """Asks how a track shall be changed."""
         operation = OPERATIONS[ctx.params["operation"]]
         asked = {
             "scope": "sample",
-            "tracks": _session(ctx).tracks,
+            "tracks": _sessions.of(ctx).tracks,
             "object_id": str(ctx.params["number"]),
         }
         uri = f"{self.plugin_name}/{operation.operator}"
@@ -201,7 +209,7 @@ class TracksPanel(foo.Panel):
     def render(self, ctx: Any) -> types.Property:
         """Lays the panel out; what is said now is set frame by frame."""
         panel = types.Object()
-        session = _session(ctx)
+        session = _sessions.of(ctx)
         if session.problem or not session.rows:
             text = session.problem or "No object of this video is tracked."
             panel.md(text, name="problem_text")
@@ -287,8 +295,3 @@ def show_frame(ctx: Any, plugin: str, sample: str | None, frame: int) -> None:
         frame: The frame, counted from 1.
     """
     ctx.trigger(f"{plugin}/show_frame", {"sample": sample, "frame": frame})
-
-
-def _session(ctx: Any) -> _Session:
-    key = (ctx.panel.id, str(ctx.dataset._doc.id))
-    return _sessions.get(key) or _sessions.put(key, _Session())

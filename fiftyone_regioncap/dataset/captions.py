@@ -218,7 +218,7 @@ def read_captions(
     store = Store.of(sample)
     require_captions(store.dataset, field)
     return [
-        _record(document)
+        read_caption(document)
         for document in _documents(store, field)
         if not (own and caption_is_foreign(store.sample_id, field, document))
     ]
@@ -385,7 +385,7 @@ def mirror_captions(
     if store.dataset.get_field(tracks).read_only:
         return
     declare_tracks(store.dataset, tracks)
-    records = [_record(document) for document in _documents(store, field)]
+    records = [read_caption(document) for document in _documents(store, field)]
     if objects is None:
         objects = {record.index for record in records}
     name = frame_path(tracks_field)
@@ -539,7 +539,8 @@ def _document(store: Store, field: str, record: CaptionRecord) -> Document:
     }
 
 
-def _record(document: Document) -> CaptionRecord:
+def read_caption(document: Document) -> CaptionRecord:
+    """Reads a caption of a video as the database stores it."""
     index, support = _key(document)
     instance = document.get("instance")
     category = document.get("category")
@@ -586,7 +587,7 @@ def read_region(document: Document) -> CaptionRecord:
     """Reads the caption of a region of an image, which has no object id: -1."""
     prefix = "caption_"
     own = {key.removeprefix(prefix): value for key, value in document.items()}
-    return _record({**own, "support": (1, 1), "index": None, "instance": None})
+    return read_caption({**own, "support": (1, 1), "index": None, "instance": None})
 
 
 def _scored(document: Document, names: str, scores: str) -> tuple[Scored, ...]:

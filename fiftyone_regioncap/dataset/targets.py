@@ -166,4 +166,9 @@ def image_targets(collection: foco.SampleCollection) -> Targets:
 
 def name_of(sample: Sample) -> str:
     """Returns a sample's name for messages: its file's name and folder."""
-    return "/".join(Path(sample.filepath).parts[-2:])
+    return short_path(sample.filepath)
+
+
+def short_path(path: str) -> str:
+    """Returns a file's name and folder."""
+    return "/".join(Path(path).parts[-2:])

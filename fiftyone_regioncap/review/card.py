@@ -19,12 +19,12 @@ from fiftyone_regioncap.dataset.captions import (
     REGION_ATTRIBUTES,
     CaptionRecord,
     Review,
-    read_captions,
+    read_caption,
     read_region,
 )
 from fiftyone_regioncap.dataset.clips import iter_clips, iter_image_clips
-from fiftyone_regioncap.dataset.store import Document
-from fiftyone_regioncap.dataset.targets import name_of
+from fiftyone_regioncap.dataset.geometry import labels_of
+from fiftyone_regioncap.dataset.targets import short_path
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.review.diff import Piece, differences
 from fiftyone_regioncap.review.preferences import PLACE, place_of
@@ -100,47 +100,36 @@ def load_card(
         FieldError: If a field is absent.
         RegionCapError: If the caption is gone.
     """
-    captions = CaptionField.of(dataset, field)
+    names = [field] if compare is None else [field, compare]
+    captions = [CaptionField.of(dataset, name) for name in names]
+    of_images = captions[0].of_images
+    # The documents themselves: FiftyOne would make objects of all labels of a video.
+    wanted = {"filepath": 1, "metadata.total_frame_count": 1}
+    read = (*REGION_ATTRIBUTES, *PLACE, "_id")  # and no mask of a region
+    for one in captions:
+        paths = [f"{one.labels}.{key}" for key in read] if of_images else [one.name]
+        wanted |= dict.fromkeys(paths, 1)
     query = {"_id": ObjectId(ref.sample_id)}
-    found = list(captions.documents([], query=query))
-    ids = [str(label["_id"]) for _, labels in found for label in labels]
-    if ref.label_id not in ids:
+    document = dataset._sample_collection.find_one(query, wanted) or {}
+    own, *beside = [labels_of(document.get(name)) for name in names]
+    shown = next((one for one in own if str(one["_id"]) == ref.label_id), None)
+    if shown is None:
         raise RegionCapError("the caption is gone; refresh the review")
-    sample = dataset[ref.sample_id]
-    if captions.of_images:
-        return _region_card(captions, ref, name_of(sample), compare)
-    records = read_captions(sample, field)
-    record = records[ids.index(ref.label_id)]
-    others = [] if compare is None else read_captions(sample, compare)
-    metadata = sample.metadata
+    others = [label for labels in beside for label in labels]
+    video = short_path(document["filepath"])
+    if of_images:
+        record = read_region(shown)
+        same = [read_region(o) for o in others if place_of(o) == place_of(shown)]
+        return Card(ref, record, (record,), tuple(same), video, None, image=True)
+    record = read_caption(shown)
     return Card(
         ref,
         record,
-        tuple(r for r in records if r.index == record.index),
-        tuple(r for r in others if r.index == record.index),
-        name_of(sample),
-        None if metadata is None else metadata.total_frame_count,
+        tuple(r for r in map(read_caption, own) if r.index == record.index),
+        tuple(r for r in map(read_caption, others) if r.index == record.index),
+        video,
+        (document.get("metadata") or {}).get("total_frame_count"),
     )
-
-
-def _region_card(
-    captions: CaptionField, ref: Ref, name: str, compare: str | None
-) -> Card:
-    """Makes the card of a region of an image; others are about the same region."""
-    query = {"_id": ObjectId(ref.sample_id)}
-
-    def labels(field: CaptionField) -> list[Document]:
-        read = (*REGION_ATTRIBUTES, *PLACE)
-        return [one for _, found in field.documents(read, query=query) for one in found]
-
-    own = next(one for one in labels(captions) if str(one["_id"]) == ref.label_id)
-    others = []
-    if compare is not None:
-        beside = CaptionField.of(captions.dataset, compare)
-        same = place_of(own)
-        others = [read_region(o) for o in labels(beside) if place_of(o) == same]
-    record = read_region(own)
-    return Card(ref, record, (record,), tuple(others), name, None, image=True)
 
 
 def draw_strip(dataset: fo.Dataset, card: Card, field: str) -> Image.Image:

@@ -243,18 +243,16 @@ def _rows(
 def _labels(
     samples: foco.SampleCollection, captions: CaptionField, attributes: Sequence[str]
 ) -> Iterator[_Row]:
-    keys = ("_id", "review", *attributes)
+    # Of images, regions that nothing was said of are left out.
+    said = ("caption", captions.error) if captions.of_images else ()
+    keys = ("_id", "review", *attributes, *said)
     projection = {f"{captions.labels}.{key}": 1 for key in keys}
-    if captions.of_images:
-        projection[f"{captions.labels}.caption"] = 1
-        projection[f"{captions.labels}.{captions.error}"] = 1
     # FiftyOne's own values() takes a pass for each of these.
     for document in samples._aggregate(post_pipeline=[{"$project": projection}]):
         sample_id = str(document["_id"])
         for label in labels_of(document.get(captions.name)):
-            said = label.get("caption") or label.get(captions.error)
-            if captions.of_images and not said:
-                continue  # a region that nothing was said of
+            if said and not any(label.get(key) for key in said):
+                continue
             yield (
                 Ref(sample_id, str(label["_id"])),
                 label.get("review"),
