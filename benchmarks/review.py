@@ -23,7 +23,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -178,8 +177,8 @@ def serving(dataset: str) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(SECONDS_TO_START):
-            with suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(address, timeout=5)
+            with suppress(OSError):
+                urllib.request.urlopen(address, timeout=30)
                 break
             time.sleep(1)
         yield address

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.support import ROOT
+from tests.support.app import SECONDS, AppPage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -89,20 +91,23 @@ def serve(fiftyone_database: str) -> Iterator[Callable[[str], str]]:
             )
         )
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(address, timeout=5)
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                urllib.request.urlopen(address, timeout=30)
                 return f"{address}/datasets/{dataset}"
             time.sleep(0.5)
-        raise TimeoutError("the App did not come up in 180 s")
+        raise TimeoutError(f"the App did not come up in {SECONDS} s")
 
     yield start
     for process in running:
         # The server is a child of the session's process.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 15)
-        process.wait(30)
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -117,9 +122,10 @@ def page(tmp_path: Path, artifacts: Path) -> Iterator[Any]:
             executable_path=CHROMIUM,
             headless=True,
             args=list(ARGUMENTS),
+            timeout=1000 * SECONDS,
             viewport={"width": 1500, "height": 950},
         )
-        browser.set_default_timeout(120_000)
+        browser.set_default_timeout(1000 * SECONDS)
         page = browser.new_page()
         yield page
         page.screenshot(path=artifacts / "last.png")
@@ -127,39 +133,6 @@ def page(tmp_path: Path, artifacts: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def open_operator() -> Callable[[Any, str], None]:
-    """Opens an operator's form, by its name, from the operator browser."""
-
-    def start(page: Any, name: str) -> None:
-        page.keyboard.press("Escape")  # a modal that an earlier visit left open
-        page.keyboard.press("`")
-        search = page.get_by_placeholder("Search operations by name...")
-        search.wait_for()
-        search.fill(name)
-        page.get_by_text(name, exact=True).first.click()
-        page.get_by_role("button", name="Execute").first.wait_for()
-
-    return start
-
-
-@pytest.fixture
-def point_until() -> Callable[..., None]:
-    """Points at the open sample until the page shows something.
-
-    The player hides its controls while nobody points at it, and a tooltip comes with a
-    movement over a mask that is drawn already: what a person would do is move again.
-    """
-
-    def point(page: Any, place: Callable[[dict[str, float]], Any], shown: Any) -> None:
-        canvas = page.locator("[data-cy=modal] canvas").first
-        canvas.wait_for()
-        deadline = time.monotonic() + 120
-        while not shown.is_visible():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not shown in 120 s: {shown}")
-            x, y = place(canvas.bounding_box())
-            page.mouse.move(x + 3, y)
-            page.mouse.move(x, y)
-            page.wait_for_timeout(500)
-
-    return point
+def app(page: Any) -> AppPage:
+    """The page, with what a person does there."""
+    return AppPage(page)

@@ -12,6 +12,7 @@ from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.operations import OPERATIONS, Operation
+from tests.support.app import AppPage, wait_until
 
 pytestmark = pytest.mark.app
 
@@ -56,26 +57,30 @@ def test_every_form_opens_and_shows_what_is_wrong(
     images: fo.Dataset,
     serve: Callable[[str], str],
     page: Any,
-    open_operator: Callable[[Any, str], None],
+    app: AppPage,
     artifacts: Path,
     tmp_path: Path,
 ) -> None:
     address = serve(dataset.name)
     page.goto(address)
     page.get_by_text("frames.prompts").first.wait_for()
-    videos = [one for one in OPERATIONS.values() if "video" in one.media]
-    for operation in videos:
-        open_operator(page, operation.operator)
-        page.screenshot(path=artifacts / f"form-{operation.operator}.png")
+    for operation in OPERATIONS.values():
+        if operation.media and "video" not in operation.media:
+            continue
+        app.open_operator(operation.operator)
         require_labels(page, operation)
+        app.settle()
+        if not any(field.required for field in operation.fields):
+            execute = page.get_by_role("button", name="Execute").first
+            wait_until(execute.is_enabled, f"{operation.operator} as it is")
+        page.screenshot(path=artifacts / f"form-{operation.operator}.png")
         page.keyboard.press("Escape")
 
-    open_operator(page, "propagate_masks")
+    app.open_operator("propagate_masks")
     page.get_by_role("switch").or_(page.get_by_role("checkbox")).last.click()
     page.get_by_text("Patience", exact=True).first.wait_for()
     page.screenshot(path=artifacts / "form-advanced.png", full_page=True)
-    page.get_by_text("auto (mobilesam)").first.click()
-    page.get_by_role("option", name="sam2: ").first.click()
+    app.choose("auto (mobilesam)", "sam2: ")
     page.get_by_text("Options of sam2", exact=True).first.wait_for()
     page.get_by_text("Image size", exact=True).first.scroll_into_view_if_needed()
     page.screenshot(path=artifacts / "form-other-backend.png")
@@ -87,18 +92,17 @@ def test_every_form_opens_and_shows_what_is_wrong(
     assert page.get_by_role("button", name="Execute").first.is_disabled()
 
     # What fails while it runs is said in words too.
-    open_operator(page, "export_captions")
+    app.open_operator("export_captions")
     dialog = page.get_by_role("dialog")
-    dialog.get_by_role("textbox").first.fill(str(tmp_path))
-    page.wait_for_timeout(1500)
-    page.get_by_role("button", name="Execute").first.click()
-    page.get_by_text("Failed.").first.wait_for()
+    app.fill(dialog.get_by_role("textbox").first, str(tmp_path))
+    app.execute("Failed.")
     dialog.get_by_text("exists").first.wait_for()
     page.screenshot(path=artifacts / "form-failed.png")
-    page.get_by_role("button", name="Done").click()
+    app.close()
 
     page.goto(address.replace(dataset.name, images.name))
     page.locator("[data-cy=looker]").first.wait_for()
-    open_operator(page, "caption_regions")
+    app.open_operator("caption_regions")
     require_labels(page, OPERATIONS["caption_regions"])
+    app.settle()
     page.screenshot(path=artifacts / "form-caption_regions.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import Canceled
+from fiftyone_regioncap.jobs import board
+from tests.support.app import AppPage, wait_until
 
 pytestmark = pytest.mark.app
 
@@ -37,36 +40,33 @@ def test_a_person_stops_a_job_and_sees_what_failed(
     dataset: fo.Dataset,
     serve: Callable[[str], str],
     page: Any,
-    open_operator: Callable[[Any, str], None],
+    app: AppPage,
     artifacts: Path,
 ) -> None:
     def run(view: Any) -> Any:
-        return api.propagate(view, propagator="flow", progress=False)
+        return api.propagate(view, propagator="flow", overwrite=True, progress=False)
 
     summary = run(dataset.limit(1))
     assert len(summary.failures) == 1
-    page.goto(serve(dataset.name))
-    page.locator("[data-cy=looker]").first.wait_for()
-    page.get_by_role("button", name="Dismiss").click()
+    app.open(serve(dataset.name))
 
     # One whose progress the page shows.
-    open_operator(page, "propagate_masks")
-    page.get_by_text("auto (mobilesam)").first.click()
-    page.get_by_role("option", name="flow: ").first.click()
-    page.wait_for_timeout(1500)
-    page.get_by_role("button", name="Execute").first.click()
-    page.get_by_text("left", exact=False).last.wait_for()
+    app.open_operator("propagate_masks")
+    app.choose("auto (mobilesam)", "flow: ")
+    app.execute(re.compile(r"\d left"))
     page.screenshot(path=artifacts / "jobs-progress.png")
     page.get_by_role("button", name="Cancel").last.click()
     page.get_by_text("Canceled.").first.wait_for()
-    page.get_by_role("button", name="Done").click()
+    app.close()
 
     # One of another process, here the SDK's.
+    app.open_panel("Caption jobs")
+    panel = page.locator("[data-cy=panel-content-region_jobs]")
+    panel.get_by_text("gone.mp4").first.wait_for()
     with ThreadPoolExecutor() as pool:
         job = pool.submit(run, dataset.skip(1))
-        page.get_by_title("New panel").last.click()
-        page.get_by_text("Caption jobs", exact=True).last.click()
-        panel = page.locator("[data-cy=panel-content-region_jobs]")
+        wait_until(lambda: board.jobs(1)[0]["state"] == "running", "a running job")
+        panel.get_by_role("button", name="Refresh").click()
         panel.get_by_text("running").wait_for()
         page.screenshot(path=artifacts / "jobs-running.png")
         panel.get_by_role("button", name="Cancel").click()
@@ -74,7 +74,6 @@ def test_a_person_stops_a_job_and_sees_what_failed(
         assert panel.get_by_text("canceled").count() == 2
         with pytest.raises(Canceled):
             job.result()
-    panel.get_by_text("gone.mp4").first.wait_for()
     page.screenshot(path=artifacts / "jobs-canceled.png")
     panel.get_by_role("button", name="Show 1 failed").click()
     page.get_by_text("1 sample", exact=True).wait_for()

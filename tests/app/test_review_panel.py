@@ -16,6 +16,7 @@ from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.review.preferences import choice
+from tests.support.app import AppPage
 
 pytestmark = pytest.mark.app
 
@@ -48,17 +49,6 @@ def dataset(clips: Path, fiftyone_database: str) -> Iterator[fo.Dataset]:
     made.delete()
 
 
-def split_beside(page: Any, name: str) -> None:
-    """Puts a panel beside the open sample."""
-    page.locator("[data-cy=modal-looker-container]").wait_for()
-    page.wait_for_timeout(3000)  # until the App has its panels
-    if not page.get_by_text(name, exact=True).count():
-        page.get_by_title("New panel").last.click()
-    page.get_by_text(name, exact=True).last.click()
-    page.get_by_title("Split horizontally").last.click()
-    page.get_by_text("Sample", exact=True).last.click()
-
-
 def labels(dataset: fo.Dataset) -> list[fo.TemporalDetection]:
     """The captions as they are in the database now."""
     dataset.reload()
@@ -84,15 +74,16 @@ def press_access_key(page: Any, key: str) -> None:
 
 
 def test_a_person_reviews_captions(
-    dataset: fo.Dataset, serve: Callable[[str], str], page: Any, artifacts: Path
+    dataset: fo.Dataset,
+    serve: Callable[[str], str],
+    page: Any,
+    app: AppPage,
+    artifacts: Path,
 ) -> None:
     before = [label.caption for label in labels(dataset)]
     assert len(before) == 4
-    page.goto(serve(dataset.name))
-    page.locator("[data-cy=tag-captions]").first.wait_for()  # the grid is drawn
-    page.get_by_role("button", name="Dismiss").click()
-    page.get_by_title("New panel").first.click()
-    page.get_by_text("Region captions", exact=True).first.click()
+    app.open(serve(dataset.name))
+    app.open_panel("Region captions")
     page.get_by_text("0 of 4").wait_for()
     page.get_by_alt_text("The track").wait_for()
 
@@ -108,9 +99,8 @@ def test_a_person_reviews_captions(
     text.wait_for()
     assert text.input_value() == before[1]
     page.get_by_role("dialog").get_by_alt_text("What is described").wait_for()
-    text.fill(HOSTILE)
+    app.fill(text, HOSTILE)
     page.screenshot(path=artifacts / "review-edit.png")
-    page.wait_for_timeout(500)  # until the App has told the dialog
     page.keyboard.press("Control+Enter")
     page.get_by_text("2 of 4").wait_for()
     edited = labels(dataset)[1]
@@ -142,8 +132,7 @@ def test_a_person_reviews_captions(
     page.get_by_text(HOSTILE).first.wait_for()
     page.get_by_role("button", name="Fields and order").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_text("nothing", exact=True).click()
-    page.get_by_role("option", name="other_captions").click()
+    app.choose("nothing", "other_captions")
     dialog.get_by_role("button", name="Show", exact=True).click()
     page.get_by_text("the model said").wait_for()
     page.locator("strong", has_text="sedan").first.wait_for()
@@ -170,20 +159,15 @@ def test_a_person_reviews_captions(
 
 
 def test_a_person_says_which_caption_is_better(
-    dataset: fo.Dataset, serve: Callable[[str], str], page: Any
+    dataset: fo.Dataset, serve: Callable[[str], str], page: Any, app: AppPage
 ) -> None:
-    page.goto(serve(dataset.name))
-    page.locator("[data-cy=tag-captions]").first.wait_for()  # the grid is drawn
-    page.get_by_role("button", name="Dismiss").click()
-    page.get_by_title("New panel").first.click()
-    page.get_by_text("Region captions", exact=True).first.click()
+    app.open(serve(dataset.name))
+    app.open_panel("Region captions")
     page.get_by_text("0 of 4").wait_for()
     page.get_by_role("button", name="Fields and order").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_text("nothing", exact=True).click()
-    page.get_by_role("option", name="other_captions").click()
-    dialog.get_by_text("No", exact=True).click()
-    page.get_by_role("option", name="Yes, without knowing which is which").click()
+    app.choose("nothing", "other_captions")
+    app.choose("No", "Yes, without knowing which is which", "blind")
     dialog.get_by_role("button", name="Show", exact=True).click()
     page.get_by_text("First", exact=True).wait_for()
     assert page.get_by_text("the model said").count() == 0
@@ -197,16 +181,13 @@ def test_a_panel_follows_the_video(
     dataset: fo.Dataset,
     serve: Callable[[str], str],
     page: Any,
-    point_until: Callable[..., None],
+    app: AppPage,
     artifacts: Path,
 ) -> None:
     windows = [label for label in labels(dataset) if label.index == 3]
-    page.goto(serve(dataset.name))
-    page.locator("[data-cy=looker]").first.wait_for()
-    page.get_by_role("button", name="Dismiss").click()
-    page.locator("[data-cy=looker]").first.click()
-    page.locator("#modal.modalon").wait_for()
-    split_beside(page, "Tracks")
+    app.open(serve(dataset.name))
+    app.open_sample()
+    app.split_beside("Tracks")
     row = page.locator("[data-regioncap-instance]").first
     row.get_by_text(windows[0].caption).wait_for()
 
@@ -218,18 +199,14 @@ def test_a_panel_follows_the_video(
     def in_the_middle(box: dict[str, float]) -> tuple[float, float]:
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
-    point_until(page, in_the_middle, page.get_by_text("0:01.00").first)
+    app.point_until(in_the_middle, page.get_by_text("0:01.00").first)
     row.hover()
-    page.wait_for_timeout(500)
     page.screenshot(path=artifacts / "tracks.png")
 
     # The later part becomes an object of its own, with its captions.
     row.get_by_text("Split", exact=True).click()
     dialog = page.get_by_role("dialog")
-    dialog.locator("input[type=number]").first.fill(str(first - 1))
-    button = page.get_by_role("button", name="Execute").first
-    page.wait_for_timeout(1500)  # until the App has checked the form
-    button.click()
-    page.get_by_text("labels renumbered").first.wait_for()
+    app.fill(dialog.locator("input[type=number]").first, str(first - 1))
+    app.execute("labels renumbered")
     numbers = {label.index for label in labels(dataset)}
     assert numbers == {1, 3, 8}

@@ -15,6 +15,7 @@ from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.propagation.base import Frames
 from fiftyone_regioncap.video.reader import VideoReader
+from tests.support.app import AppPage
 
 pytestmark = pytest.mark.app
 
@@ -63,16 +64,16 @@ def write_boxes(sample: fo.Sample, reader: Frames) -> None:
 
 
 def test_a_person_searches(
-    dataset: fo.Dataset, serve: Callable[[str], str], page: Any, artifacts: Path
+    dataset: fo.Dataset,
+    serve: Callable[[str], str],
+    page: Any,
+    app: AppPage,
+    artifacts: Path,
 ) -> None:
-    page.goto(serve(dataset.name))
-    page.locator("[data-cy=looker]").first.wait_for()
-    page.get_by_role("button", name="Dismiss").click()
-    page.get_by_title("New panel").first.click()
-    page.get_by_text("Caption search", exact=True).first.click()
+    app.open(serve(dataset.name))
+    app.open_panel("Caption search")
     panel = page.locator("[data-cy=panel-content-caption_search]")
-    panel.get_by_role("textbox").first.fill('"silver car" -people')
-    page.wait_for_timeout(1500)  # until the App has told the panel
+    app.fill(panel.get_by_role("textbox").first, '"silver car" -people')
     panel.get_by_role("button", name="Search whole dataset").click()
     page.get_by_text("1 with words of the query").first.wait_for()
     page.get_by_text("object 1, street-suv/clip.mp4, frames 3 to 8").first.wait_for()
@@ -82,8 +83,7 @@ def test_a_person_searches(
     page.screenshot(path=artifacts / "search.png")
 
     # The next search looks at the whole dataset, not inside what was found.
-    panel.get_by_role("textbox").first.fill("bicycle")
-    page.wait_for_timeout(1500)
+    app.fill(panel.get_by_role("textbox").first, "bicycle")
     panel.get_by_role("button", name="Search whole dataset").click()
     panel.get_by_text(TEXTS[2]).first.wait_for()
     page.get_by_text("1 with words of the query").first.wait_for()

@@ -23,6 +23,7 @@ from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.propagation.mobilesam.configuration import WEIGHTS
 from fiftyone_regioncap.system import assets
+from tests.support.app import SECONDS, AppPage, box_of
 
 pytestmark = [pytest.mark.app, pytest.mark.timeout(1500)]
 
@@ -120,15 +121,15 @@ class Visitor:
     """A person at the App.
 
     Attributes:
+        app: the App in front of them.
         page: what they see.
         dataset: what it is of.
-        open_operator: how they open a form.
         pictures: where pictures of what they see go.
     """
 
+    app: AppPage
     page: Any
     dataset: fo.Dataset
-    open_operator: Callable[[Any, str], None]
     pictures: Path
 
     def take_picture(self, name: str) -> None:
@@ -137,18 +138,13 @@ class Visitor:
         self.page.wait_for_timeout(4000)
         self.page.screenshot(path=self.pictures / f"{name}.png")
 
-    def execute(self) -> None:
-        """Runs what a form is filled for, once the App has checked it."""
-        self.page.wait_for_timeout(1500)
-        self.page.get_by_role("button", name="Execute").first.click()
-
     def tags(self, count: int) -> list[list[str]]:
         """What is written on the first clips in the grid when it has so many."""
         self.page.get_by_text(f"{count} clip").first.wait_for()
         tags = self.page.locator("[data-cy=tag-captions]")
         before: list[str] = []
         # The grid is drawn anew, some clips at a time, after it says how many it has.
-        for _ in range(60):
+        for _ in range(SECONDS):
             self.page.wait_for_timeout(1000)
             texts = tags.all_inner_texts()
             if texts == before and min(count, 6) <= len(texts) <= count:
@@ -172,12 +168,11 @@ class Visitor:
             if phrase in label.caption
         }
         count = min(len(expected), 25)
-        self.open_operator(self.page, "search_captions")
+        self.app.open_operator("search_captions")
         query = self.page.get_by_role("dialog").get_by_role("textbox").first
-        query.fill(f'{word} "{phrase}"')
-        self.execute()
-        self.page.get_by_text("with words of the query").first.wait_for()
-        self.page.get_by_role("button", name="Done").click()
+        self.app.fill(query, f'{word} "{phrase}"')
+        self.app.execute("with words of the query")
+        self.app.close()
 
         labels = captions(self.dataset)
         paths = [f"captions.detections.{name}" for name in ("id", "search_score")]
@@ -207,8 +202,7 @@ class Visitor:
         self.page.wait_for_timeout(2000)
         self.page.locator("[data-cy=looker]").first.click()
         self.page.get_by_role("button", name="Show tracks").click()
-        ruler = self.page.get_by_test_id("timeline-ruler")
-        box = ruler.bounding_box()
+        box = box_of(self.page.get_by_test_id("timeline-ruler"))
         self.page.mouse.click(box["x"] + box["width"] / 5, box["y"] + 12)
         self.take_picture("timeline")
         self.page.mouse.click(5, 600)
@@ -216,17 +210,15 @@ class Visitor:
 
     def open_map(self) -> None:
         """Puts all captions on a map, beside the panel for reviews."""
-        self.open_operator(self.page, "embed_captions")
-        self.execute()
-        self.page.get_by_text("captions on the map").wait_for()
-        self.page.get_by_role("button", name="Done").click()
+        self.app.open_operator("embed_captions")
+        self.app.execute("captions on the map")
+        self.app.close()
         known = captions(self.dataset)
         points = self.dataset.load_brain_results("captions_map").label_ids
         assert set(points) == set(known)
 
         self.tags(len(points))
-        self.page.get_by_title("New panel").last.click()
-        self.page.get_by_text("Region captions", exact=True).first.click()
+        self.app.open_panel("Region captions")
         self.page.get_by_text(f"0 of {len(points)}").wait_for()
         self.page.get_by_title("Split vertically").first.click()
         self.page.get_by_text("captions_map").first.click()
@@ -241,7 +233,7 @@ class Visitor:
     def lasso(self) -> set[str]:
         """Draws around the left half of the map; gives the captions in there."""
         self.page.get_by_role("button", name="Select", exact=True).click()
-        box = self.page.locator(".emb-plot-scene").bounding_box()
+        box = box_of(self.page.locator(".emb-plot-scene"))
         corners = ((0.01, 0.01), (0.5, 0.01), (0.5, 0.99), (0.01, 0.99), (0.01, 0.03))
         path = [
             (box["x"] + x * box["width"], box["y"] + y * box["height"])
@@ -269,8 +261,7 @@ class Visitor:
         self.page.get_by_text(f"1 of {len(chosen)}").wait_for()
         self.page.get_by_role("button", name="Edit", exact=True).click()
         text = self.page.get_by_role("dialog").locator("textarea").first
-        text.fill(EDITED)
-        self.page.wait_for_timeout(1500)
+        self.app.fill(text, EDITED)
         self.page.get_by_role("button", name="Save", exact=True).click()
         self.page.get_by_text(f"2 of {len(chosen)}").wait_for()
         after = captions(self.dataset)
@@ -292,16 +283,15 @@ class Visitor:
 
     def export(self, folder: Path, texts: set[str]) -> None:
         """Writes what was reviewed, and nothing else."""
-        self.open_operator(self.page, "export_captions")
+        self.app.open_operator("export_captions")
         dialog = self.page.get_by_role("dialog")
-        dialog.get_by_text("coco: ").click()
-        self.page.get_by_role("option", name="jsonl: ").click()
-        dialog.get_by_role("textbox").first.fill(str(folder))
+        self.app.choose("coco: ", "jsonl: ")
+        self.app.fill(dialog.get_by_role("textbox").first, str(folder))
         chip = dialog.get_by_role("button", name="unreviewed")
         chip.get_by_test_id("CancelIcon").click()
         self.take_picture("export")
-        self.execute()
-        self.page.get_by_role("button", name="Done").click()
+        self.app.execute("Summary")
+        self.app.close()
         lines = (folder / "tracks.jsonl").read_text().splitlines()
         tracks = [json.loads(line) for line in lines]
         written = [c["caption"] for track in tracks for c in track["captions"]]
@@ -320,18 +310,16 @@ def test_a_person_tours_the_app(
     dataset: fo.Dataset,
     serve: Callable[[str], str],
     page: Any,
-    open_operator: Callable[[Any, str], None],
+    app: AppPage,
     artifacts: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     pictures = artifacts / request.node.callspec.id
     pictures.mkdir(exist_ok=True)
-    visitor = Visitor(page, dataset, open_operator, pictures)
+    visitor = Visitor(app, page, dataset, pictures)
     page.set_viewport_size({"width": 1500, "height": 1060})
-    page.goto(serve(dataset.name))
-    page.locator("[data-cy=tag-captions]").first.wait_for()  # the grid is drawn
-    page.get_by_role("button", name="Dismiss").click()
+    app.open(serve(dataset.name))
     page.locator("[data-cy='checkbox-frames.prompts']").click()
     visitor.search(scene.word, scene.phrase)
     visitor.look_at_a_video()
