@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -37,6 +37,11 @@ Job = Callable[[ProgressListener, threading.Event], Outcome]
 """A library call that takes a listener and an event that cancels it."""
 
 SECONDS_BETWEEN_EVENTS = 0.5
+
+_DEFAULT_GROUPS = {
+    *("tags", "metadata", "labels", "frame labels", "primitives", "other")
+}
+"""Groups of the sidebar that the App makes itself."""
 
 Afterwards = Callable[[Any, Any], Iterator[Any]]
 """Messages that tell the App what to show of an outcome."""
@@ -195,7 +200,7 @@ def _stream(
     following: Callable[[Any], Sequence[types.Button]],
     quiet: bool,
 ) -> Iterator[Any]:
-    known = _label_fields(ctx.dataset)
+    known, placed = _label_fields(ctx.dataset), _sidebar(ctx.dataset)
     colored = ctx.dataset is None or ctx.dataset.app_config.color_scheme is not None
     label, fraction, began = "Starting", 0.0, time.monotonic()
     for event in work:
@@ -209,6 +214,7 @@ def _stream(
         yield from show_error(ctx, work.error)
         return
     yield from _show_written(ctx, known, colored)
+    yield from _arrange_sidebar(ctx, placed)
     if afterwards is not None:
         yield from afterwards(ctx, work.outcome)
     if not quiet:
@@ -252,6 +258,25 @@ def _show_written(ctx: Any, known: set[str], colored: bool) -> Iterator[Any]:
         yield ctx.ops.close_sample()
     if fresh:
         yield ctx.ops.notify("Open the sample again to see the new fields")
+
+
+def _sidebar(dataset: Any) -> dict[str, set[str]]:
+    """Returns the fields of a dataset's own groups of the sidebar, by name."""
+    groups = () if dataset is None else dataset.app_config.sidebar_groups or ()
+    own = (group for group in groups if group.name not in _DEFAULT_GROUPS)
+    return {group.name: set(group.paths) for group in own}
+
+
+def _arrange_sidebar(ctx: Any, placed: Mapping[str, set[str]]) -> Iterator[Any]:
+    """Puts new fields into their groups of the sidebar, which a page reads once."""
+    groups = [
+        {"name": name, "paths": sorted(paths)}
+        for name, paths in _sidebar(ctx.dataset).items()
+        if paths - placed.get(name, set())
+    ]
+    if groups:
+        plugin = ctx.operator_uri.rpartition("/")[0]
+        yield ctx.trigger(f"{plugin}/arrange_sidebar", {"groups": groups})
 
 
 def show_error(ctx: Any, error: BaseException) -> Iterator[Any]:

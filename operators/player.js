@@ -1,6 +1,6 @@
-// What Python panels can't do with the open video in FiftyOne 1.22: go to a frame, and
-// light up an object while its row is pointed at. A plain script without a build step;
-// everything else of the plugin is Python.
+// What Python can't do with the page in FiftyOne 1.22: go to a frame of the open video,
+// light up an object while its row is pointed at, and group fields of the sidebar. A
+// plain script without a build step; everything else of the plugin is Python.
 (() => {
   const PLUGIN = "@fiftyone-regioncap/regioncap";
   const MILLISECONDS_BETWEEN_LOOKS = 100;
@@ -70,6 +70,38 @@
     }
   }
 
+  class ArrangeSidebar extends Operator {
+    get config() {
+      return new OperatorConfig({
+        name: "arrange_sidebar",
+        label: "Group fields of the sidebar",
+        unlisted: true,
+      });
+    }
+
+    useHooks() {
+      return window.recoil.useSetRecoilState(
+        window.__fos__.sidebarGroupsDefinition(false)
+      );
+    }
+
+    async execute({ hooks, params }) {
+      const moved = new Set(params.groups.flatMap(({ paths }) => paths));
+      const names = params.groups.map(({ name }) => name);
+      const arrange = (groups) => [
+        ...groups
+          .filter(({ name }) => !names.includes(name))
+          .map((group) => ({
+            ...group,
+            paths: group.paths.filter((path) => !moved.has(path)),
+          })),
+        ...params.groups.map((group) => ({ expanded: false, ...group })),
+      ];
+      hooks(arrange);
+    }
+  }
+
+  registerOperator(ArrangeSidebar, PLUGIN);
   registerOperator(ShowFrame, PLUGIN);
   registerOperator(PointAt, PLUGIN);
 
