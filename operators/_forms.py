@@ -303,17 +303,24 @@ def _input(inputs: types.Object, ctx: Any, field: OptionField, value: Any) -> An
     return inputs.str(field.name, default=text, required=field.required, **about)
 
 
+def _apart(field: OptionField) -> tuple[str, str]:
+    """Returns an option's help, and apart from it what it is if none is chosen."""
+    about, _, default = field.declaration.help.partition("; empty for ")
+    return (f"{about}.", default.rstrip(".")) if default else (about, "default")
+
+
 def _pick_choice(inputs: types.Object, field: OptionField, default: Any) -> Any:
     texts = {str(value): text or str(value) for value, text in field.choices.items()}
+    about, unset = _apart(field)
     if field.optional:
-        texts = {NONE: "default", **texts}
+        texts = {NONE: unset, **texts}
     first = next(iter(texts)) if field.required else NONE
     return pick(
         inputs,
         field.name,
         texts,
         label=field.label,
-        description=field.declaration.help,
+        description=about,
         default=first if default is None else str(default),
     )
 
@@ -324,14 +331,15 @@ def _pick_field(
     kind = str(field.declaration.picker)
     names: Sequence[str] = _fields(ctx, kind)
     texts = {name: name for name in names}
+    about, unset = _apart(field)
     if field.optional:
-        texts = {**texts, NONE: "none"} if default else {NONE: "default", **texts}
+        texts = {**texts, NONE: "none"} if default else {NONE: unset, **texts}
     return pick(
         inputs,
         field.name,
         texts,
         label=field.label,
-        description=field.declaration.help,
+        description=about,
         default=default if default in texts else None,
     )
 

@@ -53,6 +53,9 @@ that may be new, a file explorer."""
 
 _KEY = "fiftyone_regioncap"
 
+_WORDS = {"dir": "folder", "gpu": "GPU", "max": "maximum", "min": "minimum"}
+"""Words of labels in place of parts of names."""
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -146,7 +149,9 @@ class OptionField:
     @property
     def label(self) -> str:
         """Returns the option's name for people."""
-        return self.declaration.label or self.name.replace("_", " ").capitalize()
+        words = [_WORDS.get(word, word) for word in self.name.split("_")]
+        words[0] = words[0][:1].upper() + words[0][1:]
+        return self.declaration.label or " ".join(words)
 
     @property
     def flag(self) -> str:
@@ -180,7 +185,9 @@ class OptionField:
             many = any(get_origin(kind) is tuple for kind in self.kinds)
             text = ("some" if many else "one") + f" of {', '.join(map(str, choices))}"
         else:
-            text = " or ".join(_name_of(kind) for kind in self.kinds)
+            # What bounds follow is the number.
+            kinds = sorted(self.kinds, key=lambda kind: get_origin(kind) is not Literal)
+            text = " or ".join(map(_name_of, kinds))
         low, high = declared.minimum, declared.maximum
         if low is not None and high is not None:
             text += f" from {low:g} to {high:g}"

@@ -410,9 +410,7 @@ class DenseCaptionOptions(Options):
         "Field that the parts and their captions are written to; of frames on videos.",
         picker="new parts",
     )
-    every: int = option(
-        30, "Distance of the frames of a video that are captioned.", minimum=1
-    )
+    every: int = option(30, "Caption every this many frames of a video.", minimum=1)
     count: int = option(16, "Greatest number of parts of an image.", minimum=1)
     query: str | None = option(
         None, "A text to look for; adds a heat map of where it is."

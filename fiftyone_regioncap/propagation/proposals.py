@@ -54,9 +54,7 @@ PROPOSED = "object"
 class ProposalOptions(Options):
     """Options that say what counts as an object."""
 
-    every: int = option(
-        30, "Distance of the frames that are searched.", unit="frames", minimum=1
-    )
+    every: int = option(30, "Search every this many frames.", unit="frames", minimum=1)
     grid: int = option(
         16, "Points along each side of the grid.", minimum=1, advanced=True
     )

@@ -38,7 +38,7 @@ class DataOptions(Options):
         choices=REVIEWS,
     )
     checked: bool = option(
-        False, "Only captions in which check_captions found nothing wrong."
+        False, "Only captions in which the checks found nothing wrong."
     )
     min_confidence: float | None = option(
         None, "Only captions of at least this confidence.", minimum=0, maximum=1
