@@ -102,7 +102,8 @@ def correct_metadata(sample: fo.Sample | fo.SampleView) -> list[str]:
             f"{name_of(sample)}: FiftyOne's App shows the labels of {misplaced} of "
             f"{count} frames on other frames, as the video "
             + ("starts late" if found.timeline.start else "has a variable frame rate")
-            + "; `regioncap conform` makes a copy that it shows right"
+            + "; 'Conform videos' (`regioncap conform`) makes a copy that it shows "
+            "right"
         )
     return notes
 

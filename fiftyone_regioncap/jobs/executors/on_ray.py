@@ -129,9 +129,7 @@ def connected(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise BackendError(
-            "executor=ray needs Ray: pip install 'fiftyone-regioncap[ray]'"
-        ) from error
+        raise BackendError("executor=ray needs Ray: pip install ray") from error
     ours = not ray.is_initialized()
     address = address or os.environ.get("RAY_ADDRESS")
     if ours:

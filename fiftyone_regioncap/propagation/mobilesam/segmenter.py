@@ -224,7 +224,7 @@ class MobileSam(nn.Module):
             published = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise WeightsError(
-                f"{path}: no such file; `regioncap doctor` says where weights come from"
+                f"{path}: no such file; leave the weights out to have them downloaded"
             ) from error
         except Exception as error:
             raise WeightsError(
