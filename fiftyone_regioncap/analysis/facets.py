@@ -229,7 +229,7 @@ def extract_facets(
 
 
 def save_views(captions: CaptionField) -> Iterator[str]:
-    """Saves views of captions to look at, as far as what they ask for is there.
+    """Saves views of captions to look at, of which there are some.
 
     They are the captions that are unreviewed, that failed, that the model was unsure
     of, that are about long tracks, and that another caption is nearly the same as.
@@ -258,8 +258,11 @@ def save_views(captions: CaptionField) -> Iterator[str]:
         if dataset.has_field(f"{captions.labels}.{attribute}"):
             name = f"{captions.name}: {title}"
             view = dataset.filter_labels(captions.name, condition)
-            dataset.save_view(name, view, overwrite=True)
-            yield name
+            if len(view):
+                dataset.save_view(name, view, overwrite=True)
+                yield name
+            elif dataset.has_saved_view(name):  # from captions as they were before
+                dataset.delete_saved_view(name)
 
 
 def _summarize(captions: CaptionField, name: str, attribute: str) -> str:

@@ -184,8 +184,8 @@ def _captions(
         if options.overwrite_edited:
             return f"Captions: all {there:,} in `{name}` replaced, reviewed ones too"
         return f"Captions: {replaced:,} of {there:,} in `{name}` replaced{kept}"
-    if tracks_too:
-        replaced = anew.count(labels) - _reviewed(anew, labels)
+    replaced = anew.count(labels) - _reviewed(anew, labels) if tracks_too else 0
+    if replaced:
         return (
             f"Captions: {replaced:,} of {there:,} in `{name}` replaced, as their "
             f"tracks are made anew{kept}"

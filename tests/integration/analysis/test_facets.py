@@ -145,6 +145,15 @@ def test_views_of_captions_to_look_at_are_saved(dataset):
     }
 
 
+def test_there_is_no_view_of_nothing(dataset):
+    extract_facets(dataset)
+    labels = dataset.values("captions.detections.id", unwind=True)
+    reviews = dict.fromkeys(labels, "accepted")
+    dataset.set_label_values("captions.detections.review", reviews)
+    assert "captions: unreviewed" not in extract_facets(dataset).views
+    assert not dataset.has_saved_view("captions: unreviewed")
+
+
 def test_doing_it_again_follows_the_captions(dataset):
     extract_facets(dataset)
     sample = dataset.last()

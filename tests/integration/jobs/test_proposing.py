@@ -30,6 +30,7 @@ def test_objects_that_nobody_marked_are_found_and_followed(dataset):
     assert found.ok and found.tracks >= 2, found
     first = dataset.first().frames[1]["prompts"].detections
     assert len({label.index for label in first}) == len(first)
+    assert {label.label for label in first} == {"object"}
     # The disc (center 19, 32 of 96 x 72) and the brick are among what was found.
     centers = [
         ((b[0] + b[2] / 2) * 96, (b[1] + b[3] / 2) * 72)

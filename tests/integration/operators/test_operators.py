@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
+import fiftyone.core.config as foc
 import fiftyone.operators as foo
 import pytest
 import yaml
@@ -276,6 +277,14 @@ def test_regions_are_embedded_by_an_operator(dataset, checkpoint):
     assert summary.ok and summary.embedded == 2
     vectors = dataset.values("captions.detections.region_embedding", unwind=True)
     assert all(vector.shape == (64,) for vector in vectors)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/app.md"])
+def test_pages_say_what_makes_fiftyone_offer_to_schedule(page):
+    text = (ROOT / page).read_text()
+    assert foc.FiftyOneConfig({}).allow_legacy_orchestrators is False
+    assert "FIFTYONE_ALLOW_LEGACY_ORCHESTRATORS=true" in text
+    assert "fiftyone delegated launch" in text
 
 
 def test_operators_run_delegated_and_leave_their_summary(dataset):

@@ -175,6 +175,17 @@ def test_meaning_ranks_by_similarity_and_keeps_to_phrases_and_exclusion(
     assert set(texts(phrase)) == {VIDEOS[0][0], VIDEOS[1][1]}
 
 
+def test_captions_with_the_words_are_told_from_those_that_are_only_near(
+    described, embedder
+):
+    dataset = described(*VIDEOS)
+    found = find(dataset, "racing dogs", "hybrid", model=embedder, k=3)
+    assert found.tally() == "2 with words of the query, 1 near in meaning"
+    nowhere = find(dataset, "unheard-of", "hybrid", model=embedder, k=3)
+    assert nowhere.tally() == "0 with words of the query, 3 near in meaning"
+    assert find(dataset, "unheard-of").tally() == "nothing found"
+
+
 def test_fused_ranks(described, embedder):
     """A caption that is first in both lists gets 1, one that is in one list half."""
     dataset = described(*VIDEOS)
