@@ -34,7 +34,9 @@ _PLURAL_WITHOUT_S = frozenset({"mice", "people", "sheep"})
 _PLURAL_ENDINGS = ("men", "children")
 
 _DETERMINER = re.compile(r"(an?|the|this|that|my|his|her|its|their|our|\d+)\s", re.I)
-_AFTER_HEAD = re.compile(r"\s(?:at|by|from|holding|in|of|on|riding|wearing|with)\s")
+_AFTER_HEAD = re.compile(
+    r"\s(?:at|by|from|holding|in|of|on|riding|that|wearing|which|who|with)\s"
+)
 _VOWEL_SOUND = re.compile(r"hour|honest|honou?r|heir|[aeiou]", re.I)
 _CONSONANT_SOUND = re.compile(r"eu|one\b|uni(?!d|m|n)|us[aeu]|ut[eo]|u\b", re.I)
 _SPELLED_VOWEL = re.compile(r"[AEFHILMNORSX][A-Z0-9]")

@@ -135,6 +135,7 @@ def test_sentences(changes: dict[str, Any], text: str) -> None:
         # No color is said of a person, whose clothes may have it.
         ("person", ("black",), "A person, "),
         ("old woman with a hat", ("white",), "An old woman with a hat, "),
+        ("a car that waits at the curb", ("white",), "A car that waits at the curb, "),
         ("goalkeepers", ("brown",), "Goalkeepers, "),
         ("the cat", ("gray",), "The cat, "),
         ("2 birds", ("gray",), "2 birds, "),
