@@ -12,7 +12,7 @@ from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.operations import OPERATIONS, Operation
-from tests.support.app import AppPage, wait_until
+from tests.support.app import AppPage
 
 pytestmark = pytest.mark.app
 
@@ -70,9 +70,6 @@ def test_every_form_opens_and_shows_what_is_wrong(
         app.open_operator(operation.operator)
         require_labels(page, operation)
         app.settle()
-        if not any(field.required for field in operation.fields):
-            execute = page.get_by_role("button", name="Execute").first
-            wait_until(execute.is_enabled, f"{operation.operator} as it is")
         page.screenshot(path=artifacts / f"form-{operation.operator}.png")
         page.keyboard.press("Escape")
 
