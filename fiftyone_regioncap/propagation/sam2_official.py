@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from fiftyone_regioncap.core.errors import BackendError, PromptError, WeightsError
 from fiftyone_regioncap.core.types import FrameMasks, ObjectMask, Prompt
 from fiftyone_regioncap.models.devices import choose_device
+from fiftyone_regioncap.models.planning import Footprint
 from fiftyone_regioncap.propagation.base import (
     Checkpoint,
     Frames,
@@ -27,9 +29,11 @@ from fiftyone_regioncap.propagation.base import (
     PropagatorInfo,
 )
 from fiftyone_regioncap.propagation.prompts import merge_prompts
+from fiftyone_regioncap.propagation.sam2 import sizes
 from fiftyone_regioncap.propagation.sam2.configuration import (
     SAM2_OFFICIAL,
     Sam2OfficialOptions,
+    Sam2Options,
 )
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.masks import masks_of
@@ -44,6 +48,23 @@ CONFIGS = {
     )
 }
 """The package's configuration for each of its published checkpoint files."""
+
+
+def footprint(
+    weights: str | None, options: Sam2OfficialOptions, dtype: torch.dtype
+) -> Footprint:
+    """Returns what the package's predictor needs: SAM 2's sizes, an object at a time.
+
+    Args:
+        weights: Checkpoint file; the tiny one for a name that is not known.
+        options: The package's configuration, where the file's name doesn't say it.
+        dtype: Not looked at: it computes in bfloat16 by autocast.
+    """
+    names = {config: name for name, config in CONFIGS.items()}
+    name = names.get(options.config or "", Path(weights or "").stem)
+    one = Sam2Options(object_chunk=1)
+    made = sizes.footprint(name.replace("_", "-"), one, torch.bfloat16)
+    return replace(made, assumptions=("Objects are tracked one after another.",))
 
 
 class _Images:

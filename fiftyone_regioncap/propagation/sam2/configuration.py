@@ -81,6 +81,8 @@ class Sam2OfficialOptions(Options):
     )
 
 
+_SIZES = "fiftyone_regioncap.propagation.sam2.sizes"
+
 SAM2 = ModelCard(
     name="sam2",
     summary="SAM 2 and 2.1, streaming, objects in one batch",
@@ -90,7 +92,7 @@ SAM2 = ModelCard(
     license="Apache-2.0",
     commercial=True,
     options=Sam2Options,
-    footprint="fiftyone_regioncap.propagation.sam2.sizes:footprint",
+    footprint=f"{_SIZES}:footprint",
 )
 
 EDGETAM = replace(
@@ -99,7 +101,7 @@ EDGETAM = replace(
     summary="EdgeTAM, SAM 2's small sibling, by the same loop",
     model="fiftyone_regioncap.propagation.sam2.propagator:EdgeTamPropagator",
     weights="yonigozlan/EdgeTAM-hf",
-    footprint=None,
+    footprint=f"{_SIZES}:edgetam_footprint",
 )
 
 SAM3_TRACKER = replace(
@@ -109,7 +111,7 @@ SAM3_TRACKER = replace(
     model="fiftyone_regioncap.propagation.sam2.propagator:Sam3TrackerPropagator",
     weights="facebook/sam3",
     license="SAM License (gated)",
-    footprint=None,
+    footprint=f"{_SIZES}:sam3_footprint",
 )
 
 SAM2_OFFICIAL = ModelCard(
@@ -121,4 +123,5 @@ SAM2_OFFICIAL = ModelCard(
     license="Apache-2.0",
     commercial=True,
     options=Sam2OfficialOptions,
+    footprint="fiftyone_regioncap.propagation.sam2_official:footprint",
 )

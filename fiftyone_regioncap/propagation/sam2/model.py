@@ -93,6 +93,11 @@ class TrackerModel:
         """Returns the device of the weights."""
         return self.model.no_memory_embedding.device
 
+    @property
+    def memory_tokens(self) -> int:
+        """Returns the number of tokens that remember an object on one frame."""
+        return math.prod(self.grid)
+
     @contextlib.contextmanager
     def arithmetic(self, dtype: torch.dtype) -> Iterator[None]:
         """Runs inference in a dtype: float32, or a smaller one through autocast."""
@@ -377,6 +382,12 @@ class EdgeTamModel(TrackerModel):
     """EdgeTAM: a perceiver squeezes memories to few tokens (Zhou et al., 2025)."""
 
     memory_dtype = None
+
+    @property
+    def memory_tokens(self) -> int:
+        """Returns the number of latents of one frame."""
+        perceiver = self.model.spatial_perceiver
+        return int(perceiver.num_latents_1d + perceiver.num_latents_2d)
 
     def _attention_arguments(self, memory_frames: int) -> dict[str, int]:
         return {"num_spatial_memory_tokens": memory_frames}

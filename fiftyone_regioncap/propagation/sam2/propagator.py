@@ -115,7 +115,7 @@ class SamVideoPropagator:
         dtype = choose_dtype(options.dtype, place)
         self._compute = Compute(
             dtype,
-            options.object_chunk or self._objects_at_once(model, place, dtype),
+            options.object_chunk or self._objects_at_once(place, dtype),
             options.max_conditioning_frames,
             options.forget_contradicted,
         )
@@ -123,14 +123,12 @@ class SamVideoPropagator:
         card = self.card
         self._info = PropagatorInfo(card.name, model_name, revision, card.license)
 
-    def _objects_at_once(
-        self, model: Any, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def _objects_at_once(self, device: torch.device, dtype: torch.dtype) -> int:
         """Returns how many objects a batch has, where the user doesn't say."""
         at_most = OBJECTS_AT_ONCE.get(device.type, OBJECTS_AT_ONCE["cpu"])
-        if device.type != "cuda" or self.card.footprint is None:
+        if device.type != "cuda":
             return at_most
-        return rows_on(device, object_bytes(model.config, dtype), at_most)
+        return rows_on(device, object_bytes(self._model, dtype), at_most)
 
     @classmethod
     def from_pretrained(

@@ -1,13 +1,22 @@
-"""Sizes of the published SAM 2.1 models, and what they need of a GPU."""
+"""Published sizes of SAM 2.1, EdgeTAM and SAM 3's tracker; what they need of a GPU."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import Sam2VideoConfig, Sam2VideoModel
+import transformers
+from transformers import (
+    EdgeTamVideoConfig,
+    EdgeTamVisionConfig,
+    Sam2VideoConfig,
+    Sam3TrackerVideoConfig,
+    TimmWrapperConfig,
+)
 
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.planning import (
     Footprint,
     Phase,
@@ -17,10 +26,17 @@ from fiftyone_regioncap.models.planning import (
     phase,
 )
 from fiftyone_regioncap.propagation.sam2.configuration import Sam2Options
-from fiftyone_regioncap.propagation.sam2.model import TrackerModel
+from fiftyone_regioncap.propagation.sam2.model import (
+    EdgeTamModel,
+    Sam3TrackerModel,
+    TrackerModel,
+)
 from fiftyone_regioncap.propagation.sam2.stream import KEPT_FEATURES, OBJECTS_AT_ONCE
 from fiftyone_regioncap.propagation.sam2.weights import (
+    EDGETAM,
     SAM2,
+    SAM3_TRACKER,
+    Architecture,
     load_config,
     set_image_size,
 )
@@ -53,8 +69,13 @@ HIERA: dict[HieraSize, dict[str, Any]] = {
 """What the encoders of SAM 2.1's published sizes change of the default's, the tiny."""
 
 
-def published(size: HieraSize) -> Sam2VideoConfig:
-    """Returns the configuration of a published size."""
+def published(size: HieraSize, *, first: bool = False) -> Sam2VideoConfig:
+    """Returns the configuration of a published size.
+
+    Args:
+        size: Size of the encoder.
+        first: Whether it is SAM 2's, which lacks two embeddings of SAM 2.1.
+    """
     changes = HIERA[size]
     widths = changes.get("embed_dim_per_stage", [96, 192, 384, 768])
     return Sam2VideoConfig(
@@ -62,8 +83,20 @@ def published(size: HieraSize) -> Sam2VideoConfig:
             "model_type": "sam2_vision_model",
             "backbone_config": {"model_type": "sam2_hiera_det_model", **changes},
             "backbone_channel_list": widths[::-1],
-        }
+        },
+        enable_temporal_pos_encoding_for_object_pointers=not first,
+        enable_occlusion_spatial_embedding=not first,
     )
+
+
+def published_edgetam() -> EdgeTamVideoConfig:
+    """Returns the configuration of EdgeTAM, whose backbone is timm's RepViT-M1."""
+    backbone = TimmWrapperConfig(
+        architecture="repvit_m1",
+        model_args={"features_only": True, "out_indices": [0, 1, 2, 3]},
+    )
+    vision = EdgeTamVisionConfig(backbone_config=backbone)
+    return EdgeTamVideoConfig(vision_config=vision)
 
 
 def footprint(
@@ -77,21 +110,62 @@ def footprint(
         options: Options of the computation.
         dtype: Numeric type that it computes in.
     """
-    name, folder = str(weights or "tiny"), Path(weights or "").expanduser()
+    name = str(weights or "tiny")
+    size: HieraSize = next((one for one in HIERA if name.endswith(one)), "tiny")
+    first = "sam2-hiera" in name
+    config, name = (
+        published(size, first=first),
+        f"SAM {2 if first else 2.1} hiera-{size}",
+    )
+    return _footprint(weights, options, dtype, SAM2, TrackerModel, name, config)
+
+
+def edgetam_footprint(
+    weights: str | None, options: Sam2Options, dtype: torch.dtype
+) -> Footprint:
+    """Returns what EdgeTAM needs; see :func:`footprint`.
+
+    Raises:
+        BackendError: When timm, which has its backbone, is not installed.
+    """
+    if find_spec("timm") is None:
+        raise BackendError("EdgeTAM's backbone is a model of timm: pip install timm")
+    config = published_edgetam()
+    return _footprint(weights, options, dtype, EDGETAM, EdgeTamModel, "EdgeTAM", config)
+
+
+def sam3_footprint(
+    weights: str | None, options: Sam2Options, dtype: torch.dtype
+) -> Footprint:
+    """Returns what SAM 3's tracker needs; see :func:`footprint`."""
+    name, config = "SAM 3, tracker", Sam3TrackerVideoConfig()
+    return _footprint(
+        weights, options, dtype, SAM3_TRACKER, Sam3TrackerModel, name, config
+    )
+
+
+def _footprint(
+    weights: str | None,
+    options: Sam2Options,
+    dtype: torch.dtype,
+    architecture: Architecture,
+    tracker_class: type[TrackerModel],
+    name: str,
+    config: Any,
+) -> Footprint:
+    """Returns what a checkpoint's folder needs, or a published name and its config."""
+    folder = Path(weights or "").expanduser()
     if weights is not None and folder.is_dir():
-        name, config = folder.name, load_config(folder, SAM2)
-    else:
-        size: HieraSize = next((one for one in HIERA if name.endswith(one)), "tiny")
-        name, config = f"SAM 2.1 hiera-{size}", published(size)
+        name, config = folder.name, load_config(folder, architecture)
     if options.image_size is not None:
         set_image_size(config, options.image_size)
     with torch.device("meta"):
-        model = Sam2VideoModel(config)
+        model = getattr(transformers, f"{architecture.family}Model")(config)
     parameters, stored = parameters_of(model), bytes_of(model)
     seen, read = (
         bytes_of(part) for part in (model.vision_encoder, model.memory_attention)
     )
-    tracker = TrackerModel(model.to(dtype))
+    tracker = tracker_class(model.to(dtype))
     encode, tracking, row, scene = _phases(tracker, dtype)
 
     def phases(rows: int) -> list[Phase]:
@@ -116,16 +190,16 @@ def footprint(
     )
 
 
-def object_bytes(config: Sam2VideoConfig, dtype: torch.dtype) -> int:
+def object_bytes(tracker: TrackerModel, dtype: torch.dtype) -> int:
     """Returns what an object takes while it is tracked, its full memory included.
 
     Args:
-        config: Configuration of the model.
+        tracker: The model, on any device.
         dtype: Numeric type that it computes in.
     """
     with torch.device("meta"):
-        model = Sam2VideoModel(config).to(dtype)
-    return _phases(TrackerModel(model), dtype)[2]
+        model = type(tracker.model)(tracker.config).to(dtype)
+    return _phases(type(tracker)(model), dtype)[2]
 
 
 def _phases(tracker: TrackerModel, dtype: torch.dtype) -> tuple[Phase, Phase, int, int]:
@@ -152,7 +226,7 @@ def full_memory(
     width = tracker.model.mem_dim
     splits = tracker.model.hidden_dim // width
     pointers = tracker.max_pointers * splits
-    tokens = tracker.num_memories * tracker.grid[0] * tracker.grid[1]
+    tokens = tracker.num_memories * tracker.memory_tokens
     shape = (1, tokens + pointers, width)
     return torch.empty(shape, dtype=dtype, device=device), pointers
 
