@@ -337,8 +337,8 @@ class Recipe:
     @classmethod
     def without_weights(
         cls, weights: str | None, dtype: torch.dtype, options: Any
-    ) -> tuple[Recipe, Inputs]:
-        """Returns a recipe on the meta device, and what a sample of it looks like.
+    ) -> tuple[TrainingNetwork, Inputs]:
+        """Returns the network on the meta device, and what a batch of one looks like.
 
         Args:
             weights: Folder of a checkpoint; the published sizes for anything else.

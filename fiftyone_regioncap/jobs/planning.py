@@ -171,14 +171,14 @@ def _training(
     if card.training is None:
         raise OptionError(f"{card.name} has no training")
     own = card.training_options()
-    recipe, sample = resolve(card.training).without_weights(weights, dtype, own)
-    network = recipe.network.train()
+    network, batch = resolve(card.training).without_weights(weights, dtype, own)
+    network.train()
     if options.gradient_checkpointing:
         network.checkpoint_activations()
     learned = trained(network)
     trains = sum(parameter.numel() for parameter in learned.values())
     with metered() as meter:
-        network(**recipe.collate([sample]))["loss"].backward()
+        network(**batch)["loss"].backward()
     row, flops = meter.peak, meter.flops
     stored = bytes_of(network)
 
@@ -196,7 +196,7 @@ def _training(
         unit="captions",
         phases=phases,
         made=float,
-        image_size=sample["views"].shape[-1],
+        image_size=0,
         assumptions=(
             f"What trains takes {STATES} bytes a parameter: float32, its gradient and "
             "AdamW's two moments.",

@@ -91,7 +91,8 @@ class Footprint:
         unit: What is made, in the plural.
         phases: Gives the parts of the work for a number of rows.
         made: Gives what is made by them, in units.
-        image_size: Side of the image that the model sees in pixels.
+        image_size: Side of the image that the model sees in pixels; 0 where it is not
+            to be told.
         assumptions: What is reckoned with, in full sentences.
     """
 
@@ -189,7 +190,7 @@ def _is_composite(func: Any) -> bool:
 
 
 class _LikeGpu(TorchFunctionMode):
-    """Lets the meta device do what a GPU does: attention in one kernel.
+    """Lets the meta device do what a GPU does: attention in one kernel, autocast.
 
     Labels may stay on the CPU, where their values are known.
     """
@@ -205,6 +206,8 @@ class _LikeGpu(TorchFunctionMode):
         if func is nn.functional.cross_entropy:
             scores, labels = args
             return func(scores, labels.to(scores.device), **kwargs)
+        if func is nn.functional.linear and args[0].is_meta:
+            return func(args[0].to(args[1].dtype), *args[1:], **kwargs)
         attention = nn.functional.scaled_dot_product_attention
         if func is not attention or not args[0].is_meta:
             return func(*args, **kwargs)
@@ -427,10 +430,10 @@ class Plan:
                 lines.append(f"**{one.role} {one.name}**: nothing to plan")
                 continue
             row = one.to_dict()
+            side = f", images of {row['image_size']} pixels" * bool(row["image_size"])
             lines += [
                 f"**{one.role} {one.name}** ({row['configuration']}): "
-                f"{row['parameters']:,} parameters, {row['dtype']}, images of "
-                f"{row['image_size']} pixels",
+                f"{row['parameters']:,} parameters, {row['dtype']}{side}",
                 f"weights {row['weights_gib']} GiB; {one.footprint.row_name} at once: "
                 f"{row['rows']} of {row['row_mib']} MiB; {row['activations_gib']} GiB "
                 "for what is computed",

@@ -172,15 +172,15 @@ class DamTraining(Recipe):
     @classmethod
     def without_weights(
         cls, weights: str | None, dtype: torch.dtype, options: DamTrainingOptions
-    ) -> tuple[DamTraining, Inputs]:
-        """Returns a recipe on the meta device, and a sample; see :class:`Recipe`."""
+    ) -> tuple[TrainingNetwork, Inputs]:
+        """Returns a network on the meta device, and a batch; see :class:`Recipe`."""
         config, _ = config_of(weights)
         captioner: Any = SimpleNamespace(dam=empty_dam(config, dtype))
         recipe = cls(captioner, Path(), options)
         recipe.network.to(dtype)
         side, images = config.image.size, cls.frames
         asked = PROMPT_WORDS + images * config.tokens_per_image
-        return recipe, {
+        sample = {
             "views": torch.empty(
                 images, 8, side, side, dtype=torch.uint8, device="meta"
             ),
@@ -188,6 +188,7 @@ class DamTraining(Recipe):
             "ids": [0] * PROMPT_WORDS + [IMAGE_ID] * images + [0] * ANSWER,
             "labels": [IGNORED] * asked + [0] * ANSWER,
         }
+        return recipe.network, recipe.collate([sample])
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

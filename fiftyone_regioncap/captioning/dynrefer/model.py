@@ -326,7 +326,10 @@ class DynReferModel(nn.Module):
     @contextlib.contextmanager
     def autocast(self, dtype: torch.dtype) -> Iterator[None]:
         """Computes in another precision where the model is :attr:`mixed`."""
-        with torch.autocast(self.device.type, dtype, enabled=self.mixed):
+        if not self.mixed:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype):
             yield
 
 

@@ -32,6 +32,9 @@ from fiftyone_regioncap.models.planning import (
     rows_on,
 )
 
+TAGS = 4585
+"""Tags of the published list."""
+
 CONTROLS = 8
 """Tokens of control words that speed is reckoned with."""
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiftyone_regioncap.captioning.checking import check_clip
+from fiftyone_regioncap.captioning.dynrefer import sizes
 from fiftyone_regioncap.captioning.dynrefer.captioner import (
     DynReferCaptioner,
     stack_views,
@@ -299,6 +301,35 @@ class DynReferTraining(Recipe):
     def checkpoint(cls, weights: str | Path, captioner: DynReferCaptioner) -> Files:
         """Returns the files of the checkpoint."""
         return locate(Path(weights).expanduser())
+
+    @classmethod
+    def without_weights(
+        cls, weights: str | None, dtype: torch.dtype, options: DynReferTrainingOptions
+    ) -> tuple[TrainingNetwork, Inputs]:
+        """Returns a network on the meta device, and a batch; see :class:`Recipe`."""
+        config = sizes.published()
+        with torch.device("meta"):
+            model = DynReferModel(config)
+            texts = torch.empty(sizes.TAGS, config.head.text_width)
+            side, views = model.picture_size, config.views
+            controls = torch.ones(1, sizes.CONTROLS, dtype=torch.int64)
+            batch = {
+                "pictures": torch.empty(1, views, side, side, 3, dtype=torch.uint8),
+                "rois": torch.empty(1, views, 4),
+                "captions": [""],
+                "control_ids": controls,
+                "control_mask": controls,
+                "labels": torch.zeros(1, sizes.ANSWER, dtype=torch.int64),
+                "tag_labels": torch.zeros(1, sizes.TAGS),
+            }
+        captioner: Any = SimpleNamespace(
+            model=model, tag_texts=texts, text_tower=lambda captions: texts[:1]
+        )
+        files: Any = SimpleNamespace(folder=Path())
+        network = cls(captioner, files, options).network
+        for part in (model.vision, model.language):
+            part.to(dtype)
+        return network, batch
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

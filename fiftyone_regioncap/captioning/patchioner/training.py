@@ -33,6 +33,7 @@ from fiftyone_regioncap.captioning.patchioner.memory import (
     build_memory,
     memory_file_name,
 )
+from fiftyone_regioncap.captioning.patchioner.sizes import published
 from fiftyone_regioncap.captioning.patchioner.viecap import (
     ViecapDecoder,
     hard_prompt,
@@ -225,6 +226,19 @@ class PatchionerTraining(Recipe):
     ) -> PatchionerTraining:
         """Loads a checkpoint to train its decoder; see :class:`Trainable`."""
         return cls(Checkpoint.open(weights), options, device)
+
+    @classmethod
+    def without_weights(
+        cls, weights: str | None, dtype: torch.dtype, options: PatchionerTrainingOptions
+    ) -> tuple[TrainingNetwork, Inputs]:
+        """Returns the published DeCap on the meta device; see :class:`Recipe`."""
+        width = published().hidden_size
+        with torch.device("meta"):
+            decoder = PrefixDecoder(width, Gpt2Config()).to(dtype)
+            prefix = torch.empty(1, width, dtype=dtype)
+        words = torch.ones(1, options.tokens, dtype=torch.int64)
+        network = DecapNetwork(decoder, options.label_smoothing)
+        return network, {"prefix": prefix, "ids": words.to("meta"), "labels": words}
 
     @property
     def revision(self) -> str:

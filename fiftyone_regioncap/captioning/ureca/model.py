@@ -170,8 +170,8 @@ class UrecaModel(nn.Module):
         Raises:
             PromptError: When places and tokens are not equally many.
         """
-        known = torch.as_tensor(ids, dtype=torch.int64, device=self.device)
-        embeddings = self.llm.model.embed_tokens(known)
+        known = torch.as_tensor(ids, dtype=torch.int64)
+        embeddings = self.llm.model.embed_tokens(known.to(self.device))
         for token, features in places:
             there = known == token
             rows = features.flatten(0, -2)
@@ -180,5 +180,6 @@ class UrecaModel(nn.Module):
                     f"the prompt has {int(there.sum())} places of token {token} for "
                     f"{len(rows)} features; leave context tokens out of the text"
                 )
-            embeddings = embeddings.masked_scatter(there[:, None], rows)
+            places_on_device = there[:, None].to(self.device)
+            embeddings = embeddings.masked_scatter(places_on_device, rows)
         return embeddings

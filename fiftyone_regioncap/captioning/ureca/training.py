@@ -12,6 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ from fiftyone_regioncap.captioning.ureca.prompts import (
     TOKENS,
     conversation,
 )
+from fiftyone_regioncap.captioning.ureca.sizes import ANSWER, WORDS, read_config
 from fiftyone_regioncap.captioning.ureca.tokenizer import tokenizer_files
 from fiftyone_regioncap.captioning.ureca.weights import merge_lora, publish
 from fiftyone_regioncap.core.errors import PromptError
@@ -166,6 +168,34 @@ class UrecaTraining(Recipe):
     def checkpoint(cls, weights: str | Path, captioner: UrecaCaptioner) -> Path:
         """Returns the folder of the checkpoint; of an adapter, that of its base."""
         return captioner.folder
+
+    @classmethod
+    def without_weights(
+        cls, weights: str | None, dtype: torch.dtype, options: UrecaTrainingOptions
+    ) -> tuple[TrainingNetwork, Inputs]:
+        """Returns a network on the meta device, and a batch; see :class:`Recipe`."""
+        config, _ = read_config(weights)
+        with torch.device("meta"):
+            model = UrecaModel(config).to(dtype)
+        special = {IMAGE_TOKEN: 1, MASK_TOKEN: 2}
+        captioner: Any = SimpleNamespace(
+            model=model, tokenizer=SimpleNamespace(special=special)
+        )
+        recipe = cls(captioner, Path(), options)
+        recipe.network.to(dtype)
+        config = model.config
+        assert config.mask_channels is not None
+        tiles, side = options.max_tiles + config.thumbnail, config.tile
+        asked = [1] * (tiles * config.tokens_per_tile)
+        asked += [2] * (tiles * config.mask_channels) + [0] * WORDS
+        pixels = torch.empty(tiles, side, side, 3, dtype=torch.uint8, device="meta")
+        sample = {
+            "tiles": pixels,
+            "masks": pixels[..., 0],
+            "ids": [*asked, *[0] * ANSWER],
+            "labels": [*[IGNORED] * len(asked), *[0] * ANSWER],
+        }
+        return recipe.network, recipe.collate([sample])
 
     def encode(
         self, clip: RegionClip, text: TrainingText, draw: random.Random

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import Dinov2WithRegistersModel, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -22,14 +21,28 @@ from fiftyone_regioncap.captioning.dam.language import Cache, row_bytes
 from fiftyone_regioncap.captioning.dam.sizes import DAM_3B, empty_dam, language_bytes
 from fiftyone_regioncap.captioning.dam.training import DamTraining
 from fiftyone_regioncap.captioning.dynrefer import sizes as dynrefer_sizes
-from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
+from fiftyone_regioncap.captioning.dynrefer.configuration import (
+    DynReferOptions,
+    DynReferTrainingOptions,
+)
 from fiftyone_regioncap.captioning.dynrefer.model import Decoding, DynReferModel
+from fiftyone_regioncap.captioning.dynrefer.training import DynReferTraining
 from fiftyone_regioncap.captioning.patchioner import sizes as patchioner_sizes
-from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
+from fiftyone_regioncap.captioning.patchioner.configuration import (
+    PatchionerOptions,
+    PatchionerTrainingOptions,
+)
 from fiftyone_regioncap.captioning.patchioner.decoder import PrefixDecoder
+from fiftyone_regioncap.captioning.patchioner.training import PatchionerTraining
+from fiftyone_regioncap.captioning.trainable import Recipe, trained
 from fiftyone_regioncap.captioning.ureca import sizes as ureca_sizes
-from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
+from fiftyone_regioncap.captioning.ureca.configuration import (
+    UrecaOptions,
+    UrecaTrainingOptions,
+)
 from fiftyone_regioncap.captioning.ureca.model import UrecaModel
+from fiftyone_regioncap.captioning.ureca.training import UrecaTraining
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.planning import metered, parameters_of
 from tests.support.dam import TINY, random_dam, write_checkpoint
 
@@ -202,7 +215,29 @@ def test_a_training_step_on_the_meta_device_takes_what_the_cpu_allocates() -> No
     assert peaks[0] == pytest.approx(peaks[1], rel=0.05)
 
 
-def test_dam_says_what_its_training_looks_like_without_weights() -> None:
-    recipe, sample = DamTraining.without_weights(None, HALF, DamTrainingOptions())
-    assert all(parameter.is_meta for parameter in recipe.network.parameters())
-    assert isinstance(recipe.network, nn.Module) and sample["views"].is_meta
+@pytest.mark.parametrize(
+    ("recipe", "options", "trains"),
+    [
+        # Adapters, the projector and LoRA; the last, of one rank, on all linear layers.
+        (DamTraining, DamTrainingOptions(), 439853268),
+        (UrecaTraining, UrecaTrainingOptions(), 32 * 128 * 73728),
+        (UrecaTraining, UrecaTrainingOptions(stage="masks"), 51384984),
+        (DynReferTraining, DynReferTrainingOptions(), 122877684),
+        (PatchionerTraining, PatchionerTrainingOptions(), 68327424),
+    ],
+    ids=["dam", "ureca", "ureca, masks", "dynrefer", "patchioner"],
+)
+def test_what_trains_is_known_without_weights(
+    recipe: type[Recipe], options: Any, trains: int
+) -> None:
+    network, batch = recipe.without_weights(None, HALF, options)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    assert sum(one.numel() for one in trained(network).values()) == trains
+    with metered() as meter:
+        network.train()(**batch)["loss"].backward()
+    assert meter.flops > trains
+
+
+def test_a_recipe_that_does_not_know_its_sizes_says_so() -> None:
+    with pytest.raises(BackendError, match="Recipe: what its training needs can't be"):
+        Recipe.without_weights(None, HALF, None)
