@@ -67,7 +67,7 @@ def run(
             function = resolve(f"fiftyone_regioncap.{operation.run}")
             function = partial(function, *((samples,) if operation.media else ()))
             function = partial(function, options, **models)
-            if not operation.recorded:
+            if operation.dry or not operation.recorded:
                 return function(listener=listener, cancel=cancel)
             return _record(operation, samples, function, listener, cancel)
         context = {"listener": listener, "cancel": cancel}

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import fiftyone_regioncap as regioncap
 from fiftyone_regioncap.cli import doctor
 from fiftyone_regioncap.cli.main import main
-from fiftyone_regioncap.core.errors import BackendError, OptionError
+from fiftyone_regioncap.core.errors import OptionError
 from tests.support.cuda import PretendedCard, pretended_cuda, unusable_cuda
 from tests.support.dam import write_checkpoint
 
@@ -68,6 +68,7 @@ def test_a_training_is_planned(tiny: str) -> None:
     (one,) = plan.models
     assert plan.ok and (one.role, one.rows) == ("training of", 4)
     assert one.working > 4 * one.weights / 10
+    assert "parameters, bfloat16\n" in plan.to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -81,11 +82,6 @@ def test_a_training_is_planned(tiny: str) -> None:
 def test_what_can_not_be_planned_is_said(asked: dict[str, object], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         regioncap.plan(**asked)
-
-
-def test_a_training_whose_sizes_are_not_known_is_said() -> None:
-    with pytest.raises(BackendError, match="can't be planned"):
-        regioncap.plan("24", captioner="patchioner", training=True)
 
 
 def test_this_machines_card_is_planned_with_what_others_leave(tiny: str) -> None:
