@@ -11,6 +11,7 @@ they run, and says nothing of a GPU.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import tempfile
@@ -24,26 +25,37 @@ from unittest import mock
 
 import numpy as np
 import torch
+from transformers import Sam2VideoModel
 
-from benchmarks import captioning, dynrefer, propagation, ureca
+from benchmarks import captioning, dynrefer, propagation
 from fiftyone_regioncap.captioning.base import Captioner
 from fiftyone_regioncap.captioning.dam.captioner import DamVideoCaptioner
 from fiftyone_regioncap.captioning.dam.configuration import DamOptions
 from fiftyone_regioncap.captioning.dam.generation import Engine
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.tokenizer import DamTokenizer
+from fiftyone_regioncap.captioning.dam.training import DamVideoTraining
+from fiftyone_regioncap.captioning.dynrefer.training import DynReferTraining
+from fiftyone_regioncap.captioning.dynrefer.weights import Files
+from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
+from fiftyone_regioncap.captioning.patchioner.gpt2 import Gpt2Config
+from fiftyone_regioncap.captioning.patchioner.training import PatchionerTraining
 from fiftyone_regioncap.captioning.streaming import caption_stream
+from fiftyone_regioncap.captioning.trainable import Recipe, trained
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
+from fiftyone_regioncap.captioning.ureca.training import UrecaTraining
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.devices import (
     choose_device,
     choose_dtype,
     release_memory,
 )
-from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.base import PropagationRequest, PropagatorInfo
 from fiftyone_regioncap.propagation.sam2.configuration import Sam2Options
+from fiftyone_regioncap.propagation.sam2.model import TrackerModel
 from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
 from fiftyone_regioncap.propagation.sam2.sizes import HIERA
+from fiftyone_regioncap.propagation.sam2_official import CONFIGS, Sam2OfficialPropagator
 from tests.support.dam import (
     DAM_3B,
     IDLE,
@@ -53,6 +65,9 @@ from tests.support.dam import (
     train_tokenizer,
     write_checkpoint,
 )
+from tests.support.patchioner import Sizes as PatchionerSizes
+from tests.support.patchioner import write_random_checkpoint
+from tests.support.training_steps import training_batch
 from tests.support.ureca import SIZES, config_of, random_captioner
 
 
@@ -130,10 +145,20 @@ def sam2_model(size: str, at: Setting) -> Any:
 def frames_per_second(
     model: Any, objects: int, frames: int, at: Setting, side: tuple[int, int]
 ) -> tuple[float, float]:
-    """Returns the speed of propagation and the peak of memory in MiB."""
+    """Returns the speed of propagation and the peak of memory in MiB.
+
+    Args:
+        model: A SAM 2, or another propagator.
+        objects: Number of objects.
+        frames: Number of frames of the video.
+        at: Where it runs.
+        side: Height and width of the frames.
+    """
+    if isinstance(model, Sam2VideoModel):
+        model = Sam2Propagator(model, device=at.device)
     video = propagation.Video(frames, *side)
     request = PropagationRequest(video, propagation.boxes(objects), overlap=True)
-    found = iter(Sam2Propagator(model, device=at.device).propagate(request))
+    found = iter(model.propagate(request))
     next(found)
     if at.cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -155,7 +180,8 @@ def check_sam2_sizes(at: Setting) -> Iterator[Measurement]:
             rate, peak = frames_per_second(model, 1, 60, at, side)
             part = f"SAM 2.1 {size}, 1 object, {side[0]} lines"
             yield Measurement(part, "frames/s", rate)
-            yield Measurement(part, "peak MiB", peak)
+            if at.cuda:
+                yield Measurement(part, "peak MiB", peak)
 
 
 def check_sam2_objects(at: Setting) -> Iterator[Measurement]:
@@ -177,6 +203,51 @@ def check_sam2_objects(at: Setting) -> Iterator[Measurement]:
         if count == 16:
             base, _ = frames_per_second(model, 1, 60, at, (720, 1280))
             yield bounded("SAM 2.1 tiny, 16 objects", "time of one", base / rate, 4)
+
+
+def check_sam2_official(at: Setting) -> Iterator[Measurement]:
+    """Speed of facebook's own predictor, where its package is installed."""
+    if importlib.util.find_spec("sam2") is None:
+        return
+    from sam2.build_sam import build_sam2_video_predictor
+
+    predictor = build_sam2_video_predictor(
+        CONFIGS["sam2.1_hiera_tiny"], None, device=str(at.device)
+    )
+    info = PropagatorInfo("sam2-official", "random", "", "")
+    official, frames = Sam2OfficialPropagator(predictor, info), 60 if at.cuda else 2
+    for count in (1, 16) if at.published else (1,):
+        rate, _ = frames_per_second(official, count, frames, at, (720, 1280))
+        part = f"sam2's own predictor, tiny, {count} objects"
+        yield Measurement(part, "frames/s", rate)
+
+
+def check_compiled(at: Setting) -> Iterator[Measurement]:
+    """Speed of the image encoder compiled by Inductor, beside that of eager PyTorch."""
+    model = sam2_model("tiny", at)
+    encoded, rates = [], []
+    for compiled in (False, True):
+        tracker = TrackerModel(model, compile=compiled)
+        side = tracker.image_size
+        pixels = torch.linspace(-1, 1, 3 * side * side, device=at.device)
+        pixels = pixels.view(1, 3, side, side)
+
+        def encode(tracker: TrackerModel = tracker, pixels: Any = pixels) -> Any:
+            with tracker.arithmetic(torch.float32):
+                return tracker.encode_image(pixels).tokens
+
+        encoded.append(encode())
+        rates.append(10 / captioning.seconds(partial(_times, 10, encode), at.device))
+        how = "compiled" if compiled else "eager"
+        yield Measurement(f"SAM 2.1 tiny, encoder {how}", "frames/s", rates[-1])
+    error = (encoded[1] - encoded[0]).abs().max() / encoded[0].abs().max()
+    part = "SAM 2.1 tiny, encoder compiled"
+    yield bounded(part, "features, largest difference", error.item(), 0.01)
+
+
+def _times(count: int, work: Callable[[], Any]) -> None:
+    for _ in range(count):
+        work()
 
 
 def check_sam2_memory(at: Setting) -> Iterator[Measurement]:
@@ -274,34 +345,103 @@ def _extend(ids: list[Any], work: Callable[..., list[Any]], *args: Any) -> None:
     ids.extend(work(*args))
 
 
-def check_other_captioners(at: Setting) -> Iterator[Measurement]:
-    """Speed of URECA and DynRefer, together against one by one."""
+Made = tuple[Captioner, Callable[[], Recipe]]
+"""A captioner, and what makes the recipe of its training."""
+
+
+def make_patchioner(at: Setting, folder: Path) -> Made:
+    """Makes a Patch-ioner; see :data:`MADE`."""
+    sizes = PatchionerSizes()
+    if at.published:
+        sizes = PatchionerSizes(768, 12, 12, 518, 512, Gpt2Config())
+    write_random_checkpoint(folder, sizes)
+    captioner = PatchionerCaptioner.from_pretrained(folder, str(at.device))
+    device = at.device
+    return captioner, lambda: PatchionerTraining.from_pretrained(folder, device=device)
+
+
+def make_dynrefer(at: Setting, folder: Path) -> Made:
+    """Makes a DynRefer; see :data:`MADE`."""
+    config = dynrefer.published() if at.published else dynrefer.small()
+    files = Files(folder, folder, {}, None, folder)
+    captioner = dynrefer.build(config, str(at.device))
+    return captioner, lambda: DynReferTraining(captioner, files)
+
+
+def make_ureca(at: Setting, folder: Path) -> Made:
+    """Makes a URECA; see :data:`MADE`."""
+    captioner = random_captioner(
+        config_of(SIZES["2b" if at.published else "tiny"]),
+        options=UrecaOptions(max_new_tokens=32),
+        device=str(at.device),
+        dtype=choose_dtype(None, at.device),
+    )
+    return captioner, lambda: UrecaTraining(captioner, folder)
+
+
+def make_dam_video(at: Setting, folder: Path) -> Made:
+    """Makes a DAM for tracks; see :data:`MADE`."""
+    captioner = DamVideoCaptioner(make_dam(at), DamOptions(max_new_tokens=32))
+    return captioner, lambda: DamVideoTraining(captioner, folder)
+
+
+MADE: dict[str, Callable[[Setting, Path], Made]] = {
+    "Patch-ioner": make_patchioner,
+    "DynRefer": make_dynrefer,
+    "URECA": make_ureca,
+    "DAM": make_dam_video,
+}
+
+
+def check_captioners(at: Setting) -> Iterator[Measurement]:
+    """Speed of the captioners, and of a step of their training."""
     count = 16 if at.published else 4
-    made: dict[str, Callable[[], tuple[Captioner, list[RegionClip]]]] = {
-        "URECA": lambda: (
-            random_captioner(
-                config_of(SIZES["2b" if at.published else "tiny"]),
-                options=UrecaOptions(max_new_tokens=32),
-                device=str(at.device),
-                dtype=choose_dtype(None, at.device),
-            ),
-            ureca.regions(count, 720, 1280),
-        ),
-        "DynRefer": lambda: (
-            dynrefer.build(
-                dynrefer.published() if at.published else dynrefer.small(),
-                str(at.device),
-            ),
-            dynrefer.regions(count, 720, 1280),
-        ),
-    }
-    for name, make in made.items():
-        captioner, clips = make()
-        captioner.caption(clips[:1])
-        together = captioning.seconds(partial(captioner.caption, clips), at.device)
-        yield Measurement(f"{name}, {count} regions", "captions/s", count / together)
-        del captioner
+    for name, make in MADE.items():
+        with tempfile.TemporaryDirectory() as folder:
+            yield from measure_captioner(name, *make(at, Path(folder)), count, at)
         release_memory()
+
+
+def measure_captioner(
+    name: str,
+    captioner: Captioner,
+    recipe: Callable[[], Recipe],
+    count: int,
+    at: Setting,
+) -> Iterator[Measurement]:
+    """Measures one of :data:`MADE`."""
+    clips = dynrefer.regions(count, 720, 1280)
+    captioner.caption(clips[:1])
+    took = captioning.seconds(partial(captioner.caption, clips), at.device)
+    yield Measurement(f"{name}, {count} regions", "captions/s", count / took)
+    took, peak = training_step(recipe(), clips[:2], at)
+    part = f"{name}, a training step of 2"
+    yield Measurement(part, "captions/s", 2 / took)
+    if at.cuda:
+        yield Measurement(part, "peak MiB", peak)
+
+
+def training_step(
+    recipe: Recipe, clips: Sequence[RegionClip], at: Setting
+) -> tuple[float, float]:
+    """Returns the seconds of a step, its optimizer's included, and the peak in MiB."""
+    network, learned = recipe.network.train(), trained(recipe.network).values()
+    for parameter in learned:
+        parameter.data = parameter.data.float()
+    batch = training_batch(recipe, clips, at.device)
+    optimizer = torch.optim.AdamW(learned, 1e-5)
+
+    def step() -> None:
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=at.cuda):
+            network(**batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    if at.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    took = captioning.seconds(step, at.device)
+    return took, torch.cuda.max_memory_allocated() / 2**20 if at.cuda else 0.0
 
 
 def check_parity(at: Setting) -> Iterator[Measurement]:
@@ -374,9 +514,11 @@ CHECKS: dict[str, Check] = {
     "dam": check_dam,
     "dam-graphs": check_dam_graphs,
     "sam2-memory": check_sam2_memory,
-    "captioners": check_other_captioners,
+    "captioners": check_captioners,
     "out-of-memory": check_out_of_memory,
     "sam2-sizes": check_sam2_sizes,
+    "sam2-official": check_sam2_official,
+    "compiled": check_compiled,
 }
 """The most important first: a time limit cuts off the last."""
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import Sam2VideoConfig, Sam2VideoModel
+from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from fiftyone_regioncap.core.types import Frame, Prompt
@@ -33,6 +33,7 @@ from fiftyone_regioncap.propagation.base import PropagationRequest
 from fiftyone_regioncap.propagation.sam2.frames import normalize, shrink
 from fiftyone_regioncap.propagation.sam2.propagator import Sam2Propagator
 from fiftyone_regioncap.propagation.sam2.sizes import HieraSize, published
+from tests.support.sam2 import MODELS
 
 TURN = 10
 """Frames that one side runs before the other has its turn."""
@@ -76,43 +77,16 @@ class Prepared:
 
 
 def small_model() -> Any:
-    """Returns a random model of 1.3 million parameters at 128 pixels."""
-    hidden, size = 128, 128
-    grid = size // 16
-    config = Sam2VideoConfig(
-        vision_config={
-            "model_type": "sam2_vision_model",
-            "backbone_config": {
-                "model_type": "sam2_hiera_det_model",
-                "hidden_size": 16,
-                "image_size": [size, size],
-                "blocks_per_stage": [1, 2, 2, 1],
-                "embed_dim_per_stage": [16, 32, 64, 128],
-                "num_attention_heads_per_stage": [1, 2, 4, 8],
-                "window_size_per_stage": [8, 4, 8, 4],
-                "global_attention_blocks": [4],
-            },
-            "backbone_channel_list": [128, 64, 32, 16],
-            "backbone_feature_sizes": [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
-            "fpn_hidden_size": hidden,
-        },
-        prompt_encoder_config={"hidden_size": hidden, "image_size": size},
+    """Returns a random model of 1.7 million parameters at 128 pixels."""
+    return MODELS["sam2"](
         mask_decoder_config={
-            "hidden_size": hidden,
+            "hidden_size": 128,
             "mlp_dim": 128,
             "num_attention_heads": 4,
         },
-        image_size=size,
-        memory_attention_hidden_size=hidden,
-        memory_attention_num_layers=2,
         memory_attention_feed_forward_hidden_size=256,
-        memory_attention_rope_feat_sizes=[grid, grid],
-        memory_encoder_hidden_size=hidden,
-        mask_downsampler_embed_dim=hidden,
-        memory_fuser_embed_dim=hidden,
         memory_fuser_intermediate_dim=128,
     )
-    return Sam2VideoModel(config)
 
 
 def build_model(device: str, size: HieraSize | None = None) -> Any:

@@ -16,27 +16,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 
+from benchmarks.dynrefer import regions
 from fiftyone_regioncap.captioning.ureca.captioner import UrecaCaptioner
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from tests.support.ureca import SIZES, config_of, random_captioner
-
-
-def regions(count: int, height: int, width: int) -> list[RegionClip]:
-    """Discs of several sizes on one noisy image, made anew."""
-    random = np.random.default_rng(0)
-    frame = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    rows, columns = np.ogrid[:height, :width]
-    clips = []
-    for _ in range(count):
-        y, x = random.uniform((0, 0), (height, width))
-        radius = random.uniform(height / 20, height / 4)
-        disc = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
-        clips.append(RegionClip(frames=[frame], masks=[disc]))
-    return clips
 
 
 def apart(captioner: UrecaCaptioner, clips: list[RegionClip]) -> list[Caption]:

@@ -88,8 +88,9 @@ def _sam2(**changes: Any) -> Sam2VideoModel:
     size, hidden = changes.pop("size", 128), changes.pop("hidden", 128)
     config = Sam2VideoConfig(
         vision_config=_hiera(size, hidden),
-        memory_attention_feed_forward_hidden_size=128,
-        **_shared(size, hidden, 16) | changes,
+        **{"memory_attention_feed_forward_hidden_size": 128}
+        | _shared(size, hidden, 16)
+        | changes,
     )
     return Sam2VideoModel(config)
 
