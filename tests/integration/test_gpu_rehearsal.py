@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from coverage import Coverage
-from torch.utils._pytree import tree_map
 
 import fiftyone_regioncap
 from benchmarks import gpu_check
@@ -28,7 +27,6 @@ from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
 from fiftyone_regioncap.captioning.dynrefer.training import DynReferTraining
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
-from fiftyone_regioncap.captioning.trainable import TrainingText
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.training import UrecaTraining
 from fiftyone_regioncap.cli.doctor import _torch
@@ -38,7 +36,6 @@ from fiftyone_regioncap.jobs.executors.processes import gpus
 from fiftyone_regioncap.jobs.options import PlanOptions
 from fiftyone_regioncap.jobs.planning import plan
 from fiftyone_regioncap.models.devices import (
-    choose_device,
     choose_dtype,
     gpu_fault,
     no_room,
@@ -63,6 +60,7 @@ from tests.support.cuda import (
     pretended_cuda,
     unusable_cuda,
 )
+from tests.support.training_steps import training_batch
 
 PACKAGE = Path(fiftyone_regioncap.__file__).parent
 HEIGHT, WIDTH = 60, 80
@@ -278,36 +276,10 @@ def test_sam2_out_of_memory_makes_smaller_chunks(make_model, make_clip, monkeypa
     same_masks(whole, again, differ=1e-3)  # sums of other batches round otherwise
 
 
-@pytest.mark.parametrize(
-    "device",
-    ["cuda:7", "gpu", "xpu"],
-    ids=["no such card", "no such name", "no driver"],
-)
-def test_a_device_that_is_not_there_is_said_with_those_that_are(device: str) -> None:
-    says = rf"no device '{device}'.*choose one of: cpu, cuda:0$"
-    with pretended_cuda(), pytest.raises(BackendError, match=says):
-        choose_device(device)
-
-
-def test_no_card_at_all_is_said() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a card")
-    with pytest.raises(BackendError, match=r"no CUDA device.*choose one of: cpu$"):
-        choose_device("cuda")
-
-
 def test_workers_are_told_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pretended_cuda():
         assert gpus() == ["0"]
-
-
-def test_a_card_without_bfloat16_computes_in_float32() -> None:
-    dtypes = []
-    for native in (True, False):
-        with pretended_cuda(PretendedCard(bf16=native)):
-            dtypes.append(choose_dtype(None, choose_device()))
-    assert dtypes == [torch.bfloat16, torch.float32]
 
 
 def test_doctor_names_the_card() -> None:
@@ -372,12 +344,7 @@ def training_step(recipe: Any, folder: Path, device: str) -> tuple[float, float]
     """Returns the loss and the norm of all gradients."""
     torch.manual_seed(0)
     made = recipe.from_pretrained(folder, device=device)
-    text = TrainingText("a red car on a road")
-    samples = [made.encode(clip, text, random.Random(1)) for clip in clips(2)]
-    batch = tree_map(
-        lambda x: x.to(device) if isinstance(x, torch.Tensor) else x,
-        dict(made.collate(samples)),
-    )
+    batch = training_batch(made, clips(2), device)
     loss = made.network(**batch)["loss"]
     loss.backward()
     some = [p.grad for p in made.network.parameters() if p.grad is not None]
@@ -394,7 +361,7 @@ def test_gpu_check_runs_at_small_shapes() -> None:
 
 
 def test_lines_for_gpus_are_reached(measured: Coverage) -> None:
-    """Last in this file: it looks at what the tests above have run."""
+    """Last in this file: it looks at what the tests above have run (-rP shows it)."""
     measured.stop()
     data, missed, count = measured.get_data(), [], 0
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -403,16 +370,15 @@ def test_lines_for_gpus_are_reached(measured: Coverage) -> None:
             count += 1
             if line not in reached:
                 missed.append(f"{path.relative_to(PACKAGE)}:{line}")
-    assert not missed, (count, missed)
+    print(f"{count - len(missed)} of {count} lines for GPUs are reached")
+    assert not missed
 
 
 def cuda_lines(tree: ast.Module) -> set[int]:
-    """Returns the first lines of what is run for a CUDA device only."""
+    """Returns the first lines of calls to CUDA, and of both ways where it is asked."""
     lines = set()
     for node in ast.walk(tree):
         match node:
-            case ast.If() if "cuda" in ast.unparse(node.test):
-                lines.add(node.body[0].lineno)
             case ast.ExceptHandler(type=ast.expr() as kind) if "cuda" in ast.unparse(
                 kind
             ):
@@ -421,4 +387,11 @@ def cuda_lines(tree: ast.Module) -> set[int]:
                 calls = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
                 if any(ast.unparse(call).startswith("torch.cuda") for call in calls):
                     lines.add(node.lineno)
+        for block in (getattr(node, "body", None), getattr(node, "orelse", None)):
+            for one, after in pairwise(
+                [*block, None] if isinstance(block, list) else ()
+            ):
+                if isinstance(one, ast.If) and "cuda" in ast.unparse(one.test):
+                    other = one.orelse[0] if one.orelse else after
+                    lines |= {way.lineno for way in (one.body[0], other) if way}
     return lines
