@@ -44,6 +44,7 @@ from fiftyone_regioncap.captioning.streaming import caption_stream
 from fiftyone_regioncap.captioning.trainable import Recipe, trained
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.training import UrecaTraining
+from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.types import RegionClip
 from fiftyone_regioncap.models.devices import (
     choose_device,
@@ -411,7 +412,9 @@ def measure_captioner(
 ) -> Iterator[Measurement]:
     """Measures one of :data:`MADE`."""
     clips = dynrefer.regions(count, 720, 1280)
-    captioner.caption(clips[:1])
+    for caption in captioner.caption(clips[:1]):
+        if caption.error:
+            raise BackendError(caption.error)
     took = captioning.seconds(partial(captioner.caption, clips), at.device)
     yield Measurement(f"{name}, {count} regions", "captions/s", count / took)
     took, peak = training_step(recipe(), clips[:2], at)

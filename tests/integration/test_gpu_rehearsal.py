@@ -27,6 +27,8 @@ from fiftyone_regioncap.captioning.dynrefer.configuration import DynReferOptions
 from fiftyone_regioncap.captioning.dynrefer.training import DynReferTraining
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
 from fiftyone_regioncap.captioning.patchioner.configuration import PatchionerOptions
+from fiftyone_regioncap.captioning.patchioner.training import PatchionerTraining
+from fiftyone_regioncap.captioning.trainable import trained
 from fiftyone_regioncap.captioning.ureca.configuration import UrecaOptions
 from fiftyone_regioncap.captioning.ureca.training import UrecaTraining
 from fiftyone_regioncap.cli.doctor import _torch
@@ -322,22 +324,42 @@ def test_an_image_that_does_not_fit_is_said(make_model, make_clip, monkeypatch):
             next(propagator.propagate(PropagationRequest(make_clip(2), prompts()[:1])))
 
 
-@pytest.mark.parametrize(
+RECIPES = pytest.mark.parametrize(
     ("recipe", "weights"),
     [
         (DamTraining, "dam"),
+        (PatchionerTraining, "patchioner"),
         (DynReferTraining, "dynrefer/model"),
         (UrecaTraining, "ureca/model_qwen2"),
     ],
 )
-def test_a_training_step_is_that_of_the_cpu(recipe, weights, golden, folder):
-    path = (folder if weights == "dam" else golden) / weights
+
+
+def checkpoint(weights: str, golden: Path, folder: Path) -> Path:
+    path = (golden if "/" in weights else folder) / weights
     if not path.is_dir():
         pytest.skip(f"no folder {path}")
+    return path
+
+
+@RECIPES
+def test_a_training_step_is_that_of_the_cpu(recipe, weights, golden, folder):
+    path = checkpoint(weights, golden, folder)
     here = training_step(recipe, path, "cpu")
     with pretended_cuda():
         there = training_step(recipe, path, "cuda")
     assert there == pytest.approx(here, rel=1e-4)
+
+
+@RECIPES
+def test_a_training_step_in_bfloat16_runs(recipe, weights, golden, folder):
+    path = checkpoint(weights, golden, folder)
+    with pretended_cuda() as device:
+        made = recipe.from_pretrained(path, device=device, dtype=torch.bfloat16)
+        at = gpu_check.Setting(device, published=False)
+        gpu_check.training_step(made, clips(2), at)
+        learned = trained(made.network).values()
+        assert all(parameter.isfinite().all() for parameter in learned)
 
 
 def training_step(recipe: Any, folder: Path, device: str) -> tuple[float, float]:

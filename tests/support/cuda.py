@@ -24,11 +24,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
+
+_asked = threading.local()
+"""Whether a copy was asked ``to_move`` a tensor, and not by autograd."""
 
 _aten = torch.ops.aten
 # A GPU takes an index, a value or a source from the host in these.
@@ -69,6 +73,15 @@ class CudaTensor(Tensor):
     @property
     def is_cpu(self) -> bool:
         return False
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: CudaTensor) -> None:
+        torch._C.TensorBase.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.values = other.values
 
     def data_ptr(self) -> int:
         return self.values.data_ptr()
@@ -132,6 +145,13 @@ class _Moves(TorchFunctionMode):
             # It makes its result where PyTorch believes that the inputs are.
             rows = [_to(row, "cpu") for row in args[0]]
             return _to(func(rows, *args[1:], **kwargs), GPU)
+        if func is scaled_dot_product_attention and kwargs.get("dropout_p"):
+            # Its causal mask is made where PyTorch believes that the inputs are.
+            if kwargs.pop("is_causal", False):
+                sides = args[0].shape[-2], args[1].shape[-2]
+                mask = torch.ones(sides, dtype=torch.bool, device=GPU).tril()
+                kwargs["attn_mask"] = mask
+            return func(*args, **kwargs)
         if func is Tensor.new_tensor:
             device = kwargs.pop("device", args[0].device)
             return _to(
@@ -153,7 +173,13 @@ def _to(tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor
     device, dtype = _indexed(device) or tensor.device, dtype or tensor.dtype
     if (device, dtype) == (tensor.device, tensor.dtype) and not copy:
         return tensor
-    return _aten._to_copy(tensor, device=device, dtype=dtype, non_blocking=non_blocking)
+    _asked.to_move = True
+    try:
+        return _aten._to_copy(
+            tensor, device=device, dtype=dtype, non_blocking=non_blocking
+        )
+    finally:
+        _asked.to_move = False
 
 
 def _indexed(value: Any) -> Any:
@@ -167,7 +193,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [value for value in leaves if isinstance(value, Tensor)]
     ours = [isinstance(tensor, CudaTensor) for tensor in tensors]
     target = kwargs.get("device")
-    if any(ours) and name.startswith("new_"):
+    moved = name == "_to_copy" and getattr(_asked, "to_move", False)
+    if any(ours) and (name.startswith("new_") or (name == "_to_copy" and not moved)):
         target = None  # autograd names the device that PyTorch believes in
     on_gpu = any(ours) if target is None else torch.device(target).type == "cuda"
     number = 0 if target is None else torch.device(target).index or 0
