@@ -145,7 +145,9 @@ class TextTower:
         # Texts of like lengths together: most tags are one to three tokens long.
         for rows in order.split(TEXTS_AT_ONCE):
             cut = ids[rows, : int(lengths[rows].max())].to(weight.device)
-            embeddings[rows.to(weight.device)] = self.tower(cut).text_embeds
+            # Training's autocast gives them in half precision.
+            found = self.tower(cut).text_embeds.to(embeddings.dtype)
+            embeddings[rows.to(weight.device)] = found
         return embeddings
 
     def token_ids(self, texts: Sequence[str]) -> Any:
