@@ -229,9 +229,9 @@ def checkpoints(
 READERS: dict[str, Callable[[Path], Any]] = {
     "dam": DAMConfig.read,
     "ureca": UrecaConfig.read,
-    "sam2": lambda folder: sam2._load_config(folder, sam2.SAM2),
-    "edgetam": lambda folder: sam2._load_config(folder, sam2.EDGETAM),
-    "sam3-tracker": lambda folder: sam2._load_config(folder, sam2.SAM3_TRACKER),
+    "sam2": lambda folder: sam2.load_config(folder, sam2.SAM2),
+    "edgetam": lambda folder: sam2.load_config(folder, sam2.EDGETAM),
+    "sam3-tracker": lambda folder: sam2.load_config(folder, sam2.SAM3_TRACKER),
     "patchioner": Checkpoint.open,
     "index": weight_files,
 }
