@@ -45,14 +45,24 @@ def _analyzer() -> tantivy.TextAnalyzer:
 class TextWriter:
     """Adds texts to an index and removes them.
 
+    The engine's writer is opened once there is something to write: opening it and
+    committing takes longer than most searches.
+
     Args:
-        writer: Writer of the engine.
+        index: Index of the engine.
         schema: Schema of the index.
     """
 
-    def __init__(self, writer: tantivy.IndexWriter, schema: tantivy.Schema) -> None:
-        self._writer = writer
+    def __init__(self, index: tantivy.Index, schema: tantivy.Schema) -> None:
+        self._index = index
         self._schema = schema
+        self._opened: tantivy.IndexWriter | None = None
+
+    @property
+    def _writer(self) -> tantivy.IndexWriter:
+        if self._opened is None:
+            self._opened = self._index.writer(heap_size=_HEAP, num_threads=1)
+        return self._opened
 
     def add(self, row: int, values: Iterable[str]) -> None:
         """Adds the texts of a row that has none.
@@ -73,11 +83,24 @@ class TextWriter:
         self._writer.delete_documents_by_query(query)
 
     def truncate(self, rows: int) -> None:
-        """Removes the texts of this row and those after it."""
+        """Removes the texts of this row and those after it, if there are any."""
         query = tantivy.Query.range_query(
             self._schema, "row", tantivy.FieldType.Unsigned, rows, None
         )
-        self._writer.delete_documents_by_query(query)
+        if self._index.searcher().search(query, limit=1).hits:
+            self._writer.delete_documents_by_query(query)
+
+    def commit(self) -> None:
+        """Makes the changes, if there are any, visible to new searches."""
+        if self._opened is not None:
+            self._opened.commit()
+            self._opened.wait_merging_threads()
+            self._index.reload()
+
+    def rollback(self) -> None:
+        """Takes the changes back."""
+        if self._opened is not None:
+            self._opened.rollback()
 
 
 class TextIndex:
@@ -103,15 +126,14 @@ class TextIndex:
     @contextmanager
     def writing(self) -> Iterator[TextWriter]:
         """Changes the index; all at once at the end, or not at all."""
-        writer = self._index.writer(heap_size=_HEAP, num_threads=1)
+        self._index.reload()  # what other processes have committed
+        writer = TextWriter(self._index, self._schema)
         try:
-            yield TextWriter(writer, self._schema)
+            yield writer
         except BaseException:
             writer.rollback()
             raise
         writer.commit()
-        writer.wait_merging_threads()
-        self._index.reload()
 
     def search(
         self, query: Query, k: int, allowed: Collection[int] | None = None

@@ -13,12 +13,18 @@ from hypothesis import strategies as st
 
 from fiftyone_regioncap.core.errors import BackendError, FieldError, RegionCapError
 from fiftyone_regioncap.core.markdown import plain
-from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.dataset.captions import (
+    CaptionRecord,
+    clear_captions,
+    write_captions,
+)
 from fiftyone_regioncap.dataset.schema import declare_captions
 from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.queue import ReviewQueue
 from fiftyone_regioncap.search import Query, QueryError, embedding, results
+from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.index import index_folder
+from fiftyone_regioncap.search.text_index import TextIndex
 from tests.integration.conftest import describing
 from tests.support.captions import search
 
@@ -242,6 +248,41 @@ def test_only_what_changed_is_read_again(described, embedder):
     for mode in ("semantic", "hybrid"):
         left = texts(find(dataset, "green tram fire", mode, model=embedder))
         assert set(left) <= {*VIDEOS[1], VIDEOS[2][2]}
+
+
+def test_a_search_after_no_change_writes_nothing(described):
+    dataset = described(*VIDEOS)
+    folder = index_folder(dataset, "captions") / "words"
+
+    def written():
+        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    found = texts(find(dataset, "truck"))
+    before = written()
+    assert texts(find(dataset, "truck")) == found
+    assert written() == before
+    write_captions(dataset.first(), "captions", [CaptionRecord(9, (0, 9), "a", "Sun")])
+    assert texts(find(dataset, "sun")) == ["Sun"]
+    assert written() != before
+
+
+def test_what_an_interrupted_update_left_is_removed(described, monkeypatch):
+    dataset = described(*VIDEOS)
+    captions = sum(bool(text) for video in VIDEOS for text in video)
+    find(dataset, "truck")
+    sample = dataset.first()
+    write_captions(sample, "captions", [CaptionRecord(9, (0, 9), "a", "A truck")])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Catalog, "_set", raise_interrupt)
+        find(dataset, "truck")
+    clear_captions(sample, "captions", keep={(1, (0, 9)), (2, (0, 9))})
+    assert texts(find(dataset, "truck")) == [VIDEOS[0][1]]
+    index = TextIndex(index_folder(dataset, "captions") / "words")
+    assert index._index.searcher().num_docs == captions
+
+
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_captions_of_image_regions_are_found_as_patches(fiftyone_database, cache):
