@@ -14,7 +14,7 @@ import fiftyone.operators as foo
 from fiftyone.operators import types
 
 from fiftyone_regioncap.core.errors import Canceled, RegionCapError
-from fiftyone_regioncap.core.markdown import escape
+from fiftyone_regioncap.core.markdown import escape, plain
 from fiftyone_regioncap.core.progress import ProgressEvent, ProgressListener
 from fiftyone_regioncap.dataset.store import undisturbed
 
@@ -68,7 +68,7 @@ def run(
         shows progress, reloads the dataset and shows the summary, or the error.
 
     Raises:
-        RegionCapError: When a delegated run fails.
+        RegionCapError: When a delegated run fails, also where every sample did.
     """
     work = _Work(job)
     if not ctx.delegated:
@@ -78,6 +78,9 @@ def run(
             ctx.set_progress(progress=event.fraction, label=describe(event))
     if work.error is not None:
         raise work.error
+    if getattr(work.outcome, "nothing_done", False):
+        # FiftyOne takes for completed whatever raises no error.
+        raise RegionCapError(plain(work.outcome.to_markdown()))
     ctx.set_progress(progress=1.0, label="Done")
     return results(work.outcome)
 

@@ -199,7 +199,8 @@ class Run:
         state: State = "failed"
         try:
             yield hear, CancelFlags(cancel, self.canceled)
-            state = "done"
+            if not getattr(self.outcome, "nothing_done", False):
+                state = "done"
         except Canceled:
             state = "canceled"
             raise

@@ -18,6 +18,7 @@ from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.exporters import FORMATS, importable_formats
+from fiftyone_regioncap.jobs import board
 from tests.support import ROOT
 
 URI = "@fiftyone-regioncap/regioncap"
@@ -296,4 +297,19 @@ def test_operators_run_delegated_and_leave_their_summary(dataset):
     assert done.run_state == "completed", done.result.error
     assert done.result.result["samples"] == 2
     assert dataset.count("frames.tracks.detections") == 48
+    service.delete_operation(done.id)
+
+
+def test_a_delegated_run_of_which_every_sample_failed_has_failed(dataset):
+    gone = [f"/nowhere/{number}.mp4" for number in range(len(dataset))]
+    dataset.set_values("filepath", gone)
+    operator = foo.get_operator(f"{URI}/propagate_masks")
+    operator(dataset, delegate=True, propagator="flow", prompts="frames.prompts")
+    service = DelegatedOperationService()
+    service.execute_queued_operations(limit=1, log=False)
+    (done,) = service.list_operations(operator=operator.uri)
+    assert done.run_state == "failed"
+    assert "/nowhere/0.mp4" in done.result.error
+    (listed,) = board.jobs(1, dataset._doc.id)
+    assert listed["state"] == "failed" and "/nowhere/0.mp4" in listed["errors"][0]
     service.delete_operation(done.id)
