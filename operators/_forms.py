@@ -11,7 +11,7 @@ import fiftyone as fo
 from fiftyone.operators import types
 
 from fiftyone_regioncap.core.errors import FieldError, OptionError, RegionCapError
-from fiftyone_regioncap.core.options import OptionField, Options, fields_of
+from fiftyone_regioncap.core.options import OptionField, Options, fields_of, unknown
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.dataset import caption_fields, fields
 from fiftyone_regioncap.models.registry import AUTO
@@ -30,6 +30,14 @@ _OF_A_SAMPLE = ("object_id", "frame")
 
 ADVANCED = "advanced"
 """The switch that shows the options that few need."""
+
+_OWN = "_of_"
+"""Is in the names of inputs with the options of what was chosen; see _own_name."""
+
+_FORM_ONLY = frozenset(
+    {ADVANCED, "accept_license", "preview", "refusal", "view_target", _scope.SCOPE}
+)
+"""Inputs of forms that are no parameters of operations."""
 
 NO_FIELD = {
     "prompts": "No field marks objects yet. Draw boxes, points or polylines on a "
@@ -168,6 +176,23 @@ def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
+def require_known(operation: Operation, params: Mapping[str, Any]) -> None:
+    """Makes sure that an operation has all parameters of a call.
+
+    Args:
+        operation: The operation.
+        params: The parameters, and what else a form holds.
+
+    Raises:
+        OptionError: When one is neither.
+    """
+    known = operation.parameters()
+    shown = _FORM_ONLY | {f"{model.name}_missing" for model in operation.models}
+    for name in params:
+        if name not in known and name not in shown and _OWN not in name:
+            raise OptionError(f"{operation.name}: {unknown(name, known)}")
+
+
 def _chosen(
     operation: Operation, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
@@ -192,7 +217,7 @@ def _own_name(name: str, chosen: str) -> str:
 
     Each has its own, as a form keeps the values of inputs that it no longer shows.
     """
-    return f"{name}_of_{re.sub(r'[^a-z0-9]', '_', chosen)}"
+    return f"{name}{_OWN}{re.sub(r'[^a-z0-9]', '_', chosen)}"
 
 
 def ask_option(

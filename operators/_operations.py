@@ -129,6 +129,7 @@ class OperationOperator(foo.Operator):
 
         def job(listener: ProgressListener, cancel: threading.Event) -> Any:
             # Here, and not before, so that what is wrong is said in words.
+            _forms.require_known(self.operation, ctx.params)
             values = _forms.parameters(self.operation, ctx.params)
             samples = None
             if self.operation.media:

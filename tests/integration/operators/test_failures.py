@@ -119,6 +119,7 @@ def test_a_field_that_is_gone(
             "gone.mp4",
         ),
         ("propagate_from_here", {"propagator": "flow"}, "was edited"),
+        ("propagate_masks", {"outputs": "x"}, "unknown option 'outputs'"),
     ],
 )
 def test_what_is_wrong_is_said(
