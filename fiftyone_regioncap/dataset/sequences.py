@@ -51,6 +51,11 @@ _LISTS = "sequences"
 """Folder of the cache with lists of images, each of which is a video."""
 
 
+def are_sequences(samples: foco.SampleCollection) -> bool:
+    """Returns whether a collection groups images into sequences."""
+    return bool(getattr(samples, "_is_dynamic_groups", False))
+
+
 @contextmanager
 def as_videos(samples: foco.SampleCollection) -> Iterator[Videos]:
     """Makes videos of a collection that groups images; others are as they are.
@@ -66,7 +71,7 @@ def as_videos(samples: foco.SampleCollection) -> Iterator[Videos]:
         FieldError: When the groups have no order, hold no images, or hide labels.
         VideoError: When an image can't be read.
     """
-    if not getattr(samples, "_is_dynamic_groups", False):
+    if not are_sequences(samples):
         yield Videos(samples)
         return
     source = samples._root_dataset

@@ -19,6 +19,7 @@ import fiftyone as fo
 
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import ProgressListener
+from fiftyone_regioncap.dataset.sequences import are_sequences
 from fiftyone_regioncap.jobs.base import Job
 from fiftyone_regioncap.jobs.executors.driving import Assignment, Driver
 from fiftyone_regioncap.jobs.executors.processes import worker_environment
@@ -94,9 +95,16 @@ class RayExecutor:
 
         Raises:
             BackendError: When Ray is absent, or there is no cluster at the address, or
-                its machines can't reach the database.
+                its machines can't reach the database, or the files of the samples.
         """
-        with connected(self.address) as ray:
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        if address and are_sequences(job.samples()):
+            raise BackendError(
+                "sequences of images are listed in files of this machine, which others "
+                f"of the cluster at {address} don't see; use executor=processes, or "
+                "executor=ray without an address, which works here"
+            )
+        with connected(address) as ray:
             _require_database(ray)
             cards = int(ray.cluster_resources().get("GPU", 0))
             workers = self.workers or cards or 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.core.errors import FieldError
+from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.dataset.sequences import as_videos
 from fiftyone_regioncap.exporters import ExportError
 from fiftyone_regioncap.video.reader import VideoReader
@@ -121,16 +121,32 @@ def test_what_a_person_changes_meanwhile_stays(images: fo.Dataset) -> None:
     assert images[following].prompts.detections[0].label == "ours"
 
 
-def test_processes_do_what_one_does(images: fo.Dataset) -> None:
-    summary = both(
-        sequences(images), prompts="prompts", executor="processes", workers=2
-    )
+@pytest.mark.parametrize(
+    "executor", ["processes", pytest.param("ray", marks=pytest.mark.slow)]
+)
+def test_processes_do_what_one_does(
+    images: fo.Dataset, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    summary = both(sequences(images), prompts="prompts", executor=executor, workers=2)
     assert summary.ok, summary.failures
     assert (summary.samples, summary.tracks, summary.captions) == (2, 2, 2)
     tracks = found(images)
     assert len(tracks) == 2 * FRAMES
     assert all("red" in label.caption for label in tracks.values())
     assert both(sequences(images), prompts="prompts").skipped == 4
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["option", "variable"])
+def test_a_cluster_takes_no_sequences(
+    images: fo.Dataset, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"address": "10.0.0.1:6379"} if given else {}
+    if not given:
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(BackendError, match=r"10\.0\.0\.1.*executor=processes"):
+        both(sequences(images), prompts="prompts", executor="ray", **options)
+    assert not images.has_field("tracks")
 
 
 @pytest.mark.parametrize("media", ["copy", "link", "none"])
