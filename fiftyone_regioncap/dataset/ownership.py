@@ -26,8 +26,9 @@ from fiftyone_regioncap.dataset.fields import frames_field
 from fiftyone_regioncap.dataset.geometry import labels_of, stored_mask
 from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, Document, frame_path
 
-Owner: TypeAlias = Literal["own", "edited", "foreign"]
-"""Whose a label is: this package's, this package's but edited since, or another's."""
+Owner: TypeAlias = Literal["own", "edited", "damaged", "foreign"]
+"""Whose a label is: this package's, this package's but edited since, or but with a mask
+that can't be read any more, or another's."""
 
 _PART = 4  # bytes of a label's id that say where it is, what it says, whose it is
 _MOST_NUMBERED = 1 << 16
@@ -94,8 +95,8 @@ def owner_of_track_label(label: Document, place: bytes) -> Owner:
         return "foreign"
     try:
         mask = stored_mask(label)
-    except FieldError:  # a mask on disk that is gone
-        mask = None
+    except FieldError:  # its file is gone; nobody edits a mask by removing it
+        return "damaged"
     box = label.get("bounding_box") or np.ravel(label.get("points") or []).tolist()
     same = track_label_id(place, label["index"], label.get("label"), box, mask)
     content = slice(_PART, 2 * _PART)

@@ -347,6 +347,9 @@ class TrackWriter:
     def _keep(self, number: int, label: Document, owner: Owner) -> bool:
         """Records and returns whether a label has to stay."""
         assert self._kept is not None
+        if owner == "damaged":  # what else a person changed of it can be told no more
+            renamed = label.get("label") != self._labels.get(label["index"])
+            owner = "edited" if renamed else "own"
         stays = owner == "foreign" or (owner == "edited" and not self._overwrite_edited)
         if stays:
             kept = self._kept.setdefault(number, set())

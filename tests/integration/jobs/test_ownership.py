@@ -117,6 +117,23 @@ def test_an_edited_label_stays(dataset, edit) -> None:
     assert again.to_dict() != before
 
 
+def test_a_mask_whose_file_is_gone_is_made_again(dataset, tmp_path) -> None:
+    """Nobody edits a mask by removing its file; a name that a person gave stays."""
+    stored = {"mask_storage": "disk", "output_dir": str(tmp_path / "masks")}
+    propagate(dataset, **stored)
+    for number in (5, 9):
+        Path(labels(dataset)[number][0].mask_path).unlink()
+    on = api.propagate_from(dataset, propagator=FlowPropagator(), progress=False)
+    assert "was edited" in on.failures[0].error
+    sample = dataset.first()
+    sample.frames[9].tracks.detections[0].label = "ball"
+    sample.save()
+    assert propagate(dataset, overwrite=True, **stored).ok
+    found = labels(dataset)
+    assert Path(found[5][0].mask_path).is_file()
+    assert found[9][0].label == "ball"
+
+
 def test_captions_onto_labels_of_a_person_are_refused(dataset) -> None:
     propagate(dataset)
     sample = dataset.first()
