@@ -294,9 +294,23 @@ def read_numbers(store: Store, field: str, kind: Kind) -> dict[str, int]:
     return dict(found.get(kind) or {})
 
 
-def write_numbers(store: Store, field: str, kind: Kind, numbers: ObjectNumbers) -> None:
-    """Keeps the numbers that a sample's objects were given, so that they stay."""
-    if numbers.record != read_numbers(store, field, kind):
+def write_numbers(
+    store: Store,
+    field: str,
+    kind: Kind,
+    numbers: ObjectNumbers,
+    known: Mapping[str, int],
+) -> None:
+    """Keeps the numbers that a sample's objects were given, so that they stay.
+
+    Args:
+        store: Store of the sample.
+        field: Field of the tracks, with or without ``frames.`` in front.
+        kind: Which labels the numbers were given to.
+        numbers: The numbers.
+        known: The record that they were made from.
+    """
+    if numbers.record != known:
         declare_objects(store.dataset, field)
         store.write_sample({f"{objects_field(field)}.{kind}": numbers.record})
 
@@ -336,7 +350,7 @@ def keep_object_numbers(sample: fo.Sample | fo.SampleView, field: str) -> None:
     store = replace(Store.of(sample), support=None)
     known = read_numbers(store, field, "labels")
     numbers = ObjectNumbers.scan(_identities(store, field, known), known)
-    write_numbers(store, field, "labels", numbers)
+    write_numbers(store, field, "labels", numbers, known)
 
 
 def _identities(

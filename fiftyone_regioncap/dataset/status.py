@@ -37,6 +37,24 @@ class Status:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a sample keeps of the jobs on one field.
+
+    Attributes:
+        status: Status of the sample.
+        origins: Known origins of finished labels of objects, by :func:`origin_key`.
+    """
+
+    status: Status
+    origins: Mapping[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last job has completed the sample."""
+        return self.status.state == "complete"
+
+
 def write_status(
     sample: fo.Sample | fo.SampleView,
     field: str,
@@ -80,9 +98,20 @@ def settle(
 
 def read_status(sample: fo.Sample | fo.SampleView, field: str) -> Status:
     """Reads the status of a sample with regard to a field."""
-    document = Store.of(sample).sample_document(status_field(field), error_field(field))
-    state = cast("State | None", document.get(status_field(field)))
-    return Status(state, document.get(error_field(field)))
+    return read_kept(sample, field).status
+
+
+def read_kept(sample: fo.Sample | fo.SampleView, field: str) -> Kept:
+    """Reads the status of a sample and the origins of its labels in one trip."""
+    names = status_field(field), error_field(field), origin_field(field)
+    document = Store.of(sample).sample_document(*names)
+    state, error, origins = map(document.get, names)
+    known = {
+        key: made
+        for key, made in (origins or {}).items()
+        if made and not made.startswith(_BEGUN)
+    }
+    return Kept(Status(cast("State | None", state), error), known)
 
 
 _BEGUN = "begun:"
@@ -155,8 +184,7 @@ def is_begun(
 
 def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:
     """Reads the known origins of finished labels of objects, by :func:`origin_key`."""
-    known = _origins(sample, field).items()
-    return {k: value for k, value in known if value and not value.startswith(_BEGUN)}
+    return dict(read_kept(sample, field).origins)
 
 
 def _origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str | None]:

@@ -31,6 +31,7 @@ from fiftyone_regioncap.dataset.clips import iter_clips
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.dataset.metadata import file_digest
 from fiftyone_regioncap.dataset.objects import keep_object_numbers
+from fiftyone_regioncap.dataset.status import Kept
 from fiftyone_regioncap.dataset.store import Document, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
@@ -107,12 +108,13 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
         plans = _plans(target, sample, options, info.frames)
         made_by = model_facts(self._captioner)
         origins = _origins(sample, options, plans, made_by)
-        done, outdated = _captioned_already(sample, options, info.model, origins)
+        kept = status.read_kept(sample, options.output)
+        done, outdated = _captioned_already(sample, options, info.model, origins, kept)
         todo = [plan for plan, _ in plans if _key(plan) not in done]
         # Captions of other ranges stay, and so does what a filtered view hides.
         ours = None if isinstance(sample, SampleView) else _spans(target)
         work = _TrackWork(sample, options, info, tuple(todo), ours, origins)
-        if not todo and _complete(sample, options):
+        if not todo and kept.complete:
             work.finish(write=False)
             return None
         self._keep_for_undo(sample)
@@ -188,7 +190,7 @@ class _TrackWork:
         summaries = _summaries(sample, options, keys) if options.summary else []
         self._write(summaries)
         if self.ours is not None:
-            known = _known(sample, options.output)
+            known = _known(status.read_origins(sample, options.output))
             keys |= {record.key for record in summaries}
             keys |= {
                 key for key, made in known.items() if _span_of(made) not in self.ours
@@ -222,10 +224,6 @@ class _TrackWork:
 
 def _key(plan: ClipPlan) -> Key:
     return plan.track.object_id, plan.support
-
-
-def _complete(sample: Sample, options: CaptionOptions) -> bool:
-    return status.read_status(sample, options.output).state == "complete"
 
 
 def _plans(
@@ -292,10 +290,10 @@ def _origins(
     return origins
 
 
-def _known(sample: Sample, output: str) -> dict[Key, str]:
+def _known(origins: Mapping[str, str]) -> dict[Key, str]:
     """Returns the origins of captions that were made."""
     known = {}
-    for key, made in status.read_origins(sample, output).items():
+    for key, made in origins.items():
         index, _, span = key.partition(":")
         if made.startswith(f"{_MARK}:"):
             start, _, stop = span.partition("-")
@@ -304,7 +302,11 @@ def _known(sample: Sample, output: str) -> dict[Key, str]:
 
 
 def _captioned_already(
-    sample: Sample, options: CaptionOptions, model: str, origins: Mapping[Key, str]
+    sample: Sample,
+    options: CaptionOptions,
+    model: str,
+    origins: Mapping[Key, str],
+    kept: Kept,
 ) -> tuple[set[Key], set[Key]]:
     """Returns the captions that stay, and those that were made otherwise.
 
@@ -313,7 +315,7 @@ def _captioned_already(
     """
     done: set[Key] = set()
     outdated: set[Key] = set()
-    known, complete = _known(sample, options.output), _complete(sample, options)
+    known, complete = _known(kept.origins), kept.complete
     for record in read_captions(sample, options.output, own=True):
         if record.error is not None:
             continue
@@ -324,10 +326,10 @@ def _captioned_already(
         else:
             same = made.split(":")[2] == wanted.split(":")[2]
         if record.review != "unreviewed":
-            keep = not (options.overwrite and options.overwrite_edited)
+            stays = not (options.overwrite and options.overwrite_edited)
         else:
-            keep = same and not options.overwrite
-        (done if keep else outdated).add(record.key)
+            stays = same and not options.overwrite
+        (done if stays else outdated).add(record.key)
     return done, outdated & origins.keys()
 
 

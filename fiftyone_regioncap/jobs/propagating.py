@@ -26,6 +26,7 @@ from fiftyone_regioncap.dataset.metadata import (
 from fiftyone_regioncap.dataset.objects import read_numbers, write_numbers
 from fiftyone_regioncap.dataset.ownership import track_label_is_foreign
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
+from fiftyone_regioncap.dataset.status import Kept
 from fiftyone_regioncap.dataset.store import Store, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import (
@@ -129,15 +130,17 @@ class Propagating(SampleStage[PropagateOptions]):
             try:
                 found = self._prompts(sample, reader, spans, context)
             except NothingMarked:
-                self._orphans(sample, frozenset(), context)
+                kept = status.read_kept(sample, options.output)
+                self._orphans(sample, frozenset(), kept, context)
                 raise
+            kept = status.read_kept(sample, options.output)
             problems = [*found.problems, *_problems(found, spans, options)]
             made_by = _fingerprint(sample, reader, options, self._propagator)
             if not found.problems:  # what is damaged was not deleted
                 prompted = {prompt.object_id for prompt in found.prompts}
-                self._orphans(sample, prompted, context)
-            ranges = _to_do(sample, found, spans, options, made_by)
-            outdated = _outdated(sample, ranges, options)
+                kept = self._orphans(sample, prompted, kept, context)
+            ranges = _to_do(sample, found, spans, options, made_by, kept)
+            outdated = _outdated(kept, ranges)
             if outdated and not options.overwrite:
                 context.redone("tracks", name_of(sample), outdated)
             if ranges:
@@ -151,16 +154,17 @@ class Propagating(SampleStage[PropagateOptions]):
                         others=bool(target.others),
                     )
             # Whoever does the last range of a sample sees that all are there.
-            left = _to_do(
+            left = target.others and _to_do(
                 *(sample, found, target.others),
                 *(replace(options, overwrite=False), made_by),
+                status.read_kept(sample, options.output),
             )
         for problem in problems:
             context.failed_in_part(self.name, sample, problem)
         state: status.State = "partial" if problems or left else "complete"
         error = problems[0] if problems else None
         reached = status.Status(state, error)
-        if ranges or status.read_status(sample, options.output) != reached:
+        if ranges or kept.status != reached:
             status.write_status(sample, options.output, state, error)
         return bool(ranges)
 
@@ -179,6 +183,7 @@ class Propagating(SampleStage[PropagateOptions]):
         """
         options, store = self._options, Store.of(sample)
         foreign = foreign_indexes(sample, options.output) if options.merge else set()
+        known = read_numbers(store, options.output, "prompts")
         found = read_prompts(
             sample,
             options.prompts,
@@ -186,7 +191,7 @@ class Propagating(SampleStage[PropagateOptions]):
             width=reader.width,
             frame_count=len(reader),
             negative=options.negative_prompts,
-            known=read_numbers(store, options.output, "prompts"),
+            known=known,
             taken=foreign,
         )
         if not found.prompts:
@@ -207,29 +212,37 @@ class Propagating(SampleStage[PropagateOptions]):
             context.summary.notes.append(f"{name_of(sample)}: {message}")
         if options.merge:
             _refuse_shared_indexes(found, options.output, foreign)
-        write_numbers(store, options.output, "prompts", found.numbers)
+        write_numbers(store, options.output, "prompts", found.numbers, known)
         return found
 
-    def _orphans(self, sample: Sample, prompted: Set[int], context: RunContext) -> None:
-        """Lists the tracks whose prompts were deleted, and removes them on request."""
+    def _orphans(
+        self, sample: Sample, prompted: Set[int], kept: Kept, context: RunContext
+    ) -> Kept:
+        """Lists the tracks whose prompts were deleted, and removes them on request.
+
+        Returns:
+            What the sample keeps afterwards.
+        """
         output = self._options.output
         if isinstance(sample, SampleView):
-            return  # it may hide their prompts
-        known = status.read_origins(sample, output)
-        made = {status.origin_object(key) for key in known}
+            return kept  # it may hide their prompts
+        made = {status.origin_object(key) for key in kept.origins}
         gone = made - prompted
         if not gone:
-            return
+            return kept
         listed = ", ".join(map(str, sorted(gone)))
         if self._options.prune:
             with TrackWriter(sample, output) as writer:
                 writer.clear_range(None, gone)
-            keys = [key for key in known if status.origin_object(key) in gone]
+            keys = [key for key in kept.origins if status.origin_object(key) in gone]
             status.write_origins(sample, output, dict.fromkeys(keys))
+            left = {k: v for k, v in kept.origins.items() if k not in keys}
+            kept = replace(kept, origins=left)
             note = "were removed, as they have no prompt any more"
         else:
             note = "have no prompt any more; the option prune removes them"
         context.summary.notes.append(f"{name_of(sample)}: tracks {listed} {note}")
+        return kept
 
     def _range(
         self,
@@ -382,6 +395,7 @@ def _to_do(
     spans: Sequence[Span],
     options: PropagateOptions,
     made_by: str,
+    kept: Kept,
 ) -> dict[Span, frozenset[int] | None]:
     """Returns what is not done of a sample: object ids by range, None for all.
 
@@ -395,8 +409,7 @@ def _to_do(
     everything = prompted if some else None
     if options.overwrite:
         return dict.fromkeys(spans, everything)
-    complete = status.read_status(sample, options.output).state == "complete"
-    known = status.read_origins(sample, options.output)
+    complete, known = kept.complete, kept.origins
     told = {status.origin_object(key) for key in known}
     todo: dict[Span, frozenset[int] | None] = {}
     for start, stop in spans:
@@ -422,17 +435,12 @@ def _to_do(
     return todo
 
 
-def _outdated(
-    sample: Sample,
-    ranges: Mapping[tuple[int, int | None], frozenset[int] | None],
-    options: PropagateOptions,
-) -> int:
+def _outdated(kept: Kept, ranges: Mapping[Span, frozenset[int] | None]) -> int:
     """Counts the finished tracks of some ranges that are made again."""
-    known = status.read_origins(sample, options.output)
     return sum(
         objects is None or status.origin_object(key) in objects
         for (start, stop), objects in ranges.items()
-        for key in known
+        for key in kept.origins
         if key == status.origin_key(status.origin_object(key), start, stop)
     )
 
