@@ -22,7 +22,7 @@ from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import RLE, Box, Mask, paste_mask
 from fiftyone_regioncap.dataset.fields import require_tracks
 from fiftyone_regioncap.dataset.geometry import pixel_box, stored_mask
-from fiftyone_regioncap.dataset.metadata import frame_size
+from fiftyone_regioncap.dataset.metadata import describe, inside
 from fiftyone_regioncap.dataset.objects import (
     IDENTITY_PATHS,
     Identity,
@@ -65,6 +65,8 @@ def read_encoded(
 ) -> Iterator[tuple[int, dict[int, EncodedLabel]]]:
     """Reads the masks of a video frame by frame, encoded.
 
+    What lies past the end of the video is left out.
+
     Args:
         sample: Sample of a dataset of videos; filters of its view hold.
         field: Field of the tracks, with or without ``frames.`` in front.
@@ -83,10 +85,11 @@ def read_encoded(
     name = frame_path(field)
     store = Store.of(sample)
     known = object_numbers(store, name)
-    height, width = frame_size(sample)
+    metadata = describe(sample).metadata
+    height, width = metadata.frame_height, metadata.frame_width
     documents = store.frames(
         [f"{name}.detections.{key}" for key in _KEYS],
-        support=support,
+        support=inside(support, metadata),
         numbers=None if frames is None else [frame + 1 for frame in frames],
     )
     for document in documents:

@@ -95,9 +95,15 @@ def correct_metadata(sample: fo.Sample | fo.SampleView) -> list[str]:
         done = "left the wrong metadata, as it is read-only"
         done = done if fixed else "corrected the stored metadata"
         notes.append(f"{name_of(sample)}: {done} ({said})")
+    count = found.metadata.total_frame_count
+    past = Store.of(sample).count_frames(count)
+    if past:
+        notes.append(
+            f"{name_of(sample)}: the video ends with frame {count}; what {past} later "
+            "frames of the dataset hold is left out"
+        )
     misplaced = found.timeline.misplaced()
     if misplaced:
-        count = found.metadata.total_frame_count
         notes.append(
             f"{name_of(sample)}: FiftyOne's App shows the labels of {misplaced} of "
             f"{count} frames on other frames, as the video "
@@ -106,6 +112,18 @@ def correct_metadata(sample: fo.Sample | fo.SampleView) -> list[str]:
             "right"
         )
     return notes
+
+
+def inside(support: tuple[int, int] | None, metadata: VideoMetadata) -> tuple[int, int]:
+    """Returns the part of a range of frames that a video has.
+
+    Args:
+        support: (first, last) 0-based frames, inclusive; None means all.
+        metadata: Metadata of the video.
+    """
+    end = metadata.total_frame_count - 1
+    first, last = (0, end) if support is None else support
+    return first, min(last, end)
 
 
 class WatchedFile:

@@ -411,6 +411,11 @@ class Store:
         found = list(self.dataset._frame_collection.aggregate(pipeline))
         return int(found[0]["bytes"]) if found else 0
 
+    def count_frames(self, after: int) -> int:
+        """Counts the sample's frame documents after a 1-based frame number."""
+        query = {"_sample_id": self.sample_id, "frame_number": {"$gt": after}}
+        return self.dataset._frame_collection.count_documents(query)
+
     def sample_document(self, *paths: str) -> Document:
         """Reads some paths of the sample's own document, those that exist."""
         projection = {"_id": 0, **dict.fromkeys(paths, 1)}

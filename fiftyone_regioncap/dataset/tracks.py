@@ -30,7 +30,7 @@ from fiftyone_regioncap.dataset.geometry import (
     stored_mask,
     sync_masks,
 )
-from fiftyone_regioncap.dataset.metadata import describe, frame_size
+from fiftyone_regioncap.dataset.metadata import describe, frame_size, inside
 from fiftyone_regioncap.dataset.objects import (
     IDENTITY_PATHS,
     Identity,
@@ -455,7 +455,8 @@ def read_tracks(
 
     Any frame-level Detections are tracks as far as they have an ``index`` or an
     ``instance`` (see :class:`fiftyone_regioncap.dataset.objects.ObjectNumbers`).
-    Filters of the view that the sample comes from hold.
+    Filters of the view that the sample comes from hold. What lies past the end of the
+    video is left out.
 
     Args:
         sample: Sample of a dataset of videos.
@@ -473,7 +474,8 @@ def read_tracks(
     name = frame_path(field)
     store = Store.of(sample)
     known = object_numbers(store, name)
-    height, width = frame_size(sample)
+    metadata = describe(sample).metadata
+    height, width = metadata.frame_height, metadata.frame_width
     paths = [
         f"{name}.detections.{key}"
         for key in (*IDENTITY_PATHS, "bounding_box", "confidence")
@@ -484,7 +486,7 @@ def read_tracks(
     labels: dict[int, str | None] = {}
     instances: dict[int, str | None] = {}
     untracked = 0
-    for document in store.frames(paths, support=support):
+    for document in store.frames(paths, support=inside(support, metadata)):
         for label in (document.get(name) or {}).get("detections") or []:
             own = Identity.of(label)
             object_id = known.of(own)

@@ -61,6 +61,9 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "jobs"
 """Folder of the cache with the checkpoints."""
 
+_NO_END = 2**31 - 2
+"""Stands for the last frame where nothing says which it is; the database counts on."""
+
 _CLAIMED = "job/frames"
 """Array of a checkpoint with the frames that have labels up to it."""
 
@@ -320,7 +323,9 @@ class Propagating(SampleStage[PropagateOptions]):
                 else:
                     mark.remove_all()
                 if not again:  # else all that is there is what is made now
-                    writer.clear_range((start, stop - 1), objects)
+                    # Up to the end: an earlier file of this name may have been longer.
+                    last = _NO_END if options.stop is None else stop - 1
+                    writer.clear_range((start, last), objects)
                     status.write_origins(sample, options.output, begun)
             steps = prefetch(_with_checkpoints(propagation), depth=4)
             with closing(steps):

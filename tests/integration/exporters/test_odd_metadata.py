@@ -79,3 +79,26 @@ def test_captions_of_a_rotated_video_with_swapped_sides(dataset: fo.Dataset) -> 
     dataset.reload()
     metadata = dataset.first().metadata
     assert (metadata.frame_width, metadata.total_frame_count) == (96, 5)
+
+
+def test_labels_past_the_end_of_a_video_are_left_out_and_said(
+    dataset: fo.Dataset, tmp_path: Path
+) -> None:
+    """Those of a longer file, say, that had the same name."""
+    sample = dataset.first()
+    for number in range(1, len(TIMES) + 4):
+        box = fo.Detection(label="cat", bounding_box=[0.2, 0.2, 0.4, 0.4], index=1)
+        sample.frames[number]["others"] = fo.Detections(detections=[box])
+    sample.save()
+    fields = {"tracks": "frames.others", "progress": False}
+    summary = api.caption(dataset, output="said", captioner="measured", **fields)
+    assert summary.ok and summary.captions == 1, summary.failures
+    end = "the video ends with frame 5; what 3 later frames of the dataset hold"
+    assert any(end in note for note in summary.notes)
+    dataset.reload()
+    assert [c.support for c in dataset.first().said.detections] == [[1, len(TIMES)]]
+    out = tmp_path / "jsonl"
+    made = api.export(dataset, "jsonl", str(out), captions="said", **fields)
+    assert made.ok and any(end in note for note in made.notes)
+    (line,) = map(json.loads, (out / "tracks.jsonl").read_text().splitlines())
+    assert sorted(map(int, line["masks"])) == list(range(len(TIMES)))

@@ -209,6 +209,9 @@ def test_a_file_that_was_replaced_is_done_again(dataset) -> None:
     sample.reload()
     assert sample.metadata.total_frame_count == 12
     assert "corrected the stored metadata" in again.to_markdown()
+    assert frames_of(dataset) == EVERY[:12]  # none of what is past the end now
+    captioned = api.caption(dataset, captioner="measured", progress=False)
+    assert captioned.ok and captioned.captions == 1
 
 
 def write_shorter(path: Path) -> None:
