@@ -108,6 +108,12 @@ def test_tokens_without_java(monkeypatch, text, words):
     assert tokenize({"x": [text]}) == {"x": [words]}
 
 
+def test_nothing_but_empty_captions_score_nothing(monkeypatch):
+    monkeypatch.setattr(captions, "java", lambda: None)
+    scores = score_captions({"x": "", "y": " ."}, {"x": ["a cat"], "y": ["a dog"]})
+    assert scores.overall and set(scores.overall.values()) == {0.0}
+
+
 def test_similarity_takes_the_nearest_reference():
     scores = score_captions(
         {"x": "abc", "y": ""},
