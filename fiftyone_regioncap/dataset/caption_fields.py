@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -120,17 +121,41 @@ class CaptionField:
                 yield sample, kept
 
     def ids_in(self, samples: foco.SampleCollection) -> list[str] | None:
-        """Ids of the labels in a view; None for those of the whole dataset."""
+        """Ids of the labels in a view; None for those of the whole dataset.
+
+        Clips of anything but this field hold the captions whose frames lie in them.
+        """
         if isinstance(samples, fo.Dataset):
             return None
-        if isinstance(samples, (foc.ClipsView, fop.PatchesView)):
-            if samples.has_field(self.name):
+        if isinstance(samples, foc.ClipsView):
+            if samples._clips_stage.field_or_expr == self.name:
+                return samples.values("id")
+            return self._ids_inside(samples)
+        if isinstance(samples, fop.PatchesView):
+            if getattr(samples._patches_stage, "field", None) == self.name:
                 return samples.values("id")
             samples = self.dataset.select(samples.values("sample_id"))
         if not samples._all_stages:
             return None
         ids = samples.values(f"{self.labels}.id", unwind=True)
         return [label_id for label_id in ids if label_id is not None]
+
+    def _ids_inside(self, clips: foc.ClipsView) -> list[str]:
+        ranges: dict[ObjectId, list[tuple[int, int]]] = defaultdict(list)
+        for sample_id, support in zip(
+            *clips.values(["_sample_id", "support"]), strict=True
+        ):
+            ranges[sample_id].append(tuple(support))
+        found = self.documents(["support"], query={"_id": {"$in": list(ranges)}})
+        return [
+            str(label["_id"])
+            for sample, labels in found
+            for label in labels
+            if any(
+                start <= label["support"][0] and label["support"][1] <= stop
+                for start, stop in ranges[sample["_id"]]
+            )
+        ]
 
     def view(self, ids: Sequence[str]) -> fov.DatasetView:
         """Labels as clips of their videos or patches of their images, in this order."""

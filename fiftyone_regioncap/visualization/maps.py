@@ -11,7 +11,7 @@ import importlib.util
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -173,16 +173,16 @@ def embed_captions(
     entries = index.catalog.entries(rows.tolist())
     ids = [entries[row].id for row in rows.tolist()]
     vectors = store.get(rows)
-    near = list(_neighbors(vectors, min(NEIGHBORS, len(ids) - 1)))
-    doubles = _duplicates(near, options.duplicate)
+    near, first = _compared(vectors, options.duplicate)
+    doubles = first != np.arange(len(ids))
     groups = _clusters(vectors, options.clusters or _cluster_count(len(ids)))
     names = _names(groups, [entries[row].caption for row in rows.tolist()])
     attributes: dict[str, tuple[list[Any], type]] = {
         "duplicate_of": (
-            [ids[doubles[n]] if n in doubles else None for n in range(len(ids))],
+            [ids[n] if d else None for n, d in zip(first, doubles, strict=True)],
             fo.StringField,
         ),
-        "outlier": ([1 - float(s.mean()) for _, s in near], fo.FloatField),
+        "outlier": ((1 - near).tolist(), fo.FloatField),
         "cluster": ([names[group] for group in groups], fo.StringField),
     }
     for name, (values, kind) in attributes.items():
@@ -205,7 +205,7 @@ def embed_captions(
         space=space,
         key=key,
         clusters=dict(Counter(attributes["cluster"][0]).most_common()),
-        duplicates=len(doubles),
+        duplicates=int(doubles.sum()),
         view=view,
         notes=tuple(notes),
     )
@@ -235,38 +235,31 @@ def _region_space(
     return space, embedder
 
 
-def _neighbors(
-    vectors: NDArray[np.float32], k: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yields each vector's nearest others, nearest first, with similarities."""
+def _compared(
+    vectors: NDArray[np.float32], least: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Compares each vector with all others.
+
+    Args:
+        vectors: Vectors of length 1, float32 (n, d).
+        least: Similarity above which two are near-duplicates.
+
+    Returns:
+        The mean similarity of each to its nearest, and by number the first of its chain
+        of near-duplicates, which is itself where none is before it.
+    """
+    count = min(NEIGHBORS, len(vectors) - 1)
+    near = np.empty(len(vectors), np.float32)
+    first = np.arange(len(vectors))
     for start in range(0, len(vectors), _CHUNK):
         similarity = vectors[start : start + _CHUNK] @ vectors.T
-        rows = np.arange(len(similarity))
-        similarity[rows, rows + start] = -np.inf
-        near = np.argpartition(similarity, -k, axis=1)[:, -k:]
-        values = np.take_along_axis(similarity, near, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        yield from zip(
-            np.take_along_axis(near, order, axis=1),
-            np.take_along_axis(values, order, axis=1),
-            strict=True,
-        )
-
-
-def _duplicates(
-    near: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]], least: float
-) -> dict[int, int]:
-    """Returns by number the first caption of each chain of near-duplicates."""
-    first: dict[int, int] = {}
-    for number, (others, similarities) in enumerate(near):
-        before = [
-            int(other)
-            for other, similarity in zip(others, similarities, strict=True)
-            if similarity >= least and other < number
-        ]
-        if before:
-            first[number] = min(first.get(other, other) for other in before)
-    return first
+        for number, own in enumerate(similarity, start):
+            before = first[:number][own[:number] >= least]
+            first[number] = before.min(initial=number)
+            own[number] = -np.inf
+        nearest = np.partition(similarity, -count, axis=1)[:, -count:]
+        near[start : start + _CHUNK] = nearest.mean(axis=1)
+    return near, first
 
 
 def _cluster_count(captions: int) -> int:

@@ -42,3 +42,15 @@ def test_clips_show_the_object_they_speak_of_alone(dataset: fo.Dataset) -> None:
     assert clips.values("frames.tracks.detections.index") == [[[2]], [[1], [1]]]
     assert clips.count("frames.truth.detections") == 3
     assert captions.alone(dataset.view()) == dataset.view()
+
+
+@pytest.mark.parametrize("others", [None, ["captions"]], ids=["alone", "with others"])
+def test_clips_of_another_field_hold_the_captions_inside(dataset, others) -> None:
+    sample = dataset.first()
+    events = [fo.TemporalDetection(label="start", support=[1, 1])]
+    sample["events"] = fo.TemporalDetections(detections=events)
+    sample.save()
+    captions = CaptionField.of(dataset, "captions")
+    _, dog = sample.captions.detections
+    assert captions.ids_in(dataset.to_clips("events", other_fields=others)) == [dog.id]
+    assert len(captions.ids_in(dataset.to_clips("captions"))) == 2
