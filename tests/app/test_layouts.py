@@ -139,5 +139,5 @@ def test_everything_has_its_place(
         panel = panel_of(name).last
         panel.get_by_role("button").first.wait_for()
         look(f"sample-{name}", panel)
-    app.split_beside("Region captions")
-    look("sample-beside", panel_of("region_captions").last)
+    app.split_beside("Tracks")
+    look("sample-beside", panel_of("region_tracks").last)
