@@ -70,28 +70,28 @@ def plan(
         OptionError: When there is no such card, or nothing to train.
         BackendError: When this machine has no such device.
     """
-    chosen: dict[str, tuple[ModelRegistry[Any], ModelSpec]] = {
-        role: (registry, spec)
-        for role, registry, spec in (
-            ("propagator", PROPAGATORS, propagator),
-            ("captioner", CAPTIONERS, captioner),
-            ("embedder", CAPTIONERS, embedder),
-        )
-        if spec is not None
+    roles: dict[str, tuple[ModelRegistry[Any], ModelSpec | None]] = {
+        "propagator": (PROPAGATORS, propagator),
+        "captioner": (CAPTIONERS, captioner),
+        "embedder": (CAPTIONERS, embedder),
     }
-    if not chosen:
-        chosen = {
+    if propagator is captioner is embedder is None:
+        roles = {
             "propagator": (PROPAGATORS, ModelSpec()),
             "captioner": (CAPTIONERS, ModelSpec()),
         }
+    chosen = {
+        role: (registry.choose()[0] if spec.name == AUTO else registry[spec.name], spec)
+        for role, (registry, spec) in roles.items()
+        if spec is not None
+    }
     if options.training and captioner is None:
         raise OptionError("name the captioner whose training is planned")
     named = {spec.device for _, spec in chosen.values()} - {None}
     gpu, free, notes = _card(options.gpu, next(iter(named), None))
     needs: list[tuple[str, str, Footprint | None, torch.dtype]] = []
-    for role, (registry, spec) in chosen.items():
-        card = registry.choose()[0] if spec.name == AUTO else registry[spec.name]
-        given = card.options.from_mapping(spec.options, f"{registry.kind} {card.name}")
+    for role, (card, spec) in chosen.items():
+        given = card.options.from_mapping(spec.options, f"{role} {card.name}")
         dtype = _dtype(getattr(given, "dtype", None), gpu)
         weights = spec.weights or card.weights
         if options.training and role == "captioner":
@@ -205,7 +205,7 @@ def _training(
 
 
 def _advice(
-    found: Plan, chosen: Mapping[str, tuple[ModelRegistry[Any], ModelSpec]]
+    found: Plan, chosen: Mapping[str, tuple[ModelCard, ModelSpec]]
 ) -> Iterator[str]:
     """Yields what to choose where something doesn't fit."""
     training = [one for one in found.models if one.role == "training of"]
@@ -220,8 +220,7 @@ def _advice(
     if found.ok:
         return
     choices = ["gradient_checkpointing"] if training else []
-    for role, (registry, spec) in chosen.items() if not training else ():
-        card = registry.choose()[0] if spec.name == AUTO else registry[spec.name]
+    for role, (card, spec) in chosen.items() if not training else ():
         able = {field.name for field in fields_of(card.options)}
         if "quantization" in able and not spec.options.get("quantization"):
             choices.append(f"quantization=4bit for the {role}")

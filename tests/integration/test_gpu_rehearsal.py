@@ -38,6 +38,7 @@ from fiftyone_regioncap.jobs.executors.processes import gpus
 from fiftyone_regioncap.jobs.options import PlanOptions
 from fiftyone_regioncap.jobs.planning import plan
 from fiftyone_regioncap.models.devices import (
+    choose_device,
     choose_dtype,
     gpu_fault,
     no_room,
@@ -296,6 +297,9 @@ def test_what_is_wrong_with_a_card_is_said() -> None:
         with pytest.raises(BackendError, match="choose dtype float32 or float16"):
             choose_dtype("bfloat16", device)
         assert "other programs hold 23.0 GiB" in no_room(device, "the weights")
+        with pytest.raises(BackendError, match=r"choose one of: cpu, cuda:0$"):
+            choose_device("cuda:7")
+        assert plan(PlanOptions(), captioner=ModelSpec("measured")).device == "cuda:0"
     assert "don't fit into memory" in no_room(torch.device("cpu"), "the weights")
     with unusable_cuda("The NVIDIA driver on your system is too old"):
         fault = gpu_fault()
