@@ -6,10 +6,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
@@ -29,10 +28,13 @@ from fiftyone_regioncap.exporters.job import STAGE, ExportSummary
 from fiftyone_regioncap.exporters.options import ImportOptions
 from fiftyone_regioncap.exporters.reading import (
     BrokenVideo,
+    Entry,
     ImportedVideo,
+    array,
+    integer,
     read_document,
 )
-from fiftyone_regioncap.exporters.records import safe_name
+from fiftyone_regioncap.exporters.records import safe_name, shifted
 from fiftyone_regioncap.exporters.staging import MANIFEST, ExportError
 from fiftyone_regioncap.exporters.tasks import VideoFailure
 
@@ -78,13 +80,14 @@ def run(
             try:
                 if isinstance(video, BrokenVideo):
                     raise ExportError(video.error)
-                sample = finder.find(video.name)
+                sample, span = finder.find(video.name)
                 with _claimed(leases, sample):
                     with contextlib.suppress(VideoError):  # its media may be gone
                         summary.notes += correct_metadata(sample)
-                    _check(video, sample)
+                    placed = video if span is None else _placed(video, span, sample)
+                    _check(placed, sample)
                     with Store.of(sample).restored_on_error(*written, *statuses):
-                        _write(video, sample, options, summary)
+                        _write(placed, span, sample, options, summary)
             except Exception as error:
                 logger.warning("%s: %s", video.name, error, exc_info=True)
                 message = f"{type(error).__name__}: {error}"
@@ -124,10 +127,12 @@ class _Finder:
     Attributes:
         targets: Samples of the collection.
         ids: Sample ids by the names that a video may go by.
+        clips: Entries of the manifest about clips that were cut, by name.
     """
 
     targets: Targets
     ids: Mapping[str, frozenset[str]]
+    clips: Mapping[str, Entry]
 
     @classmethod
     def of(cls, targets: Targets, path: Path) -> _Finder:
@@ -141,19 +146,28 @@ class _Finder:
                 for name in {file.name, file.stem, safe_name(file.stem)}:
                     ids.setdefault(name, set()).add(key)
         # The manifest of an export tells videos of one name apart.
-        for entry in _manifest(path):
+        manifest = _manifest(path)
+        cut = manifest.mapping("options").get("cut") is True
+        clips: dict[str, Entry] = {}
+        for entry in manifest.entries("videos", "video", required=False):
             name = str(entry.get("name"))
             same = [
                 key for key, media in paths.items() if media == entry.get("filepath")
             ]
             if str(entry.get("sample_id")) in wanted and not same:
-                same = [str(entry["sample_id"])]
+                same = [str(entry.get("sample_id"))]
             if same:
                 ids[name] = set(same)
-        return cls(targets, {name: frozenset(own) for name, own in ids.items()})
+                if cut and entry.items("ranges"):
+                    clips[name] = entry
+        return cls(targets, {name: frozenset(own) for name, own in ids.items()}, clips)
 
-    def find(self, name: str) -> Sample:
-        """Returns the sample of a video.
+    def find(self, name: str) -> tuple[Sample, tuple[int, int] | None]:
+        """Finds the sample of a video.
+
+        Returns:
+            The sample; and the range [start, stop) of its 0-based frames that the video
+            is a clip of, from whose start the import counts, None for all of it.
 
         Raises:
             ExportError: When there is none, or more than one.
@@ -162,7 +176,9 @@ class _Finder:
         for candidate in (name, file.name, file.stem):
             found = self.ids.get(candidate, frozenset())
             if len(found) == 1:
-                return self.targets.dataset[next(iter(found))]
+                clip = self.clips.get(candidate)
+                span = None if clip is None else _span(clip)
+                return self.targets.dataset[next(iter(found))], span
             if found:
                 raise ExportError(
                     f"{len(found)} videos of the dataset are called {candidate!r}; "
@@ -174,13 +190,53 @@ class _Finder:
         )
 
 
-def _manifest(path: Path) -> Iterable[Mapping[str, Any]]:
+def _manifest(path: Path) -> Entry:
     root = path if path.is_dir() else path.parent
     for folder in (root, root.parent):  # of an export with splits it is one up
         if (folder / MANIFEST).is_file():
-            entries = read_document(folder / MANIFEST).entries("videos", "video")
-            return [entry.value for entry in entries]
-    return []
+            return read_document(folder / MANIFEST)
+    return Entry({}, MANIFEST)
+
+
+def _span(clip: Entry) -> tuple[int, int]:
+    """Reads which frames [start, stop) of its source a clip holds.
+
+    Raises:
+        ExportError: When the manifest doesn't say.
+    """
+    what = f"'ranges' of {clip.what} in {MANIFEST}"
+    ranges = [
+        [integer(frame, what) for frame in array(span, what)]
+        for span in clip.items("ranges")
+    ]
+    match ranges:
+        case [[start, stop]] if 0 <= start < stop:
+            return start, stop
+    raise ExportError(
+        f"{what} is {ranges}, and a clip has one range of frames; import into the clip "
+        "itself"
+    )
+
+
+def _placed(
+    clip: ImportedVideo, span: tuple[int, int], sample: Sample
+) -> ImportedVideo:
+    """Returns the import of a clip with frames that count from its source's start.
+
+    Raises:
+        ExportError: When it is about more frames than the clip has.
+    """
+    start, stop = span
+    length = min(stop, describe(sample).metadata.total_frame_count) - start
+    _check_frames(clip, length, f"this clip of frames {start} to {stop - 1}")
+    captions = [shifted(record, start) for record in clip.captions.values()]
+    return replace(
+        clip,
+        frame_count=None,
+        masks={frame + start: masks for frame, masks in clip.masks.items()},
+        captions={record.key: record for record in captions},
+        scores={(f + start, index): s for (f, index), s in clip.scores.items()},
+    )
 
 
 def _check(video: ImportedVideo, sample: Sample) -> None:
@@ -197,9 +253,13 @@ def _check(video: ImportedVideo, sample: Sample) -> None:
                 f"the import is for a video of {width}x{height}, this one is "
                 f"{size[1]}x{size[0]}; import into the video that it was made for"
             )
+    _check_frames(video, count, "this one")
+
+
+def _check_frames(video: ImportedVideo, count: int, what: str) -> None:
     if video.frame_count not in (None, count):
         raise ExportError(
-            f"the import is for a video of {video.frame_count} frames, this one has "
+            f"the import is for a video of {video.frame_count} frames, {what} has "
             f"{count}; import into the video that it was made for"
         )
     last = max(
@@ -209,13 +269,17 @@ def _check(video: ImportedVideo, sample: Sample) -> None:
     first = min(video.masks, default=0)
     if first < 0 or last >= count:
         raise ExportError(
-            f"the import is about frame {first if first < 0 else last} (from 0), the "
-            f"video has {count}"
+            f"the import is about frame {first if first < 0 else last} (from 0), "
+            f"{what} has {count}"
         )
 
 
 def _write(
-    video: ImportedVideo, sample: Sample, options: ImportOptions, summary: ExportSummary
+    video: ImportedVideo,
+    span: tuple[int, int] | None,
+    sample: Sample,
+    options: ImportOptions,
+    summary: ExportSummary,
 ) -> None:
     objects = {index for own in video.masks.values() for index in own}
     captions = list(video.captions.values())
@@ -229,7 +293,9 @@ def _write(
             output_dir=options.output_dir,
         ) as writer:
             if options.overwrite:
-                writer.clear_range(objects=objects)
+                # Other clips of the video have brought these objects, too.
+                support = None if span is None else (span[0], span[1] - 1)
+                writer.clear_range(support, objects)
             for frame, masks in sorted(video.masks.items()):
                 writer.write(
                     FrameMasks(

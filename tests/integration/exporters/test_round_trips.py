@@ -43,6 +43,45 @@ def test_all_comes_back_and_twice_changes_nothing(
     assert plain(empty) == plain(source)
 
 
+@pytest.mark.parametrize("name", ["videorefer", "llava", "jsonl"])
+def test_clips_come_back_onto_the_frames_of_their_video(
+    source, empty, contents_of, tmp_path, name
+):
+    api.export(
+        source,
+        name,
+        tmp_path / "out",
+        cut=True,
+        media="none",
+        options={} if name == "jsonl" else {"frames": None},
+        progress=False,
+    )
+    for overwrite in (False, True):
+        back = api.import_captions(
+            empty, name, tmp_path / "out", overwrite=overwrite, progress=False
+        )
+        assert back.ok and back.videos == 6, back.failures
+        assert contents_of(empty) == contents_of(source)
+
+
+@pytest.mark.parametrize("ranges", [[[3, 7]], [[3, 12], [12, 24]], [[3, None]]])
+def test_a_clip_that_the_manifest_contradicts_is_left_out(
+    source, empty, contents_of, tmp_path, ranges
+):
+    out = tmp_path / "out"
+    options = {"media": "none", "progress": False, "cut": True}
+    api.export(source[:1], "videorefer", out, **options)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (clip,) = [v for v in manifest["videos"] if v["name"] == "one-000003-000011"]
+    clip["ranges"] = ranges
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    back = api.import_captions(empty, "videorefer", out, progress=False)
+    assert back.videos == 2
+    (failure,) = back.failures
+    assert "one-000003-000011" in failure.name
+    assert len(contents_of(empty)["one.mp4"]["captions"]) == 2
+
+
 def test_pycocotools_reads_coco(source, contents_of, exported):
     from pycocotools.coco import COCO
 
