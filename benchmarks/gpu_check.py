@@ -559,6 +559,8 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device)
     at = Setting(device, published=device.type == "cuda" and not options.small)
+    if not at.published:
+        torch.set_num_threads(1)  # small shapes only wait for more
     card = torch.cuda.get_device_name(device) if at.cuda else "CPU"
     shapes = "published" if at.published else "small"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
