@@ -382,7 +382,7 @@ class Store:
         if unfiltered or not self._filters_frames():
             yield from found(query, projection).sort("frame_number", 1)
             return
-        # A view joins frames to their sample, for which MongoDB allows 100 MB at once.
+        # A view joins frames to their sample, for which MongoDB allows 16 MB at once.
         selected = fov.make_optimized_select_view(self.sample._view, self.sample.id)
         numbers = found(query, {"frame_number": 1}).sort("frame_number", 1)
         present = (document["frame_number"] for document in numbers)

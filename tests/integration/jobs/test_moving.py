@@ -72,6 +72,22 @@ def test_masks_of_a_video_that_are_too_many_go_to_disk(
     assert np.array_equal(read(dataset), MASKS)
 
 
+@pytest.mark.slow
+def test_queries_of_fiftyone_work_on_large_videos(dataset: fo.Dataset) -> None:
+    """Three frames of 6 MB each, as masks of many objects or frames are together."""
+    side = 6000
+    rng = np.random.default_rng(0)
+    with TrackWriter(dataset.first(), "tracks", expected_frames=3) as writer:
+        for frame in range(3):
+            bits = np.frombuffer(rng.bytes(side * side // 8), np.uint8)
+            mask = np.unpackbits(bits).reshape(side, side).astype(bool)
+            writer.write(FrameMasks(frame, {1: ObjectMask(mask, 1.0)}))
+    dataset.reload()
+    view = dataset.filter_labels("frames.tracks", fo.ViewField("index") == 1)
+    assert view.count("frames.tracks.detections") == 3
+    assert len(dataset.match_frames(fo.ViewField("frame_number") > 1)) == 1
+
+
 def test_what_other_fields_hold_counts_too(dataset: fo.Dataset, monkeypatch) -> None:
     sample = dataset.first()
     sample.frames[1]["others"] = fo.Heatmap(
