@@ -90,9 +90,10 @@ def test_everything_has_its_place(
     def panel_of(name: str) -> Any:
         return page.locator(f"[data-cy=panel-content-{name}]")
 
-    page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
     app.open(serve(dataset.name))
+    if scheme == "light":
+        page.get_by_title("Light mode").click()
 
     # Beside the grid.
     app.open_panel("Region captions")
