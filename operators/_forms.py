@@ -49,6 +49,11 @@ NO_FIELD = {
 }
 """Why an operator can't run where no field is of the kind that it needs."""
 
+NO_SAMPLE = (
+    "Open a video first: its panel 'Tracks' has a button for this by each object"
+)
+"""Why an operator on one object can't run in the grid."""
+
 
 def refuse(inputs: types.Object, message: str) -> None:
     """Ends a form that cannot be filled, saying why; Execute stays disabled."""
@@ -69,6 +74,10 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         kind = str(field.declaration.picker)
         if kind in NO_FIELD and not field.optional and not _fields(ctx, kind):
             refuse(inputs, NO_FIELD[kind])
+            return
+        of_a_sample = field.required and field.name in _OF_A_SAMPLE
+        if of_a_sample and ctx.current_sample is None:
+            refuse(inputs, NO_SAMPLE)
             return
     if operation.media:
         _scope.ask(inputs, ctx, operation)
