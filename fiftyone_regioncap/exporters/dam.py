@@ -50,8 +50,11 @@ class Dam(Format):
         if media.mode == "none":
             raise ExportError("the shards of dam hold images; export with media")
         regions = dict(on_best_frames(video))
+        name = video.name
+        if "." in name:  # WebDataset would take the rest for a suffix
+            name = f"{name.replace('.', '_')}-{video.job.number:06d}"
         for frame, picture in read_frames(video, regions):
-            key = f"{video.name}-{frame:06d}"
+            key = f"{name}-{frame:06d}"
             items = [
                 {
                     "img_id": key,
@@ -65,8 +68,7 @@ class Dam(Format):
                 }
                 for item in regions[frame]
             ]
-            # Names with dots would be taken for suffixes by WebDataset.
-            part.add("samples", {"key": key.replace(".", "_"), "regions": items})
+            part.add("samples", {"key": key, "regions": items})
             (part.scratch / f"{key}.jpg").write_bytes(jpeg(picture))
             part.counts.update(captions=len(items), masks=len(items), frames=1)
 

@@ -94,7 +94,7 @@ class Llava(ImportableFormat):
         for item in items:
             first, last = item.record.support
             if self.kind == "clip":
-                path = f"clips/{video.name}/{item.record.index}-{first:06d}.mp4"
+                path = f"clips/{video.name}/{_stem(item)}.mp4"
                 media.clip(video, item.record.support, part.folder, path)
             elif self.kind == "image":
                 path = _image_path(video, item)
@@ -177,5 +177,9 @@ class Llava(ImportableFormat):
 
 
 def _image_path(video: VideoRecord, item: Captioned) -> str:
-    first, _ = item.record.support
-    return f"images/{video.name}/{item.record.index}-{first:06d}.jpg"
+    return f"images/{video.name}/{_stem(item)}.jpg"
+
+
+def _stem(item: Captioned) -> str:
+    first, last = item.record.support
+    return f"{item.record.index}-{first:06d}-{last:06d}"

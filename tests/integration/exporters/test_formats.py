@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap import api
+from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 from fiftyone_regioncap.exporters.staging import Parts
 
 FRAMES = 24  # of the videos
@@ -71,6 +72,19 @@ def test_llava_shows_videos_clips_or_images(exported, kind, key, folder):
     for item in items:
         assert item[key].startswith(folder) and (out / item[key]).is_file()
         assert item["conversations"][0]["value"].startswith(f"<{key}>\n")
+
+
+@pytest.mark.parametrize("kind", ["clip", "image"])
+def test_captions_that_begin_on_one_frame_have_media_of_their_own(
+    dataset, tmp_path, kind
+):
+    record = CaptionRecord(2, (3, 7), "brick", "A brick, briefly.")
+    write_captions(dataset.first(), "captions", [record])
+    options = {"kind": kind}
+    api.export(dataset[:1], "llava", tmp_path / "out", options=options, progress=False)
+    items = json.loads((tmp_path / "out/llava.json").read_text())
+    key = "video" if kind == "clip" else "image"
+    assert len({item[key] for item in items}) == len(items) == 4
 
 
 def test_llava_clips_hold_their_windows(exported):
