@@ -416,6 +416,18 @@ class Store:
         query = {"_sample_id": self.sample_id, "frame_number": {"$gt": after}}
         return self.dataset._frame_collection.count_documents(query)
 
+    def frames_state(self) -> str:
+        """Describes when the sample's frames last changed, and how many there are.
+
+        FiftyOne keeps the time of a change of a frame with the frame alone.
+        """
+        newest = {"$max": "$last_modified_at"}
+        group = {"_id": None, "count": {"$sum": 1}, "newest": newest}
+        pipeline = [{"$match": self.frame_query()}, {"$group": group}]
+        for found in self.dataset._frame_collection.aggregate(pipeline):
+            return f"{found['count']} frames, {found['newest']}"
+        return "0 frames"
+
     def sample_document(self, *paths: str) -> Document:
         """Reads some paths of the sample's own document, those that exist."""
         projection = {"_id": 0, **dict.fromkeys(paths, 1)}

@@ -13,6 +13,7 @@ from typing import Any
 
 from fiftyone_regioncap.core.errors import Canceled, VideoError
 from fiftyone_regioncap.dataset.metadata import correct_metadata
+from fiftyone_regioncap.dataset.store import Store
 from fiftyone_regioncap.dataset.targets import Sample, Targets, name_of
 from fiftyone_regioncap.exporters.base import Format
 from fiftyone_regioncap.exporters.media import Media
@@ -84,6 +85,7 @@ class Task:
             "filepath": sample.filepath,
             "ranges": [list(span) for span in job.ranges or ()],
             "modified": str(sample.last_modified_at),
+            "frames": Store.of(sample).frames_state(),
         }
         if self.parts.has(job.number, facts):
             return Outcome(job.name, resumed=True)

@@ -255,6 +255,20 @@ def test_what_changed_since_is_not_taken_from_an_interrupted_export(
     assert "Something new." in (out / "annotations.json").read_text()
 
 
+def test_tracks_that_changed_since_are_not_taken_from_an_interrupted_export(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Full, "broken", True)
+    with pytest.raises(ExportError):
+        export(dataset, tmp_path / "out", Full(), media="none")
+    frame = dataset.first().frames[1]
+    frame.tracks.detections = []
+    frame.save()
+    monkeypatch.setattr(Full, "broken", False)
+    done = export(dataset, tmp_path / "out", Full(), media="none")
+    assert done.resumed == 0
+
+
 def test_a_canceled_export_goes_on(source, tmp_path):
     cancel = threading.Event()
     with pytest.raises(Canceled):
