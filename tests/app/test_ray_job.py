@@ -59,6 +59,7 @@ def test_a_delegated_job_on_ray_is_watched_and_canceled(
     operator(dataset, delegate=True, **chosen, executor="ray", workers=2)
     page.goto(serve(dataset.name))
     page.locator("[data-cy=looker]").first.wait_for()
+    page.get_by_role("button", name="Dismiss").click()
     page.get_by_title("New panel").last.click()
     page.get_by_text("Caption jobs", exact=True).last.click()
     panel = page.locator("[data-cy=panel-content-region_jobs]")
