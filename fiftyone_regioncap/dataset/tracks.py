@@ -72,10 +72,7 @@ document, the rest is for the frame's other fields."""
 VIDEO_BYTES = 12 * 2**20
 """Size of a video's frames in the database up to which masks go there too. FiftyOne's
 filters join the frames of a video into one document, for which MongoDB 6 allows 16 MB;
-the rest is for what others write."""
-
-_LABEL_BYTES = 350
-"""Size of a label in the database without its mask."""
+the rest is for the labels beside their masks and for what others write."""
 
 _FrameLabels: TypeAlias = dict[int, Document | None]
 """A frame's labels by object id; None takes the label away that is there."""
@@ -286,13 +283,11 @@ class TrackWriter:
                 metadata = describe(self._store.sample).metadata
                 self._expected = metadata.total_frame_count
         frames = len(self._pending)
-        labels = sum(map(len, self._pending.values()))
-        size = self._pending_bytes + _LABEL_BYTES * labels
-        to_come = size * max(self._expected, frames) / frames
+        to_come = self._pending_bytes * max(self._expected, frames) / frames
         self._expected = max(self._expected - frames, 0)
         if to_come > self._room:
             return True
-        self._room -= size
+        self._room -= self._pending_bytes
         return False
 
     def clear_range(

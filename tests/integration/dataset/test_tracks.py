@@ -273,6 +273,7 @@ def test_masks_that_dont_fit_go_to_disk(
     other_bytes: int,
 ) -> None:
     monkeypatch.setattr("fiftyone_regioncap.dataset.tracks.FRAME_BYTES", limit)
+    monkeypatch.setattr("fiftyone_regioncap.dataset.tracks.VIDEO_BYTES", 2**30)
     dataset = make_dataset(height=side, width=side, frames=2)
     crowded(dataset, other_bytes)
     run = noise(side)
