@@ -62,7 +62,8 @@ class Subject:
         frames: 0-based frames where it is visible, ascending; (0,) for images.
         boxes: (V, 4) edges in shares of the frame, on those frames.
         image: Whether this is a region of an image, where frames are not mentioned.
-        reviewed: Whether a person has judged the caption, which stays then.
+        stays: Whether the caption stays: a person has judged it, others wrote it, or
+            the view hides it.
     """
 
     object_id: Hashable
@@ -74,7 +75,7 @@ class Subject:
     frames: tuple[int, ...] = ()
     boxes: NDArray[np.float64] = field(default_factory=_nowhere)
     image: bool = False
-    reviewed: bool = False
+    stays: bool = False
 
     def box(self, frame: int) -> NDArray[np.float64]:
         """Returns its box on a frame on which it is visible, (4,)."""

@@ -11,6 +11,7 @@ from itertools import permutations
 from typing import Any, Protocol
 
 import fiftyone.core.collections as foco
+import fiftyone.core.sample as fos
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +32,11 @@ from fiftyone_regioncap.core.markdown import escape
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.core.types import Caption, RegionClip, box_of_mask
 from fiftyone_regioncap.dataset import fields, runs
-from fiftyone_regioncap.dataset.captions import read_captions, write_captions
+from fiftyone_regioncap.dataset.captions import (
+    read_captions,
+    shown_captions,
+    write_captions,
+)
 from fiftyone_regioncap.dataset.clips import iter_clips, read_image, region_masks
 from fiftyone_regioncap.dataset.geometry import relative_box
 from fiftyone_regioncap.dataset.metadata import frame_size
@@ -122,8 +127,9 @@ def make_unique(
     Objects of one video or image are compared. A captioner that takes prompts is asked
     for the differences first. What is alike still (everything, without a captioner)
     gets its differences stated from what was measured: color, place, size, direction,
-    speed, first and last frame. Captions that a person reviewed are compared with but
-    stay. Doing it twice changes nothing the second time.
+    speed, first and last frame. Captions that a person reviewed, that others wrote or
+    that the view hides are compared with but stay. Doing it twice changes nothing the
+    second time.
 
     Args:
         samples: Videos or images: a dataset or a view.
@@ -235,7 +241,7 @@ def _rewrite(
         for number in group:
             context.reporter.check_canceled()
             own = subjects[number]
-            if own.reviewed or own.caption != base(own.caption):
+            if own.stays or own.caption != base(own.caption):
                 continue  # differences are stated already
             others = [
                 base(subjects[other].caption)
@@ -257,7 +263,7 @@ def _rewrite(
     changed = {
         number: text
         for number, (text, old) in enumerate(zip(texts, scene.subjects, strict=True))
-        if text != old.caption and not old.reviewed
+        if text != old.caption and not old.stays
     }
     if changed:
         scene.write(changed, answers)
@@ -318,6 +324,9 @@ class _Video:
             for record in read_captions(sample, captions)
             if record.error is None and record.caption and record.review != "rejected"
         ]
+        own = {record.key for record in read_captions(sample, captions, own=True)}
+        if isinstance(sample, fos.SampleView):
+            own &= shown_captions(sample, captions)
         height, width = frame_size(sample) if found else (1, 1)
         self.subjects: list[Subject] = []
         for record in self._records:
@@ -332,7 +341,7 @@ class _Video:
                 area=record.mean_area,
                 speed=record.speed,
                 direction=record.direction,
-                reviewed=record.review != "unreviewed",
+                stays=record.review != "unreviewed" or record.key not in own,
                 **where,
             )
             self.subjects.append(subject)

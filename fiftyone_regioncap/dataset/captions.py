@@ -224,6 +224,16 @@ def read_captions(
     ]
 
 
+def shown_captions(sample: fo.SampleView, field: str) -> set[Key]:
+    """Returns the captions of a sample that its view shows."""
+    value = sample[field]
+    return {
+        (-1 if label.index is None else label.index, (first - 1, last - 1))
+        for label in (value.detections if value else ())
+        for first, last in [label.support]
+    }
+
+
 def clear_captions(
     sample: fo.Sample | fo.SampleView,
     field: str,

@@ -13,7 +13,11 @@ import fiftyone.core.sample as fos
 import numpy as np
 
 from fiftyone_regioncap.core.types import Track
-from fiftyone_regioncap.dataset.captions import CaptionRecord, read_captions
+from fiftyone_regioncap.dataset.captions import (
+    CaptionRecord,
+    read_captions,
+    shown_captions,
+)
 from fiftyone_regioncap.dataset.encoded import EncodedLabel, read_encoded
 from fiftyone_regioncap.dataset.metadata import describe
 from fiftyone_regioncap.dataset.targets import Sample, Targets
@@ -299,16 +303,8 @@ def _visible(sample: Sample, field: str | None) -> Iterator[CaptionRecord]:
         return
     records = read_captions(sample, field)
     if isinstance(sample, fos.SampleView):
-        value = sample[field]
-        shown = {
-            (-1 if label.index is None else label.index, tuple(label.support))
-            for label in (value.detections if value else ())
-        }
-        records = [
-            record
-            for record in records
-            if (record.index, (record.support[0] + 1, record.support[1] + 1)) in shown
-        ]
+        shown = shown_captions(sample, field)
+        records = [record for record in records if record.key in shown]
     yield from records
 
 

@@ -146,6 +146,28 @@ def test_reviewed_captions_stay(described: fo.Dataset) -> None:
     assert report.rewritten == 1 and report.after.same == 0
 
 
+def test_captions_of_others_and_hidden_ones_stay(described: fo.Dataset) -> None:
+    set_alike(described)
+    foreign = fo.TemporalDetection(
+        label="disc", support=[1, 6], index=3, caption="A red disc on a wall."
+    )
+    sample = described.first()
+    sample["captions"].detections.append(foreign)
+    sample.save()
+    hidden = next(d for d in sample["captions"].detections if d.index == 2)
+    shown = described.filter_labels("captions", fo.ViewField("index") != 2)
+    before = len(sample["captions"].detections)
+    assert make_unique(shown).rewritten
+    described.reload()
+    after = {d.id: d.caption for d in described.first()["captions"].detections}
+    assert len(after) == before
+    assert (
+        after[foreign.id] == "A red disc on a wall."
+        and after[hidden.id] == hidden.caption
+    )
+    assert make_unique(shown).rewritten == 0
+
+
 def test_without_tracks_only_stored_facts_count(described: fo.Dataset) -> None:
     records = read_captions(described.first(), "captions")
     colors = ("red", "red", "blue")
