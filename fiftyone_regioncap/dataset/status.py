@@ -44,10 +44,13 @@ class Kept:
     Attributes:
         status: Status of the sample.
         origins: Known origins of finished labels of objects, by :func:`origin_key`.
+        begun: What :func:`begun` returned, for labels that were not finished or of
+            which another job replaced some.
     """
 
     status: Status
     origins: Mapping[str, str]
+    begun: Mapping[str, str]
 
     @property
     def complete(self) -> bool:
@@ -106,12 +109,12 @@ def read_kept(sample: fo.Sample | fo.SampleView, field: str) -> Kept:
     names = status_field(field), error_field(field), origin_field(field)
     document = Store.of(sample).sample_document(*names)
     state, error, origins = map(document.get, names)
-    known = {
-        key: made
-        for key, made in (origins or {}).items()
-        if made and not made.startswith(_BEGUN)
-    }
-    return Kept(Status(cast("State | None", state), error), known)
+    known: dict[str, str] = {}
+    begun: dict[str, str] = {}
+    for key, made in (origins or {}).items():
+        if made:
+            (begun if made.startswith(_BEGUN) else known)[key] = made
+    return Kept(Status(cast("State | None", state), error), known, begun)
 
 
 _BEGUN = "begun:"
@@ -133,6 +136,12 @@ def origin_key(object_id: int, start: int = 0, stop: int | None = None) -> str:
 def origin_object(key: str) -> int:
     """Returns the object id of an :func:`origin_key`."""
     return int(key.partition(":")[0])
+
+
+def origin_range(key: str) -> tuple[int, int | None]:
+    """Returns the range [start, stop) of an :func:`origin_key`; None means the end."""
+    start, _, stop = key.partition(":")[2].partition("-")
+    return int(start or 0), None if stop in ("", "None") else int(stop)
 
 
 def write_origins(
@@ -159,11 +168,12 @@ def write_origins(
     store.write_sample(values, under=frame_path(field))
 
 
-def begun(made_from: str) -> str:
+def begun(made_from: str = "") -> str:
     """Returns what stands for the origin of labels that are being made.
 
     Args:
-        made_from: Hash of all that they are made from.
+        made_from: What they are made from; by default, nothing that a later run could
+            go on with, as for labels of which another job replaced some.
     """
     return f"{_BEGUN}{made_from}"
 

@@ -154,6 +154,7 @@ class Propagating(SampleStage[PropagateOptions]):
                 if inside.prompts:
                     self._range(
                         *(sample, reader, inside, there, objects, context),
+                        spans=spans,
                         others=bool(target.others),
                     )
             # Whoever does the last range of a sample sees that all are there.
@@ -229,7 +230,7 @@ class Propagating(SampleStage[PropagateOptions]):
         output = self._options.output
         if isinstance(sample, SampleView):
             return kept  # it may hide their prompts
-        made = {status.origin_object(key) for key in kept.origins}
+        made = {status.origin_object(key) for key in (*kept.origins, *kept.begun)}
         gone = made - prompted
         if not gone:
             return kept
@@ -237,10 +238,10 @@ class Propagating(SampleStage[PropagateOptions]):
         if self._options.prune:
             with TrackWriter(sample, output) as writer:
                 writer.clear_range(None, gone)
-            keys = [key for key in kept.origins if status.origin_object(key) in gone]
+            known = (*kept.origins, *kept.begun)
+            keys = [key for key in known if status.origin_object(key) in gone]
             status.write_origins(sample, output, dict.fromkeys(keys))
-            left = {k: v for k, v in kept.origins.items() if k not in keys}
-            kept = replace(kept, origins=left)
+            kept = status.read_kept(sample, output)
             note = "were removed, as they have no prompt any more"
         else:
             note = "have no prompt any more; the option prune removes them"
@@ -256,6 +257,7 @@ class Propagating(SampleStage[PropagateOptions]):
         objects: frozenset[int] | None,
         context: RunContext,
         *,
+        spans: Sequence[Span],
         others: bool,
     ) -> None:
         """Propagates the prompts of a range, from its checkpoint if it has one.
@@ -267,6 +269,7 @@ class Propagating(SampleStage[PropagateOptions]):
             options: Options, with the range.
             objects: Objects to propagate; None for all.
             context: Context of the job.
+            spans: All ranges of the video that this worker does.
             others: Whether other workers do other ranges of the video.
         """
         start = options.start
@@ -282,8 +285,12 @@ class Propagating(SampleStage[PropagateOptions]):
         begun = dict.fromkeys(origins, status.begun(what))
         again = status.is_begun(sample, options.output, begun)
         if not again:
-            status.write_origins(sample, options.output, dict.fromkeys(origins))
-        state, claimed = _resumed(mark, sample, prompts, options)
+            replaced = _replaced(sample, options, objects, spans)
+            anew = dict.fromkeys([*origins, *replaced], status.begun())
+            status.write_origins(sample, options.output, anew)
+        # Where another job wrote meanwhile, a checkpoint speaks of what it replaced.
+        found_state = _resumed(mark, sample, prompts, options) if again else None
+        state, claimed = found_state or (None, set())
         if again and state is None:
             logger.warning(
                 "%s: an earlier run has begun it, of which no checkpoint is on this "
@@ -412,13 +419,19 @@ def _to_do(
     # Objects that the view hides, or whose prompts are damaged, keep what they have.
     some = isinstance(sample, SampleView) or bool(found.problems)
     everything = prompted if some else None
-    if options.overwrite:
-        return dict.fromkeys(spans, everything)
     complete, known = kept.complete, kept.origins
-    told = {status.origin_object(key) for key in known}
+    told = {status.origin_object(key) for key in (*known, *kept.begun)}
     todo: dict[Span, frozenset[int] | None] = {}
     for start, stop in spans:
         there = replace(options, start=start, stop=stop)
+        # Where the ranges of a job overlap, none removes what it does not make.
+        apart = not any(
+            _overlap(one, (start, stop)) for one in {*spans} - {(start, stop)}
+        )
+        if options.overwrite:
+            own = {prompt.object_id for prompt in _inside(found, there, None).prompts}
+            todo[start, stop] = everything if apart else frozenset(own)
+            continue
         support = None if stop is None else (start, stop - 1)
         tracks = read_tracks(sample, options.output, support=support)
         tracked = {track.object_id for track in tracks}
@@ -435,9 +448,50 @@ def _to_do(
                 undone.add(object_id)
         if undone:
             # What an earlier, unfinished job left of other prompts goes too.
-            every = not complete and undone == {prompt.object_id for prompt in inside}
+            every = (
+                not complete
+                and apart
+                and not any(
+                    status.origin_object(key) not in undone
+                    and _overlap(status.origin_range(key), (start, stop))
+                    for key in known
+                )
+            )
             todo[start, stop] = everything if every else frozenset(undone)
     return todo
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    """Returns whether two ranges have a frame in common."""
+    return all(
+        stop is None or start < stop
+        for (start, _), (_, stop) in ((one, other), (other, one))
+    )
+
+
+def _replaced(
+    sample: Sample,
+    options: PropagateOptions,
+    objects: frozenset[int] | None,
+    spans: Sequence[Span],
+) -> list[str]:
+    """Returns the keys of the origins of tracks that lose labels on a range.
+
+    Args:
+        sample: The video.
+        options: Options, with the range.
+        objects: Objects whose labels are cleared; None for all.
+        spans: Ranges of the same job, of which the later one holds where they overlap.
+    """
+    own = (options.start, options.stop)
+    kept = status.read_kept(sample, options.output)
+    return [
+        key
+        for key in (*kept.origins, *kept.begun)
+        if (objects is None or status.origin_object(key) in objects)
+        and _overlap(span := status.origin_range(key), own)
+        and (span == own or span not in spans)
+    ]
 
 
 def _outdated(kept: Kept, ranges: Mapping[Span, frozenset[int] | None]) -> int:

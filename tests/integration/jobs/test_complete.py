@@ -159,3 +159,80 @@ def test_captions_are_on_tracks_that_were_made_anew(dataset) -> None:
     dataset.reload()
     shown = {d.caption for d in dataset.first().frames[20].tracks.detections}
     assert shown == {"A thing. "}
+
+
+def propagate(view: fo.core.collections.SampleCollection, **options: object):
+    options.setdefault("propagator", FlowPropagator())
+    return api.propagate(view, progress=False, **options)
+
+
+def frames_of(dataset: fo.Dataset, number: int) -> list[int]:
+    """The frames that have a label of an object, as FiftyOne counts."""
+    dataset.reload()
+    return [
+        frame
+        for frame, document in dataset.first().frames.items()
+        if document.tracks and number in {d.index for d in document.tracks.detections}
+    ]
+
+
+def mark(dataset: fo.Dataset, frame: int, index: int) -> fo.core.clips.ClipsView:
+    """Marks an object on a frame, and returns the clip of frames 10 to 15."""
+    sample = dataset.first()
+    box = fo.Detection(label="x", index=index, bounding_box=[0.6, 0.5, 0.2, 0.25])
+    sample.frames[frame]["prompts"] = fo.Detections(detections=[box])
+    sample["scene"] = fo.TemporalDetections(
+        detections=[fo.TemporalDetection(label="a", support=[10, 15])]
+    )
+    sample.save()
+    return dataset.to_clips("scene")
+
+
+EVERY = list(range(1, 25))
+
+
+def test_what_a_job_on_clips_replaced_is_made_again(dataset) -> None:
+    clip = mark(dataset, 12, 2)
+    assert propagate(dataset).ok and frames_of(dataset, 2) == EVERY
+    assert propagate(clip, direction="forward").frames
+    assert frames_of(dataset, 2) == [n for n in EVERY if n not in (10, 11)]
+    assert propagate(dataset).frames and frames_of(dataset, 2) == EVERY
+    # And the other way round: the clip has no longer what was made of it.
+    assert propagate(clip, direction="forward").frames
+    assert propagate(clip, direction="forward").skipped == 1
+
+
+class Failing(FlowPropagator):
+    """Fails on its fourth frame."""
+
+    def propagate(self, request):
+        for number, masks in enumerate(super().propagate(request)):
+            if number == 3:
+                raise RuntimeError("out of memory")
+            yield masks
+
+
+def test_a_job_on_clips_leaves_objects_that_are_not_prompted_there(dataset) -> None:
+    clip = mark(dataset, 12, 5)
+    assert propagate(dataset, propagator=Failing()).failures
+    assert propagate(clip).ok
+    assert frames_of(dataset, 2) == EVERY
+    assert propagate(dataset).ok
+    assert frames_of(dataset, 2) == frames_of(dataset, 5) == EVERY
+    # With overwrite they go, and are made again with the video.
+    assert propagate(clip, overwrite=True).ok
+    assert frames_of(dataset, 2) == [n for n in EVERY if not 10 <= n <= 15]
+    assert propagate(dataset).ok and frames_of(dataset, 2) == EVERY
+
+
+def test_clips_that_overlap_are_complete_together(dataset) -> None:
+    mark(dataset, 12, 5)
+    sample = dataset.first()
+    for support in ([1, 8], [3, 14]):
+        one = fo.TemporalDetection(label="a", support=support)
+        sample["scene"].detections.append(one)
+    sample.save()
+    clips = dataset.to_clips("scene")
+    assert propagate(clips, overwrite=True).ok
+    assert frames_of(dataset, 2) == EVERY
+    assert propagate(clips).skipped == 1
