@@ -34,11 +34,13 @@ class Plm(Format):
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video's captions and masklets."""
-        SaV(stride=self.stride).write(video, part, media)
-        for index, records in video.captions.items():
+        for track in SaV(stride=self.stride).write_masklets(video, part, media):
+            records = track.captions
+            if not records:
+                continue
             common = {
                 "video": video.file_name,
-                "masklet_id": index,
+                "masklet_id": track.index,
                 "total_frames": video.frame_count,
             }
             spans = [

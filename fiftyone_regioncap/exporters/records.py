@@ -284,6 +284,13 @@ class VideoRecord:
         named = (record.label for record in self.captions.get(object_id, ()))
         return next(filter(None, named), None)
 
+    def others(self, objects: Collection[int]) -> list[int]:
+        """Returns the ids of the selected objects that are not among some."""
+        chosen = set(self.captions)
+        if self._options.takes_all_tracks:
+            chosen.update(track.object_id for track in self.tracks)
+        return sorted(chosen.difference(objects))
+
     def _objects(self) -> Collection[int] | None:
         """Ids of the selected tracks; None for all."""
         if self._options.min_frames > 1:

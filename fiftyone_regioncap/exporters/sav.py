@@ -56,6 +56,16 @@ class SaV(ImportableFormat):
 
     def write(self, video: VideoRecord, part: Part, media: Media) -> None:
         """Writes a video and its masklets."""
+        self.write_masklets(video, part, media)
+
+    def write_masklets(
+        self, video: VideoRecord, part: Part, media: Media
+    ) -> list[TrackMasks]:
+        """Writes a video and its masklets, and returns them.
+
+        SA-V says of each masklet on which annotated frame it appears first; objects
+        that none shows are left out, with a note.
+        """
         media.video(video, part.folder, where="")
         frames = range(0, video.frame_count, self.stride)
         tracks = by_track(video, None if self.stride == 1 else frames)
@@ -67,6 +77,13 @@ class SaV(ImportableFormat):
             masks=sum(len(track.masks) for track in tracks),
             captions=sum(len(track.captions) for track in tracks),
         )
+        if hidden := video.others([track.index for track in tracks]):
+            part.notes.append(
+                f"{video.name}: left out objects {', '.join(map(str, hidden))}, which "
+                f"no annotated frame shows (one in {self.stride}); export with a "
+                "smaller stride"
+            )
+        return tracks
 
     def _document(
         self, video: VideoRecord, tracks: list[TrackMasks], frames: range

@@ -55,6 +55,7 @@ class Part:
         counts: Number of masks, tracks, captions and so on, for the manifest.
         labels: Names of the video's objects.
         models: (model, revision) of its captions.
+        notes: What a person should know of the video.
         sizes: Number of items in each stream.
     """
 
@@ -64,6 +65,7 @@ class Part:
         self.counts: Counter[str] = Counter()
         self.labels: set[str] = set()
         self.models: set[tuple[str, str]] = set()
+        self.notes: list[str] = []
         self.sizes: Counter[str] = Counter()
         self._folder = folder
         self._files: dict[str, BinaryIO] = {}
@@ -102,6 +104,7 @@ class Part:
             "counts": dict(self.counts),
             "labels": sorted(self.labels),
             "models": sorted(self.models),
+            "notes": self.notes,
             "sizes": dict(self.sizes),
         }
         replace_file(self._folder / "part.json", dumps(summary))
@@ -238,12 +241,14 @@ class Parts:
         """Returns the folder of a part."""
         return self.root / f"{number:06d}"
 
-    def has(self, number: int, facts: dict[str, Any]) -> bool:
-        """Returns whether a video is finished, and still what it was."""
+    def notes(self, number: int, facts: dict[str, Any]) -> list[str] | None:
+        """Returns the notes of a finished video; None unless it is what it was."""
         summary = _read_json(self.folder(number) / "part.json")
-        return isinstance(summary, dict) and all(
-            summary.get(key) == value for key, value in facts.items()
-        )
+        if not isinstance(summary, dict) or any(
+            summary.get(key) != value for key, value in facts.items()
+        ):
+            return None
+        return list(summary.get("notes", ()))
 
     def part(self, number: int) -> Part:
         """Begins a video, from nothing."""

@@ -87,8 +87,9 @@ class Task:
             "modified": str(sample.last_modified_at),
             "frames": Store.of(sample).frames_state(),
         }
-        if self.parts.has(job.number, facts):
-            return Outcome(job.name, resumed=True)
+        done = self.parts.notes(job.number, facts)
+        if done is not None:
+            return Outcome(job.name, resumed=True, notes=(*notes, *done))
         part = self.parts.part(job.number)
         try:
             video = VideoRecord.load(sample, job, self.options)
@@ -111,7 +112,7 @@ class Task:
             logger.warning("%s: %s", sample.filepath, error, exc_info=True)
             message = f"{type(error).__name__}: {error}"
             return Outcome(job.name, failure=VideoFailure(name_of(sample), message))
-        return Outcome(job.name, notes=notes)
+        return Outcome(job.name, notes=(*notes, *part.notes))
 
 
 def in_processes(

@@ -13,7 +13,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fiftyone_regioncap import api
+from fiftyone_regioncap.core.types import FrameMasks, ObjectMask
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
+from fiftyone_regioncap.dataset.tracks import TrackWriter
 from fiftyone_regioncap.exporters.staging import Parts
 
 FRAMES = 24  # of the videos
@@ -267,6 +269,25 @@ def test_plm_speaks_of_the_masklets_beside_it(exported):
         "end_frame",
     }
     assert [len(line["dense_captions"]) for line in rdcap] == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["plm", "sa-v"])
+def test_objects_that_no_annotated_frame_shows_are_named(dataset, tmp_path, name):
+    sample = dataset.first()
+    with TrackWriter(sample, "tracks", labels={9: "flash"}) as writer:
+        seen = ObjectMask(np.ones((HEIGHT, WIDTH), bool), 1.0)
+        writer.write(FrameMasks(1, {9: seen}))
+    record = CaptionRecord(9, (1, 1), "flash", "A flash.")
+    write_captions(sample, "captions", [record])
+    out = tmp_path / "out"
+    done = api.export(dataset[:1], name, out, media="none", progress=False)
+    assert any("one: left out objects 9," in note for note in done.notes), done.notes
+    ids = json.loads((out / "one_manual.json").read_text())["masklet_id"]
+    assert ids == [2, 7]
+    if name == "plm":
+        for file in ("rcap.jsonl", "rdcap.jsonl"):
+            lines = map(json.loads, (out / file).read_text().splitlines())
+            assert {line["masklet_id"] for line in lines} == {2, 7}
 
 
 def test_webdataset_reads_the_shards(exported):
