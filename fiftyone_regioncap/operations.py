@@ -46,6 +46,8 @@ class ModelChoice:
         optional: Whether the operation can do without.
         kind: Key of :data:`REGISTRIES` that it is chosen from; empty for its name.
         only: Attribute of the cards of models that will do; empty for all models.
+        media: Media type of the datasets that it is used on; empty for all of the
+            operation's.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelChoice:
     optional: bool = False
     kind: str = ""
     only: str = ""
+    media: str = ""
 
     @property
     def cards(self) -> dict[str, ModelCard]:
@@ -267,6 +270,14 @@ class Operation:
 
 PROPAGATOR = ModelChoice("propagator", "Model that carries masks on.")
 CAPTIONER = ModelChoice("captioner", "Model that describes.")
+SEGMENTER = ModelChoice(
+    "segmenter",
+    "Model that makes masks of the boxes and points of images; none to take boxes as "
+    "they are.",
+    optional=True,
+    kind="propagator",
+    media="image",
+)
 
 _OF_MASKS = ModelChoice(
     "propagator",
@@ -380,16 +391,7 @@ _DECLARED = (
         "Describe the labeled regions of images.",
         "jobs.options:RegionOptions",
         stages=("caption_regions",),
-        models=(
-            CAPTIONER,
-            ModelChoice(
-                "segmenter",
-                "Model that makes masks of boxes and points; none to take boxes as "
-                "they are.",
-                optional=True,
-                kind="propagator",
-            ),
-        ),
+        models=(CAPTIONER, SEGMENTER),
         media=("image", "group"),
         positional=("field",),
     ),
@@ -563,6 +565,7 @@ _DECLARED = (
             ModelChoice(
                 "model", "Captioner to train.", "dam", kind="captioner", only="training"
             ),
+            SEGMENTER,
         ),
         media=_ALL_MEDIA,
         arguments=("model",),
@@ -599,7 +602,7 @@ _DECLARED = (
         "Write the captions of other weights beside those that are there.",
         "training.options:CompareOptions",
         run="training.comparing:compare_captions",
-        models=(CAPTIONER,),
+        models=(CAPTIONER, SEGMENTER),
         media=_ALL_MEDIA,
         positional=("captions", "output"),
     ),

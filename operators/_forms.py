@@ -90,7 +90,8 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         elif field.name not in _OF_A_SAMPLE or ctx.current_sample is not None:
             ask_option(inputs, ctx, field, ctx.params)
     for model in operation.models:
-        _ask_model(inputs, ctx, model, advanced, operation.dry)
+        if not model.media or model.media == ctx.dataset.media_type:
+            _ask_model(inputs, ctx, model, advanced, operation.dry)
     for field in operation.settings if advanced else ():
         if field.declaration.advanced:
             ask_option(inputs, ctx, field, ctx.params)
@@ -217,7 +218,7 @@ def _chosen(
             wanted = model.registry.choose()[0].name
         if wanted != NONE:
             yield f"{model.name}_options", wanted
-            if "recipe_options" in names:
+            if "recipe_options" in names and model is operation.models[0]:
                 yield "recipe_options", wanted
 
 

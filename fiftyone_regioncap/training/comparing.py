@@ -57,6 +57,7 @@ def compare_captions(
     options: CompareOptions,
     *,
     captioner: Any,
+    segmenter: Any = None,
     listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> Comparison:
@@ -67,6 +68,8 @@ def compare_captions(
             their own first.
         options: The fields.
         captioner: The captioner, or its specification.
+        segmenter: What makes masks of the boxes and points of images, or its
+            specification; None to take boxes as they are.
         listener: Called with each event of progress.
         cancel: Set it to stop; what was written stays.
 
@@ -81,10 +84,12 @@ def compare_captions(
         )
     dataset = samples._root_dataset
     stage: Options
+    models = {"captioner": captioner}
     if dataset.media_type == fom.IMAGE:
         _copy_regions(samples, options.captions, options.output)
         name = "caption_regions"
         stage = RegionOptions(field=options.output, prompt=options.prompt)
+        models["segmenter"] = segmenter
     else:
         fields.require_captions(dataset, options.captions)
         name = "caption"
@@ -97,7 +102,7 @@ def compare_captions(
         samples,
         "compare_captions",
         {name: stage},
-        {"captioner": captioner},
+        models,
         listener=listener,
         cancel=cancel,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +20,11 @@ from fiftyone_regioncap.core.errors import FieldError, RegionCapError
 from fiftyone_regioncap.core.types import RLE
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
-from fiftyone_regioncap.dataset.clips import read_image, region_masks
+from fiftyone_regioncap.dataset.clips import iter_image_clips
 from fiftyone_regioncap.dataset.encoded import read_encoded
-from fiftyone_regioncap.dataset.regions import read_regions
 from fiftyone_regioncap.dataset.targets import Sample, media_targets, name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
+from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.training.examples import Example
 from fiftyone_regioncap.training.options import DataOptions
 from fiftyone_regioncap.video.clips import plan_clip
@@ -39,6 +40,7 @@ _ATTRIBUTES = (
     "review",
     "checks",
     "error",
+    "caption_error",
 )
 
 
@@ -56,9 +58,22 @@ class Gathered:
     left_out: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
+    def fail(self, message: str, count: int = 1) -> None:
+        """Adds what could not be read.
+
+        Args:
+            message: The failure, as a sentence that names what failed.
+            count: Number of captions that are left out for it.
+        """
+        self.failures.append(message)
+        self.left_out["could not be read"] += count
+
 
 def gather(
-    samples: foco.SampleCollection, options: DataOptions, frames: int
+    samples: foco.SampleCollection,
+    options: DataOptions,
+    frames: int,
+    segmenter: Propagator | None = None,
 ) -> Gathered:
     """Reads the captions of a dataset or a view as examples.
 
@@ -68,6 +83,8 @@ def gather(
         samples: A dataset or a view, of videos or of images.
         options: Which captions to take.
         frames: Number of frames of an example; 0 for captions alone.
+        segmenter: Makes masks of the boxes and points of images; without one a box is
+            its own mask, and what has points alone is left out.
 
     Raises:
         FieldError: When a field is absent or of another kind.
@@ -77,6 +94,9 @@ def gather(
     image = dataset.media_type == fom.IMAGE
     tracks = None if image else chosen_tracks(dataset, options.tracks)
     options = replace(options, tracks=tracks)
+    read: Callable[..., Iterator[Example | str | RegionCapError]] = _of_text
+    if frames:
+        read = partial(_of_image, segmenter) if image else partial(_of_video, frames)
     found = Gathered()
     for name in options.captions:
         captions = CaptionField.of(samples, name)
@@ -101,7 +121,7 @@ def gather(
                 continue
             wanted = []
             for label in labels:
-                reason = _unfit(label, options, image)
+                reason = _unfit(label, options, captions)
                 if reason is None:
                     wanted.append(label)
                 else:
@@ -109,19 +129,18 @@ def gather(
             if not wanted:
                 continue
             sample = targets.load(target)
-            read = _of_image if image else _of_video
             try:
-                made = (read if frames else _of_text)(
-                    sample, name, wanted, options, frames
-                )
-                for example in made:
-                    if isinstance(example, str):
-                        found.left_out[example] += 1
-                    else:
-                        found.examples.append(example)
+                made = list(read(sample, name, wanted, options))
             except (RegionCapError, OSError) as error:
-                found.failures.append(f"{name_of(sample)}: {error}")
-                found.left_out["could not be read"] += len(wanted)
+                found.fail(f"{name_of(sample)}: {error}", len(wanted))
+                continue
+            for one in made:
+                if isinstance(one, Example):
+                    found.examples.append(one)
+                elif isinstance(one, str):
+                    found.left_out[one] += 1
+                else:
+                    found.fail(f"{name_of(sample)}: {one}")
     return found
 
 
@@ -139,18 +158,20 @@ def chosen_tracks(dataset: fo.Dataset, given: str | None) -> str:
     return given
 
 
-def _unfit(label: Mapping[str, Any], options: DataOptions, image: bool) -> str | None:
+def _unfit(
+    label: Mapping[str, Any], options: DataOptions, captions: CaptionField
+) -> str | None:
     """Returns why a caption is not learned; None where it is."""
-    if not (label.get("caption") or "").strip() or label.get("error"):
+    if not (label.get("caption") or "").strip() or label.get(captions.error):
         return "no caption"
     review = label.get("review")
-    if not (image and review is None) and (
-        (review or "unreviewed") not in options.review
-    ):
-        return review or "unreviewed"
+    if review is None and not captions.of_images:
+        review = "unreviewed"
+    if review is not None and review not in options.review:
+        return review
     if options.checked and (label.get("checks") or label.get("checks") is None):
         return "not checked" if label.get("checks") is None else "a check found faults"
-    confidence = label.get("confidence", label.get("caption_confidence"))
+    confidence = label.get(captions.confidence)
     if options.min_confidence is not None and (
         confidence is None or confidence < options.min_confidence
     ):
@@ -159,11 +180,11 @@ def _unfit(label: Mapping[str, Any], options: DataOptions, image: bool) -> str |
 
 
 def _of_video(
+    frames: int,
     sample: Sample,
     source: str,
     labels: Sequence[Mapping[str, Any]],
     options: DataOptions,
-    frames: int,
 ) -> Iterator[Example | str]:
     """Yields examples of a video's captions, or why one is none."""
     _require_media(sample)
@@ -204,37 +225,31 @@ def _of_text(
     source: str,
     labels: Sequence[Mapping[str, Any]],
     options: DataOptions,
-    frames: int,
-) -> Iterator[Example | str]:
+) -> Iterator[Example]:
     """Yields examples of captions alone."""
     for label in labels:
         yield _example(sample, source, label, options, "text")
 
 
 def _of_image(
+    segmenter: Propagator | None,
     sample: Sample,
     source: str,
     labels: Sequence[Mapping[str, Any]],
     options: DataOptions,
-    frames: int,
-) -> Iterator[Example | str]:
+) -> Iterator[Example | str | RegionCapError]:
     """Yields examples of an image's regions, or why one is none."""
     _require_media(sample)
-    image = read_image(sample.filepath)
-    height, width = image.shape[:2]
     known = {str(label["_id"]): label for label in labels}
-    regions = [
-        region
-        for region in read_regions(sample, source, height=height, width=width)
-        if region.id in known
-    ]
-    masks, _ = region_masks(image, regions, None)
-    for region, mask in zip(regions, masks, strict=True):
-        if not mask.any():
+    for region, clip in iter_image_clips(sample, source, known.keys(), segmenter):
+        (mask,) = clip.masks
+        if clip.problem is not None:
+            yield RegionCapError(clip.problem)
+        elif not mask.any():
             yield "no mask"
-            continue
-        shown = [(0, RLE.encode(mask))]
-        yield _example(sample, source, known[region.id], options, "image", shown)
+        else:
+            shown = [(0, RLE.encode(mask))]
+            yield _example(sample, source, known[region.id], options, "image", shown)
 
 
 def _example(

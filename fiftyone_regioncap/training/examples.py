@@ -14,10 +14,13 @@ from typing import Any, Literal
 from torch.utils.data import Dataset, Sampler
 
 from fiftyone_regioncap.captioning.trainable import Inputs, Trainable, TrainingText
-from fiftyone_regioncap.core.errors import RegionCapError
+from fiftyone_regioncap.core.errors import RegionCapError, WeightsError
 from fiftyone_regioncap.core.types import RLE, Frame, RegionClip
 from fiftyone_regioncap.video.images import load_image
 from fiftyone_regioncap.video.reader import VideoReader
+
+ANEW = "give another out, or restart=True to begin anew"
+"""What to do about the folder of a training that can't be gone on with."""
 
 VIDEOS_OPEN = 4
 """Videos that a process keeps open for further examples of them."""
@@ -76,9 +79,20 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Reads what :func:`write_examples` wrote."""
-    with path.open(encoding="utf-8") as file:
-        return [Example.from_json(line) for line in file]
+    """Reads what :func:`write_examples` wrote.
+
+    Raises:
+        WeightsError: When the file is missing or damaged.
+    """
+    found: list[Example] = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            found.extend(map(Example.from_json, file))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} can't be read after line {len(found)} ({error}); {ANEW}"
+        ) from error
+    return found
 
 
 class Reader:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import nn
@@ -39,7 +40,6 @@ from fiftyone_regioncap.core.errors import (
     BackendError,
     Canceled,
     OptionError,
-    RegionCapError,
     WeightsError,
 )
 from fiftyone_regioncap.core.options import Options
@@ -52,6 +52,7 @@ from fiftyone_regioncap.models.devices import (
 from fiftyone_regioncap.models.loading import read_json, read_tensors
 from fiftyone_regioncap.models.saving import save_tensors
 from fiftyone_regioncap.training.examples import (
+    ANEW,
     EpochSampler,
     Examples,
     read_examples,
@@ -66,9 +67,6 @@ CHECKPOINTS, LOGS, BEST, DONE = "checkpoints", "logs", "best", "done.json"
 _WEIGHTS = "trained.safetensors"
 _EVALUATIONS = "evaluations.json"
 _STATE = "trainer_state.json"
-_WHOLE = (_WEIGHTS, "optimizer.pt", "scheduler.pt", _STATE)
-"""Files of a checkpoint; the state is written last."""
-
 OnStep = Callable[[int, int, float | None], None]
 """Called after each step with its number, their total and the newest loss."""
 
@@ -111,12 +109,22 @@ class Settings:
         """Reads the settings of a folder.
 
         Raises:
-            WeightsError: When it holds no training.
+            WeightsError: When it holds no training, or a damaged one.
         """
-        advice = "give the folder of a training that was begun by `regioncap train`"
-        values = read_json(folder / SETTINGS, advice)
-        loop = LoopOptions.from_mapping(values.pop("loop"))
-        return cls(loop=loop, **values)
+        path = folder / SETTINGS
+        if not path.is_file():
+            raise WeightsError(
+                f"{path} is missing; give the folder of a training that was begun by "
+                "`regioncap train`"
+            )
+        values = read_json(path, ANEW)
+        try:
+            loop = LoopOptions.from_mapping(values.pop("loop"))
+            return cls(loop=loop, **values)
+        except (KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{path} has no settings of a training ({error}); {ANEW}"
+            ) from error
 
     def recipe_options(self) -> Options:
         """Returns the recipe's options.
@@ -288,11 +296,15 @@ def finished(folder: Path, recipe: Trainable) -> Fit:
 
     Returns:
         What it came to.
+
+    Raises:
+        WeightsError: When the weights are damaged.
     """
     found = folder / BEST / _WEIGHTS
     if not found.is_file():
-        last = last_checkpoint(folder / CHECKPOINTS)
-        assert last is not None  # each epoch ends with one
+        last = last_checkpoint(folder / CHECKPOINTS)  # each epoch ends with one
+        if last is None:
+            raise WeightsError(f"{folder / CHECKPOINTS} has no whole one; {ANEW}")
         found = last / _WEIGHTS
     recipe.prepare([e.text.caption for e in read_examples(folder / TRAIN)])
     load_trained(found, recipe.network)
@@ -302,7 +314,7 @@ def finished(folder: Path, recipe: Trainable) -> Fit:
 
 def read_fit(folder: Path) -> Fit:
     """Reads what a training that is done came to."""
-    done = read_json(folder / DONE)
+    done = read_json(folder / DONE, ANEW)
     evaluations = {int(step): one for step, one in done["evaluations"].items()}
     return Fit(done["steps"], done["best_step"], tuple(done["history"]), evaluations)
 
@@ -492,7 +504,7 @@ class Keeper:
     def __init__(self, folder: Path, loop: LoopOptions, begin: int) -> None:
         self.folder, self._loop = folder / BEST, loop
         path = self.folder / _EVALUATIONS
-        known = read_json(path) if path.is_file() and begin else {}
+        known = read_json(path, ANEW) if path.is_file() and begin else {}
         self.evaluations: dict[int, dict[str, float]] = {
             int(step): values for step, values in known.items() if int(step) <= begin
         }
@@ -594,15 +606,17 @@ def load_trained(path: Path, network: nn.Module) -> None:
     """Loads the trained weights of a checkpoint.
 
     Raises:
-        WeightsError: When they are of another training.
+        WeightsError: When they are of another training, or damaged.
     """
     places = trained(network)
-    tensors = dict(read_tensors(path))
+    try:
+        tensors = dict(read_tensors(path))
+    except WeightsError as error:
+        raise WeightsError(f"{path} is missing or damaged; {ANEW}") from error
     if tensors.keys() != places.keys():
         odd = sorted(tensors.keys() ^ places.keys())
         raise WeightsError(
-            f"{path} is of another training ({', '.join(odd[:3])}); give another out, "
-            "or restart=True"
+            f"{path} is of another training ({', '.join(odd[:3])}); {ANEW}"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -632,14 +646,15 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Returns whether all of a checkpoint was written."""
-    if not all((checkpoint / name).is_file() for name in _WHOLE):
-        return False
+    """Returns whether all of a checkpoint was written, and nothing was cut off."""
     try:
-        read_json(checkpoint / _STATE)
-    except RegionCapError:
+        read_json(checkpoint / _STATE)  # which is written last
+        list(read_tensors(checkpoint / _WEIGHTS, lambda name: False))
+    except WeightsError:
         return False
-    return True
+    optimizers = list(checkpoint.glob("optimizer.*"))  # .pt, or .bin of FSDP
+    saved = [checkpoint / "scheduler.pt", *optimizers, *checkpoint.glob("rng_state*")]
+    return bool(optimizers) and all(map(is_zipfile, saved))
 
 
 def out_of_memory(loop: LoopOptions, folder: Path) -> BackendError:

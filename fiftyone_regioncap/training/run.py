@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fiftyone.core.collections as foco
+import fiftyone.core.media as fom
 
 from fiftyone_regioncap.captioning.registry import CAPTIONERS
 from fiftyone_regioncap.captioning.trainable import Trainable
@@ -27,9 +28,12 @@ from fiftyone_regioncap.core.progress import ProgressListener, ProgressReporter
 from fiftyone_regioncap.dataset.runs import record_run, run_key
 from fiftyone_regioncap.jobs.executors.on_ray import connected
 from fiftyone_regioncap.models.registry import AUTO, ModelSpec
+from fiftyone_regioncap.propagation.base import Propagator
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.training.card import Provenance, write_card
 from fiftyone_regioncap.training.data import Gathered, gather, split, text_of
 from fiftyone_regioncap.training.examples import (
+    ANEW,
     Example,
     Examples,
     read_examples,
@@ -137,6 +141,7 @@ def train(
     options: TrainOptions,
     *,
     model: ModelSpec | None,
+    segmenter: Propagator | ModelSpec | None = None,
     listener: ProgressListener | None = None,
     cancel: threading.Event | None = None,
 ) -> TrainingSummary:
@@ -149,6 +154,8 @@ def train(
         samples: A dataset or a view.
         options: Which captions, how, and where to.
         model: The captioner and the weights to begin with.
+        segmenter: What makes masks of the boxes and points of images, or its
+            specification; None to take boxes as they are.
         listener: Called with each event of progress.
         cancel: Set it to stop after the step at hand, with a checkpoint.
 
@@ -160,8 +167,12 @@ def train(
         Canceled: When ``cancel`` was set.
     """
     spec = checked_spec(model)
-    found = gather(samples, options.data, recipe_class(spec.name).frames)
-    dataset = samples._root_dataset
+    dataset, frames = samples._root_dataset, recipe_class(spec.name).frames
+    if dataset.media_type == fom.IMAGE and frames and segmenter is not None:
+        segmenter = PROPAGATORS.obtain(segmenter, [])
+    else:
+        segmenter = None
+    found = gather(samples, options.data, frames, segmenter)
     summary, provenance = train_on(
         found, spec, options, dataset.name, listener=listener, cancel=cancel
     )
@@ -343,10 +354,7 @@ def begin(folder: Path, settings: Settings, options: TrainOptions) -> bool:
             change = "other captions"
             if name != "captions":
                 change = f"{name}={before.get(name)!r}, not {value!r}"
-            raise OptionError(
-                f"{folder} holds a training with {change}; give another out, or "
-                "restart=True to begin anew"
-            )
+            raise OptionError(f"{folder} holds a training with {change}; {ANEW}")
     return True
 
 
@@ -367,8 +375,7 @@ def readable(
             dataset[place]
             good.append(example)
         except RegionCapError as error:
-            found.failures.append(str(error))
-            found.left_out["could not be read"] += 1
+            found.fail(str(error))
     return good
 
 

@@ -24,6 +24,65 @@ from fiftyone_regioncap.review.queue import ReviewQueue
 from fiftyone_regioncap.training.examples import Example, write_examples
 from fiftyone_regioncap.training.loop import HELD_OUT, TRAIN, Settings
 from fiftyone_regioncap.training.options import LoopOptions
+from tests.support.dam import write_checkpoint
+from tests.support.patchioner import write_viecap_checkpoint
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A captioner with small weights, and options with which it takes little time.
+
+    Attributes:
+        captioner: Name of the captioner.
+        recipe: Options of its training.
+        captioning: Options of its captions.
+        golden: Folder of its weights below the golden numbers; empty for random ones.
+        viecap: Whether a Patch-ioner has ViECap's decoder.
+    """
+
+    captioner: str
+    recipe: Mapping[str, Any]
+    captioning: Mapping[str, Any]
+    golden: str = ""
+    viecap: bool = False
+
+    def weights(self, golden: Path, patchioner: Path, folder: Path) -> Path:
+        """Returns a folder of weights to begin with; skips the test without any.
+
+        Args:
+            golden: Folder of the golden numbers.
+            patchioner: Folder of a Patch-ioner of random weights.
+            folder: Folder to write random weights to.
+        """
+        if self.captioner == "dam-video":
+            write_checkpoint(folder)
+            return folder
+        if self.captioner == "patchioner":
+            if not self.viecap:
+                return patchioner
+            return write_viecap_checkpoint(folder, patchioner)
+        if not (golden / self.golden).is_dir():
+            pytest.skip(f"no folder {golden / self.golden}")
+        return golden / self.golden
+
+
+SMALL_MODELS: Mapping[str, SmallModel] = {
+    "dam-video": SmallModel("dam-video", {"rank": 2}, {"max_new_tokens": 4}),
+    "dynrefer": SmallModel(
+        "dynrefer", {"dropout": 0}, {"max_new_tokens": 4}, "dynrefer/model"
+    ),
+    "ureca": SmallModel(
+        "ureca",
+        {"rank": 2, "max_tiles": 1},
+        {"max_new_tokens": 4, "max_tiles": 1},
+        "ureca/model_qwen2",
+    ),
+    "patchioner": SmallModel("patchioner", {"mitigation": "memory"}, {"frames": 1}),
+    "viecap": SmallModel(
+        "patchioner", {"trains": "mapping"}, {"frames": 1}, viecap=True
+    ),
+}
+"""Every captioner that can be trained; of Patch-ioner, both decoders."""
 
 
 @dataclass(frozen=True)

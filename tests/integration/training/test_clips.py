@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import fiftyone as fo
 import pytest
@@ -12,9 +13,7 @@ from click.testing import CliRunner
 
 from fiftyone_regioncap.cli.main import main
 from fiftyone_regioncap.dataset.captions import read_captions
-from tests.support.dam import write_checkpoint
-from tests.support.patchioner import write_viecap_checkpoint
-from tests.support.training import clip_dataset
+from tests.support.training import SMALL_MODELS, clip_dataset
 
 CLIP = "car-shadow"
 LEARNED = 8
@@ -31,22 +30,9 @@ def dataset(fiftyone_database: str, clips: Path) -> Iterator[fo.Dataset]:
     made.delete()
 
 
-@pytest.fixture
-def base(model: str, golden: Path, checkpoint: Path, tmp_path: Path) -> Path:
-    """A small checkpoint of the model: random, or that of the golden numbers."""
-    if model == "dam-video":
-        write_checkpoint(tmp_path / "base")
-        return tmp_path / "base"
-    if model == "viecap":
-        return write_viecap_checkpoint(tmp_path / "base", checkpoint)
-    if model == "patchioner":
-        return checkpoint
-    folder = (
-        golden / {"dynrefer": "dynrefer/model", "ureca": "ureca/model_qwen2"}[model]
-    )
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder}")
-    return folder
+def flags(name: str, values: Mapping[str, Any]) -> str:
+    """Returns options by name as flags of the shell."""
+    return " ".join(f"{name} {option}={value}" for option, value in values.items())
 
 
 def shell(command: str) -> str:
@@ -55,40 +41,27 @@ def shell(command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("model", "training", "captioning"),
-    [
-        ("dam-video", ("rank=2",), "max_new_tokens=4"),
-        ("dynrefer", ("dropout=0",), 'tasks=["caption"]'),
-        ("ureca", ("rank=2", "max_tiles=1"), "max_tiles=1"),
-        ("patchioner", ("mitigation=memory",), "frames=1"),
-        ("viecap", ("trains=mapping",), "frames=1"),
-    ],
-    ids=["dam-video", "dynrefer", "ureca", "patchioner", "viecap"],
-)
+@pytest.mark.parametrize("model", SMALL_MODELS)
 def test_a_reviewed_clip_is_learned_and_captioned(
-    dataset: fo.Dataset,
-    model: str,
-    training: tuple[str, ...],
-    captioning: str,
-    base: Path,
-    tmp_path: Path,
+    dataset: fo.Dataset, model: str, golden: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    captioner = "patchioner" if model == "viecap" else model
-    recipe = " ".join(f"--recipe-options {one}" for one in training)
+    small = SMALL_MODELS[model]
+    base = small.weights(golden, checkpoint, tmp_path / "base")
+    recipe = flags("--recipe-options", small.recipe)
     said = json.loads(
         shell(
-            f"train {captioner} --dataset {dataset.name} --weights {base} --device cpu "
+            f"train {small.captioner} --dataset {dataset.name} --weights {base} "
             f"--out {tmp_path / 'out'} --epochs 1 --batch-size 4 --accumulation 1 "
-            f"--held-out 0 {recipe} --json"
+            f"--held-out 0 --device cpu {recipe} --json"
         )
     )
     assert (said["trained"], said["failures"]) == (LEARNED, [])
     assert said["losses"] and all(loss > 0 for _, loss in said["losses"])
     output = f"captions_{model.replace('-', '_')}"
     shell(
-        f"caption --dataset {dataset.name} --captioner {captioner} --output {output} "
-        f"--weights {said['weights']} --device cpu --captioner-option {captioning}"
+        f"caption --dataset {dataset.name} --captioner {small.captioner} "
+        f"--output {output} --weights {said['weights']} --device cpu "
+        f"{flags('--captioner-option', small.captioning)}"
     )
     records = read_captions(dataset.first(), output)
     assert records and not any(record.error for record in records)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerControl
 
 from fiftyone_regioncap.captioning.trainable import Trainable, trained
-from fiftyone_regioncap.core.errors import BackendError, Canceled
+from fiftyone_regioncap.core.errors import BackendError, Canceled, WeightsError
 from fiftyone_regioncap.training.examples import Example
 from fiftyone_regioncap.training.loop import (
     CHECKPOINTS,
@@ -100,18 +100,75 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_checkpoint_that_was_not_finished_is_passed_over(
-    base: Path, examples: list[Example], tmp_path: Path
-) -> None:
-    folder = start(tmp_path, base, examples, epochs=1)
+@pytest.fixture(scope="module")
+def done(
+    base: Path, examples: list[Example], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A training that is done, with two checkpoints; to be copied."""
+    folder = start(tmp_path_factory.mktemp("done"), base, examples, epochs=1)
     fit(folder)
-    last = last_checkpoint(folder / CHECKPOINTS)
+    return folder
+
+
+def cut(path: Path) -> None:
+    """Leaves half of a file, as a full disk or a lost connection does."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trainer_state.json",
+        "trained.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    done: Path, tmp_path: Path, name: str
+) -> None:
+    copytree(done / CHECKPOINTS, tmp_path, dirs_exist_ok=True)
+    last = last_checkpoint(tmp_path)
     assert last is not None and is_whole(last)
     before = last.parent / f"checkpoint-{int(last.name.split('-')[1]) - 1}"
-    state = last / "trainer_state.json"
-    state.write_text(state.read_text()[: len(state.read_text()) // 2])
-    assert last_checkpoint(folder / CHECKPOINTS) == before
+    cut(last / name)
+    assert last_checkpoint(tmp_path) == before
     assert not last.exists()
+
+
+def test_a_checkpoint_of_fsdp_is_whole(done: Path, tmp_path: Path) -> None:
+    copytree(done / CHECKPOINTS, tmp_path, dirs_exist_ok=True)
+    last = last_checkpoint(tmp_path)
+    assert last is not None
+    (last / "optimizer.pt").rename(last / "optimizer.bin")  # as accelerate names it
+    assert last_checkpoint(tmp_path) == last
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "training.json",
+        "train.jsonl",
+        "done.json",
+        "best/trained.safetensors",
+        "best/evaluations.json",
+        "checkpoints",
+    ],
+)
+def test_a_broken_folder_is_told(done: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "broken"
+    copytree(done, folder)
+    if name == "checkpoints":
+        rmtree(folder / name)
+        rmtree(folder / "best")
+    else:
+        cut(folder / name)
+    if name == "best/evaluations.json":  # only read when a training goes on
+        (folder / "done.json").unlink()
+    with pytest.raises(WeightsError, match=f"{name}.*restart=True"):
+        fit(folder)
 
 
 def test_a_canceled_training_goes_on(
@@ -138,41 +195,30 @@ def test_two_processes_have_the_gradients_of_one(
     """Plain gradient descent is not offered, so that the first step's moments tell."""
     moments = []
     for count, size in ((1, 4), (2, 2)):
-        folder = start(
+        folder = start_training(
             tmp_path / str(count),
+            "dam",
             base,
-            [*examples[:4], *examples[:4]],
+            examples[:4],
+            recipe={"rank": 2, "dropout": 0.0},
             epochs=1,
             batch_size=size,
-            accumulation=1,
+            learning_rate=1e-3,
             max_grad_norm=0.0,
             warmup=0.0,
         )
-        settings = json.loads((folder / "training.json").read_text())
-        settings["recipe"] |= {"dropout": 0.0}
-        (folder / "training.json").write_text(json.dumps(settings))
-        lines = (folder / "train.jsonl").read_text().splitlines()[:4]
-        (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
-        (folder / "held_out.jsonl").write_text("")
-        launcher = [
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={count}",
-        ]
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                *(launcher if count > 1 else []),
-                *(["-m"] if count > 1 else []),
-                "fiftyone_regioncap.training",
-                str(folder),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        if count == 1:
+            fit(folder)
+        else:
+            module = ["-m", "fiftyone_regioncap.training", str(folder)]
+            launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+            done = subprocess.run(
+                [sys.executable, "-m", *launcher, *module],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
         state = torch.load(
             folder / CHECKPOINTS / "checkpoint-1" / "optimizer.pt", weights_only=True
         )
