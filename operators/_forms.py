@@ -177,7 +177,9 @@ def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any
             continue
         if name.endswith("options") and isinstance(value, Mapping):
             found[name] = {
-                key: inner for key, inner in value.items() if inner not in (None, "")
+                key: inner
+                for key, inner in value.items()
+                if inner not in (None, "", NONE)  # of a choice: the default
             }
         elif name in by_name:
             found[name] = _value(by_name[name], value)
