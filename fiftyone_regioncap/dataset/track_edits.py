@@ -46,7 +46,7 @@ from fiftyone_regioncap.dataset.store import (
     now,
     stable_id,
 )
-from fiftyone_regioncap.dataset.tracks import CHUNK_FRAMES, mask_folder
+from fiftyone_regioncap.dataset.tracks import CHUNK_FRAMES
 
 NewNumber: TypeAlias = Callable[[int], int | None]
 """The number that an object's label gets by its 0-based frame; None removes it."""
@@ -182,7 +182,8 @@ class _Renumbering:
         self._store, self._name = store, name
         self._numbers, self._objects = numbers, objects
         self._change = change
-        self._folder = mask_folder(store, name, None)
+        # The end of the folder of masks, whose root is the job's to choose.
+        self._place = name, str(store.sample_id)
         # Before anything is written, as labels name their objects.
         self._known = object_numbers(store, name)
         self.instances = {
@@ -323,7 +324,7 @@ class _Renumbering:
     def _file(self, label: Document, *, unlink: bool = False) -> Path | None:
         """Returns a label's mask file if it is this package's; removes it if asked."""
         path = Path(label.get("mask_path") or "")
-        if path.parent != self._folder or not path.is_file():
+        if path.parts[-3:-1] != self._place or not path.is_file():
             return None
         if unlink:
             path.unlink(missing_ok=True)

@@ -19,10 +19,11 @@ from fiftyone_regioncap.dataset.corrections import (
     mark_outdated,
     track_labels,
 )
+from fiftyone_regioncap.dataset.objects import read_numbers
 from fiftyone_regioncap.dataset.prompts import read_prompts
-from fiftyone_regioncap.dataset.store import frame_path
+from fiftyone_regioncap.dataset.store import Store, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
-from fiftyone_regioncap.dataset.tracks import TrackWriter
+from fiftyone_regioncap.dataset.tracks import TrackWriter, foreign_indexes
 from fiftyone_regioncap.jobs.base import RunContext, SampleStage
 from fiftyone_regioncap.jobs.checkpoints import signature
 from fiftyone_regioncap.jobs.options import CorrectionOptions
@@ -107,13 +108,17 @@ class Correcting(SampleStage[CorrectionOptions]):
 
     def _drawn(self, sample: Sample, reader: VideoReader) -> list[Prompt]:
         """Returns what a person drew in the field of prompts."""
-        assert self._options.prompts is not None
+        options = self._options
+        assert options.prompts is not None
         return read_prompts(
             sample,
-            self._options.prompts,
+            options.prompts,
             height=reader.height,
             width=reader.width,
             frame_count=len(reader),
+            # Objects keep the numbers that the tracks were made with.
+            known=read_numbers(Store.of(sample), options.tracks, "prompts"),
+            taken=foreign_indexes(sample, options.tracks),
         ).prompts
 
     def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
@@ -40,7 +41,12 @@ def sample(module_sample: fo.Sample) -> fo.Sample:
     return fill(module_sample, {1: range(FRAMES), 4: range(2, 6)})
 
 
-def fill(sample: fo.Sample, objects: dict[int, Any], storage: Any = "inline") -> Any:
+def fill(
+    sample: fo.Sample,
+    objects: dict[int, Any],
+    storage: Any = "inline",
+    output_dir: Any = None,
+) -> Any:
     """Writes tracks and captions anew."""
     dataset = sample._dataset
     dataset._frame_collection.delete_many({})
@@ -49,7 +55,9 @@ def fill(sample: fo.Sample, objects: dict[int, Any], storage: Any = "inline") ->
     )
     sample.reload()
     sample.frames.reload()
-    with TrackWriter(sample, "tracks", mask_storage=storage) as writer:
+    with TrackWriter(
+        sample, "tracks", mask_storage=storage, output_dir=output_dir
+    ) as writer:
         for frame in range(FRAMES):
             there = {}
             for index in (index for index, own in objects.items() if frame in own):
@@ -189,8 +197,12 @@ def test_a_deleted_number_is_never_used_again(sample: fo.Sample) -> None:
     assert {index for index, _ in captions(sample)} == {2}
 
 
-def test_files_of_masks_go_with_their_labels(module_sample: fo.Sample) -> None:
-    sample = fill(module_sample, {1: range(3)}, "disk")
+@pytest.mark.parametrize("own_folder", [False, True])
+def test_files_of_masks_go_with_their_labels(
+    module_sample: fo.Sample, own_folder: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path if own_folder else None
+    sample = fill(module_sample, {1: range(3)}, "disk", folder)
     frc.renumber_track(sample._dataset, 1, 6, progress=False)
     for (frame, index), label in labels(sample).items():
         assert label["mask_path"].endswith(f"{frame + 1:06d}-{index}.png")

@@ -126,3 +126,26 @@ def test_what_can_not_be_done_is_said(sample, options, says) -> None:
     summary = run(sample, **options)
     assert says in summary.failures[0].error
     assert tracks(sample) == before
+
+
+def test_marks_without_a_number_keep_the_object_they_were_made_to(sample) -> None:
+    def draw(number: int, left: float) -> None:
+        box = fo.Detection(label="x", bounding_box=[left, 0.3, 0.2, 0.3])
+        sample.frames[number]["drawn"] = fo.Detections(detections=[box])
+        sample.save()
+
+    view = sample._dataset.select(sample.id)
+    options = {"prompts": "frames.drawn", "propagator": "flow", "progress": False}
+    for number, left in ((5, 0.15), (2, 0.6)):  # two objects
+        draw(number, left)
+        api.propagate(view, output="frames.drawn_tracks", **options)
+    sample.reload()
+    before = sample.frames[8].drawn_tracks.detections[0]
+    assert before.index == 1 and before.bounding_box[0] < 0.4
+    done = api.propagate_from(
+        view, tracks="frames.drawn_tracks", object_id=1, frame=0, **options
+    )
+    assert done.ok
+    sample.reload()
+    after = sample.frames[8].drawn_tracks.detections[0]
+    assert after.index == 1 and after.bounding_box[0] < 0.4
