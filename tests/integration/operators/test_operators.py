@@ -313,3 +313,17 @@ def test_a_delegated_run_of_which_every_sample_failed_has_failed(dataset):
     (listed,) = board.jobs(1, dataset._doc.id)
     assert listed["state"] == "failed" and "/nowhere/0.mp4" in listed["errors"][0]
     service.delete_operation(done.id)
+
+
+def test_choices_of_a_model_may_stay_at_their_default(dataset, tmp_path):
+    own = {"dtype": "none", "quantization": "none", "max_new_tokens": 4}
+    inputs = form(
+        "caption_tracks",
+        dataset,
+        tracks="frames.prompts",
+        captioner="dam-video",
+        captioner_weights=str(tmp_path),
+        advanced=True,
+        captioner_options_of_dam_video=own,
+    )
+    assert "dtype" not in str(invalid(inputs))
