@@ -102,8 +102,11 @@ class Correcting(SampleStage[CorrectionOptions]):
                     overlap=True,
                 )
             )
+            before = _withdraw(sample, options.tracks, object_id)
             self._write(sample, own, (start, stop), prefetch(propagation), context)
         _note_origin(sample, options, object_id, _instance(own), prompts)
+        if before.state is not None:
+            status.write_status(sample, options.tracks, before.state, before.error)
         return True
 
     def _drawn(self, sample: Sample, reader: VideoReader) -> list[Prompt]:
@@ -227,6 +230,24 @@ def _instance(own: list[TrackLabel]) -> str | None:
     return next((str(one["_id"]) for one in instances if one), None)
 
 
+def _withdraw(sample: Sample, tracks: str, object_id: int) -> status.Status:
+    """Records that a track is not whole until it is made, should the job die.
+
+    Returns:
+        The status of the sample before.
+    """
+    kept = status.read_kept(sample, tracks)
+    if kept.status.state is not None:
+        status.write_status(sample, tracks, "partial")
+    begun: dict[str, str | None] = {
+        key: status.begun(origin)
+        for key, origin in kept.origins.items()
+        if status.origin_object(key) == object_id
+    }
+    status.write_origins(sample, tracks, begun)
+    return kept.status
+
+
 def _note_origin(
     sample: Sample,
     options: CorrectionOptions,
@@ -242,10 +263,12 @@ def _note_origin(
     prompts of the video passes over it.
     """
     corrected = signature({"prompts": [asdict(prompt) for prompt in prompts]})
+    prefix = status.begun()
     known = {
-        key: origin
-        for key, origin in status.read_origins(sample, options.tracks).items()
-        if status.origin_object(key) == object_id
+        key: origin.removeprefix(prefix)
+        for key, origin in status.read_kept(sample, options.tracks).begun.items()
+        # What is withdrawn has parts; what a job began to make has none.
+        if status.origin_object(key) == object_id and origin.count(":") > 1
     }
     for captions in fields.caption_fields(sample._dataset):
         mark_outdated(sample, captions, object_id, instance)
