@@ -146,14 +146,14 @@ class PatchionerOptions(Options):
 class PatchionerTrainingOptions(Options):
     """Options of training a decoder; the defaults are the paper's."""
 
-    mitigation: Literal["memory", "noise", "none"] | None = option(
+    mitigation: Literal["memory", "noise", "off"] | None = option(
         None,
         "What closes the gap between texts and images; empty for a memory with DeCap's "
         "decoder and noise with ViECap's.",
         choices={
             "memory": "regions are projected onto the captions that were learned",
             "noise": "noise on the captions' embeddings in training",
-            "none": "nothing, as in the paper's ablation",
+            "off": "nothing, as in the paper's ablation",
         },
     )
     noise: float | None = option(

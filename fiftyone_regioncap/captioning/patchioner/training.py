@@ -185,7 +185,7 @@ class PatchionerTraining(Recipe):
         )
         if config.viecap and self._mitigation == "memory":
             raise OptionError(
-                "mitigation='memory': ViECap has no memory; give noise or none"
+                "mitigation='memory': ViECap has no memory; give noise or off"
             )
         self._noise = 0.0
         if self._mitigation == "noise":

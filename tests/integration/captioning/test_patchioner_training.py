@@ -88,7 +88,7 @@ def train(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mitigation", ["memory", "noise", "none"])
+@pytest.mark.parametrize("mitigation", ["memory", "noise", "off"])
 def test_training_learns(base: Path, tmp_path: Path, mitigation: str) -> None:
     summary = train(
         base,
