@@ -186,6 +186,8 @@ class _Renumbering:
         self._place = name, str(store.sample_id)
         # Before anything is written, as labels name their objects.
         self._known = object_numbers(store, name)
+        self._left: set[Path] = set()
+        self._made: set[Path] = set()
         self.instances = {
             number: one.instance for number, one in objects.items() if one.frames
         }
@@ -271,10 +273,14 @@ class _Renumbering:
                 )
             self._change.removed += len(gone)
             self._change.labels += len(filters)
-            for label in gone:
-                self._file(label, unlink=True)
+            self._left |= {file for one in gone if (file := self._file(one))}
         self._store.write_frames(self._name, removing)
         self._store.write_frames(self._name, moving, brought)
+        # Only now, as labels name them until here; and a label that goes may have had
+        # the name of another that stays.
+        for stale in self._left - self._made:
+            stale.unlink(missing_ok=True)
+        self._left, self._made = set(), set()
 
     def _renumbered(self, label: _Label, number: int) -> Document:
         """Returns what changes of a label with its number."""
@@ -304,7 +310,8 @@ class _Renumbering:
             moved = path.with_name(f"{number:06d}-{label.after}.png")
             save_mask(mask, moved)
             new["mask_path"] = str(moved)
-            path.unlink(missing_ok=True)
+            self._left.add(path)
+            self._made.add(moved)
         return new
 
     def _instance(self, number: int, label: _Label) -> Document | None:
@@ -321,13 +328,11 @@ class _Renumbering:
             self.instances[number] = own
         return self.instances[number]
 
-    def _file(self, label: Document, *, unlink: bool = False) -> Path | None:
-        """Returns a label's mask file if it is this package's; removes it if asked."""
+    def _file(self, label: Document) -> Path | None:
+        """Returns a label's mask file if it is this package's."""
         path = Path(label.get("mask_path") or "")
         if path.parts[-3:-1] != self._place or not path.is_file():
             return None
-        if unlink:
-            path.unlink(missing_ok=True)
         return path
 
 

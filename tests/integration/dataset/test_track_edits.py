@@ -210,6 +210,22 @@ def test_files_of_masks_go_with_their_labels(
     assert sample.frames[1]["tracks"].detections[0].get_mask().any()
 
 
+def test_a_label_that_stays_keeps_its_mask_file(
+    module_sample: fo.Sample, tmp_path: Path
+) -> None:
+    sample = fill(module_sample, {1: range(2), 4: range(2)}, "disk", tmp_path)
+    (edited,) = (d for d in sample.frames[1]["tracks"].detections if d.index == 4)
+    edited.label = "edited by a person"
+    mask = edited.get_mask()
+    sample.save()
+    frc.merge_tracks(sample._dataset, 4, into=1, progress=False)
+    sample.frames.reload()
+    (kept,) = sample.frames[1]["tracks"].detections
+    assert (kept.index, kept.label) == (1, "edited by a person")
+    np.testing.assert_array_equal(kept.get_mask(), mask)
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+
+
 def test_objects_that_instances_name(module_sample: fo.Sample) -> None:
     """As FiftyOne's own tools write them: an instance, and no index."""
     sample = fill(module_sample, {})
