@@ -663,6 +663,7 @@ class ChangeAll(foo.Operator):
                     refs[start : start + CAPTIONS_AT_ONCE],
                     action,
                     tracks_field=_or_none(settings.tracks),
+                    reviews=reviews,
                     by=_person(ctx),
                     part_of=change,
                 )
@@ -676,7 +677,7 @@ class ChangeAll(foo.Operator):
             yield ctx.ops.notify(str(error), variant="error")
         note = f"{changed:,} captions changed"
         if skipped:
-            note += f"; {skipped:,} have no text, or are gone"
+            note += f"; {skipped:,} have no text, are gone, or were judged since"
         yield ctx.ops.notify(note, variant="success")
 
 

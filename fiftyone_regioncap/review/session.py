@@ -180,6 +180,7 @@ def apply(
     *,
     tracks_field: str | None = None,
     seen: str | None = None,
+    reviews: Collection[Review] = REVIEWS,
     by: str | None = None,
     part_of: str | None = None,
 ) -> Change:
@@ -193,6 +194,8 @@ def apply(
             or one of your own.
         tracks_field: Field of tracks whose labels have the captions too and follow.
         seen: Text that the person had in front of them; None not to check it.
+        reviews: Reviews of the captions that are changed, all by default; others, such
+            as those that somebody judged meanwhile, are skipped.
         by: Who decides; None for the user that this process runs as.
         part_of: Id of the change that this is a part of, so that both are undone
             together; None for a change of its own.
@@ -213,6 +216,9 @@ def apply(
     edits = []
     skipped = len(refs) - len(states)
     for found in states.values():
+        if found.before.review not in reviews:
+            skipped += 1
+            continue
         if seen is not None and found.before.caption != seen:
             raise RegionCapError(
                 "somebody changed this caption while you read it; look at it again"

@@ -203,6 +203,16 @@ def test_all_of_a_view_is_changed_and_taken_back(dataset, queue):
     assert [{k: v for k, v in one.items() if k not in kept} for one in now] == before
 
 
+def test_what_somebody_judged_meanwhile_is_not_judged_with_all(dataset, queue):
+    refs = queue.select(("unreviewed",))
+    review.apply(dataset, "captions", refs[:1], review.reject, by="alice")
+    change = review.apply(
+        dataset, "captions", refs, review.accept, reviews=("unreviewed",), by="bob"
+    )
+    assert (len(change.edits), change.skipped) == (len(refs) - 1, 1)
+    assert refs[0] not in {edit.ref for edit in change.edits}
+
+
 def test_each_decision_is_kept_with_its_caption(dataset, queue):
     review.apply(dataset, "captions", [queue[0]], review.accept, by="ada")
     review.apply(dataset, "captions", [queue[0]], review.edit("mine"), by="bob")
