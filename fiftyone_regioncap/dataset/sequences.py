@@ -279,6 +279,7 @@ class _Sequences(Videos):
             for name in fields:
                 value = document.get(name)
                 _describe(value, records, document["frame_number"] - 1)
+                _keep_reviewed(value, image.get(name))
                 merged = _merged(
                     value, image.get(name), self.known.get((key, name), {})
                 )
@@ -342,6 +343,15 @@ def _describe(value: Document | None, records: list[CaptionRecord], frame: int) 
                 label["caption_confidence"] = record.confidence
                 label["caption_model"] = record.model
                 label["caption_error"] = record.error
+
+
+def _keep_reviewed(ours: Document | None, theirs: Document | None) -> None:
+    """Puts back what a person decided of captions, which their video doesn't know."""
+    there = {one["_id"]: one for one in labels_of(theirs)}
+    for label in labels_of(ours):
+        known = there.get(label["_id"], {})
+        if known.get("review") not in (None, "unreviewed"):
+            label.update({k: v for k, v in known.items() if k.startswith("caption")})
 
 
 def _merged(

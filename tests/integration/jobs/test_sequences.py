@@ -15,6 +15,7 @@ from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.dataset.sequences import as_videos
 from fiftyone_regioncap.exporters import ExportError
+from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.video.reader import VideoReader
 
 FRAMES = 12
@@ -95,6 +96,33 @@ def test_groups_that_a_view_leaves_out_stay_as_they_are(images: fo.Dataset) -> N
     assert len(tracks) == FRAMES and len({scene for scene, _ in tracks}) == 1
     left = [label.bounding_box[0] for _, label in sorted(tracks.items())]
     assert left[-1] > left[0]  # the disc moves right
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_person_said_of_captions_stays(
+    images: fo.Dataset, overwrite: bool
+) -> None:
+    both(sequences(images).limit(1), prompts="prompts")
+    shown = images.match(fo.ViewField("number").is_in([5, 7])).exists("tracks")
+    for sample, action in zip(
+        shown.sort_by("number"), (review.edit("MINE"), review.reject), strict=True
+    ):
+        ref = review.Ref(sample.id, sample.tracks.detections[0].id)
+        review.apply(images, "tracks", [ref], action)
+    before = {key: label.caption for key, label in found(images).items()}
+    (scene,) = {scene for scene, _ in before}
+    assert before[scene, 5] == "MINE"
+    summary = api.caption(
+        sequences(images).limit(1),
+        captioner="measured",
+        window=6,
+        overwrite=overwrite,
+        progress=False,
+    )
+    assert summary.captions
+    after = {key: label.caption for key, label in found(images).items()}
+    for number in (5, 7):
+        assert after[scene, number] == before[scene, number]
 
 
 def test_what_a_person_changes_meanwhile_stays(images: fo.Dataset) -> None:
