@@ -113,12 +113,15 @@ def add_images(
         raise RegionCapError(f"{name} is no dataset of images; choose another name")
     known = set(dataset.values("filepath"))
     folder = str(images[0].parent)
+    numbers = {str(image): number for number, image in enumerate(images, start=1)}
     new = [
-        fo.Sample(filepath=str(image), sequence=folder, frame_number=number)
-        for number, image in enumerate(images, start=1)
-        if str(image) not in known
+        fo.Sample(filepath=path, sequence=folder, frame_number=number)
+        for path, number in numbers.items()
+        if path not in known
     ]
     dataset.add_samples(new, progress=False)
+    if new and numbers.keys() & known:  # some may come before those that were there
+        dataset.set_values("frame_number", numbers, key_field="filepath")
     own = dataset.match(fo.ViewField("sequence") == folder)
     view = own.group_by("sequence", order_by="frame_number")
     if not prompts:

@@ -171,6 +171,7 @@ class RunContext:
             fails on this machine for want of room.
         tokens: Number of tokens that captioners wrote.
         queues: What waits in front of stages, by their names.
+        run: Id that all workers of a run share.
     """
 
     summary: Report
@@ -182,6 +183,7 @@ class RunContext:
     shared: bool = False
     tokens: int = 0
     queues: dict[StageName, QueueGauge] = field(default_factory=dict)
+    run: str = ""
 
     @classmethod
     def of(

@@ -117,19 +117,19 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
         if not todo and kept.complete:
             work.finish(write=False)
             return None
-        self._keep_for_undo(sample)
+        self._keep_for_undo(sample, context.run)
         if outdated and not options.overwrite:
             context.redone("captions", name_of(sample), len(outdated))
         status.write_status(sample, options.output, "partial")
         return work
 
-    def _keep_for_undo(self, sample: Sample) -> None:
+    def _keep_for_undo(self, sample: Sample, run: str) -> None:
         """Keeps the captions of a sample, in place of those of the job before."""
         output = self._options.output
         if not self._undoable:
-            undoing.begin(sample._dataset, output)
+            undoing.begin(sample._dataset, output, run)
             self._undoable = True
-        undoing.keep(sample, output, self._options.tracks)
+        undoing.keep(sample, output, self._options.tracks, run)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import fiftyone as fo
+import fiftyone.core.clips as foc
 import fiftyone.core.collections as foco
 from fiftyone.operators.store import ExecutionStore
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset import fields
-from fiftyone_regioncap.dataset.captions import mirror_captions
+from fiftyone_regioncap.dataset.captions import caption_index, mirror_captions
 from fiftyone_regioncap.dataset.geometry import labels_of
 from fiftyone_regioncap.dataset.schema import error_field, origin_field, status_field
 from fiftyone_regioncap.dataset.store import Store
@@ -47,26 +48,34 @@ class UndoSummary:
         )
 
 
-def begin(dataset: fo.Dataset, field: str) -> None:
-    """Forgets what an earlier job replaced, as another one begins."""
+def begin(dataset: fo.Dataset, field: str, run: str) -> None:
+    """Forgets what earlier jobs replaced, as another one begins; any worker may.
+
+    Args:
+        dataset: Dataset of videos.
+        field: Field of the captions.
+        run: Id that all workers of the job share.
+    """
     store = ExecutionStore.create(STORE, dataset._doc.id)
     for key in store.list_keys():
-        if key.startswith(f"{field}:"):
+        if key.startswith(f"{field}:") and not key.startswith(f"{field}:{run}:"):
             store.delete(key)
 
 
-def keep(sample: fo.Sample | fo.SampleView, field: str, tracks: str) -> None:
-    """Keeps a sample's captions before a job changes them.
+def keep(sample: fo.Sample | fo.SampleView, field: str, tracks: str, run: str) -> None:
+    """Keeps a sample's captions before a job changes them, unless it has them already.
 
     Args:
         sample: Sample of a dataset of videos.
         field: Field of the captions.
         tracks: Frame field of the tracks that have the captions too.
+        run: Id that all workers of the job share.
     """
     own = Store.of(sample)
     store = ExecutionStore.create(STORE, own.dataset._doc.id)
-    kept = {"tracks": tracks, "values": _values(own, field)}
-    store.set(f"{field}:{own.sample_id}", kept)
+    key = f"{field}:{run}:{own.sample_id}"
+    if store.get(key) is None:
+        store.set(key, {"tracks": tracks, "values": _values(own, field)})
 
 
 def undo_captions(
@@ -96,8 +105,13 @@ def undo_captions(
     field, dataset = options.captions, samples._root_dataset
     fields.require_captions(dataset, field)
     store = ExecutionStore.create(STORE, dataset._doc.id)
-    wanted = {f"{field}:{sample_id}" for sample_id in samples.values("id")}
-    keys = sorted(wanted & set(store.list_keys()))
+    clips = isinstance(samples, foc.ClipsView)
+    wanted = set(samples.values("sample_id" if clips else "id"))
+    keys = [
+        key
+        for key in sorted(store.list_keys())
+        if key.startswith(f"{field}:") and key.rpartition(":")[2] in wanted
+    ]
     if not keys:
         raise FieldError(
             f"no job has changed {field} of these samples since captions are kept; "
@@ -107,7 +121,7 @@ def undo_captions(
     for key in tracked(keys, "caption", field, len(keys), listener, cancel):
         kept = store.get(key)
         assert kept is not None
-        sample = dataset[key.partition(":")[2]]
+        sample = dataset[key.rpartition(":")[2]]
         own = Store.of(sample)
         now = _values(own, field)
         there = {
@@ -120,7 +134,7 @@ def undo_captions(
         written, put_back = (
             labels_of(values[field]) for values in (now, kept["values"])
         )
-        objects = {label["index"] for label in [*written, *put_back]}
+        objects = {caption_index(label) for label in [*written, *put_back]}
         if dataset.has_field(kept["tracks"]):
             mirror_captions(sample, field, kept["tracks"], objects=objects)
         captions += len(put_back)

@@ -389,6 +389,7 @@ class Worker:
             self._beat,
             self.owner,
         )
+        self.context.run = self.run.group
         self.context.on_end = self._settle
         self.context.on_lost = self._again.append
         targets = {target.unit: target for target in self.prepared.targets}

@@ -14,6 +14,7 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import BackendError, FieldError
 from fiftyone_regioncap.dataset.sequences import as_videos
+from fiftyone_regioncap.dataset.videos import add_images
 from fiftyone_regioncap.exporters import ExportError
 from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.video.reader import VideoReader
@@ -266,3 +267,19 @@ def test_groups_that_are_no_videos(images: fo.Dataset, case: str) -> None:
     }[case]()
     with pytest.raises(FieldError, match="group"):
         both(view)
+
+
+def test_images_that_are_added_later_take_their_place(
+    fiftyone_database: str, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    for some in (paths[1::2], paths):
+        view, _ = add_images("later", some)
+    dataset = view._root_dataset
+    try:
+        numbers = dict(zip(*dataset.values(["filepath", "frame_number"]), strict=True))
+        assert [numbers[str(path)] for path in paths] == [1, 2, 3, 4]
+    finally:
+        dataset.delete()

@@ -12,6 +12,7 @@ from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
+from fiftyone_regioncap.jobs import undoing
 
 
 @pytest.fixture
@@ -53,6 +54,37 @@ def test_only_samples_of_the_view_are_changed(dataset, contents):
     api.undo_captions(dataset.limit(1), progress=False)
     now = contents(dataset)
     assert [now[name] for name in now] == [before["one.mp4"], after["two.mp4"]]
+
+
+def test_what_several_workers_did_is_taken_back(dataset, contents):
+    caption(dataset)
+    before = contents(dataset)
+    caption(dataset, window=6, overwrite=True, executor="processes", workers=2)
+    assert api.undo_captions(dataset, progress=False).samples == 2
+    assert contents(dataset) == before
+
+
+def test_workers_of_a_run_keep_what_others_kept(dataset, contents):
+    caption(dataset)
+    before = contents(dataset)
+    for sample in dataset:
+        undoing.begin(dataset, "captions", "run")
+        undoing.keep(sample, "captions", "frames.tracks", "run")
+    clips = dataset.to_clips("captions")
+    assert api.undo_captions(clips, progress=False).samples == 2
+    assert contents(dataset) == before
+
+
+def test_captions_of_others_are_no_object(dataset, contents):
+    caption(dataset)
+    sample = dataset.first()
+    mine = fo.TemporalDetection(label="mine", support=[1, 3])
+    sample["captions"].detections.append(mine)
+    sample.save()
+    before = contents(dataset)
+    caption(dataset, window=6, overwrite=True, merge=True)
+    api.undo_captions(dataset, progress=False)
+    assert contents(dataset) == before
 
 
 def test_nothing_to_undo_is_said(dataset):
