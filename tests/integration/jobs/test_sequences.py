@@ -276,7 +276,7 @@ def test_images_that_are_added_later_take_their_place(
     for path in paths:
         cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
     for some in (paths[1::2], paths):
-        view, _ = add_images("later", some)
+        view, _ = add_images("later", some, [])
     dataset = view._root_dataset
     try:
         numbers = dict(zip(*dataset.values(["filepath", "frame_number"]), strict=True))
