@@ -301,6 +301,7 @@ def evaluate_captions(
     without = total = 0
     for sample in {**said, **wanted}:
         mine, others = said.get(sample, []), wanted.get(sample, [])
+        others = [text for text in others if text.text.strip()]
         if same:
             mine = [text for text in mine if text.text]
         ious = _overlaps(mine, others, same)
@@ -376,7 +377,7 @@ def _read(
     listener: ProgressListener | None,
     cancel: threading.Event | None,
 ) -> dict[str, list[_Text]]:
-    """Texts by sample; those that are empty are no references, but captions."""
+    """Returns texts by sample, also those that are empty."""
     read = field.in_view(samples, (*_ATTRIBUTES, attribute))
     return {
         str(sample["_id"]): [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections import deque
@@ -47,6 +48,7 @@ from fiftyone_regioncap.evaluation.benchmarks.reading import (
 from fiftyone_regioncap.evaluation.benchmarks.registry import BENCHMARKS
 from fiftyone_regioncap.evaluation.benchmarks.report import BenchmarkReport
 from fiftyone_regioncap.evaluation.benchmarks.scoring import checksums_of, score_file
+from fiftyone_regioncap.jobs.base import model_facts
 from fiftyone_regioncap.models.registry import AUTO, ModelSpec
 from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.propagation.registry import PROPAGATORS
@@ -167,7 +169,15 @@ def _run_masks(
     made = PROPAGATORS.obtain(propagator, [])
     key = options.key or made.info.name
     output = _output(options, key) / "predictions"
-    settings = {"propagator": made.info.name, "model": made.info.model}
+    facts = model_facts(made)
+    settings = {
+        "propagator": made.info.name,
+        "model": made.info.model,
+        "revision": made.info.revision,
+        "options": facts.get("options", {}),
+        "checksums": checksums_of(place.benchmark, place.folder),
+    }
+    _claim(output, settings, options.overwrite)
     items = list(islice(place.benchmark.load(place.folder), options.limit))
     progress = ProgressReporter(("propagate",), len(items), listener, cancel)
     assert place.benchmark.propagate is not None
@@ -266,20 +276,7 @@ def _resume(path: Path, settings: Mapping[str, Any], overwrite: bool) -> set[str
     Raises:
         BenchmarkError: If the predictions are of another one, or of other files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = path.with_name("run.json")
-    plain = json.loads(json.dumps(settings, default=str))
-    if overwrite:
-        path.unlink(missing_ok=True)
-    elif path.exists() and record.exists():
-        known = read_object(record)
-        changed = [name for name in plain if known.get(name) != plain[name]]
-        if changed:
-            raise BenchmarkError(
-                f"{path} holds predictions made with another {', '.join(changed)}; "
-                "give another key or output, or overwrite them"
-            )
-    record.write_text(json.dumps(plain, indent=2), encoding="utf-8")
+    _claim(path, settings, overwrite)
     if not path.exists():
         return set()
     content = path.read_bytes()
@@ -290,6 +287,30 @@ def _resume(path: Path, settings: Mapping[str, Any], overwrite: bool) -> set[str
     if not whole:
         return set()
     return {str(one["id"]) for one in read_records(path) if not one.get("error")}
+
+
+def _claim(path: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Makes sure that predictions, a file or a folder, are of one model and its files.
+
+    Raises:
+        BenchmarkError: If they are of another one, or of other files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = path.with_name("run.json")
+    plain = json.loads(json.dumps(settings, default=str))
+    if overwrite and path.is_dir() and record.exists():
+        shutil.rmtree(path)
+    elif overwrite and path.is_file():
+        path.unlink()
+    elif path.exists() and record.exists():
+        known = read_object(record)
+        changed = [name for name in plain if known.get(name) != plain[name]]
+        if changed:
+            raise BenchmarkError(
+                f"{path} holds predictions made with another {', '.join(changed)}; "
+                "give another key or output, or overwrite them"
+            )
+    record.write_text(json.dumps(plain, indent=2), encoding="utf-8")
 
 
 def _predict(

@@ -7,6 +7,7 @@ frame with object ids as values or one an object and frame; or YouTube-VIS' JSON
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,10 +122,13 @@ def _of_json(
     """Returns the masks of a list of tracks by video."""
     frames = {v: tuple(Path(name).stem for name in own) for v, own in names.items()}
     runs: dict[Any, dict[str, dict[int, Any]]] = {v: {} for v in names}
-    for number, entry in enumerate(entries, 1):
+    tracks: Counter[Any] = Counter()
+    for place, entry in enumerate(entries, 1):
         own = runs.get(entry["video_id"])
         if own is None:
-            raise BenchmarkError(f"track {number} is of no video of the file")
+            raise BenchmarkError(f"track {place} is of no video of the file")
+        tracks[entry["video_id"]] += 1
+        number = tracks[entry["video_id"]]
         stems = frames[entry["video_id"]]
         for stem, mask in zip(stems, entry["segmentations"], strict=True):
             own.setdefault(stem, {})[number] = mask
@@ -262,9 +266,11 @@ def propagate(
             with VideoReader(_frames_of(media, item)) as reader:
                 names = _names(Path(reader.path)) or list(truth.frames)
                 request = PropagationRequest(reader, _prompts(truth, names))
+                last = max(prompt.object_id for prompt in request.prompts)
+                kind = np.min_scalar_type(last)  # of PNG: 8 bits, or 16
                 folder.mkdir(parents=True, exist_ok=True)
                 for found in propagator.propagate(request):
-                    values = np.zeros((reader.height, reader.width), np.uint8)
+                    values = np.zeros((reader.height, reader.width), kind)
                     for index, one in found.objects.items():
                         if one.mask is not None:
                             values[one.mask] = index

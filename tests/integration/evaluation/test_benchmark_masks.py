@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,37 @@ def test_run_by_a_propagator(davis: Path, tmp_path: Path) -> None:
     again = run_benchmark(options, ModelSpec("measured"), ModelSpec("flow"))
     assert again.overall == report.overall  # and nothing was carried on again
     assert before == {path.name: path.stat().st_mtime_ns for path in written.iterdir()}
+
+
+def test_masks_of_another_model_are_not_scored(davis: Path, tmp_path: Path) -> None:
+    options = RunOptions(
+        benchmark="davis", folder=str(davis), output=str(tmp_path / "out")
+    )
+    first = run_benchmark(options, ModelSpec("measured"), ModelSpec("flow"))
+    for path in (tmp_path / "out" / "predictions").rglob("*.png"):
+        save(np.zeros((48, 64), np.uint8), path)  # of a worse one
+    other = ModelSpec("flow", options={"sharpen": False})
+    with pytest.raises(BenchmarkError, match="made with another options; give another"):
+        run_benchmark(options, ModelSpec("measured"), other)
+    again = run_benchmark(
+        replace(options, overwrite=True), ModelSpec("measured"), ModelSpec("flow")
+    )
+    assert again.overall == first.overall
+
+
+def test_tracks_of_many_videos_are_numbered_by_video(tmp_path: Path) -> None:
+    """A published file has thousands of tracks, more than a pixel can tell apart."""
+    runs = coco_mask.encode(np.asfortranarray(values(0) == 1).astype(np.uint8))
+    one = {**runs, "counts": runs["counts"].decode()}
+    videos = [
+        {"id": n, "file_names": [f"{n}/{f:05}.jpg" for f in range(2)]} for n in range(3)
+    ]
+    tracks = [{"video_id": n % 3, "segmentations": [one, one]} for n in range(300)]
+    document = {"videos": videos, "annotations": tracks}
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    items = list(BENCHMARKS["youtube-vis"].load(tmp_path))
+    seen = {n for i in items for f in i.values["masks"].runs.values() for n in f}
+    assert seen == set(range(1, 101))
 
 
 def test_bad_masks(davis: Path, tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ def test_captions_meet_the_references_of_their_object(dataset, tmp_path):
     assert "<b>" not in files[".html"].read_text().split("Plotly.newPlot")[-1]
 
 
+def test_what_is_empty_is_no_reference(dataset):
+    sample = dataset.first()
+    failed = [CaptionRecord(2, (0, 9), caption="", error="no answer")]
+    write_captions(sample, "truth", failed)
+    result = evaluate_captions(dataset, "truth", metrics=("rouge_l",))
+    assert (result.count, result.without_reference) == (2, 2)
+    assert result.overall["rouge_l"] == pytest.approx(1)
+
+
 def test_running_again_takes_the_place_of_the_run(dataset):
     for _ in range(2):
         evaluate_captions(dataset, "truth", metrics=("rouge_l",), key="mine")
