@@ -256,7 +256,17 @@ def store(report: BenchmarkReport, predictions: Path) -> None:
     texts: dict[str, str] = {}
     if report.benchmark.pair is None:
         with Predictions(predictions) as found:
-            items = (Item(key, "") for key in ids)
+            items = (
+                Item(
+                    str(label["item"]),
+                    str(sample["filepath"]),
+                    references=tuple(label.get("references") or ()),
+                )
+                for sample, labels in field_.documents(
+                    ("item", "references"), paths=("filepath",)
+                )
+                for label in labels
+            )
             texts = {
                 ids[one.item.id]: one.prediction
                 for one in found.pair(items, whole=False, skip=True)

@@ -11,9 +11,11 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fiftyone as fo
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +23,7 @@ from PIL import Image
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.errors import BackendError, FatalError, OptionError
 from fiftyone_regioncap.core.markdown import plain
+from fiftyone_regioncap.evaluation.benchmarks import datasets
 from fiftyone_regioncap.evaluation.benchmarks.base import Tools
 from fiftyone_regioncap.evaluation.benchmarks.judges import (
     AnswerFile,
@@ -273,6 +276,23 @@ def test_another_version_of_the_files(tmp_path: Path, fiftyone_database: str) ->
         file.write("\n")
     with pytest.raises(BenchmarkError, match="another version"):
         api.score_benchmark("lvis-keywords", str(folder / "said.json"))
+
+
+def test_predictions_without_ids_are_kept_with_a_prepared_dataset(
+    tmp_path: Path, fiftyone_database: str
+) -> None:
+    """Published files name an item by its answer and its picture."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    animals = ("cat", "dog", "dog")
+    said = [{"Answer": one, "pred": f"a {one}", "image": "1.jpg"} for one in animals]
+    score = keywords(folder, said)
+    Image.new("RGB", (8, 8)).save(folder / "1.jpg")
+    made = api.prepare_benchmark("lvis-keywords", str(folder), overwrite=True)
+    report = replace(score(), dataset=made.dataset)
+    datasets.store(report, folder / "said.json")
+    (kept,) = fo.load_dataset(made.dataset).values("truth.detections.benchmark_caption")
+    assert kept == [f"a {one}" for one in animals]
 
 
 def test_many_predictions_in_little_memory(tmp_path: Path) -> None:
