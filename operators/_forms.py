@@ -201,6 +201,8 @@ def require_known(operation: Operation, params: Mapping[str, Any]) -> None:
     known = operation.parameters()
     shown = _FORM_ONLY | {f"{model.name}_missing" for model in operation.models}
     for name in params:
+        if name.startswith("panel_"):
+            continue  # FiftyOne's own, where a panel asks
         if name not in known and name not in shown and _OWN not in name:
             raise OptionError(f"{operation.name}: {unknown(name, known)}")
 
