@@ -129,10 +129,7 @@ def edgetam_footprint(
         BackendError: When timm, which has its backbone, is not installed.
     """
     if find_spec("timm") is None:
-        raise BackendError(
-            "EdgeTAM's backbone is a model of timm: pip install "
-            "'fiftyone-regioncap[edgetam]'"
-        )
+        raise BackendError("EdgeTAM's backbone is a model of timm: pip install timm")
     config = published_edgetam()
     return _footprint(weights, options, dtype, EDGETAM, EdgeTamModel, "EdgeTAM", config)
 
