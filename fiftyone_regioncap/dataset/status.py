@@ -178,28 +178,9 @@ def begun(made_from: str = "") -> str:
     return f"{_BEGUN}{made_from}"
 
 
-def is_begun(
-    sample: fo.Sample | fo.SampleView, field: str, origins: Mapping[str, str | None]
-) -> bool:
-    """Returns whether an earlier run that did not end began to make just these labels.
-
-    Args:
-        sample: Sample of a dataset.
-        field: Field of tracks, with or without ``frames.`` in front.
-        origins: What :func:`begun` returns, by :func:`origin_key`.
-    """
-    known = _origins(sample, field)
-    return all(known.get(key) == origin for key, origin in origins.items())
-
-
 def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:
     """Reads the known origins of finished labels of objects, by :func:`origin_key`."""
     return dict(read_kept(sample, field).origins)
-
-
-def _origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str | None]:
-    name = origin_field(field)
-    return Store.of(sample).sample_document(name).get(name) or {}
 
 
 def done(view: Collection, field: str) -> set[str]:

@@ -283,9 +283,10 @@ class Propagating(SampleStage[PropagateOptions]):
         }
         what = signature({"mark": mark.signature, "objects": sorted(objects or ())})
         begun = dict.fromkeys(origins, status.begun(what))
-        again = status.is_begun(sample, options.output, begun)
+        kept = status.read_kept(sample, options.output)
+        again = begun.items() <= kept.begun.items()
         if not again:
-            replaced = _replaced(sample, options, objects, spans)
+            replaced = _replaced(kept, options, objects, spans)
             anew = dict.fromkeys([*origins, *replaced], status.begun())
             status.write_origins(sample, options.output, anew)
         # Where another job wrote meanwhile, a checkpoint speaks of what it replaced.
@@ -470,7 +471,7 @@ def _overlap(one: Span, other: Span) -> bool:
 
 
 def _replaced(
-    sample: Sample,
+    kept: Kept,
     options: PropagateOptions,
     objects: frozenset[int] | None,
     spans: Sequence[Span],
@@ -478,13 +479,12 @@ def _replaced(
     """Returns the keys of the origins of tracks that lose labels on a range.
 
     Args:
-        sample: The video.
+        kept: What the video keeps of earlier jobs.
         options: Options, with the range.
         objects: Objects whose labels are cleared; None for all.
         spans: Ranges of the same job, of which the later one holds where they overlap.
     """
     own = (options.start, options.stop)
-    kept = status.read_kept(sample, options.output)
     return [
         key
         for key in (*kept.origins, *kept.begun)

@@ -16,6 +16,7 @@ from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.core.types import Caption, Prompt, RegionClip
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.propagation.flow import FlowPropagator
+from tests.support.failing import FailingFlow
 
 
 @dataclass(frozen=True)
@@ -202,19 +203,9 @@ def test_what_a_job_on_clips_replaced_is_made_again(dataset) -> None:
     assert propagate(clip, direction="forward").skipped == 1
 
 
-class Failing(FlowPropagator):
-    """Fails on its fourth frame."""
-
-    def propagate(self, request):
-        for number, masks in enumerate(super().propagate(request)):
-            if number == 3:
-                raise RuntimeError("out of memory")
-            yield masks
-
-
 def test_a_job_on_clips_leaves_objects_that_are_not_prompted_there(dataset) -> None:
     clip = mark(dataset, 12, 5)
-    assert propagate(dataset, propagator=Failing()).failures
+    assert propagate(dataset, propagator=FailingFlow()).failures
     assert propagate(clip).ok
     assert frames_of(dataset, 2) == EVERY
     assert propagate(dataset).ok

@@ -13,7 +13,7 @@ import pytest
 from fiftyone_regioncap import api
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
-from fiftyone_regioncap.propagation.flow import FlowPropagator
+from tests.support.failing import FailingFlow
 
 PROMPTS = [
     Prompt(7, 3, box=(10, 20, 34, 44), label="disc"),
@@ -152,21 +152,11 @@ def test_marks_without_a_number_keep_the_object_they_were_made_to(sample) -> Non
     assert after.index == 1 and after.bounding_box[0] < 0.4
 
 
-class Failing(FlowPropagator):
-    """Fails on its fourth frame."""
-
-    def propagate(self, request):
-        for number, masks in enumerate(super().propagate(request)):
-            if number == 3:
-                raise RuntimeError("out of memory")
-            yield masks
-
-
 def test_what_failed_in_the_middle_is_made_by_the_next_job(sample) -> None:
     correct(sample)
     before = set(tracks(sample))
     view = sample._dataset.select(sample.id)
-    assert api.propagate_from(view, propagator=Failing(), progress=False).failures
+    assert api.propagate_from(view, propagator=FailingFlow(), progress=False).failures
     assert set(tracks(sample)) < before
     assert api.propagate(view, propagator="flow", progress=False).frames
     assert set(tracks(sample)) == before and sample.tracks_status == "complete"
