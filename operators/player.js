@@ -5,6 +5,7 @@
   const PLUGIN = "@fiftyone-regioncap/regioncap";
   const MILLISECONDS_BETWEEN_LOOKS = 100;
   const LOOKS = 600; // for a video to open
+  const LOOKS_HELD = 15; // at a frame until the player stays there
   const { Operator, OperatorConfig, executeOperator, registerOperator } = window.__foo__;
 
   class PlayerOperator extends Operator {
@@ -32,13 +33,16 @@
 
     async execute({ hooks, params }) {
       const own = ++asked;
-      for (let look = 0; look < LOOKS && own === asked; look++) {
+      let held = 0; // looks since the player was sent there
+      for (let look = 0; look < LOOKS && own === asked && held < LOOKS_HELD; look++) {
         const looker = hooks();
         const open = looker?.state?.config?.sampleId === params.sample;
         if (open && looker.state.loaded && looker.seekToFrame) {
-          looker.pause();
-          looker.seekToFrame(params.frame);
-          return;
+          if (!held) looker.pause();
+          else if (looker.state.playing) return;
+          // A timeline that begins after this sends the player back to its start.
+          if (looker.state.frameNumber !== params.frame) looker.seekToFrame(params.frame);
+          held++;
         }
         await new Promise((done) => setTimeout(done, MILLISECONDS_BETWEEN_LOOKS));
       }

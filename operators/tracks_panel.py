@@ -23,6 +23,9 @@ from ._recent import Sessions
 MILLISECONDS_TO_CONNECT = 400
 """Time until the panel hears of the video's frames."""
 
+FRAMES_AT_ONCE = 20_000
+"""Frames of all objects together that a panel is sent as it opens."""
+
 NOTHING = "*not described here*"
 
 EDITS = {
@@ -90,6 +93,15 @@ class _Session:
     problem: str | None = None
     connected: bool = False
 
+    def said(self, first: int, last: int) -> dict[str, dict[str, dict[str, str]]]:
+        """Returns what is said of each object on frames, counted from 1."""
+        return {
+            str(frame): {
+                f"o{row.number}": {"text": row.said(frame)} for row in self.rows
+            }
+            for frame in range(first, last + 1)
+        }
+
 
 # The App makes a panel object an event.
 _sessions = Sessions(_Session)
@@ -134,10 +146,13 @@ class TracksPanel(foo.Panel):
         except RegionCapError as error:
             session.problem = str(error)
             return
-        said = {
-            f"o{row.number}": {"text": row.said(session.first)} for row in session.rows
-        }
-        ctx.panel.set_data({"now": said, "frames": {"frames": {}}})
+        # FiftyOne shows nothing on a frame that is shown before what is said on it is
+        # there, so the first frames, which are all of most videos, are sent at once.
+        count = FRAMES_AT_ONCE // max(1, len(session.rows))
+        last = min(session.frames, session.first + count)
+        said = session.said(session.first, last)
+        now = said.get(str(session.first), {})
+        ctx.panel.set_data({"now": now, "frames": {"frames": said}})
 
     def _read(self, ctx: Any, session: _Session) -> None:
         dataset = ctx.dataset
@@ -182,10 +197,8 @@ class TracksPanel(foo.Panel):
         first, last = ctx.params["range"]
         ctx.panel.set_data(
             {
-                f"frames.frames[{frame}]": {
-                    f"o{row.number}": {"text": row.said(frame)} for row in session.rows
-                }
-                for frame in range(first, last + 1)
+                f"frames.frames[{frame}]": said
+                for frame, said in session.said(first, last).items()
             }
         )
         ctx.panel.set_state("frames.signature", f"{session.sample} {first} {last}")

@@ -141,8 +141,12 @@ def go_to(page: Any, share: float) -> None:
     handle = page.get_by_test_id("timeline-playhead-handle")
     handle.wait_for()
     ruler = page.get_by_test_id("timeline-ruler")
+    notice = page.get_by_text("Open the sample again")
 
     def moved() -> bool:
+        if notice.is_visible():  # over the ruler, for as long as it is pointed at
+            notice.locator("xpath=following::button[1]").click()
+            notice.wait_for(state="hidden")
         box = box_of(ruler)
         wanted = box["x"] + box["width"] * share
         page.mouse.click(wanted, box["y"] + 12)
