@@ -16,6 +16,9 @@ from ._layout import NARROW, WRAP, panel_layout
 
 MILLISECONDS_BETWEEN_LOOKS = 2000
 
+MILLISECONDS_AT_REST = 10_000
+"""Time between looks while no job runs: one may begin elsewhere."""
+
 SHOWN = 30
 """Number of jobs that the panel lists."""
 
@@ -93,15 +96,11 @@ class JobsPanel(foo.Panel):
             if row.properties:
                 stack = types.HStackView(gap=1, componentsProps=WRAP)
                 panel.define_property(f"buttons_{number}", row, view=stack)
-        if any(job["state"] == "running" for job in jobs):
-            panel.view(
-                "again",
-                types.TimerView(
-                    interval=MILLISECONDS_BETWEEN_LOOKS, on_interval=self.look
-                ),
-            )
-        else:
+        pause = MILLISECONDS_BETWEEN_LOOKS
+        if not any(job["state"] == "running" for job in jobs):
+            pause = MILLISECONDS_AT_REST
             panel.btn("look", "Refresh", on_click=self.look, variant="outlined")
+        panel.view("again", types.TimerView(interval=pause, on_interval=self.look))
         return types.Property(panel, view=panel_layout(ctx))
 
     def _button(
