@@ -137,6 +137,8 @@ class Catalog:
             if hash_ == text.hash:
                 continue
             if row is None:
+                # The label may have been moved here from another sample.
+                changes += self._remove(self._rows_where("id", label), writer)
                 row = self.rows
             else:
                 writer.remove(row)
@@ -157,12 +159,13 @@ class Catalog:
         removed = 0
         for (sample,) in self._db.execute("select id from samples").fetchall():
             if sample not in present:
-                found = self._db.execute(
-                    "select row from captions where sample = ?", (sample,)
-                ).fetchall()
-                removed += self._remove([row for (row,) in found], writer)
+                removed += self._remove(self._rows_where("sample", sample), writer)
                 self._db.execute("delete from samples where id = ?", (sample,))
         return removed
+
+    def _rows_where(self, column: str, key: bytes) -> list[int]:
+        query = f"select row from captions where {column} = ?"
+        return [row for (row,) in self._db.execute(query, (key,))]
 
     def _remove(self, rows: Sequence[int], writer: TextWriter) -> int:
         for row in rows:

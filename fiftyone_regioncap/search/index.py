@@ -92,6 +92,7 @@ class CaptionIndex:
                 f"the search index in {folder} is damaged ({error}); delete the "
                 "folder, and the next search makes it again"
             ) from error
+        self._inode = (folder / _CATALOG).stat().st_ino
         self.regions = EmbeddingIndex(self.folder / "regions")
 
     def __len__(self) -> int:
@@ -99,8 +100,11 @@ class CaptionIndex:
 
     @property
     def deleted(self) -> bool:
-        """Whether somebody deleted the folder since it was opened."""
-        return not (self.folder / _CATALOG).exists()
+        """Whether somebody deleted the folder since it was opened, or replaced it."""
+        try:
+            return (self.folder / _CATALOG).stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Closes the files."""
@@ -150,7 +154,9 @@ class CaptionIndex:
         with self._lock:
             store = self._vectors(embedder)  # another process may have been at it
             current = self.catalog.hashes()
-            stored = store.hashes(len(current))[: len(current)]
+            stored = store.hashes(len(current))
+            # Rows past the catalog's last one are of captions that are gone.
+            current = np.pad(current, (0, len(stored) - len(current)))
             store.drop(np.flatnonzero((current == 0) & (stored != 0)))
             pending = np.flatnonzero((current != 0) & (current != stored))
             starts = range(0, len(pending), _BATCH)
@@ -188,6 +194,7 @@ class CaptionIndex:
         """
         query = Query.parse(text)
         rows = None if ids is None else set(self.catalog.rows_of(ids).values())
+        k = min(k, self.catalog.rows)  # the engine makes room for as many
         depth = max(k, DEPTH) if mode == "hybrid" else k
         words: dict[int, float] = {}
         similarities: dict[int, float] = {}
@@ -233,7 +240,8 @@ class CaptionIndex:
         allowed: NDArray[np.bool_] | None = None
         if rows is not None:
             allowed = np.zeros(len(store), bool)
-            allowed[list(rows)] = True
+            # Another thread may have indexed more captions meanwhile.
+            allowed[[row for row in rows if row < len(allowed)]] = True
         demanding = bool(query.phrases or query.excluded)
         wanted = k
         while True:

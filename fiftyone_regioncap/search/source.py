@@ -17,7 +17,7 @@ from fiftyone_regioncap.dataset.store import Document, now
 T = TypeVar("T")
 
 _TICK = timedelta(milliseconds=1)  # resolution of the database's times
-_SETTLED = timedelta(seconds=10)
+_SETTLED = timedelta(seconds=30)
 _LISTS = ("tags", "attributes")
 _WORDS = ("caption", "label", "category")
 
@@ -40,13 +40,14 @@ class Changes(Generic[T]):
 def next_checkpoint(latest: datetime) -> datetime:
     """Returns the time that the next reading begins at.
 
-    Changes of the same moment may still come, and are read again with it, until it is
-    long past: a job on a whole dataset gives many samples the same time.
+    Changes carry the time at which FiftyOne prepared them. They may reach the database
+    later, after others that were prepared since, and the clock of another machine may
+    be ahead, so that what is recent is read again.
 
     Args:
         latest: Time of the last change that was read.
     """
-    return latest + _TICK if now() - latest > _SETTLED else latest
+    return min(latest + _TICK, now() - _SETTLED)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class FieldSource:
         self, since: datetime | None
     ) -> Iterator[Changes[tuple[str, RegionEmbedding | None]]]:
         """See :meth:`CaptionSource.embeddings`."""
-        if not self.field.embedded:
+        if since is None and not self.field.embedded:
             return
         for change in self._changes(tuple(ATTRIBUTES), since):
             found = [(str(o["_id"]), RegionEmbedding.read(o)) for o in change.items]

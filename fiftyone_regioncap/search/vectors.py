@@ -188,6 +188,8 @@ class VectorStore:
         sample = self.get(np.sort(rows))
         _, vectors = np.linalg.eigh(sample.T @ sample)
         axes = np.ascontiguousarray(vectors[:, ::-1][:, :SKETCH_SIZE], np.float32)
+        # Whoever is stopped in between leaves no sketch, rather than one of old axes.
+        self._set(fitted=0)
         path = self._folder / "axes.npy"
         np.save(path, axes, allow_pickle=False)
         self._axes = axes

@@ -13,7 +13,8 @@ from fiftyone_regioncap.captioning.patchioner.text_encoder import PatchionerText
 from fiftyone_regioncap.core.errors import BackendError, FieldError, PromptError
 from fiftyone_regioncap.dataset.captions import clear_captions, write_captions
 from fiftyone_regioncap.search import appearance
-from fiftyone_regioncap.search.results import open_index
+from fiftyone_regioncap.search.appearance import RegionTextEmbedder, select_encoder
+from fiftyone_regioncap.search.results import known_spaces, open_index
 from tests.support.captions import embed_captions, search
 from tests.support.patchioner import write_random_checkpoint
 
@@ -78,6 +79,26 @@ def test_what_changes_is_noticed(dataset, seen):
     dataset.delete_samples(one)
     with pytest.raises(FieldError, match="no region embeddings"):
         found(dataset, CAR)
+
+
+def test_embeddings_that_were_deleted_are_not_found(dataset):
+    assert found(dataset, CAR)
+    dataset.delete_sample_field("captions.detections.region_embedding")
+    with pytest.raises(FieldError, match="no region embeddings"):
+        found(dataset, CAR)
+
+
+def test_captions_that_come_while_regions_are_compared(dataset, seen):
+    """Another thread or process indexes them between two steps of a search."""
+    captions = search(dataset, CAR, mode="visual").captions
+    index = open_index(captions)
+    (known,) = known_spaces(captions, index)
+    encoder = RegionTextEmbedder(select_encoder([known], "captions"))
+    write_captions(dataset.first(), "captions", [seen(9, "Thing nine.", CAR)])
+    open_index(captions)
+    ids = dataset.values("captions.detections.id", unwind=True)
+    hits = index.search(CAR, 5, mode="visual", embedder=encoder, ids=ids)
+    assert "Thing three." in [hit.caption for hit in hits]
 
 
 def test_only_what_changed_is_read_again(dataset, monkeypatch):

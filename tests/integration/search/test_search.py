@@ -4,6 +4,7 @@ import re
 import shutil
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import fiftyone as fo
 import pytest
@@ -23,7 +24,8 @@ from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.review.queue import ReviewQueue
 from fiftyone_regioncap.search import Query, QueryError, embedding, results
 from fiftyone_regioncap.search.catalog import Catalog
-from fiftyone_regioncap.search.index import index_folder
+from fiftyone_regioncap.search.index import CaptionIndex, index_folder
+from fiftyone_regioncap.search.source import FieldSource
 from fiftyone_regioncap.search.text_index import TextIndex
 from tests.integration.conftest import describing
 from tests.support.captions import search
@@ -250,6 +252,51 @@ def test_only_what_changed_is_read_again(described, embedder):
         assert set(left) <= {*VIDEOS[1], VIDEOS[2][2]}
 
 
+@pytest.mark.parametrize("seconds", [3600, -1], ids=["clock ahead", "late write"])
+def test_changes_whose_times_are_out_of_order_are_read(described, seconds):
+    dataset = described(["A red car."], ["A blue bus."])
+    samples = dataset._sample_collection
+    first, last = dataset.values("_id")
+    time = dataset.max("last_modified_at") + timedelta(seconds=max(seconds, 0))
+    samples.update_one({"_id": first}, {"$set": {"last_modified_at": time}})
+    assert texts(find(dataset, "bus")) == ["A blue bus."]
+    change = {
+        "captions.detections.0.caption": "A whale.",
+        "last_modified_at": time + timedelta(seconds=min(seconds, -1)),
+    }
+    samples.update_one({"_id": last}, {"$set": change})
+    assert texts(find(dataset, "whale")) == ["A whale."]
+
+
+def test_a_label_that_moves_to_another_sample_leaves_nothing_behind(described):
+    dataset = described(["A red car.", "A blue bus."], ["A green frog."])
+    find(dataset, "car")
+    one, other = dataset
+    moved, *kept = one.captions.detections
+    other.captions.detections.append(moved)
+    other.save()
+    one.captions.detections = kept
+    one.save()
+    assert texts(find(dataset, "car", k=1)) == ["A red car."]
+    index = TextIndex(index_folder(dataset, "captions") / "words")
+    assert index._index.searcher().num_docs == 3
+
+
+def test_the_last_captions_leave_no_vectors_behind(described, embedder):
+    dataset = described(["A red car."], ["A red bus."], ["A green frog."])
+    options = {"mode": "semantic", "model": embedder, "k": 1}
+    assert texts(find(dataset, "green frog", **options)) == ["A green frog."]
+    dataset.delete_samples(dataset.last())
+    assert len(find(dataset, "green frog", **options)) == 1
+
+
+@pytest.mark.parametrize("k", [2**31, 2**63 - 1])
+@pytest.mark.parametrize("mode", ["text", "hybrid"])
+def test_more_results_than_there_are(described, embedder, mode, k):
+    dataset = described(*VIDEOS)
+    assert len(find(dataset, "red", mode, k=k, model=embedder)) >= 3
+
+
 def test_a_search_after_no_change_writes_nothing(described):
     dataset = described(*VIDEOS)
     folder = index_folder(dataset, "captions") / "words"
@@ -345,6 +392,18 @@ def test_the_index_can_be_deleted_at_any_time(described, embedder, cache):
         found = find(dataset, "red car", "hybrid", model=embedder)
         assert texts(found)[0] == VIDEOS[1][1]
         shutil.rmtree(cache / "search")
+
+
+def test_an_index_that_another_process_made_anew_is_opened_anew(described):
+    dataset = described(["A red car."], ["A blue bus."], ["A green frog."])
+    captions = find(dataset, "car").captions
+    folder = index_folder(dataset, "captions")
+    shutil.rmtree(folder)
+    dataset.delete_samples(dataset.first())  # so that the others have other rows
+    other = CaptionIndex(folder)
+    other.update(FieldSource(captions))
+    other.close()
+    assert texts(find(dataset, "frog")) == ["A green frog."]
 
 
 def test_the_index_of_a_deleted_dataset_is_removed(described):

@@ -121,3 +121,25 @@ def test_damaged_files_are_made_again(tmp_path, points, small, name, content):
         (tmp_path / name).write_bytes(content)
     assert len(VectorStore(tmp_path, "m", DIMENSION)) == 0
     assert fill(tmp_path, points).search(points[0], 1)[0][0] == 0
+
+
+def test_axes_that_were_being_found_anew_are_not_used_half(
+    tmp_path, points, small, monkeypatch
+):
+    fill(tmp_path, points[:1000])
+    store = VectorStore(tmp_path, "m", DIMENSION)
+    store.hashes(COUNT)
+    rows = np.arange(COUNT)
+    store.put(rows, rows + 1, points[::-1])  # with other main axes
+    monkeypatch.setattr(vectors, "_FIT_AGAIN", 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VectorStore, "_chunks", raise_interrupt)
+        store.finish(2)
+    opened = VectorStore(tmp_path, "m", DIMENSION)
+    for query in points[:20]:
+        found = [row for row, _ in opened.search(query, 5)]
+        assert found == exact(points[::-1], query, 5)
+
+
+def raise_interrupt(_):
+    raise KeyboardInterrupt
