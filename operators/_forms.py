@@ -22,7 +22,12 @@ from ._inputs import pick
 
 _TRAINING = "training "
 
-_ROLES = {"propagate": "propagator", "caption": "captioner"}
+_ROLES = {
+    "propose": "propagator",
+    "find_shots": None,
+    "propagate": "propagator",
+    "caption": "captioner",
+}
 """Models of the stages that can say before a run what they would do."""
 
 _OF_A_SAMPLE = ("object_id", "frame")
@@ -133,10 +138,9 @@ def _tell(
     from fiftyone_regioncap.jobs.preview import preview
 
     several = len(operation.stages) > 1
-    groups: dict[str, Any] = dict.fromkeys(_ROLES)
-    for stage in stages:
-        groups[stage] = getattr(options, stage) if several else options
-    names = {stage: _name_of(models[_ROLES[stage]], _ROLES[stage]) for stage in stages}
+    groups = {s: getattr(options, s) if several else options for s in stages}
+    roles = {stage: role for stage in stages if (role := _ROLES[stage]) is not None}
+    names = {stage: _name_of(models[role], role) for stage, role in roles.items()}
     found = preview(_scope.samples(ctx, operation), **groups, models=names)
     shown = found.to_markdown()
     if names.get("caption") == "measured":

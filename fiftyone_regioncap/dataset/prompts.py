@@ -34,6 +34,7 @@ from fiftyone_regioncap.dataset.ownership import (
     prompt_label_id,
 )
 from fiftyone_regioncap.dataset.schema import declare_labels
+from fiftyone_regioncap.dataset.status import Span, is_inside
 from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, Document, Store, frame_path
 from fiftyone_regioncap.propagation.base import Direction
 from fiftyone_regioncap.propagation.prompts import check_prompts
@@ -41,6 +42,10 @@ from fiftyone_regioncap.propagation.prompts import check_prompts
 _BOX_SIGNS = ("sam_label", "sam3_label")
 """Attributes of a Detection that FiftyOne's SAM 3 reads: whether the box is on what is
 looked for."""
+
+
+WHOLE: tuple[Span, ...] = ((0, None),)
+"""All of a video, as ranges."""
 
 
 @dataclass(frozen=True)
@@ -385,24 +390,21 @@ def _joined(one: Prompt, other: Prompt) -> Prompt:
     )
 
 
-def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> None:
-    """Writes prompts into a frame field, in place of those that are there.
+def require_own_prompts(
+    sample: fo.Sample | fo.SampleView, field: str, spans: Sequence[Span] = WHOLE
+) -> None:
+    """Makes sure that a frame field holds only prompts that this package wrote.
 
     Args:
         sample: Video in a dataset.
         field: Name of the field on the frames.
-        prompts: Prompts, all with points (written as Keypoints), or all with boxes or
-            masks (written as Detections).
+        spans: Ranges to look at; by default the whole video.
 
     Raises:
-        PromptError: When a prompt doesn't fit the video.
-        FieldError: When the field holds labels that a person drew or edited, exists
-            with another type, or is read-only.
+        FieldError: When somebody drew or edited a label there.
     """
     store = Store.of(sample)
-    by_frame = _labels_by_frame(sample, prompts)
-    there = list(store.frames([field]))
-    for document in there:
+    for document in _written(store, field, spans):
         place = place_prefix(store.sample_id, field, document["frame_number"])
         for label in labels_of(document.get(field)):
             if owner_of_track_label(label, place) != "own":
@@ -411,14 +413,67 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
                     f"{frames_field(field)} that a person drew or edited; write to "
                     f"{free_field(store.dataset, frames_field(field))}, or delete them"
                 )
+
+
+def prompt_numbers(
+    sample: fo.Sample | fo.SampleView, field: str, *, outside: Sequence[Span]
+) -> set[int]:
+    """Reads the numbers of the prompts of a frame field outside some ranges."""
+    store = Store.of(sample)
+    path = f"{field}.detections.index"
+    return {
+        label["index"]
+        for document in store.frames([path], unfiltered=True)
+        if not is_inside(document["frame_number"] - 1, outside)
+        for label in labels_of(document.get(field))
+        if label.get("index") is not None
+    }
+
+
+def _written(store: Store, field: str, spans: Sequence[Span]) -> list[Document]:
+    """Reads the frames of ranges that have labels, those that a view hides too."""
+    return [
+        document
+        for document in store.frames([field], unfiltered=True)
+        if document.get(field) is not None
+        and is_inside(document["frame_number"] - 1, spans)
+    ]
+
+
+def write_prompts(
+    sample: fo.Sample | fo.SampleView,
+    field: str,
+    prompts: Sequence[Prompt],
+    *,
+    spans: Sequence[Span] = WHOLE,
+) -> int:
+    """Writes prompts into a frame field, in place of those that are there.
+
+    Args:
+        sample: Video in a dataset.
+        field: Name of the field on the frames.
+        prompts: Prompts, all with points (written as Keypoints), or all with boxes or
+            masks (written as Detections).
+        spans: Ranges whose prompts are replaced; by default the whole video.
+
+    Returns:
+        Number of labels that were replaced.
+
+    Raises:
+        PromptError: When a prompt doesn't fit the video.
+        FieldError: When the field holds labels that a person drew or edited, exists
+            with another type, or is read-only.
+    """
+    store = Store.of(sample)
+    by_frame = _labels_by_frame(sample, prompts)
+    require_own_prompts(sample, field, spans)
+    there = _written(store, field, spans)
     for number, labels in by_frame.items():
         place = place_prefix(store.sample_id, field, number)
         for label in labels[labels._LABEL_LIST_FIELD]:
             label.id = str(prompt_label_id(place, label))
     values: dict[int, Document | None] = {
-        document["frame_number"]: None
-        for document in there
-        if document.get(field) is not None
+        document["frame_number"]: None for document in there
     }
     for number, labels in by_frame.items():
         values[number] = labels.to_mongo().to_dict()
@@ -432,6 +487,7 @@ def write_prompts(sample: fo.Sample, field: str, prompts: Sequence[Prompt]) -> N
         filter(None, values.values()),
     )
     store.reload_frames()
+    return sum(len(labels_of(document[field])) for document in there)
 
 
 def same_prompts(

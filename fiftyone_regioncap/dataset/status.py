@@ -23,6 +23,12 @@ from fiftyone_regioncap.dataset.store import Store, frame_path
 State: TypeAlias = Literal["complete", "partial", "failed"]
 """``partial`` from the first write on, ``complete`` or ``failed`` as the last one."""
 
+Span: TypeAlias = tuple[int, int | None]
+"""A range [start, stop) of 0-based frames; None means the end of the video."""
+
+SEARCH = 0
+"""Stands for an object where labels are of a search for all objects, or shots."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -56,6 +62,23 @@ class Kept:
     def complete(self) -> bool:
         """Whether the last job has completed the sample."""
         return self.status.state == "complete"
+
+    def searched(self, span: Span, origin: str) -> bool:
+        """Returns whether a range was searched for just what is searched for now.
+
+        What nothing says the origin of was searched when its sample is complete.
+
+        Args:
+            span: The range.
+            origin: Hash of all that what is found depends on.
+        """
+        if not (self.origins or self.begun):
+            return self.complete
+        return self.origins.get(origin_key(SEARCH, *span)) == origin
+
+    def overlapping(self, span: Span) -> list[str]:
+        """Returns the keys of finished labels of ranges that share frames with one."""
+        return [key for key in self.origins if ranges_overlap(origin_range(key), span)]
 
 
 def write_status(
@@ -138,10 +161,25 @@ def origin_object(key: str) -> int:
     return int(key.partition(":")[0])
 
 
-def origin_range(key: str) -> tuple[int, int | None]:
+def origin_range(key: str) -> Span:
     """Returns the range [start, stop) of an :func:`origin_key`; None means the end."""
     start, _, stop = key.partition(":")[2].partition("-")
     return int(start or 0), None if stop in ("", "None") else int(stop)
+
+
+def ranges_overlap(one: Span, other: Span) -> bool:
+    """Returns whether two ranges have a frame in common."""
+    return all(
+        stop is None or start < stop
+        for (start, _), (_, stop) in ((one, other), (other, one))
+    )
+
+
+def is_inside(frame: int, spans: Sequence[Span]) -> bool:
+    """Returns whether a 0-based frame is in one of some ranges."""
+    return any(
+        start <= frame and (stop is None or frame < stop) for start, stop in spans
+    )
 
 
 def write_origins(

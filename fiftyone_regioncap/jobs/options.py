@@ -367,23 +367,26 @@ class ProposeOptions(Options):
         "frames.prompts",
         "Frame field that the prompts are written to.",
         picker="new prompts",
+        result=False,
     )
     proposals: ProposalOptions = group(ProposalOptions)
-    overwrite: bool = option(False, "Search again what is complete.")
+    overwrite: bool = option(False, "Search again what is complete.", result=False)
 
 
 @dataclass(frozen=True)
 class ShotOptions(Options):
     """Options of finding the shots of videos."""
 
-    output: str = option("shots", "Field of events that the shots are written to.")
+    output: str = option(
+        "shots", "Field of events that the shots are written to.", result=False
+    )
     sensitivity: float = option(
         0.5,
         "Sensitivity of scene cut detection; higher finds more cuts.",
         minimum=0.01,
         maximum=1,
     )
-    overwrite: bool = option(False, "Search again what is complete.")
+    overwrite: bool = option(False, "Search again what is complete.", result=False)
 
 
 @dataclass(frozen=True)

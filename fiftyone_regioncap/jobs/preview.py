@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,12 @@ from fiftyone_regioncap.dataset.fields import frames_field
 from fiftyone_regioncap.dataset.schema import status_field
 from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, frame_path
 from fiftyone_regioncap.jobs import costs
-from fiftyone_regioncap.jobs.options import CaptionOptions, PropagateOptions
+from fiftyone_regioncap.jobs.options import (
+    CaptionOptions,
+    PropagateOptions,
+    ProposeOptions,
+    ShotOptions,
+)
 
 COUNTED = 2_000
 """Number of videos up to which objects are counted."""
@@ -61,9 +67,12 @@ def duration(seconds: float) -> str:
 
 def preview(
     samples: foco.SampleCollection,
-    propagate: PropagateOptions | None,
-    caption: CaptionOptions | None,
-    models: dict[str, str],
+    propagate: PropagateOptions | None = None,
+    caption: CaptionOptions | None = None,
+    models: Mapping[str, str] | None = None,
+    *,
+    propose: ProposeOptions | None = None,
+    find_shots: ShotOptions | None = None,
 ) -> Preview:
     """Looks at what there is, without reading masks or videos.
 
@@ -72,6 +81,8 @@ def preview(
         propagate: Options of the propagation; None for none.
         caption: Options of the captioning; None for none.
         models: Names of the models by stage, such as ``{"caption": "dam-video"}``.
+        propose: Options of finding objects; None for none.
+        find_shots: Options of finding shots; None for none.
     """
     videos = len(samples)
     frames = int(samples.sum("metadata.total_frame_count") or 0)
@@ -84,15 +95,16 @@ def preview(
         objects = _objects(samples, source)
     lines = []
     anew = samples
-    if propagate is not None:
-        anew, line = _tracks(samples, propagate)
-        lines.append(line)
+    for options in (propose, find_shots, propagate):
+        if options is not None:
+            anew, line = _made(samples, options)
+            lines.append(line)
     if caption is not None:
         lines.append(_captions(samples, anew, caption, propagate is not None))
         if propagate is None and not caption.overwrite:
             anew = _incomplete(samples, caption.output)
     share = len(anew) / max(videos, 1)
-    seconds = _seconds(models, frames * share, (objects or 0) * share)
+    seconds = _seconds(models or {}, frames * share, (objects or 0) * share)
     return Preview(videos, objects, frames, seconds, tuple(lines))
 
 
@@ -108,13 +120,13 @@ def _incomplete(samples: foco.SampleCollection, output: str) -> foco.SampleColle
     return samples.match(F(status) != "complete")
 
 
-def _seconds(models: dict[str, str], frames: float, objects: float) -> float | None:
+def _seconds(models: Mapping[str, str], frames: float, objects: float) -> float | None:
     """Returns the estimated duration; None where nothing is known or to be done."""
     units = {"propagate": frames, "caption": objects}
     total = 0.0
     for stage, model in models.items():
         cost = costs.measured_cost(stage, model)
-        if cost is None:
+        if cost is None or stage not in units:
             return None
         total += cost * units[stage]
     return total or None
@@ -140,26 +152,39 @@ def _objects(samples: foco.SampleCollection, field: str) -> int:
     return next((document["objects"] for document in found), 0)
 
 
-def _tracks(
-    samples: foco.SampleCollection, options: PropagateOptions
+_MADE = {
+    ProposeOptions: ("Prompts", "options and model are"),
+    ShotOptions: ("Shots", "options are"),
+    PropagateOptions: ("Tracks", "prompts and model are"),
+}
+"""What stages on videos write, and what must be the same for it to be kept."""
+
+
+def _made(
+    samples: foco.SampleCollection,
+    options: ProposeOptions | ShotOptions | PropagateOptions,
 ) -> tuple[foco.SampleCollection, str]:
-    """Returns the samples whose tracks are made, and a sentence."""
+    """Returns the samples on which labels are made, and a sentence."""
     dataset = samples._root_dataset
-    name = frames_field(options.output)
+    what, same = _MADE[type(options)]
+    shots = isinstance(options, ShotOptions)
+    name = options.output if shots else frames_field(options.output)
     status = status_field(options.output)
     if not dataset.has_field(name) or not dataset.has_field(status):
-        return samples, f"Tracks: written to the new field `{name}`"
+        return samples, f"{what}: written to the new field `{name}`"
     undone = _incomplete(samples, options.output)
     complete = len(samples) - len(undone)
-    edited = "" if options.overwrite_edited else "; labels that a person edited stay"
+    # Of prompts and shots all that a person edited stays, and is said to be in the way.
+    replaced = getattr(options, "overwrite_edited", shots and options.overwrite)
+    edited = "" if replaced else "; labels that a person edited stay"
     if not complete:
-        return samples, f"Tracks: written to `{name}`{edited}"
+        return samples, f"{what}: written to `{name}`{edited}"
     if options.overwrite:
         again = f"{_count(complete, 'complete video')} of `{name}` made again{edited}"
-        return samples, f"Tracks: {again}"
+        return samples, f"{what}: {again}"
     return undone, (
-        f"Tracks: {_count(complete, 'complete video')} of `{name}` kept as far as "
-        f"prompts and model are the same, {len(undone):,} to do{edited}"
+        f"{what}: {_count(complete, 'complete video')} of `{name}` kept as far as "
+        f"{same} the same, {len(undone):,} to do{edited}"
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import fiftyone as fo
 import fiftyone.core.collections as foco
@@ -26,7 +26,7 @@ from fiftyone_regioncap.dataset.metadata import (
 from fiftyone_regioncap.dataset.objects import read_numbers, write_numbers
 from fiftyone_regioncap.dataset.ownership import track_label_is_foreign
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
-from fiftyone_regioncap.dataset.status import Kept
+from fiftyone_regioncap.dataset.status import Kept, Span, is_inside, ranges_overlap
 from fiftyone_regioncap.dataset.store import Store, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
 from fiftyone_regioncap.dataset.tracks import (
@@ -66,9 +66,6 @@ _NO_END = 2**31 - 2
 
 _CLAIMED = "job/frames"
 """Array of a checkpoint with the frames that have labels up to it."""
-
-Span: TypeAlias = tuple[int, int | None]
-"""A range [start, stop) of 0-based frames; None means the end of the video."""
 
 UNLINKED_FRAMES = 10
 """Frames on which labels that nothing links are taken for marks of a person; a detector
@@ -202,7 +199,7 @@ class Propagating(SampleStage[PropagateOptions]):
             raise NothingMarked(
                 f"{options.prompts} is empty; mark an object on some frame"
             )
-        unlinked = [frame for frame in found.unlinked if _is_inside(frame, spans)]
+        unlinked = [frame for frame in found.unlinked if is_inside(frame, spans)]
         objects, frames = len(unlinked), len(set(unlinked))
         if frames > 1 and not options.unlinked:
             message = (
@@ -370,12 +367,6 @@ def _refuse_shared_indexes(found: PromptSet, output: str, foreign: set[int]) -> 
         )
 
 
-def _is_inside(frame: int, spans: Sequence[Span]) -> bool:
-    return any(
-        start <= frame and (stop is None or frame < stop) for start, stop in spans
-    )
-
-
 def _problems(
     found: PromptSet, spans: Sequence[Span], options: PropagateOptions
 ) -> list[str]:
@@ -427,7 +418,7 @@ def _to_do(
         there = replace(options, start=start, stop=stop)
         # Where the ranges of a job overlap, none removes what it does not make.
         apart = not any(
-            _overlap(one, (start, stop)) for one in {*spans} - {(start, stop)}
+            ranges_overlap(one, (start, stop)) for one in {*spans} - {(start, stop)}
         )
         if options.overwrite:
             own = {prompt.object_id for prompt in _inside(found, there, None).prompts}
@@ -454,20 +445,12 @@ def _to_do(
                 and apart
                 and not any(
                     status.origin_object(key) not in undone
-                    and _overlap(status.origin_range(key), (start, stop))
+                    and ranges_overlap(status.origin_range(key), (start, stop))
                     for key in known
                 )
             )
             todo[start, stop] = everything if every else frozenset(undone)
     return todo
-
-
-def _overlap(one: Span, other: Span) -> bool:
-    """Returns whether two ranges have a frame in common."""
-    return all(
-        stop is None or start < stop
-        for (start, _), (_, stop) in ((one, other), (other, one))
-    )
 
 
 def _replaced(
@@ -489,7 +472,7 @@ def _replaced(
         key
         for key in (*kept.origins, *kept.begun)
         if (objects is None or status.origin_object(key) in objects)
-        and _overlap(span := status.origin_range(key), own)
+        and ranges_overlap(span := status.origin_range(key), own)
         and (span == own or span not in spans)
     ]
 

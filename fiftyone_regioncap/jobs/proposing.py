@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import fiftyone as fo
@@ -10,13 +12,20 @@ import fiftyone.core.collections as foco
 
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.core.progress import Stage as StageName
-from fiftyone_regioncap.dataset import fields, schema, status
+from fiftyone_regioncap.core.types import Prompt
+from fiftyone_regioncap.dataset import fields, schema
 from fiftyone_regioncap.dataset.ownership import track_label_is_foreign
-from fiftyone_regioncap.dataset.prompts import write_prompts
+from fiftyone_regioncap.dataset.prompts import (
+    prompt_numbers,
+    require_own_prompts,
+    write_prompts,
+)
+from fiftyone_regioncap.dataset.status import Span
 from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target
-from fiftyone_regioncap.jobs.base import RunContext, SampleStage
+from fiftyone_regioncap.jobs.base import RunContext, model_facts
 from fiftyone_regioncap.jobs.options import ProposeOptions
+from fiftyone_regioncap.jobs.searching import SearchStage
 from fiftyone_regioncap.jobs.summary import Report, Summary
 from fiftyone_regioncap.models.registry import ModelRegistry
 from fiftyone_regioncap.propagation.base import Propagator
@@ -47,7 +56,7 @@ def require_segmenter(model: Propagator | Segmenter) -> Segmenter:
     return cast(Segmenter, model)
 
 
-class Proposing(SampleStage[ProposeOptions]):
+class Proposing(SearchStage[ProposeOptions]):
     """Writes a mask prompt for each object that is found; see :class:`Stage`.
 
     Args:
@@ -56,6 +65,7 @@ class Proposing(SampleStage[ProposeOptions]):
     """
 
     name: ClassVar[StageName] = "propose"
+    found: ClassVar[str] = "proposals"
     options = ProposeOptions
     summary: ClassVar[type[Report]] = Summary
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"propagator": PROPAGATORS}
@@ -82,19 +92,56 @@ class Proposing(SampleStage[ProposeOptions]):
         dataset, output = samples._root_dataset, self._options.output
         schema.declare_labels(dataset, output, fo.Detections)
         schema.declare_status(dataset, output)
+        schema.declare_origins(dataset, output)
 
-    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
-        """Searches a sample, unless that was done."""
-        options, output = self._options, self._options.output
-        done = status.read_status(sample, output).state == "complete"
-        if done and not options.overwrite:
-            return False
+    def facts(self) -> dict[str, Any]:
+        """Returns the model that finds masks; see :meth:`SearchStage.facts`."""
+        return {"propagator": model_facts(self._propagator)}
+
+    def spans(self, target: Target) -> list[Span]:
+        """Returns the clips, those that overlap as one; else all of the video."""
+        spans: list[tuple[int, int]] = []
+        for start, stop in sorted(target.ranges or ()):
+            if spans and start < spans[-1][1]:
+                start, last = spans.pop()
+                stop = max(stop, last)
+            spans.append((start, stop))
+        return [*spans] or [(0, None)]
+
+    def require_unedited(self, sample: Sample, spans: Sequence[Span]) -> None:
+        """Looks at the prompts; see :meth:`SearchStage.require_unedited`."""
+        require_own_prompts(sample, frame_path(self._options.output), spans)
+
+    def search(
+        self, sample: Sample, spans: Sequence[Span], context: RunContext
+    ) -> list[Prompt]:
+        """Finds the objects of each range, whose numbers nothing else has."""
+        name = frame_path(self._options.output)
+        taken = prompt_numbers(sample, name, outside=spans)
+        numbers = (number for number in count(1) if number not in taken)
         with VideoReader(sample.filepath) as reader:
-            start, stop = (target.ranges or ((0, len(reader)),))[0]
-            prompts = propose(
-                reader, self._segmenter, options.proposals, start=start, stop=stop
-            )
-        write_prompts(sample, frame_path(output), prompts)
-        status.write_status(sample, output, "complete")
-        context.count(tracks=len(prompts))
-        return True
+            return [
+                replace(prompt, object_id=next(numbers))
+                for start, stop in spans
+                for prompt in propose(
+                    reader,
+                    self._segmenter,
+                    self._options.proposals,
+                    start=start,
+                    stop=min(stop or len(reader), len(reader)),
+                )
+            ]
+
+    def write(
+        self,
+        sample: Sample,
+        spans: Sequence[Span],
+        found: list[Prompt],
+        context: RunContext,
+    ) -> int:
+        """Writes the prompts; see :meth:`SearchStage.write`."""
+        replaced = write_prompts(
+            sample, frame_path(self._options.output), found, spans=spans
+        )
+        context.count(tracks=len(found))
+        return replaced

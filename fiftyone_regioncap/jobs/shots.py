@@ -10,13 +10,17 @@ import fiftyone as fo
 import fiftyone.core.collections as foco
 from bson import ObjectId
 
+from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.progress import Stage as StageName
-from fiftyone_regioncap.dataset import fields, schema, status
-from fiftyone_regioncap.dataset.ownership import is_numbered, numbered_id
+from fiftyone_regioncap.dataset import fields, schema
+from fiftyone_regioncap.dataset.geometry import labels_of
+from fiftyone_regioncap.dataset.ownership import free_field, is_numbered, numbered_id
+from fiftyone_regioncap.dataset.status import Span
 from fiftyone_regioncap.dataset.store import Document, Store
-from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
-from fiftyone_regioncap.jobs.base import RunContext, SampleStage
+from fiftyone_regioncap.dataset.targets import Sample, name_of
+from fiftyone_regioncap.jobs.base import RunContext
 from fiftyone_regioncap.jobs.options import ShotOptions
+from fiftyone_regioncap.jobs.searching import SearchStage
 from fiftyone_regioncap.jobs.summary import Report
 from fiftyone_regioncap.models.registry import ModelRegistry
 from fiftyone_regioncap.video.reader import VideoReader
@@ -45,7 +49,7 @@ class ShotSummary(Report):
         return "\n".join(lines + self.remarks())
 
 
-class FindingShots(SampleStage[ShotOptions]):
+class FindingShots(SearchStage[ShotOptions]):
     """Writes an event for each shot; see :class:`Stage`.
 
     Args:
@@ -53,6 +57,7 @@ class FindingShots(SampleStage[ShotOptions]):
     """
 
     name: ClassVar[StageName] = "shots"
+    found: ClassVar[str] = "shots"
     options = ShotOptions
     summary: ClassVar[type[Report]] = ShotSummary
     models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {}
@@ -77,27 +82,69 @@ class FindingShots(SampleStage[ShotOptions]):
         dataset, output = samples._root_dataset, self._options.output
         schema.declare_events(dataset, output)
         schema.declare_status(dataset, output)
+        schema.declare_origins(dataset, output)
 
-    def process(self, target: Target, sample: Sample, context: RunContext) -> bool:
-        """Searches a video, unless that was done."""
-        options, output, name = self._options, self._options.output, name_of(sample)
-        done = status.read_status(sample, output).state == "complete"
-        if done and not options.overwrite:
-            return False
-        detector, starts, count = SceneCutDetector(options.sensitivity), [0], 0
+    def require_unedited(self, sample: Sample, spans: Sequence[Span]) -> None:
+        """Looks at the shots; see :meth:`SearchStage.require_unedited`."""
+        output, store = self._options.output, Store.of(sample)
+        if self._options.overwrite:
+            return
+        there = _events(store, output)
+        bounds = [shot["support"][0] - 1 for shot in there]
+        bounds += [shot["support"][1] for shot in there[-1:]]
+        edited = [
+            shot["label"]
+            for shot, own in zip(there, _shots(store, output, bounds), strict=True)
+            if _said(shot) != _said(own)
+        ]
+        if edited:
+            listed = ", ".join(map(str, edited[:3]))
+            raise FieldError(
+                f"{output} holds shots that a person edited ({listed}); write to "
+                f"{free_field(store.dataset, output)}, or replace them by the option "
+                "overwrite"
+            )
+
+    def search(
+        self, sample: Sample, spans: Sequence[Span], context: RunContext
+    ) -> list[int]:
+        """Returns the frames at which shots begin, and one past the last one."""
+        detector, starts, count = SceneCutDetector(self._options.sensitivity), [0], 0
         with VideoReader(sample.filepath) as reader:
             for number, frame in enumerate(reader):
                 if detector.is_cut(frame):
                     starts.append(number)
                 count = number + 1
+                name = name_of(sample)
                 context.reporter.update(self.name, name, count, len(reader))
-        store = Store.of(sample)
-        shots = _shots(store, output, [*starts, count])
+        return [*starts, count]
+
+    def write(
+        self,
+        sample: Sample,
+        spans: Sequence[Span],
+        found: list[int],
+        context: RunContext,
+    ) -> int:
+        """Writes the shots; see :meth:`SearchStage.write`."""
+        output, store = self._options.output, Store.of(sample)
+        replaced = len(_events(store, output))
+        shots = _shots(store, output, found)
         value = {"_cls": "TemporalDetections", "detections": shots}
         store.write_sample({output: value})
-        status.write_status(sample, output, "complete")
         context.count(shots=len(shots))
-        return True
+        return replaced
+
+
+def _events(store: Store, field: str) -> list[Document]:
+    """Reads the shots of a video in their order."""
+    found = labels_of(store.sample_document(field).get(field))
+    return sorted(found, key=lambda shot: shot["support"])
+
+
+def _said(shot: Document) -> Document:
+    """Returns what a shot says; FiftyOne adds empty attributes where it saves one."""
+    return {key: value for key, value in shot.items() if value not in (None, [])}
 
 
 def _shots(store: Store, field: str, bounds: Sequence[int]) -> list[Document]:

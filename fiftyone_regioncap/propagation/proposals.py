@@ -95,7 +95,10 @@ class ProposalOptions(Options):
         advanced=True,
     )
     max_objects: int = option(
-        32, "Greatest number of objects; the most confident ones are kept.", minimum=1
+        32,
+        "Greatest number of objects of a video or clip; the most confident ones are "
+        "kept.",
+        minimum=1,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fiftyone as fo
 import numpy as np
@@ -59,3 +60,40 @@ def test_events_of_others_are_not_replaced(dataset: fo.Dataset) -> None:
     sample.save()
     with pytest.raises(FieldError, match=r"did not write \(goal\); write to shots_2"):
         api.find_shots(dataset, progress=False)
+
+
+def test_shots_of_another_sensitivity_are_found_again(dataset: fo.Dataset) -> None:
+    api.find_shots(dataset, sensitivity=0.01, progress=False)
+    again = api.find_shots(dataset, progress=False)
+    assert (again.shots, again.skipped) == (3, 0)
+    assert "shots were made from other prompts, options" in again.notes[0]
+    assert api.find_shots(dataset, sensitivity=0.5, progress=False).skipped == 1
+    as_before = {"$set": {"shots_origin": None}}  # in older versions
+    dataset._sample_collection.update_many({}, as_before)
+    assert api.find_shots(dataset, sensitivity=0.01, progress=False).skipped == 1
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [{"label": "goal"}, {"support": [10, 20]}, {"tags": ["mine"]}],
+    ids=["a name", "a range", "a tag"],
+)
+def test_edited_shots_stay_where_options_change(
+    dataset: fo.Dataset, edit: dict[str, Any]
+) -> None:
+    api.find_shots(dataset, progress=False)
+    sample = dataset.first()
+    ((name, value),) = edit.items()
+    sample["shots"].detections[1][name] = value
+    sample.save()
+    failed = api.find_shots(dataset, sensitivity=0.4, progress=False)
+    assert "shots that a person edited" in failed.failures[0].error
+    assert "write to shots_2" in failed.failures[0].error
+    dataset.reload()
+    assert dataset.first()["shots"].detections[1][name] == value
+    assert api.find_shots(dataset, progress=False).skipped == 1
+    assert dataset.values("shots_status") == ["complete"]
+    again = api.find_shots(dataset, overwrite=True, progress=False)
+    assert again.ok and again.shots == 3
+    dataset.reload()
+    assert [shot.support for shot in dataset.first()["shots"].detections] == SUPPORTS

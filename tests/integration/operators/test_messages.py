@@ -133,6 +133,34 @@ def test_a_form_says_what_is_kept_and_replaced(
     assert all(said in text.replace("frames.", "") for said in says), text
 
 
+def test_a_form_says_what_a_search_of_videos_keeps(
+    dataset: fo.Dataset, videos: list[Path]
+) -> None:
+    own = fo.Dataset()
+    own.add_samples([fo.Sample(filepath=str(path)) for path in videos[:2]])
+
+    def said(name: str, **params: Any) -> str:
+        return form(name, own, **params)["preview"]["default"]
+
+    kept = (
+        "1 complete video of `shots` kept as far as options are the same, 1 to do; "
+        "labels that a person edited stay"
+    )
+    try:
+        assert "Prompts: written to the new field `frames.prompts`" in said(
+            "propose_objects"
+        )
+        assert "Shots: written to the new field `shots`" in said("find_shots")
+        api.find_shots(own.limit(1), progress=False)
+        own.reload()
+        assert kept in said("find_shots")
+        assert "1 complete video of `shots` made again" in said(
+            "find_shots", overwrite=True
+        )
+    finally:
+        own.delete()
+
+
 def test_a_search_looks_at_the_whole_dataset_not_at_what_was_found(
     dataset: fo.Dataset,
 ) -> None:
