@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fiftyone_regioncap.core.types import Frame, Mask
 
 _WIDTH = 640  # pixels; enough for a tenth of a percent of the frame's width
+_NARROWEST = 31  # pixels at _WIDTH; the size of what a descriptor looks at
 _FEATURES = 1500
 _RATIO = 0.8  # of the nearest to the second nearest descriptor (Lowe, 2004)
 _REPROJECTION = 2.5  # pixels at _WIDTH
@@ -42,6 +43,8 @@ def camera_steps(
     if len(frames) < 2:
         return []
     scale = min(_WIDTH / frames[0].shape[1], 1.0)
+    if min(frames[0].shape[:2]) * scale < _NARROWEST:
+        return [None] * (len(frames) - 1)
     detector = cv2.ORB.create(nfeatures=_FEATURES, fastThreshold=5)
     features = [
         _features(detector, frame, mask, scale)

@@ -109,21 +109,23 @@ def write_list(path: Path, files: Sequence[str]) -> None:
     for file in files:
         state = os.stat(file) if os.path.exists(file) else None
         facts = f"{state.st_size} {state.st_mtime_ns}" if state else "missing"
-        lines.append(f"{facts}\t{file}\n")
-    path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+        # A path may hold any character but the one that stands for its line breaks.
+        lines.append(f"{facts}\t{file}".replace("\n", "\0") + "\n")
+    path.write_bytes("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def _read_list(path: str) -> list[Path]:
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
         raise VideoError(path, f"the list of images can't be read: {error}") from None
-    return [Path(line.partition("\t")[2]) for line in text.splitlines() if line]
+    paths = [line.partition("\t")[2] for line in text.split("\n") if line]
+    return [Path(path.replace("\0", "\n")) for path in paths]
 
 
 def _natural(file: Path) -> tuple[list[tuple[int, str]], str]:
     """Returns a sort key that compares digits as numbers ("9.jpg" before "10.jpg")."""
     parts = re.findall(r"\d+|\D+", file.name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], (
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], (
         file.name
     )

@@ -17,11 +17,16 @@ def load_image(path: str | os.PathLike[str]) -> Frame:
     """Reads an image, uint8 (H, W, 3) RGB.
 
     Raises:
-        OSError: When it is missing or no image; also ``SyntaxError`` and ``ValueError``
-            for damaged files.
+        OSError: When it is missing, no image, or has more pixels than Pillow allows;
+            also ``SyntaxError`` and ``ValueError`` for damaged files.
     """
-    with Image.open(path) as image:
-        return rgb_of(image)
+    try:
+        with Image.open(path) as image:
+            return rgb_of(image)
+    except Image.DecompressionBombError as error:
+        raise OSError(
+            f"{error} Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
 
 
 def rgb_of(image: Image.Image) -> Frame:

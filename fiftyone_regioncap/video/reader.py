@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -176,12 +177,15 @@ class VideoReader:
                 stepping_back = (
                     self._last is not None and 0 < self._last - index < SEEK_WORTH
                 )
-                first = index
                 if stepping_back:
                     block = int(self._cache.maxsize)
                     first = max(index - block + 1, 0)
                     self._prepare_stepping_back(first, block)
-                self._decode(first, index)
+                    # Of a frame before that nobody has asked for.
+                    with suppress(VideoError):
+                        self._decode(first, index)
+                if index not in self._cache:
+                    self._decode(index, index)
             self._last = index
             return self._cache[index]
 

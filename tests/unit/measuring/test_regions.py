@@ -282,6 +282,14 @@ def test_camera_steps_of_one_frame_and_of_none_in_common() -> None:
     assert camera_steps([frame, other], [mask, mask]) == [None]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (2, 3000)])
+def test_frames_of_few_pixels_tell_no_motion(size: tuple[int, int]) -> None:
+    frames = [np.zeros((*size, 3), np.uint8)] * 3
+    clip = clip_of(frames, [np.ones(size, bool)] * 3, 10.0, 3)
+    measured = measure(clip)
+    assert measured.direction is None and measured.colors == (("black", 1.0),)
+
+
 # Real clips with human masks; what is true was judged by looking at them.
 
 

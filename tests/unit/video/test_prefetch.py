@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -59,6 +60,31 @@ def test_an_error_comes_after_the_items_before_it() -> None:
         for item in prefetch(broken()):
             found.append(item)
     assert found == [0, 1, 2]
+
+
+def test_a_source_that_cannot_be_iterated_is_an_error() -> None:
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"), deadline(20):
+        next(prefetch(Broken()))
+
+
+@contextmanager
+def deadline(seconds: int) -> Iterator[None]:
+    """Fails, rather than waits forever."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_closing_it_closes_the_source() -> None:

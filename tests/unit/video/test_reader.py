@@ -537,6 +537,11 @@ def test_damage_in_the_middle_is_an_error_of_the_frames_it_hits(tmp_path: Path) 
             list(reader)
         assert caught.value.last_good_frame == 29
         assert number_of(reader[31]) == 31
+        # Backwards in blocks, it is an error of no other frame either.
+        for number in (40, *range(35, 30, -1), *range(29, 20, -1)):
+            assert number_of(reader[number]) == number
+        with pytest.raises(VideoError, match="frame 31"):
+            reader[30]
 
 
 # Image folders.
@@ -575,11 +580,13 @@ def test_a_folder_image_of_another_size(tmp_path: Path) -> None:
 
 
 def test_a_broken_folder_image(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "images", ["0.png", "1.png", "2.png"])
+    folder = _folder(tmp_path / "images", [f"{number}.png" for number in range(4)])
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
     with VideoReader(folder) as reader, pytest.raises(VideoError, match=r"1\.png") as e:
         list(reader)
     assert e.value.last_good_frame == 0
+    with VideoReader(folder) as reader:
+        assert [number_of(reader[n]) for n in (3, 2, 0)] == [3, 2, 0]
 
 
 def test_a_folder_without_a_rate_that_makes_sense(tmp_path: Path) -> None:
