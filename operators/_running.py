@@ -216,15 +216,18 @@ def _stream(
     if work.error is not None:
         yield from show_error(ctx, work.error)
         return
-    yield from _show_written(ctx, known, colored)
-    yield from _arrange_sidebar(ctx, placed)
-    if afterwards is not None:
-        yield from afterwards(ctx, work.outcome)
-    if not quiet:
-        shown = types.Property(outputs(following(work.outcome)))
-        yield ctx.ops.show_output(
-            outputs=shown.to_json(), results=results(work.outcome)
-        )
+    try:
+        yield from _show_written(ctx, known, colored)
+        yield from _arrange_sidebar(ctx, placed)
+        if afterwards is not None:
+            yield from afterwards(ctx, work.outcome)
+        if not quiet:
+            shown = types.Property(outputs(following(work.outcome)))
+            yield ctx.ops.show_output(
+                outputs=shown.to_json(), results=results(work.outcome)
+            )
+    except Exception as error:  # else progress would be shown forever
+        yield from show_error(ctx, error)
 
 
 def _label_fields(dataset: Any) -> set[str]:

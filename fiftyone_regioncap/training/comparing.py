@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.schema import SAID_OF_REGIONS
 from fiftyone_regioncap.jobs.executors.choosing import run_stages
 from fiftyone_regioncap.jobs.options import CaptionOptions, RegionOptions
+from fiftyone_regioncap.jobs.summary import Failure, Summary
 from fiftyone_regioncap.review.preferences import Preferences, preferences
 from fiftyone_regioncap.training.data import chosen_tracks
 from fiftyone_regioncap.training.options import CompareOptions
@@ -28,28 +30,35 @@ class Comparison:
 
     Attributes:
         found: Pairs, and what people preferred.
-        failures: Number of samples that could not be captioned.
-        run: Key of the dataset's custom run.
+        job: What the job did.
     """
 
     found: Preferences
-    failures: int
-    run: str | None
+    job: Summary
 
     @property
     def ok(self) -> bool:
-        """Whether every sample was captioned."""
-        return not self.failures
+        """Whether every caption was made."""
+        return self.job.ok
+
+    @property
+    def nothing_done(self) -> bool:
+        """Whether every sample, or every caption, failed."""
+        return self.job.nothing_done
+
+    @property
+    def failures(self) -> Sequence[Failure]:
+        """Samples that could not be captioned."""
+        return self.job.failures
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the comparison as JSON values."""
-        own = {"failures": self.failures, "run": self.run}
-        return {**asdict(self.found), "chance": self.found.chance, **own}
+        found = {**asdict(self.found), "chance": self.found.chance}
+        return {**self.job.to_dict(), **found}  # both have captions: theirs is a field
 
     def to_markdown(self) -> str:
         """Returns the comparison for people."""
-        failed = f"\n{self.failures} samples failed\n" if self.failures else ""
-        return self.found.to_markdown() + failed
+        return f"{self.found.to_markdown()}\n{self.job.to_markdown()}"
 
 
 def compare_captions(
@@ -107,7 +116,7 @@ def compare_captions(
         cancel=cancel,
     )
     found = preferences(samples, options.captions, options.output)
-    return Comparison(found, len(done.failures), done.run)
+    return Comparison(found, done)
 
 
 def _copy_regions(samples: foco.SampleCollection, captions: str, output: str) -> None:

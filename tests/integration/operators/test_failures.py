@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,20 @@ def test_a_field_that_is_gone(
     text = shown(operation.operator, dataset, **params)
     assert text.startswith("**Failed.**"), text
     assert "Traceback" not in text and "not expected" not in text, text
+
+
+def test_an_outcome_that_can_not_be_shown(
+    dataset: fo.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(ctx: Any, outcome: Any) -> Iterator[Any]:
+        yield ctx.ops.reload_dataset()
+        raise TypeError("of another kind")
+
+    operator = foo.get_operator(f"{URI}/extract_facets")
+    plugin = sys.modules[type(operator).__module__]
+    monkeypatch.setitem(plugin.AFTERWARDS, "extract_facets", show)
+    text = shown("extract_facets", dataset, captions="captions")
+    assert text.startswith("**Failed.**") and "of another kind" in text
 
 
 @pytest.mark.parametrize(

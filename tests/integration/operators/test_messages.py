@@ -15,6 +15,7 @@ from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionContext, Executor
 
 from fiftyone_regioncap import api
+from fiftyone_regioncap.core.markdown import plain
 from fiftyone_regioncap.core.progress import ProgressEvent
 from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
@@ -213,6 +214,13 @@ def test_a_summary_has_buttons_for_what_follows(dataset: fo.Dataset) -> None:
     panels = {found[label]["params"]["name"] for label in ("Review", "Search")}
     known = {one.name for one in foo.list_operators(type="panel")}
     assert panels <= known
+
+    last = messages("compare_captions", dataset, captioner="measured")[-1]
+    found = {one["label"]: one for one in buttons(last.params["outputs"])}
+    assert set(found) == {"Review", "Search", "Show 1 failed"}
+    results = last.params["results"]
+    assert "gone.mp4" in plain(results["summary"])
+    assert (results["captions"], results["output"]) == ("captions", "captions_new")
 
 
 def test_new_groups_of_the_sidebar_are_shown_at_once(dataset: fo.Dataset) -> None:
