@@ -56,6 +56,11 @@ def are_sequences(samples: foco.SampleCollection) -> bool:
     return bool(getattr(samples, "_is_dynamic_groups", False))
 
 
+def ungrouped(samples: foco.SampleCollection) -> foco.SampleCollection:
+    """Returns the images of sequences one by one; other collections as they are."""
+    return samples.flatten() if are_sequences(samples) else samples
+
+
 @contextmanager
 def as_videos(samples: foco.SampleCollection) -> Iterator[Videos]:
     """Makes videos of a collection that groups images; others are as they are.

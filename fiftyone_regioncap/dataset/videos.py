@@ -43,6 +43,9 @@ PROMPTS = "prompts"
 POINTS = "prompt_points"
 """The frame-level field for prompts given as points."""
 
+SEQUENCE = "sequence"
+"""The field of images with the folder of the sequence that they are of."""
+
 
 def find_videos(path: str | os.PathLike[str]) -> list[Path]:
     """Returns the video itself, or the videos directly inside a folder, by name.
@@ -115,15 +118,15 @@ def add_images(
     folder = str(images[0].parent)
     numbers = {str(image): number for number, image in enumerate(images, start=1)}
     new = [
-        fo.Sample(filepath=path, sequence=folder, frame_number=number)
+        fo.Sample(filepath=path, frame_number=number, **{SEQUENCE: folder})
         for path, number in numbers.items()
         if path not in known
     ]
     dataset.add_samples(new, progress=False)
     if new and numbers.keys() & known:  # some may come before those that were there
         dataset.set_values("frame_number", numbers, key_field="filepath")
-    own = dataset.match(fo.ViewField("sequence") == folder)
-    view = own.group_by("sequence", order_by="frame_number")
+    own = dataset.match(fo.ViewField(SEQUENCE) == folder)
+    view = own.group_by(SEQUENCE, order_by="frame_number")
     if not prompts:
         return view, False
     field = _field_of(prompts)

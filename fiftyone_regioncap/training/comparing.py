@@ -16,6 +16,7 @@ from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.schema import SAID_OF_REGIONS
+from fiftyone_regioncap.dataset.sequences import ungrouped
 from fiftyone_regioncap.jobs.executors.choosing import run_stages
 from fiftyone_regioncap.jobs.options import CaptionOptions, RegionOptions
 from fiftyone_regioncap.jobs.summary import Failure, Summary
@@ -91,7 +92,7 @@ def compare_captions(
             f"output={options.output!r} is the field of the captions that are there; "
             "name another one"
         )
-    dataset = samples._root_dataset
+    samples, dataset = ungrouped(samples), samples._root_dataset
     stage: Options
     models = {"captioner": captioner}
     if dataset.media_type == fom.IMAGE:

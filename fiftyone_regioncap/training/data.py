@@ -1,9 +1,9 @@
-"""Reads captions out of a dataset as plain examples, and splits them by video."""
+"""Reads captions out of a dataset as plain examples, and splits them by scene."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import fiftyone as fo
 import fiftyone.core.collections as foco
 import fiftyone.core.media as fom
+from scipy.cluster.hierarchy import DisjointSet
 
 from fiftyone_regioncap.analysis.facets import facets_of
 from fiftyone_regioncap.captioning.trainable import TrainingText
@@ -22,8 +23,10 @@ from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.clips import iter_image_clips
 from fiftyone_regioncap.dataset.encoded import read_encoded
+from fiftyone_regioncap.dataset.sequences import are_sequences, ungrouped
 from fiftyone_regioncap.dataset.targets import Sample, media_targets, name_of
 from fiftyone_regioncap.dataset.tracks import read_tracks
+from fiftyone_regioncap.dataset.videos import SEQUENCE
 from fiftyone_regioncap.propagation.base import Propagator
 from fiftyone_regioncap.training.examples import Example
 from fiftyone_regioncap.training.options import DataOptions
@@ -52,11 +55,25 @@ class Gathered:
         examples: The examples.
         left_out: Number of captions that are no examples, by reason.
         failures: What could not be read, as sentences that name it.
+        scenes: Paths, ids of samples and ids of what they share; those of one scene
+            are in one set.
     """
 
     examples: list[Example] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    scenes: DisjointSet = field(default_factory=DisjointSet)
+
+    def join(self, *names: str) -> str:
+        """Notes that files, samples or what they share are of one scene.
+
+        Returns:
+            One of the scene's names, the same for all of them.
+        """
+        for name in names:
+            self.scenes.add(name)
+            self.scenes.merge(names[0], name)
+        return str(self.scenes[names[0]])
 
     def fail(self, message: str, count: int = 1) -> None:
         """Adds what could not be read.
@@ -89,6 +106,11 @@ def gather(
     Raises:
         FieldError: When a field is absent or of another kind.
     """
+    found = Gathered()
+    if are_sequences(samples):
+        for group in samples.iter_dynamic_groups():
+            found.join(*group.values("id"))
+    samples = ungrouped(samples)
     targets = media_targets(samples)
     dataset = samples._root_dataset
     image = dataset.media_type == fom.IMAGE
@@ -97,7 +119,6 @@ def gather(
     read: Callable[..., Iterator[Example | str | RegionCapError]] = _of_text
     if frames:
         read = partial(_of_image, segmenter) if image else partial(_of_video, frames)
-    found = Gathered()
     for name in options.captions:
         captions = CaptionField.of(samples, name)
         attributes = [
@@ -115,12 +136,15 @@ def gather(
                 f"{name} was not checked; run check_captions, or leave checked off"
             )
         by_id = {target.sample_id: target for target in targets}
-        for document, labels in captions.in_view(samples, attributes):
+        # Labels have an instance though their schema does not tell.
+        for document, labels in captions.in_view(samples, [*attributes, "instance"]):
             target = by_id.get(str(document["_id"]))
             if target is None:
                 continue
             wanted = []
             for label in labels:
+                if label.get("instance"):  # an object that other images may show
+                    found.join(target.sample_id, str(label["instance"]["_id"]))
                 reason = _unfit(label, options, captions)
                 if reason is None:
                     wanted.append(label)
@@ -129,6 +153,7 @@ def gather(
             if not wanted:
                 continue
             sample = targets.load(target)
+            found.join(target.sample_id, sample.filepath, *_scenes_of(sample))
             try:
                 made = list(read(sample, name, wanted, options))
             except (RegionCapError, OSError) as error:
@@ -142,6 +167,15 @@ def gather(
                 else:
                     found.fail(f"{name_of(sample)}: {one}")
     return found
+
+
+def _scenes_of(sample: Sample) -> Iterator[str]:
+    """Yields what other samples of the same scene have alike."""
+    group = sample._dataset.group_field
+    if group is not None and sample[group] is not None:
+        yield sample[group].id
+    if isinstance(sample._dataset.get_field(SEQUENCE), fo.StringField):
+        yield f"{SEQUENCE} {sample[SEQUENCE]}"
 
 
 def chosen_tracks(dataset: fo.Dataset, given: str | None) -> str:
@@ -304,38 +338,43 @@ def text_of(label: Mapping[str, Any]) -> TrainingText:
 
 
 def split(
-    examples: Iterable[Example], share: float, seed: int
+    found: Gathered, share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Splits examples into those to learn and those held out, by video or image.
+    """Splits examples into those to learn and those held out, by scene.
 
-    Captions of one video are near-duplicates of each other, so that a video is never
-    in both. Which one is held out depends on the seed and on its folder and name.
+    A scene is a video, or an image, with all others that are of its sequence, of its
+    group, or show an object of it: their captions are near-duplicates of each other,
+    so that a scene is never in both. Which one is held out depends on the seed and on
+    its folder and name.
 
     Args:
-        examples: The examples.
-        share: Share of the videos to hold out; at least one, unless it is 0.
+        found: The examples, and which of their files are of one scene.
+        share: Share of the scenes to hold out; at least one, unless it is 0.
         seed: Seed of the choice.
 
     Raises:
         FieldError: When one side would be empty.
     """
-    examples = list(examples)
+    examples = found.examples
     if not share:
-        return examples, []
+        return list(examples), []
+    scenes: dict[str, set[str]] = {}
+    for example in examples:
+        scenes.setdefault(found.join(example.path), set()).add(example.path)
 
-    def order(path: str) -> str:
-        name = "/".join(Path(path).parts[-2:])
+    def order(paths: set[str]) -> str:
+        name = min("/".join(Path(path).parts[-2:]) for path in paths)
         return sha256(f"{seed}/{name}".encode()).hexdigest()
 
-    paths = sorted({example.path for example in examples}, key=order)
-    count = max(1, round(share * len(paths)))
-    if count >= len(paths):
+    ordered = sorted(scenes.values(), key=order)
+    count = max(1, round(share * len(ordered)))
+    if count >= len(ordered):
         raise FieldError(
-            f"held_out={share:g} of {len(paths)} videos or images leaves "
-            f"{max(len(paths) - count, 0)} to learn from; caption more of them, or "
-            "give held_out=0"
+            f"held_out={share:g} of {len(ordered)} videos, images or sequences of "
+            f"images leaves {max(len(ordered) - count, 0)} to learn from; caption more "
+            "of them, or give held_out=0"
         )
-    apart = set(paths[:count])
+    apart = set().union(*ordered[:count])
     return (
         [example for example in examples if example.path not in apart],
         [example for example in examples if example.path in apart],

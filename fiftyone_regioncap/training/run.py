@@ -131,8 +131,7 @@ class TrainingSummary:
             )
             lines.append(f"not learned: {reasons}")
         lines += [f"failed: {failure}" for failure in self.failures]
-        use = f"--captioner {self.model} --weights {self.weights}"
-        lines.append(f"use it with {code(use)}")
+        lines.append(f"new weights of {self.model}: {code(self.weights)}")
         return "\n\n".join(lines) + "\n"
 
 
@@ -214,7 +213,7 @@ def train_on(
         )
     folder = Path(options.out).expanduser()
     require_enough(found, options)
-    learned, held_out = split(found.examples, options.data.held_out, options.data.seed)
+    learned, held_out = split(found, options.data.held_out, options.data.seed)
     settings = replace(settings, captions=digest(learned, held_out))
     goes_on = begin(folder, settings, options)
     recipe = settings.load()

@@ -238,13 +238,14 @@ def test_only_what_people_accepted_is_learned(dataset: fo.Dataset) -> None:
 
 
 def test_no_video_is_on_both_sides(dataset: fo.Dataset) -> None:
-    examples = gather(dataset, DataOptions(), 1).examples
-    learned, held_out = split(examples, 0.5, 0)
+    found = gather(dataset, DataOptions(), 1)
+    examples = found.examples
+    learned, held_out = split(found, 0.5, 0)
     assert {e.path for e in learned}.isdisjoint(e.path for e in held_out)
     assert learned and held_out and len(learned) + len(held_out) == len(examples)
-    assert split(examples, 0, 0) == (examples, [])
+    assert split(found, 0, 0) == (examples, [])
     with pytest.raises(FieldError, match="of 1 videos"):
-        split(learned, 0.5, 0)
+        split(replace(found, examples=learned), 0.5, 0)
 
 
 Break = Callable[[fo.Dataset, dict[str, Any]], None]
