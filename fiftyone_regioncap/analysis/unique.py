@@ -33,14 +33,20 @@ from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.core.types import Caption, RegionClip, box_of_mask
 from fiftyone_regioncap.dataset import fields, runs
 from fiftyone_regioncap.dataset.captions import (
-    read_captions,
+    CaptionRecord,
+    Key,
+    captions_with_owner,
     shown_captions,
     write_captions,
 )
 from fiftyone_regioncap.dataset.clips import iter_clips, read_image, region_masks
 from fiftyone_regioncap.dataset.geometry import relative_box
 from fiftyone_regioncap.dataset.metadata import frame_size
-from fiftyone_regioncap.dataset.regions import read_regions, write_region_captions
+from fiftyone_regioncap.dataset.regions import (
+    read_regions,
+    region_records,
+    write_region_captions,
+)
 from fiftyone_regioncap.dataset.targets import Sample, Target, media_targets
 from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.jobs.base import RunContext, each_sample
@@ -319,17 +325,19 @@ class _Video:
         self._sample, self._captions, self._field = sample, captions, tracks
         found = [] if tracks is None else read_tracks(sample, tracks)
         self._tracks = {track.object_id: track for track in found}
-        self._records = [
-            record
-            for record in read_captions(sample, captions)
-            if record.error is None and record.caption and record.review != "rejected"
+        known = [
+            (record, own)
+            for record, own in captions_with_owner(sample, captions)
+            if _counts(record)
         ]
-        own = {record.key for record in read_captions(sample, captions, own=True)}
+        self._records = [record for record, _ in known]
+        hidden: set[Key] = set()
         if isinstance(sample, fos.SampleView):
-            own &= shown_captions(sample, captions)
+            shown = shown_captions(sample, captions)
+            hidden = {record.key for record in self._records} - shown
         height, width = frame_size(sample) if found else (1, 1)
         self.subjects: list[Subject] = []
-        for record in self._records:
+        for record, own in known:
             where: dict[str, Any] = {}
             if (track := self._tracks.get(record.index)) is not None:
                 boxes = track.boxes / np.array([width, height, width, height])
@@ -341,7 +349,7 @@ class _Video:
                 area=record.mean_area,
                 speed=record.speed,
                 direction=record.direction,
-                stays=record.review != "unreviewed" or record.key not in own,
+                stays=not own or record.review != "unreviewed" or record.key in hidden,
                 **where,
             )
             self.subjects.append(subject)
@@ -376,6 +384,11 @@ class _Video:
         write_captions(self._sample, self._captions, records, tracks_field=self._field)
 
 
+def _counts(record: CaptionRecord) -> bool:
+    """Returns whether a caption is one that others are compared with."""
+    return record.error is None and bool(record.caption) and record.review != "rejected"
+
+
 class _Image:
     """The captions of the regions of an image, in the order of the labels."""
 
@@ -384,9 +397,13 @@ class _Image:
         self._image = read_image(sample.filepath)
         height, width = self._image.shape[:2]
         regions = read_regions(sample, name, height=height, width=width)
-        self._regions = [region for region in regions if region.caption]
+        self._records = region_records(sample, name)
+        self._regions = [
+            region for region in regions if _counts(self._records[region.id])
+        ]
         self.subjects: list[Subject] = []
         for region in self._regions:
+            record = self._records[region.id]
             mask = region.shape.mask
             box = region.shape.box if mask is None else box_of_mask(mask)
             where: dict[str, Any] = {}
@@ -395,9 +412,9 @@ class _Image:
                 area = w * h if mask is None else float(mask.mean())
                 edges = np.array([[x, y, x + w, y + h]])
                 where = {"area": area, "frames": (0,), "boxes": edges}
-            assert region.caption is not None  # others were left out above
+            stays = record.review != "unreviewed" or record.model is None
             self.subjects.append(
-                Subject(region.id, region.caption, image=True, **where)
+                Subject(region.id, record.caption, image=True, stays=stays, **where)
             )
 
     def clip(self, number: int, frames: int) -> RegionClip | None:
@@ -409,21 +426,21 @@ class _Image:
         return RegionClip([self._image], masks, label=region.label)
 
     def write(self, texts: Mapping[int, str], answers: Mapping[int, _Answer]) -> None:
-        """Replaces captions; the model and its confidence stay with the label."""
-        value = self._sample[self._field]
-        inner = getattr(value, "_LABEL_LIST_FIELD", None)
-        labels = {own.id: own for own in (getattr(value, inner) if inner else [value])}
-        by_model: dict[Any, dict[str, Caption]] = {}
+        """Replaces captions; what else is said of the regions stays."""
+        by_model: dict[str, dict[str, Caption]] = {}
         for number, text in texts.items():
-            label = labels[self._regions[number].id]
-            confidence, model = (
-                label[name] if label.has_field(name) else None
-                for name in ("caption_confidence", "caption_model")
-            )
-            caption = Caption(confidence=confidence)
+            region = self._regions[number]
+            record = self._records[region.id]
+            confidence, model = record.confidence, record.model
             if (new := answers.get(number)) is not None:
-                caption, model = new.caption, new.info.model
-            captions = by_model.setdefault(model, {})
-            captions[label.id] = replace(caption, text=text, tags=())
+                confidence, model = new.caption.confidence, new.info.model
+            assert model is not None  # captions of others stay
+            by_model.setdefault(model, {})[region.id] = Caption(
+                text,
+                confidence=confidence,
+                tags=record.tags,
+                attributes=record.attributes,
+                category=record.category,
+            )
         for model, captions in by_model.items():
             write_region_captions(self._sample, self._field, captions, model=model)

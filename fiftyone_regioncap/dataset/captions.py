@@ -215,12 +215,19 @@ def read_captions(
     Raises:
         FieldError: When there is no such field.
     """
+    found = captions_with_owner(sample, field)
+    return [record for record, ours in found if ours or not own]
+
+
+def captions_with_owner(
+    sample: fo.Sample | fo.SampleView, field: str
+) -> list[tuple[CaptionRecord, bool]]:
+    """Reads captions, each with whether this package wrote it; see read_captions."""
     store = Store.of(sample)
     require_captions(store.dataset, field)
     return [
-        read_caption(document)
-        for document in _documents(store, field)
-        if not (own and caption_is_foreign(store.sample_id, field, document))
+        (read_caption(label), not caption_is_foreign(store.sample_id, field, label))
+        for label in _documents(store, field)
     ]
 
 
@@ -595,8 +602,9 @@ REGION_ATTRIBUTES = (
 
 def read_region(document: Document) -> CaptionRecord:
     """Reads the caption of a region of an image, which has no object id: -1."""
-    prefix = "caption_"
-    own = {key.removeprefix(prefix): value for key, value in document.items()}
+    # The label has attributes of the same names, such as its detector's confidence.
+    known = [name for name in REGION_ATTRIBUTES if name in document]
+    own = {name.removeprefix("caption_"): document[name] for name in known}
     return read_caption({**own, "support": (1, 1), "index": None, "instance": None})
 
 

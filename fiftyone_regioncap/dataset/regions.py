@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import fiftyone as fo
 from bson import ObjectId
@@ -12,6 +11,7 @@ from bson import ObjectId
 from fiftyone_regioncap.captioning.base import EmbeddingSpace
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Caption
+from fiftyone_regioncap.dataset.captions import CaptionRecord, read_region
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.dataset.fields import require_regions
 from fiftyone_regioncap.dataset.generated import write_through
@@ -86,24 +86,10 @@ def read_regions(
     return found
 
 
-class RegionCaption(NamedTuple):
-    """What is known of a region's caption.
-
-    Attributes:
-        caption: The caption; None where there is none.
-        own: Whether a model wrote it.
-        reviewed: Whether a person has accepted, edited or rejected it.
-    """
-
-    caption: str | None
-    own: bool
-    reviewed: bool = False
-
-
-def region_captions(
+def region_records(
     sample: fo.Sample | fo.SampleView, field: str
-) -> dict[str, RegionCaption]:
-    """Reads captions of an image's regions by label id.
+) -> dict[str, CaptionRecord]:
+    """Reads what is said of an image's regions by label id.
 
     Raises:
         FieldError: When there is no such field.
@@ -112,11 +98,7 @@ def region_captions(
     value = sample[field]
     labels = labels_of(None if value is None else value.to_mongo().to_dict())
     return {
-        str(label["_id"]): RegionCaption(
-            label.get("caption"),
-            bool(label.get("caption_model")),
-            label.get("review") not in (None, "unreviewed"),
-        )
+        str(label["_id"]): read_region(label)
         for label in labels
         if label.get("bounding_box") or label.get("points")
     }
@@ -134,9 +116,10 @@ def write_region_captions(
 
     A region gets ``caption``, ``caption_confidence``, ``caption_model``,
     ``caption_error``, ``caption_attributes`` and ``caption_category`` with scores; its
-    tags are added to the ``tags`` it has, with scores in ``caption_tag_scores``. A
-    region embedding that a caption comes with is kept too; one without leaves what is
-    there, which is about the region and not the caption.
+    tags are added to the ``tags`` it has, with a score for each of them all in
+    ``caption_tag_scores``; tags of others count 1. A region embedding that a caption
+    comes with is kept too; one without leaves what is there, which is about the region
+    and not the caption.
 
     Args:
         sample: Image in a dataset.
@@ -156,6 +139,12 @@ def write_region_captions(
         declare_embeddings(store.dataset, field)
     kind = store.dataset.get_field(field).document_type
     inner = getattr(kind, "_LABEL_LIST_FIELD", None)
+    labels = f"{field}.{inner}" if inner else field
+    read = (f"{labels}.{name}" for name in ("_id", "tags", "caption_tag_scores"))
+    there = {
+        str(label["_id"]): label
+        for label in labels_of(store.sample_document(*read).get(field))
+    }
     values: Document = {}
     absent: Document = {}
     tags: Document = {}
@@ -163,10 +152,11 @@ def write_region_captions(
     for number, (label_id, caption) in enumerate(captions.items()):
         path = field
         if inner is not None:
-            path = f"{field}.{inner}.$[l{number}]"
+            path = f"{labels}.$[l{number}]"
             filters.append({f"l{number}._id": ObjectId(label_id)})
         embedding = RegionEmbedding.of(caption.embedding, space)
         own = _attributes(caption, model)
+        own["caption_tag_scores"] = _tag_scores(there.get(label_id, {}), caption)
         own.update(embedding.to_document() if embedding else {})
         for name, value in own.items():
             (absent if value is None else values)[f"{path}.{name}"] = value
@@ -177,6 +167,20 @@ def write_region_captions(
         write_through(sample, field)
 
 
+def _tag_scores(label: Document, caption: Caption) -> list[float]:
+    """Returns the scores of a region's tags, in their order once a caption's are added.
+
+    Tags of others, which have no score, count 1.
+    """
+    if not caption.tags:
+        return []
+    tags, scores = label.get("tags") or [], label.get("caption_tag_scores") or []
+    if len(scores) != len(tags):  # somebody has added some since, or removed one
+        scores = [1.0] * len(tags)
+    known = dict(zip(tags, scores, strict=True))
+    return [float(score) for score in {**known, **dict(caption.tags)}.values()]
+
+
 def _attributes(caption: Caption, model: str) -> Document:
     """Returns what a region is given of a caption, beside its tags and embedding."""
     category, score = caption.category or (None, None)
@@ -185,7 +189,6 @@ def _attributes(caption: Caption, model: str) -> Document:
         "caption_confidence": caption.confidence,
         "caption_model": model,
         "caption_error": caption.error,
-        "caption_tag_scores": [score for _, score in caption.tags],
         "caption_attributes": [name for name, _ in caption.attributes],
         "caption_attribute_scores": [score for _, score in caption.attributes],
         "caption_category": category,

@@ -14,7 +14,7 @@ from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import Caption, RegionClip
 from fiftyone_regioncap.dataset import fields, schema, status
 from fiftyone_regioncap.dataset.clips import iter_image_clips
-from fiftyone_regioncap.dataset.regions import region_captions, write_region_captions
+from fiftyone_regioncap.dataset.regions import region_records, write_region_captions
 from fiftyone_regioncap.dataset.targets import Sample, Target, image_targets
 from fiftyone_regioncap.jobs.base import RunContext
 from fiftyone_regioncap.jobs.clips import ClipStage
@@ -87,13 +87,17 @@ class RegionCaptioning(ClipStage[RegionOptions]):
     ) -> _RegionWork | None:
         """Returns the regions that have no caption yet."""
         options = self._options
-        known = region_captions(sample, options.field)
+        known = region_records(sample, options.field)
         replaced, edited_too = options.overwrite, options.overwrite_edited
         todo = [
             label_id
-            for label_id, label in known.items()
-            if not label.caption
-            or (label.own and replaced and (not label.reviewed or edited_too))
+            for label_id, record in known.items()
+            if not record.caption
+            or (
+                record.model
+                and replaced
+                and (record.review == "unreviewed" or edited_too)
+            )
         ]
         if not todo:
             return None

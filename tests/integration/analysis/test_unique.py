@@ -286,6 +286,38 @@ def test_regions_of_an_image(image: fo.Dataset) -> None:
     assert not other.has_field("caption") or other.caption is None
 
 
+def test_what_else_is_said_of_regions_stays(image: fo.Dataset) -> None:
+    sample = image.first()
+    first, second, third, _ = sample.things.detections
+    said = {
+        "tags": ["mine", "round"],
+        "caption_tag_scores": [1.0, 0.7],
+        "caption_attributes": ["color:red"],
+        "caption_attribute_scores": [0.6],
+        "caption_category": "disc",
+        "caption_category_score": 0.8,
+    }
+    for name, value in said.items():
+        first[name] = value
+    second["review"] = "accepted"
+    third["caption_model"] = None  # a person wrote it
+    sample.save()
+    assert make_unique(image, "things").rewritten == 1
+    image.reload()
+    first, second, third, _ = image.first().things.detections
+    assert first.caption.endswith("only this one is the leftmost.")
+    assert {name: first[name] for name in said} == said
+    assert second.caption == third.caption == "A red disc."
+
+
+def test_rejected_regions_are_no_rivals(image: fo.Dataset) -> None:
+    sample = image.first()
+    for label in sample.things.detections[1:3]:
+        label["review"] = "rejected"
+    sample.save()
+    assert make_unique(image, "things").rewritten == 0
+
+
 def test_regions_of_an_image_described_again(
     image: fo.Dataset, ureca: UrecaCaptioner
 ) -> None:

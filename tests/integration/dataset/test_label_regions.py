@@ -6,7 +6,11 @@ import pytest
 
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.types import Caption
-from fiftyone_regioncap.dataset.regions import read_regions, write_region_captions
+from fiftyone_regioncap.dataset.regions import (
+    read_regions,
+    region_records,
+    write_region_captions,
+)
 
 TRIANGLE = [[(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)]]
 
@@ -72,6 +76,34 @@ def test_other_regions_and_a_persons_tags_stay(images: fo.Dataset) -> None:
     assert two.tags == ["mine", "red"]
     assert two.caption_error == "the mask is empty"
     assert not two.has_attribute("caption")
+
+
+def test_every_tag_of_a_region_has_its_own_score(images: fo.Dataset) -> None:
+    """Whoever tags first, and however often the region is described."""
+
+    def described(*tags: tuple[str, float]) -> dict[str, float]:
+        (label,) = images.first().regions.detections
+        caption = Caption("It is red.", tags=tags)
+        args = images.first(), "regions", {label.id: caption}
+        write_region_captions(*args, model="m")
+        images.reload()
+        (label,) = images.first().regions.detections
+        assert len(label.tags) == len(label.caption_tag_scores)
+        (record,) = region_records(images.first(), "regions").values()
+        assert record.confidence is None  # the label's own is its detector's
+        assert record.tags == tuple(
+            zip(label.tags, label.caption_tag_scores, strict=True)
+        )
+        return dict(record.tags)
+
+    box = [0, 0, 1, 1]
+    one = fo.Detection(bounding_box=box, tags=["mine"], confidence=0.4)
+    put(images, fo.Detections(detections=[one]))
+    assert described(("red", 0.9)) == {"mine": 1.0, "red": 0.9}
+    assert described(("big", 0.3), ("red", 0.8)) == {"mine": 1, "red": 0.8, "big": 0.3}
+    images.tag_labels("late", label_fields="regions")
+    assert described(("red", 0.7)) == {"mine": 1, "red": 0.7, "big": 1, "late": 1}
+    assert described(("mine", 0.2))["mine"] == 0.2
 
 
 def test_nothing_there(images: fo.Dataset) -> None:
