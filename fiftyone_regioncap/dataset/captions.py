@@ -326,7 +326,7 @@ class CaptionMove:
 
 def move_captions(
     sample: fo.Sample | fo.SampleView, field: str, move: CaptionMove
-) -> tuple[int, int]:
+) -> tuple[list[tuple[Key, int | None]], int]:
     """Gives captions the numbers that their objects have by now.
 
     Args:
@@ -335,14 +335,17 @@ def move_captions(
         move: How they follow.
 
     Returns:
-        Number of captions that have another number, and that are tagged outdated.
+        The captions that have another number, each as it was with that number, None
+        for those that are gone; and how many are tagged outdated.
     """
     store = Store.of(sample)
-    moved = tagged = 0
+    moved: list[tuple[Key, int | None]] = []
+    tagged = 0
 
     def change(there: list[Document]) -> list[Document]:
-        nonlocal moved, tagged
-        moved = tagged = 0
+        nonlocal tagged
+        moved.clear()
+        tagged = 0
         kept: dict[tuple[Key, ObjectId | None], Document] = {}
         for label in there:
             foreign = caption_is_foreign(store.sample_id, field, label)
@@ -351,6 +354,7 @@ def move_captions(
                 continue
             key, after = _key(label), move.number(_key(label))
             if after is None and not _reviewed(label):
+                moved.append((key, None))
                 continue
             old = move.outdated(key)
             if after is not None and after != key[0]:
@@ -359,7 +363,7 @@ def move_captions(
                 if not foreign:
                     own = (store.sample_id, field, after, first, last)
                     label["_id"] = numbered_id(0, *own)
-                moved += 1
+                moved.append((key, after))
             if old and OUTDATED not in (label.get("tags") or ()):
                 label = {**label, "tags": [*(label.get("tags") or ()), OUTDATED]}
                 tagged += 1

@@ -50,8 +50,8 @@ class Kept:
     Attributes:
         status: Status of the sample.
         origins: Known origins of finished labels of objects, by :func:`origin_key`.
-        begun: What :func:`begun` returned, for labels that were not finished or of
-            which another job replaced some.
+        begun: Those that begin with :data:`BEGUN`, of labels that were not finished or
+            of which another job replaced some.
     """
 
     status: Status
@@ -62,6 +62,11 @@ class Kept:
     def complete(self) -> bool:
         """Whether the last job has completed the sample."""
         return self.status.state == "complete"
+
+    @property
+    def objects(self) -> set[int]:
+        """Numbers of the objects of which something is known."""
+        return {origin_object(key) for key in (*self.origins, *self.begun)}
 
     def searched(self, span: Span, origin: str) -> bool:
         """Returns whether a range was searched for just what is searched for now.
@@ -136,11 +141,11 @@ def read_kept(sample: fo.Sample | fo.SampleView, field: str) -> Kept:
     begun: dict[str, str] = {}
     for key, made in (origins or {}).items():
         if made:
-            (begun if made.startswith(_BEGUN) else known)[key] = made
+            (begun if made.startswith(BEGUN) else known)[key] = made
     return Kept(Status(cast("State | None", state), error), known, begun)
 
 
-_BEGUN = "begun:"
+BEGUN = "begun:"
 """Begins what stands for an origin while the labels are made."""
 
 
@@ -190,8 +195,8 @@ def write_origins(
     Args:
         sample: Sample of a dataset; a clip's origins are kept with its video.
         field: Field of tracks or captions, with or without ``frames.`` in front.
-        origins: By :func:`origin_key`, a hash of the object's prompts, a colon, and a
-            hash of all that its track was made from; None while it is being made.
+        origins: What they were made from, by :func:`origin_key`; None where nothing
+            is known any more.
 
     Raises:
         FieldError: When the field for it exists with another type.
@@ -204,21 +209,6 @@ def write_origins(
         declare_origins(store.dataset, field)
     values = {f"{name}.{key}": value for key, value in origins.items()}
     store.write_sample(values, under=frame_path(field))
-
-
-def begun(made_from: str = "") -> str:
-    """Returns what stands for the origin of labels that are being made.
-
-    Args:
-        made_from: What they are made from; by default, nothing that a later run could
-            go on with, as for labels of which another job replaced some.
-    """
-    return f"{_BEGUN}{made_from}"
-
-
-def read_origins(sample: fo.Sample | fo.SampleView, field: str) -> dict[str, str]:
-    """Reads the known origins of finished labels of objects, by :func:`origin_key`."""
-    return dict(read_kept(sample, field).origins)
 
 
 def done(view: Collection, field: str) -> set[str]:

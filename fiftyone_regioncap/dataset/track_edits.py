@@ -11,7 +11,7 @@ import fiftyone as fo
 from bson import ObjectId
 
 from fiftyone_regioncap.core.errors import FieldError
-from fiftyone_regioncap.dataset import fields, status
+from fiftyone_regioncap.dataset import fields, origins, status
 from fiftyone_regioncap.dataset.captions import (
     CaptionMove,
     Key,
@@ -104,7 +104,7 @@ def used_numbers(
     used = set(there)
     for kind in get_args(Kind):
         used |= set(read_numbers(store, name, kind).values())
-    used |= set(map(status.origin_object, status.read_origins(sample, name)))
+    used |= status.read_kept(sample, name).objects
     for captions in fields.caption_fields(store.dataset):
         value = store.sample_document(captions).get(captions)
         used |= {caption_index(label) for label in labels_of(value)}
@@ -159,11 +159,12 @@ def change_numbers(
     move = _following(numbers, objects, before, renumbering.instances)
     for other in captions:
         moved, outdated = move_captions(sample, other, move)
-        change.captions += moved
+        change.captions += sum(number is not None for _, number in moved)
         change.outdated += outdated
+        origins.move_captions(sample, other, dict(moved))
     if shown is not None:
         mirror_captions(sample, shown, name, objects=affected)
-    _note_origins(sample, name, affected)
+    origins.edit(sample, name, affected, _objects(store, name))
     store.reload_frames()
     return change
 
@@ -429,16 +430,3 @@ def _mirrored(store: Store, name: str, captions: Sequence[str]) -> str | None:
         if shown & {label.get("caption") for label in labels_of(value)} - {None}:
             return field_name
     return None
-
-
-def _note_origins(
-    sample: fo.Sample | fo.SampleView, name: str, affected: set[int]
-) -> None:
-    """Records that tracks are others, so that captions of them are made anew."""
-    known = status.read_origins(sample, name)
-    anew: dict[str, str | None] = {
-        key: f"{origin.rpartition(':')[0]}:{stable_id(origin, *sorted(affected))}"
-        for key, origin in known.items()
-        if status.origin_object(key) in affected
-    }
-    status.write_origins(sample, name, anew)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -17,8 +17,9 @@ from fiftyone_regioncap.captioning.summary import change_summary
 from fiftyone_regioncap.core.measurements import Measurements
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import Caption, RegionClip, Track
-from fiftyone_regioncap.dataset import fields, schema, status
+from fiftyone_regioncap.dataset import fields, origins, schema, status
 from fiftyone_regioncap.dataset.captions import (
+    OUTDATED,
     CaptionRecord,
     Key,
     caption_is_foreign,
@@ -28,9 +29,11 @@ from fiftyone_regioncap.dataset.captions import (
     write_captions,
 )
 from fiftyone_regioncap.dataset.clips import iter_clips
+from fiftyone_regioncap.dataset.corrections import mark_outdated
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding
 from fiftyone_regioncap.dataset.metadata import file_digest
 from fiftyone_regioncap.dataset.objects import keep_object_numbers
+from fiftyone_regioncap.dataset.origins import CaptionOrigin
 from fiftyone_regioncap.dataset.status import Kept
 from fiftyone_regioncap.dataset.store import Document, frame_path
 from fiftyone_regioncap.dataset.targets import Sample, Target, name_of
@@ -40,7 +43,7 @@ from fiftyone_regioncap.jobs.base import RunContext, model_facts
 from fiftyone_regioncap.jobs.checkpoints import signature
 from fiftyone_regioncap.jobs.clips import ClipStage
 from fiftyone_regioncap.jobs.options import CaptionOptions
-from fiftyone_regioncap.jobs.summary import Report, Summary
+from fiftyone_regioncap.jobs.summary import Report, Summary, counted
 from fiftyone_regioncap.measuring.regions import measure
 from fiftyone_regioncap.models.registry import ModelRegistry
 from fiftyone_regioncap.video.clips import ClipPlan, plan_clip
@@ -107,19 +110,25 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
         keep_object_numbers(sample, options.tracks)
         plans = _plans(target, sample, options, info.frames)
         made_by = model_facts(self._captioner)
-        origins = _origins(sample, options, plans, made_by)
+        wanted = _origins(sample, options, plans, made_by)
         kept = status.read_kept(sample, options.output)
-        done, outdated = _captioned_already(sample, options, info.model, origins, kept)
+        done, outdated = _captioned_already(sample, options, info.model, wanted, kept)
         todo = [plan for plan, _ in plans if _key(plan) not in done]
         # Captions of other ranges stay, and so does what a filtered view hides.
         ours = None if isinstance(sample, SampleView) else _spans(target)
-        work = _TrackWork(sample, options, info, tuple(todo), ours, origins)
-        if not todo and kept.complete:
-            work.finish(write=False)
+        work = _TrackWork(sample, options, info, tuple(todo), ours, wanted)
+        leftovers = work.leftovers()
+        if not todo and kept.complete and not leftovers:
+            work.show()
             return None
         self._keep_for_undo(sample, context.run)
         if outdated and not options.overwrite:
             context.redone("captions", name_of(sample), len(outdated))
+        if leftovers.gone and not todo:
+            context.summary.notes.append(
+                f"{name_of(sample)}: {counted(len(leftovers.gone), 'caption')} of "
+                "tracks or windows that are no longer there removed"
+            )
         status.write_status(sample, options.output, "partial")
         return work
 
@@ -130,6 +139,31 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
             undoing.begin(sample._dataset, output, run)
             self._undoable = True
         undoing.keep(sample, output, self._options.tracks, run)
+
+
+@dataclass(frozen=True)
+class _Leftovers:
+    """What of the captions of a video is not as its tracks and windows are.
+
+    Attributes:
+        summaries: Summaries that are missing, or say what the windows no longer say.
+        keep: The captions to keep.
+        gone: The captions to remove; those of which nothing is known are removed only
+            where others are made.
+        outdated: Objects that have no track any more, of whose captions a person has
+            reviewed some, which stay.
+        forget: The captions of which nothing is to be known any more.
+    """
+
+    summaries: Sequence[CaptionRecord] = ()
+    keep: Set[Key] = frozenset()
+    gone: Set[Key] = frozenset()
+    outdated: Set[int] = frozenset()
+    forget: Set[Key] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Returns whether there is something to do."""
+        return bool(self.summaries or self.gone or self.outdated)
 
 
 @dataclass(frozen=True)
@@ -150,7 +184,7 @@ class _TrackWork:
     info: CaptionerInfo
     plans: tuple[ClipPlan, ...]
     ours: frozenset[str] | None
-    origins: Mapping[Key, str]
+    origins: Mapping[Key, CaptionOrigin]
 
     @property
     def total(self) -> int:
@@ -174,37 +208,84 @@ class _TrackWork:
             ]
         )
 
-    def finish(self, *, write: bool = True) -> None:
-        """Adds summaries, removes captions of other windows, records completion.
+    def leftovers(self) -> _Leftovers:
+        """Compares the captions that are there with the tracks and their windows."""
+        sample, options, keys = self.sample, self.options, self.origins.keys()
+        made = read_captions(sample, options.output, own=True)
+        there = {record.key: record for record in made}
+        reviewed = {key for key in there if there[key].review != "unreviewed"}
+        again = options.overwrite and options.overwrite_edited
+        keep, missing = set(keys), []
+        for record in _summaries(record for record in made if record.key in keys):
+            old = there.get(record.key)
+            holds = old is not None and old.caption == record.caption
+            # One that holds stays, even if no summaries are asked for.
+            if record.key in keys or not (holds or options.summary):
+                continue
+            keep.add(record.key)
+            left = record.key in reviewed and not again
+            if not left and not (holds and old and not _is_tagged(old)):
+                missing.append(record)
+        if self.ours is None:
+            return _Leftovers(missing)
+        absent = self._absent({index for index, _ in there})
+        known = origins.read_captions(status.read_kept(sample, options.output))
+        keep |= {
+            key
+            for key, origin in known.items()
+            if origin.span not in self.ours and key[0] not in absent
+        }
+        outdated = {
+            key[0]
+            for key in reviewed
+            if key[0] in absent and not _is_tagged(there[key])
+        }
+        gone = {
+            key
+            for key in there.keys() - keep - reviewed
+            if key in known or key[0] in absent
+        }
+        return _Leftovers(missing, keep, gone, outdated, known.keys() - keep)
 
-        Args:
-            write: Whether there are new captions; else only what their tracks show of
-                them is restored, where the tracks were made anew.
-        """
+    def _absent(self, objects: Set[int]) -> Set[int]:
+        """Returns which of some objects have no track any more."""
+        absent = objects - {index for index, _ in self.origins}
+        if absent and self.ours != {_span(None)}:
+            tracks = read_tracks(self.sample, self.options.tracks)
+            absent -= {track.object_id for track in tracks}
+        return absent
+
+    def finish(self) -> None:
+        """Adds summaries, removes captions of other windows, records completion."""
         sample, options = self.sample, self.options
-        keys = set(self.origins)
-        if not write:
-            objects = {index for index, _ in keys}
-            mirror_captions(sample, options.output, options.tracks, objects=objects)
-            return
-        summaries = _summaries(sample, options, keys) if options.summary else []
-        self._write(summaries)
+        leftovers = self.leftovers()
+        self._write(leftovers.summaries)
         if self.ours is not None:
-            known = _known(status.read_origins(sample, options.output))
-            keys |= {record.key for record in summaries}
-            keys |= {
-                key for key, made in known.items() if _span_of(made) not in self.ours
-            }
             clear_captions(
-                sample, options.output, keep=keys, tracks_field=options.tracks
+                *(sample, options.output),
+                keep=leftovers.keep,
+                tracks_field=options.tracks,
             )
-            gone = {_origin_key(key): None for key in known.keys() - keys}
-            status.write_origins(sample, options.output, gone)
+            gone = dict.fromkeys(leftovers.forget)
+            origins.write_captions(sample, options.output, gone)
+            for index in leftovers.outdated:
+                mark_outdated(sample, options.output, index)
+        self.show()
         made = read_captions(sample, options.output, own=True)
         errors = [record.error for record in made if record.error is not None]
         status.settle(sample, options.output, errors, len(made))
 
-    def _write(self, records: list[CaptionRecord]) -> None:
+    def show(self) -> None:
+        """Puts captions on tracks that were made anew since; others have them."""
+        written = {plan.track.object_id for plan in self.plans}
+        objects = {index for index, _ in self.origins} - written
+        if objects:
+            mirror_captions(
+                *(self.sample, self.options.output, self.options.tracks),
+                objects=objects,
+            )
+
+    def _write(self, records: Sequence[CaptionRecord]) -> None:
         if not records:
             return
         write_captions(
@@ -215,11 +296,12 @@ class _TrackWork:
             overwrite=self.options.overwrite_edited,
         )
         whole = next(iter(self.origins.values()))
-        made = {
-            _origin_key(record.key): self.origins.get(record.key, whole)
-            for record in records
-        }
-        status.write_origins(self.sample, self.options.output, made)
+        made = {record.key: self.origins.get(record.key, whole) for record in records}
+        origins.write_captions(self.sample, self.options.output, made)
+
+
+def _is_tagged(record: CaptionRecord) -> bool:
+    return OUTDATED in dict(record.tags)
 
 
 def _key(plan: ClipPlan) -> Key:
@@ -248,29 +330,16 @@ def _spans(target: Target) -> frozenset[str]:
     return frozenset(_span(clip) for clip in target.ranges or (None,))
 
 
-_MARK = "caption"
-"""Begins the origin of a caption; in older datasets there are origins of tracks."""
-
-
-def _span_of(origin: str) -> str:
-    return origin.split(":")[1]
-
-
-def _origin_key(key: Key) -> str:
-    index, (first, last) = key
-    return status.origin_key(index, first, last + 1)
-
-
 def _origins(
     sample: Sample,
     options: CaptionOptions,
     plans: Iterable[tuple[ClipPlan, str]],
     made_by: Mapping[str, Any],
-) -> dict[Key, str]:
+) -> dict[Key, CaptionOrigin]:
     """Hashes all that each caption depends on: file, track, prompt, options, model."""
-    found = status.read_origins(sample, options.tracks)
+    found = status.read_kept(sample, options.tracks).origins
     facts = {**made_by, "prompt": options.prompt, "file": file_digest(sample.filepath)}
-    origins = {}
+    wanted = {}
     for plan, span in plans:
         track = plan.track
         tracked = [
@@ -286,51 +355,41 @@ def _origins(
             "frames": list(plan.frames),
             "boxes": track.boxes[own],
         }
-        origins[_key(plan)] = f"{_MARK}:{span}:{signature(made_from)}"
-    return origins
-
-
-def _known(origins: Mapping[str, str]) -> dict[Key, str]:
-    """Returns the origins of captions that were made."""
-    known = {}
-    for key, made in origins.items():
-        index, _, span = key.partition(":")
-        if made.startswith(f"{_MARK}:"):
-            start, _, stop = span.partition("-")
-            known[int(index), (int(start), int(stop) - 1)] = made
-    return known
+        wanted[_key(plan)] = CaptionOrigin(span, signature(made_from))
+    return wanted
 
 
 def _captioned_already(
     sample: Sample,
     options: CaptionOptions,
     model: str,
-    origins: Mapping[Key, str],
+    wanted: Mapping[Key, CaptionOrigin],
     kept: Kept,
 ) -> tuple[set[Key], set[Key]]:
     """Returns the captions that stay, and those that were made otherwise.
 
-    Captions that a person reviewed stay. So do those of an older version of this
-    package, which doesn't say what they were made from, as far as they tell.
+    Captions that a person reviewed stay. So do those that don't say what they were made
+    from, as far as they tell: of an older version of this package, or of an object
+    whose number a person has changed.
     """
     done: set[Key] = set()
     outdated: set[Key] = set()
-    known, complete = _known(kept.origins), kept.complete
+    known, complete = origins.read_captions(kept), kept.complete
     for record in read_captions(sample, options.output, own=True):
         if record.error is not None:
             continue
-        wanted, made = origins.get(record.key), known.get(record.key)
-        if made is None or wanted is None:
+        now, made = wanted.get(record.key), known.get(record.key)
+        if now is None or made is None or not made.made_from:
             prompt = record.prompt == options.prompt
             same = (complete or record.model == model) and prompt
         else:
-            same = made.split(":")[2] == wanted.split(":")[2]
+            same = made.made_from == now.made_from
         if record.review != "unreviewed":
             stays = not (options.overwrite and options.overwrite_edited)
         else:
-            stays = same and not options.overwrite
+            stays = same and not _is_tagged(record) and not options.overwrite
         (done if stays else outdated).add(record.key)
-    return done, outdated & origins.keys()
+    return done, outdated & wanted.keys()
 
 
 def _supports(
@@ -371,28 +430,24 @@ def _record_of(
     )
 
 
-def _summaries(
-    sample: Sample, options: CaptionOptions, keys: Collection[Key]
-) -> list[CaptionRecord]:
-    """Makes one caption of the whole for each track whose windows differ."""
+def _summaries(records: Iterable[CaptionRecord]) -> Iterator[CaptionRecord]:
+    """Yields one caption of the whole for each track whose windows differ."""
     by_object: dict[int, list[CaptionRecord]] = {}
-    for record in read_captions(sample, options.output, own=True):
-        if record.error is None and record.key in keys:
+    for record in records:
+        if record.error is None and record.review != "rejected":
             by_object.setdefault(record.index, []).append(record)
-    summaries = []
     for windows in by_object.values():
         text = change_summary([record.caption for record in windows])
         if text is not None:
-            whole = windows[0].support[0], windows[-1].support[1]
-            summaries.append(
-                replace(
-                    windows[0],
-                    support=whole,
-                    caption=text,
-                    prompt=SUMMARY,
-                    confidence=None,
-                    min_confidence=None,
-                    embedding=None,
-                )
+            yield replace(
+                windows[0],
+                support=(windows[0].support[0], windows[-1].support[1]),
+                caption=text,
+                prompt=SUMMARY,
+                review="unreviewed",
+                source_caption=None,
+                tags=tuple(tag for tag in windows[0].tags if tag[0] != OUTDATED),
+                confidence=None,
+                min_confidence=None,
+                embedding=None,
             )
-    return summaries

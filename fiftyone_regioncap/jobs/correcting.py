@@ -12,7 +12,7 @@ import fiftyone.core.collections as foco
 from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import Prompt
-from fiftyone_regioncap.dataset import fields, status
+from fiftyone_regioncap.dataset import fields, origins, status
 from fiftyone_regioncap.dataset.corrections import (
     TrackLabel,
     last_edited,
@@ -102,9 +102,15 @@ class Correcting(SampleStage[CorrectionOptions]):
                     overlap=True,
                 )
             )
-            before = _withdraw(sample, options.tracks, object_id)
+            before = origins.withdraw(sample, options.tracks, object_id).status
+            if before.state is not None:
+                status.write_status(sample, options.tracks, "partial")
             self._write(sample, own, (start, stop), prefetch(propagation), context)
-        _note_origin(sample, options, object_id, _instance(own), prompts)
+        # They are tagged until they are made anew.
+        for captions in fields.caption_fields(sample._dataset):
+            mark_outdated(sample, captions, object_id, _instance(own))
+        corrected = signature({"prompts": [asdict(prompt) for prompt in prompts]})
+        origins.correct(sample, options.tracks, object_id, corrected)
         if before.state is not None:
             status.write_status(sample, options.tracks, before.state, before.error)
         return True
@@ -228,51 +234,3 @@ def _instance(own: list[TrackLabel]) -> str | None:
     """Returns the id of the instance that links the labels of a track."""
     instances = (label.label.get("instance") for label in own)
     return next((str(one["_id"]) for one in instances if one), None)
-
-
-def _withdraw(sample: Sample, tracks: str, object_id: int) -> status.Status:
-    """Records that a track is not whole until it is made, should the job die.
-
-    Returns:
-        The status of the sample before.
-    """
-    kept = status.read_kept(sample, tracks)
-    if kept.status.state is not None:
-        status.write_status(sample, tracks, "partial")
-    begun: dict[str, str | None] = {
-        key: status.begun(origin)
-        for key, origin in kept.origins.items()
-        if status.origin_object(key) == object_id
-    }
-    status.write_origins(sample, tracks, begun)
-    return kept.status
-
-
-def _note_origin(
-    sample: Sample,
-    options: CorrectionOptions,
-    object_id: int,
-    instance: str | None,
-    prompts: list[Prompt],
-) -> None:
-    """Records that the track is another one, so that its captions are redone.
-
-    They are tagged until then.
-
-    What it was made from at first stays recorded, so that a job that propagates the
-    prompts of the video passes over it.
-    """
-    corrected = signature({"prompts": [asdict(prompt) for prompt in prompts]})
-    prefix = status.begun()
-    known = {
-        key: origin.removeprefix(prefix)
-        for key, origin in status.read_kept(sample, options.tracks).begun.items()
-        # What is withdrawn has parts; what a job began to make has none.
-        if status.origin_object(key) == object_id and origin.count(":") > 1
-    }
-    for captions in fields.caption_fields(sample._dataset):
-        mark_outdated(sample, captions, object_id, instance)
-    anew = {
-        k: f"{origin.rpartition(':')[0]}:{corrected}" for k, origin in known.items()
-    }
-    status.write_origins(sample, options.tracks, anew)

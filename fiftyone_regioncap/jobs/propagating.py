@@ -18,12 +18,10 @@ from fiftyone_regioncap.__about__ import __version__
 from fiftyone_regioncap.core.errors import FieldError, NothingMarked, PromptError
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
-from fiftyone_regioncap.dataset import caches, fields, schema, status
-from fiftyone_regioncap.dataset.metadata import (
-    WatchedFile,
-    file_digest,
-)
+from fiftyone_regioncap.dataset import caches, fields, origins, schema, status
+from fiftyone_regioncap.dataset.metadata import WatchedFile, file_digest
 from fiftyone_regioncap.dataset.objects import read_numbers, write_numbers
+from fiftyone_regioncap.dataset.origins import TrackOrigin
 from fiftyone_regioncap.dataset.ownership import track_label_is_foreign
 from fiftyone_regioncap.dataset.prompts import PromptSet, read_prompts
 from fiftyone_regioncap.dataset.status import Kept, Span, is_inside, ranges_overlap
@@ -139,7 +137,13 @@ class Propagating(SampleStage[PropagateOptions]):
             if not found.problems:  # what is damaged was not deleted
                 prompted = {prompt.object_id for prompt in found.prompts}
                 kept = self._orphans(sample, prompted, kept, context)
-            ranges = _to_do(sample, found, spans, options, made_by, kept)
+            ranges, by_hand = _to_do(sample, found, spans, options, made_by, kept)
+            if by_hand:
+                context.summary.notes.append(
+                    f"{name_of(sample)}: tracks {_listed(by_hand)} stay as a person "
+                    "has split, merged, renumbered or deleted them; overwrite makes "
+                    "them again"
+                )
             outdated = _outdated(kept, ranges)
             if outdated and not options.overwrite:
                 context.redone("tracks", name_of(sample), outdated)
@@ -155,7 +159,7 @@ class Propagating(SampleStage[PropagateOptions]):
                         others=bool(target.others),
                     )
             # Whoever does the last range of a sample sees that all are there.
-            left = target.others and _to_do(
+            left, _ = _to_do(
                 *(sample, found, target.others),
                 *(replace(options, overwrite=False), made_by),
                 status.read_kept(sample, options.output),
@@ -227,22 +231,27 @@ class Propagating(SampleStage[PropagateOptions]):
         output = self._options.output
         if isinstance(sample, SampleView):
             return kept  # it may hide their prompts
-        made = {status.origin_object(key) for key in (*kept.origins, *kept.begun)}
-        gone = made - prompted
+        made = origins.read_tracks(kept)
+        objects = {key: status.origin_object(key) for key in made}
+        gone = {
+            number
+            for number in {objects[key] for key in made if not made[key].of_others}
+            if number not in prompted and labeled_frames(sample, output, {number})
+        }
         if not gone:
             return kept
-        listed = ", ".join(map(str, sorted(gone)))
         if self._options.prune:
             with TrackWriter(sample, output) as writer:
                 writer.clear_range(None, gone)
-            known = (*kept.origins, *kept.begun)
-            keys = [key for key in known if status.origin_object(key) in gone]
+            keys = [key for key, number in objects.items() if number in gone]
             status.write_origins(sample, output, dict.fromkeys(keys))
             kept = status.read_kept(sample, output)
             note = "were removed, as they have no prompt any more"
         else:
             note = "have no prompt any more; the option prune removes them"
-        context.summary.notes.append(f"{name_of(sample)}: tracks {listed} {note}")
+        context.summary.notes.append(
+            f"{name_of(sample)}: tracks {_listed(gone)} {note}"
+        )
         return kept
 
     def _range(
@@ -274,18 +283,18 @@ class Propagating(SampleStage[PropagateOptions]):
         prompts = found.prompts
         made_by = _fingerprint(sample, reader, options, self._propagator)
         mark = _mark(sample, prompts, options, made_by)
-        origins = {
-            key: f"{made_from}:{made_by}:{mark.signature}"
-            for key, made_from in _origins(prompts, options).items()
-        }
         what = signature({"mark": mark.signature, "objects": sorted(objects or ())})
-        begun = dict.fromkeys(origins, status.begun(what))
+        made, begun = {}, {}
+        for object_id, made_from in _prompts_by_object(prompts).items():
+            key = status.origin_key(object_id, start, options.stop)
+            made[key] = str(TrackOrigin(made_from, made_by, mark.signature))
+            begun[key] = str(TrackOrigin(made_from, content=what, begun=True))
         kept = status.read_kept(sample, options.output)
         again = begun.items() <= kept.begun.items()
         if not again:
             replaced = _replaced(kept, options, objects, spans)
-            anew = dict.fromkeys([*origins, *replaced], status.begun())
-            status.write_origins(sample, options.output, anew)
+            lost = dict.fromkeys([*made, *replaced], str(TrackOrigin(begun=True)))
+            status.write_origins(sample, options.output, lost)
         # Where another job wrote meanwhile, a checkpoint speaks of what it replaced.
         found_state = _resumed(mark, sample, prompts, options) if again else None
         state, claimed = found_state or (None, set())
@@ -351,7 +360,7 @@ class Propagating(SampleStage[PropagateOptions]):
                     reporter.add(frames=1)
                     reporter.update("propagate", name_of(sample), done, total)
         file.require_unchanged()
-        status.write_origins(sample, options.output, origins)
+        status.write_origins(sample, options.output, made)
         mark.remove()
         context.count(frames=done, tracks=len(seen))
 
@@ -400,20 +409,25 @@ def _to_do(
     options: PropagateOptions,
     made_by: str,
     kept: Kept,
-) -> dict[Span, frozenset[int] | None]:
+) -> tuple[dict[Span, frozenset[int] | None], set[int]]:
     """Returns what is not done of a sample: object ids by range, None for all.
 
     An object is done when it has a track that was made over this range from the same
     prompts, options, model and file; where nothing says what it was made from, when its
-    sample is complete.
+    sample is complete. One whose track a person has changed is done while its prompts
+    are the same.
+
+    Returns:
+        What is to be done, and the objects that are done for the last reason alone.
     """
     prompted = frozenset(prompt.object_id for prompt in found.prompts)
     # Objects that the view hides, or whose prompts are damaged, keep what they have.
     some = isinstance(sample, SampleView) or bool(found.problems)
     everything = prompted if some else None
-    complete, known = kept.complete, kept.origins
-    told = {status.origin_object(key) for key in (*known, *kept.begun)}
+    complete, told = kept.complete, kept.objects
+    known = {k: TrackOrigin.parse(origin) for k, origin in kept.origins.items()}
     todo: dict[Span, frozenset[int] | None] = {}
+    by_hand: set[int] = set()
     for start, stop in spans:
         there = replace(options, start=start, stop=stop)
         # Where the ranges of a job overlap, none removes what it does not make.
@@ -428,16 +442,19 @@ def _to_do(
         tracks = read_tracks(sample, options.output, support=support)
         tracked = {track.object_id for track in tracks}
         inside = _inside(found, there, None).prompts
-        undone = set()
-        for key, made_from in _origins(inside, there).items():
-            object_id = status.origin_object(key)
-            made = f"{made_from}:{made_by}"
+        undone: set[int] = set()
+        for object_id, made_from in _prompts_by_object(inside).items():
             whole = status.origin_key(object_id)
-            same = made in (known.get(k, "").rpartition(":")[0] for k in (key, whole))
-            if object_id not in tracked or not (
-                same or (complete and object_id not in told)
-            ):
-                undone.add(object_id)
+            same = any(
+                (origin.prompts, origin.made_by) == (made_from, made_by)
+                for key, origin in known.items()
+                if key in (whole, status.origin_key(object_id, start, stop))
+            )
+            untold = complete and object_id not in told
+            if object_id in tracked and (same or untold):
+                continue
+            changed = _is_changed(sample, found, there, object_id, known)
+            (by_hand if changed else undone).add(object_id)
         if undone:
             # What an earlier, unfinished job left of other prompts goes too.
             every = (
@@ -450,7 +467,51 @@ def _to_do(
                 )
             )
             todo[start, stop] = everything if every else frozenset(undone)
-    return todo
+    return todo, by_hand
+
+
+def _is_changed(
+    sample: Sample,
+    found: PromptSet,
+    options: PropagateOptions,
+    object_id: int,
+    known: Mapping[str, TrackOrigin],
+) -> bool:
+    """Returns whether a person has changed the track of an object with these prompts.
+
+    A track that is gone was of the same prompts, whichever range is asked for. One that
+    is there was made of the same file, over all of the range.
+    """
+
+    def own(span: Span) -> list[Prompt]:
+        there = replace(options, start=span[0], stop=span[1])
+        return _inside(found, there, frozenset({object_id})).prompts
+
+    asked = options.start, options.stop
+    for key, origin in known.items():
+        if origin.edited is None or status.origin_object(key) != object_id:
+            continue
+        span = status.origin_range(key)
+        prompts = own(span)
+        if [origin.prompts] != [*_prompts_by_object(prompts).values()]:
+            continue
+        if origin.edited == origins.GONE:
+            frames = {prompt.frame for prompt in prompts}
+            if all(prompt.frame in frames for prompt in own(asked)):
+                return True
+        elif (
+            _is_part(asked, span)
+            and origin.edited in ("", file_digest(sample.filepath))
+            and labeled_frames(sample, options.output, {object_id})
+        ):
+            return True
+    return False
+
+
+def _is_part(one: Span, other: Span) -> bool:
+    """Returns whether a range is part of another one."""
+    (start, stop), (first, end) = one, other
+    return first <= start and (end is None or (stop is not None and stop <= end))
 
 
 def _replaced(
@@ -496,15 +557,17 @@ def _inside(
     )
 
 
-def _origins(prompts: list[Prompt], options: PropagateOptions) -> dict[str, str]:
+def _listed(numbers: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def _prompts_by_object(prompts: list[Prompt]) -> dict[int, str]:
     """Hashes the prompts of each object."""
     by_object: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         by_object.setdefault(prompt.object_id, []).append(prompt)
     return {
-        status.origin_key(object_id, options.start, options.stop): signature(
-            {"prompts": [asdict(prompt) for prompt in own]}
-        )
+        object_id: signature({"prompts": [asdict(prompt) for prompt in own]})
         for object_id, own in by_object.items()
     }
 

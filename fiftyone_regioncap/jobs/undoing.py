@@ -15,9 +15,11 @@ from fiftyone_regioncap.core.errors import FieldError
 from fiftyone_regioncap.core.progress import ProgressListener, tracked
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.captions import caption_index, mirror_captions
+from fiftyone_regioncap.dataset.corrections import mark_outdated
 from fiftyone_regioncap.dataset.geometry import labels_of
 from fiftyone_regioncap.dataset.schema import error_field, origin_field, status_field
 from fiftyone_regioncap.dataset.store import Store
+from fiftyone_regioncap.dataset.tracks import read_tracks
 from fiftyone_regioncap.jobs.options import UndoOptions
 
 STORE = "regioncap_captions_before"
@@ -88,7 +90,8 @@ def undo_captions(
     """Puts captions back as they were before the last job on their field.
 
     What the job wrote is kept in their place, so that undoing twice changes nothing.
-    Reviews and edits since the job go with its captions.
+    Reviews and edits since the job go with its captions. Captions of tracks that were
+    deleted or merged since are tagged outdated.
 
     Args:
         samples: A dataset or a view; only its samples are changed.
@@ -137,6 +140,9 @@ def undo_captions(
         objects = {caption_index(label) for label in [*written, *put_back]}
         if dataset.has_field(kept["tracks"]):
             mirror_captions(sample, field, kept["tracks"], objects=objects)
+            tracks = read_tracks(sample, kept["tracks"])
+            for number in objects - {track.object_id for track in tracks}:
+                mark_outdated(sample, field, number)  # deleted or merged since
         captions += len(put_back)
     return UndoSummary(len(keys), captions)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fiftyone_regioncap.captioning.base import CaptionerInfo
 from fiftyone_regioncap.core.options import Options, option
 from fiftyone_regioncap.core.types import Caption, Prompt, RegionClip
 from fiftyone_regioncap.dataset import videos as datasets
-from fiftyone_regioncap.propagation.flow import FlowPropagator
+from fiftyone_regioncap.propagation.flow import FlowOptions, FlowPropagator
 from tests.support.failing import FailingFlow
 
 
@@ -131,7 +131,8 @@ def test_captions_of_clips_and_of_the_whole_video_lie_beside_each_other(
 def tracks(dataset: fo.Dataset) -> set[int]:
     dataset.reload()
     frames = dataset.first().frames.values()
-    return {d.index for frame in frames for d in frame.tracks.detections}
+    there = [frame.tracks.detections for frame in frames if frame.tracks]
+    return {label.index for labels in there for label in labels}
 
 
 def test_tracks_of_deleted_prompts_are_listed_and_removed_on_request(dataset) -> None:
@@ -227,3 +228,174 @@ def test_clips_that_overlap_are_complete_together(dataset) -> None:
     assert propagate(clips, overwrite=True).ok
     assert frames_of(dataset, 2) == EVERY
     assert propagate(clips).skipped == 1
+
+
+def labels(dataset: fo.Dataset) -> set[tuple[int, int]]:
+    """Frames, as FiftyOne counts, and numbers of all labels of tracks."""
+    return {(frame, n) for n in tracks(dataset) for frame in frames_of(dataset, n)}
+
+
+EDITS = {
+    "deleted": lambda d: api.delete_track(d, 7, progress=False),
+    "merged": lambda d: api.merge_tracks(d, 7, into=2, progress=False),
+    "renumbered": lambda d: api.renumber_track(d, 7, 9, progress=False),
+    "split": lambda d: api.split_track(d, 7, 12, new_id=9, progress=False),
+}
+"""Changes of a track by a person."""
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_tracks_stay_as_a_person_has_changed_them(
+    dataset, edit: Callable[[fo.Dataset], object]
+) -> None:
+    before = labels(dataset)
+    edit(dataset)
+    changed = labels(dataset)
+    assert changed != before
+    assert propagate(dataset).skipped == 1
+    for view in (dataset, clips_of(dataset)):  # with other options too, which is said
+        other = propagate(view, propagator=FlowPropagator(FlowOptions(sharpen=False)))
+        assert "7 stay as a person has" in other.to_markdown()
+        assert labels(dataset) == changed
+    # Nor are they taken for tracks whose prompts were deleted.
+    assert "any more" not in propagate(dataset, prune=True).to_markdown()
+    assert labels(dataset) == changed
+    assert propagate(dataset, overwrite=True).ok
+    assert labels(dataset) == before
+    again = propagate(dataset)
+    assert again.skipped == 1 and not again.notes
+
+
+def test_a_changed_track_is_made_again_from_other_prompts(dataset) -> None:
+    EDITS["deleted"](dataset)
+    sample = dataset.first()
+    sample.frames[4].prompts.detections[0].bounding_box = [0.1, 0.3, 0.3, 0.3]
+    sample.save()
+    assert propagate(dataset).frames and 7 in tracks(dataset)
+    # A number that a person gave to a track is also a new object's, if it is marked.
+    api.renumber_track(dataset, 7, 9, progress=False)
+    boxes = frames_of(dataset, 9)
+    assert propagate(dataset).skipped == 1 and frames_of(dataset, 9) == boxes
+    mark(dataset, 12, 9)
+    assert propagate(dataset).frames
+    assert tracks(dataset) == {2, 9} and propagate(dataset).skipped == 1
+
+
+def test_a_correction_keeps_that_a_person_has_changed_the_track(dataset) -> None:
+    EDITS["split"](dataset)
+    done = api.propagate_from(
+        dataset, object_id=7, frame=5, direction="backward", propagator="flow"
+    )
+    assert done.ok
+    changed = labels(dataset)
+    propagate(dataset, propagator=FlowPropagator(FlowOptions(sharpen=False)))
+    assert labels(dataset) == changed
+
+
+def test_tracks_that_a_person_has_changed_are_of_their_file(dataset) -> None:
+    EDITS["split"](dataset)
+    with Path(dataset.first().filepath).open("ab") as file:
+        file.write(b"another file by now")
+    assert propagate(dataset).frames
+    assert frames_of(dataset, 7) == EVERY
+
+
+def captions_of(dataset: fo.Dataset) -> dict[tuple[int, ...], str]:
+    """Captions by object and support, as FiftyOne counts."""
+    dataset.reload()
+    found = dataset.first().captions.detections
+    return {(c.index, *c.support): c.caption for c in found}
+
+
+def say(dataset: fo.Dataset, key: tuple[int, ...], review: str, text: str = "") -> None:
+    """Judges a caption, as a person does."""
+    sample = dataset.first()
+    for label in sample.captions.detections:
+        if (label.index, *label.support) == key:
+            label.review = review
+            label.caption = text or label.caption
+    sample.save()
+
+
+def test_summaries_are_made_of_captions_that_are_complete(dataset, contents) -> None:
+    caption(dataset, window=8)
+    windows = captions_of(dataset)
+    say(dataset, (7, 9, 16), "edited", "It stops.")
+    asked = {"window": 8, "summary": True}
+    assert caption(dataset, **asked).captions == 0
+    whole = (7, 1, 24)
+    assert captions_of(dataset)[whole] == "A thing, then it stops, then a thing."
+    before = contents(dataset)
+    assert caption(dataset, **asked).skipped == 1
+    # Where none are asked for, those that still hold stay.
+    assert caption(dataset, window=8).skipped == 1
+    assert contents(dataset) == before
+    say(dataset, (7, 9, 16), "edited", "It falls.")
+    caption(dataset, **asked)
+    assert captions_of(dataset)[whole] == "A thing, then it falls, then a thing."
+    api.undo_captions(dataset, progress=False)
+    assert captions_of(dataset)[whole] == "A thing, then it stops, then a thing."
+    # What a person has rejected is not told, and a summary that is untrue goes.
+    say(dataset, (7, 9, 16), "rejected")
+    caption(dataset, window=8)
+    assert captions_of(dataset).keys() == windows.keys()
+
+
+def test_a_summary_that_a_person_has_edited_stays(dataset) -> None:
+    caption(dataset, window=8)
+    say(dataset, (2, 1, 8), "edited", "It stands.")
+    asked = {"window": 8, "summary": True}
+    caption(dataset, **asked)
+    say(dataset, (2, 1, 24), "edited", "A person's words.")
+    say(dataset, (2, 1, 8), "edited", "It sits.")
+    assert caption(dataset, **asked).skipped == 1
+    assert captions_of(dataset)[2, 1, 24] == "A person's words."
+
+
+@pytest.mark.parametrize("prompted", [2, None], ids=["one", "all"])
+def test_captions_of_tracks_that_are_gone_go(dataset, prompted: int | None) -> None:
+    clips = clips_of(dataset)
+    caption(clips)
+    caption(dataset)
+    say(dataset, (7, 1, 24), "accepted")
+    with_all = captions_of(dataset)
+    sample = dataset.first()
+    for number, index in ((1, 2), (4, 7)):
+        if index != prompted:
+            sample.frames[number].prompts = None
+    sample.save()
+    propagate(dataset, prune=True)
+    assert tracks(dataset) == {prompted} - {None}
+    done = caption(dataset)
+    assert "no longer there removed" in done.to_markdown()
+    left = {key for key in with_all if key[0] == prompted}
+    # What a person said stays, and is marked.
+    assert captions_of(dataset).keys() == {*left, (7, 1, 24)}
+    (said,) = (c for c in dataset.first().captions.detections if c.index == 7)
+    assert said.tags == ["outdated"]
+    assert caption(dataset).skipped == caption(clips).skipped == 1
+
+
+def test_captions_of_clips_go_with_their_tracks(dataset) -> None:
+    caption(clips_of(dataset))
+    caption(dataset)
+    api.renumber_track(dataset, 7, 9, progress=False)
+    moved = captions_of(dataset)
+    assert {key[0] for key in moved} == {2, 9}
+    caption(dataset, window=12)
+    clips = {key for key in moved if key[1:] != (1, 24)}
+    assert clips <= captions_of(dataset).keys()
+
+
+def test_captions_that_a_merge_left_outdated_are_made_again(dataset) -> None:
+    caption(dataset)
+    sample = dataset.first()
+    own = sample.captions.detections
+    sample.captions.detections = [label for label in own if label.index == 7]
+    sample.save()
+    EDITS["merged"](dataset)
+    dataset.reload()
+    assert dataset.count_label_tags() == {"outdated": 1}
+    assert caption(dataset).captions == 1
+    dataset.reload()
+    assert not dataset.count_label_tags()

@@ -93,6 +93,19 @@ def test_what_a_stopped_job_wrote_is_not_written_again(
     assert ("no checkpoint is on this machine" in caplog.text) == elsewhere
 
 
+def test_a_track_that_was_deleted_meanwhile_does_not_come_back(dataset) -> None:
+    sample = dataset.first()
+    box = fo.Detection(bounding_box=[0.6, 0.5, 0.2, 0.25], index=2, label="brick")
+    sample.frames[1].prompts.detections.append(box)
+    sample.save()
+    assert propagate(dataset, stop_after=12) is None
+    api.delete_track(dataset, 2, progress=False)
+    assert propagate(dataset).frames
+    assert frames_of(dataset) == EVERY
+    assert set(dataset.values("frames[].tracks.detections[].index")) == {7}
+    assert propagate(dataset).skipped == 1
+
+
 def test_a_job_removes_what_killed_ones_left(dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fo.config, "default_dataset_dir", str(tmp_path / "masks"))
     assert propagate(dataset, stop_after=12, mask_storage="disk") is None

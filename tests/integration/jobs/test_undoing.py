@@ -87,6 +87,19 @@ def test_captions_of_others_are_no_object(dataset, contents):
     assert contents(dataset) == before
 
 
+def test_captions_of_tracks_that_are_gone_are_outdated(dataset):
+    caption(dataset)
+    caption(dataset, window=6, overwrite=True)
+    view = dataset.limit(1)
+    api.delete_track(view, 7, progress=False)
+    assert api.undo_captions(dataset, progress=False).captions == 2
+    dataset.reload()
+    assert [s.captions.detections[0].tags for s in dataset] == [["outdated"], []]
+    caption(dataset)
+    dataset.reload()
+    assert [len(s.captions.detections) for s in dataset] == [0, 1]
+
+
 def test_nothing_to_undo_is_said(dataset):
     with pytest.raises(FieldError, match="captions"):
         api.undo_captions(dataset, progress=False)
