@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import json
 import math
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,17 +24,24 @@ import numpy as np
 import torch
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import (
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fiftyone_regioncap.captioning.dam.generation import WrittenAnswer
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.scheduler import DamJob, Update
 from fiftyone_regioncap.captioning.dam.tokenizer import TextStream
 from fiftyone_regioncap.core.errors import PromptError
+from fiftyone_regioncap.models.endpoints import is_loopback
 from fiftyone_regioncap.models.sampling import Sampling
 from fiftyone_regioncap.serving.batcher import Batcher
 from fiftyone_regioncap.serving.messages import (
@@ -44,8 +52,6 @@ from fiftyone_regioncap.serving.messages import (
     decode,
     parse,
 )
-
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,7 @@ def create_app(dam: DAM, settings: ServerSettings) -> Starlette:
     ]
     middleware = []
     if settings.token is None:
-        # A web page must not reach the server through a name that resolves to here.
-        hosts = list(LOOPBACK)
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=hosts))
+        middleware.append(Middleware(_LoopbackOnly))
     return Starlette(routes=routes, middleware=middleware, lifespan=server.lifespan)
 
 
@@ -161,7 +165,7 @@ class _Server:
         if chat.stream:
             return _events(self._reference_stream(chat, updates))
         try:
-            answer = await _answer(updates)
+            answer = await _answer(request, updates)
         except RequestError as error:
             return JSONResponse({"error": str(error)}, 500)
         answer = self._cut(chat, answer)
@@ -210,7 +214,7 @@ class _Server:
             updates = self._batcher.updates(job)
             if chat.stream:
                 return _events(self._openai_stream(chat, job, updates))
-            answer = self._cut(chat, await _answer(updates))
+            answer = self._cut(chat, await _answer(request, updates))
         except RequestError as error:
             return _openai_error(error)
         choice: dict[str, Any] = {
@@ -353,8 +357,7 @@ class _Server:
         held = ""
         async with aclosing(updates):
             async for update in updates:
-                if update.error is not None:
-                    raise RequestError(update.error)
+                _raise_error(update)
                 if update.token is None:
                     continue
                 held += stream.put(update.token)
@@ -409,6 +412,25 @@ class _Server:
                 for piece, probability in zip(pieces, answer.probabilities, strict=True)
             ]
         }
+
+
+class _LoopbackOnly:
+    """Refuses requests by other names than those that only this machine has.
+
+    A web page must not reach the server through a name that resolves to here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        app = self._app
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "").lower()
+            if not is_loopback(re.sub(r":\d*$", "", host)):
+                app = PlainTextResponse("Invalid host header", status_code=400)
+        await app(scope, receive, send)
 
 
 class _Budget:
@@ -472,11 +494,36 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON's")
 
 
-async def _answer(updates: AsyncGenerator[Update, None]) -> WrittenAnswer:
+async def _answer(
+    request: Request, updates: AsyncGenerator[Update, None]
+) -> WrittenAnswer:
+    """Waits for a whole answer, as long as the client does; else it is canceled."""
+    answer = asyncio.ensure_future(_last(updates))
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise RequestError("the client is gone")
+        return answer.result()
+    finally:
+        answer.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _raise_error(update: Update) -> None:
+    if update.error is not None:
+        raise RequestError(update.error, 400 if update.rejected else 500)
+
+
+async def _last(updates: AsyncGenerator[Update, None]) -> WrittenAnswer:
     async with aclosing(updates):
         async for update in updates:
-            if update.error is not None:
-                raise RequestError(update.error)
+            _raise_error(update)
             if update.answers is not None:
                 return update.answers[0]
     raise RequestError("the server is shutting down", 503)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
 
 from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.captioning.dam.scheduler import DamJob, Scheduler, Update
+
+logger = logging.getLogger(__name__)
 
 
 class Batcher:
@@ -81,6 +84,7 @@ class Batcher:
         try:
             updates = self._scheduler.step()
         except Exception as error:
+            logger.exception("the model failed")
             # The scheduler has dropped what was at work; those who wait must know.
             updates = [
                 Update(key, error=f"the model failed: {error}")

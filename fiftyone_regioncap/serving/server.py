@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +17,10 @@ from fiftyone_regioncap.captioning.dam.model import DAM
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.endpoints import is_loopback
 from fiftyone_regioncap.serving.app import ServerSettings, create_app
+
+logger = logging.getLogger(__name__)
+
+_TOKEN = re.compile(r"[!-~]+")
 
 
 def serve(
@@ -105,7 +111,7 @@ def _listen(settings: ServerSettings, host: str, port: int) -> tuple[str, Config
     name, number = listener.getsockname()[:2]
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None
+    config.errorlog = logger
     config.graceful_timeout = 1.0
     return f"http://{f'[{name}]' if ':' in name else name}:{number}", config
 
@@ -115,6 +121,11 @@ def _open_socket(settings: ServerSettings, host: str, port: int) -> socket.socke
         raise BackendError(
             f"{host} can be reached from other machines: set a token ($REGIONCAP_TOKEN "
             "for regioncap serve), or listen on 127.0.0.1"
+        )
+    if settings.token is not None and not _TOKEN.fullmatch(settings.token):
+        raise BackendError(
+            "the token has blanks or other characters that clients can't send in a "
+            "header; make one of letters, digits and signs of ASCII"
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -12,6 +12,7 @@ from torch import Tensor
 from fiftyone_regioncap.captioning.batching import out_of_memory_caption
 from fiftyone_regioncap.captioning.dam.generation import Engine, Request, WrittenAnswer
 from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.core.errors import PromptError
 from fiftyone_regioncap.models.devices import is_out_of_memory, release_memory
 from fiftyone_regioncap.models.sampling import GREEDY, Sampling
 
@@ -55,12 +56,14 @@ class Update:
         token: New token id of its first answer; None when there is none.
         answers: All answers, in the last update; None before that.
         error: Why there are no answers, in the last update; None otherwise.
+        rejected: Whether the prompt is the reason, rather than the model.
     """
 
     key: Hashable
     token: int | None = None
     answers: list[WrittenAnswer] | None = None
     error: str | None = None
+    rejected: bool = False
 
 
 @dataclass
@@ -169,7 +172,8 @@ class Scheduler:
                     raise
                 del self._working[job.key]
                 reason = str(error) or type(error).__name__
-                updates.append(Update(job.key, error=reason))
+                rejected = isinstance(error, PromptError)
+                updates.append(Update(job.key, error=reason, rejected=rejected))
                 continue
             limit = self._dam.new_tokens(prompt, job.max_new_tokens)
             requests.extend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -9,7 +10,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,12 +22,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.requests import Request
 
 from fiftyone_regioncap.captioning.dam.model import DAM
+from fiftyone_regioncap.captioning.dam.scheduler import Update
 from fiftyone_regioncap.core.errors import BackendError
 from fiftyone_regioncap.models.sampling import GREEDY
-from fiftyone_regioncap.serving import ServerSettings, running, serve
+from fiftyone_regioncap.serving import ServerSettings, app, running, serve
 from fiftyone_regioncap.serving.messages import RequestError, RequestLimits, parse
+from fiftyone_regioncap.serving.server import check_address
 from tests.support.dam import generate, write_checkpoint
 from tests.support.serving import QUESTION, png, question, rgba
 
@@ -273,6 +277,68 @@ class TestOpenAIClient:
         assert answer.choices[0].message.content == expected(dam, rgba(4))
 
 
+class TestFaults:
+    """Faults of the server are its own: clients may try again, and the log tells."""
+
+    def test_a_model_that_fails(
+        self, dam: DAM, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def ask(**fields: object) -> object:
+            return client.chat.completions.create(
+                model="tiny", messages=question(png(rgba())), **fields
+            )
+
+        with monkeypatch.context() as patch:
+            patch.setattr(dam, "encode", fail)
+            with pytest.raises(openai.InternalServerError, match="no such kernel"):
+                ask()
+            with pytest.raises(openai.APIError, match="no such kernel") as caught:
+                list(ask(stream=True))
+            assert caught.value.body["type"] == "server_error"
+        assert ask().choices[0].message.content == expected(dam, rgba())
+
+    def test_a_fault_of_the_server_is_logged(
+        self,
+        dam: DAM,
+        client: openai.OpenAI,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(type(dam.processor), "views", fail)
+        with pytest.raises(openai.InternalServerError):
+            client.chat.completions.create(model="tiny", messages=question(png(rgba())))
+        end = time.monotonic() + 30  # it is logged after the answer
+        while "no such kernel" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.05)
+        assert "no such kernel" in caplog.text
+
+    def test_an_answer_that_nobody_waits_for_is_canceled(self) -> None:
+        closed = []
+
+        async def updates() -> AsyncGenerator[Update, None]:
+            try:
+                await asyncio.Event().wait()
+                yield Update(0)
+            finally:
+                closed.append(True)
+
+        async def receive() -> dict:
+            return {"type": "http.disconnect"}
+
+        async def answer() -> None:
+            request = Request({"type": "http"}, receive)
+            with pytest.raises(RequestError, match="client is gone"):
+                await asyncio.wait_for(app._answer(request, updates()), 30)
+            await asyncio.sleep(0)
+
+        asyncio.run(answer())
+        assert closed
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("no such kernel")
+
+
 class TestSafety:
     def test_requests_that_are_too_large(self, url: str) -> None:
         for content in (b"x" * (2 << 20), iter([b"x" * (1 << 19)] * 4)):
@@ -338,9 +404,29 @@ class TestSafety:
                 pass
             assert time.perf_counter() - begun < 5
 
-    def test_other_names_for_this_machine(self, url: str) -> None:
-        answer = httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"})
-        assert answer.status_code == 400
+    @pytest.mark.parametrize(
+        ("host", "status"),
+        [
+            ("evil.example", 400),
+            ("localhost.evil.example:80", 400),
+            ("localhost@evil.example", 400),
+            ("192.168.0.1", 400),
+            ("[::2]", 400),
+            ("[localhost", 400),
+            ("LOCALHOST:80", 200),
+            ("127.0.0.9:80", 200),
+            ("[::1]", 200),
+            ("[::1]:80", 200),
+        ],
+    )
+    def test_names_for_this_machine(self, url: str, host: str, status: int) -> None:
+        answer = httpx.get(f"{url}/v1/models", headers={"Host": host})
+        assert answer.status_code == status
+
+    @pytest.mark.parametrize("token", ["pässword", "two words", "secret\n"])
+    def test_a_token_that_no_client_can_send(self, token: str) -> None:
+        with pytest.raises(BackendError, match="token"):
+            check_address(ServerSettings(token=token), "127.0.0.1", 0)
 
     def test_beyond_loopback_with_a_token_only(self, dam: DAM) -> None:
         with pytest.raises(BackendError, match="token"):
