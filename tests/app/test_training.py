@@ -103,7 +103,7 @@ def test_a_person_trains_and_captions(
     values = {"output": "captions_new", "weights": weights, **small.captioning}
     fill_form(app, "caption", "auto (measured)", small, card.options, values)
     page.screenshot(path=artifacts / f"training-{model}-caption.png")
-    app.execute("Summary")
+    app.execute(f"captioner {small.captioner}: as asked")
     page.get_by_text("captions_new").first.wait_for()
     page.screenshot(path=artifacts / f"training-{model}-captioned.png")
 
