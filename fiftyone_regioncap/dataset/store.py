@@ -196,7 +196,7 @@ class FrameUpdate:
 
     Attributes:
         query: Which documents.
-        change: An update, or the stages of a pipeline.
+        change: An update, or the stages of a pipeline, which begins with ``$set``.
         many: Whether all documents are updated, in place of one.
         upsert: Whether one is made where there is none; for pipelines.
         array_filters: MongoDB's filters for each ``$[name]`` in the paths.
@@ -216,7 +216,8 @@ class FrameUpdate:
             number = {"$convert": {"input": "fenced", "to": "int"}}
             holds = {"$lt": ["$$NOW", lease.until]}
             checked = {"$cond": [holds, "$frame_number", number]}
-            change = [{"$set": {"frame_number": checked}}, *change]
+            first, *rest = change  # a stage of its own takes the server longer
+            change = [{"$set": {"frame_number": checked, **first["$set"]}}, *rest]
         elif lease is not None:
             query = {**query, **_holds(lease)}
         kind = UpdateMany if self.many else UpdateOne
