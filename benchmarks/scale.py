@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import logging
 import multiprocessing
 import os
 import shutil
@@ -37,6 +38,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -68,15 +70,20 @@ from fiftyone_regioncap.dataset.targets import Target, Targets  # noqa: E402
 from fiftyone_regioncap.dataset.tracks import TrackWriter  # noqa: E402
 from fiftyone_regioncap.jobs import board  # noqa: E402
 from fiftyone_regioncap.jobs.base import Job, RunContext, SampleStage  # noqa: E402
+from fiftyone_regioncap.jobs.executors import working  # noqa: E402
 from fiftyone_regioncap.jobs.executors.working import Prepared, Worker  # noqa: E402
 from fiftyone_regioncap.jobs.options import PropagateOptions  # noqa: E402
 from fiftyone_regioncap.jobs.summary import Summary  # noqa: E402
+from fiftyone_regioncap.system import assets  # noqa: E402
 from tests.support import SHARED  # noqa: E402
 
 SPAWN = multiprocessing.get_context("spawn")
 
 THREADS = 8
 """Stand-in workers of one process."""
+
+DONE = ": done"
+"""End of the message of a sample that is done."""
 
 
 class StandIn(SampleStage[PropagateOptions]):
@@ -224,6 +231,29 @@ def _run(dataset: fo.Dataset, where: str, progress: Any = False) -> Any:
     )
 
 
+class _Ends(logging.Handler):
+    """Keeps when samples were done in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps the time of a message that says so."""
+        if record.getMessage().endswith(DONE):
+            self.times.append(record.created)
+
+
+def _ends(job: str) -> Iterator[list[float]]:
+    """Yields when samples were done, for each worker that kept a log."""
+    for path in (assets.cache_dir() / "logs" / job).glob("*.log"):
+        lines = path.read_text().splitlines()
+        times = [line[:23] for line in lines if line.endswith(DONE)]
+        yield [
+            datetime.strptime(one, "%Y-%m-%d %H:%M:%S,%f").timestamp() for one in times
+        ]
+
+
 def jobs(dataset: fo.Dataset, executors: Sequence[str], repeats: int) -> None:
     """Prints what a sample takes, by executor, in turn.
 
@@ -233,8 +263,13 @@ def jobs(dataset: fo.Dataset, executors: Sequence[str], repeats: int) -> None:
         repeats: Number of rounds; the median counts.
     """
     taken: dict[str, list[tuple[float, float]]] = {one: [] for one in executors}
+    apart: dict[str, list[float]] = {one: [] for one in executors}
+    logger, here = logging.getLogger(working.__name__), _Ends()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(here)
     for _ in range(repeats):
         for one in executors:
+            here.times.clear()
             began = time.monotonic()
             made = _run(dataset, one)
             assert made.ok, made.failures[:3]
@@ -243,11 +278,18 @@ def jobs(dataset: fo.Dataset, executors: Sequence[str], repeats: int) -> None:
             parts = board.progress_of(job).values()
             rate = sum(part["sample_rate"] for part in parts)
             taken[one].append((wall, 1 / rate))
-    print("| executor | wall s, its start included | ms a sample, without it |")
-    print("|---|---|---|")
+            for times in (here.times, *_ends(job["id"])):
+                apart[one] += np.diff(times).tolist()
+    logger.removeHandler(here)
+    print(
+        "| executor | wall s, its start included | ms a sample, without it | "
+        "ms of a worker from sample to sample, median |"
+    )
+    print("|---|---|---|---|")
     for one, found in taken.items():
         wall, each = np.median(found, axis=0)
-        print(f"| {one} | {wall:.1f} | {each * 1000:.0f} |")
+        middle = np.median(apart[one]) * 1000
+        print(f"| {one} | {wall:.1f} | {each * 1000:.0f} | {middle:.0f} |")
 
 
 def clips(executors: Sequence[str], repeats: int) -> None:
@@ -320,42 +362,52 @@ def _write(
         results.put((began, time.time()))
 
 
-def writes(writers: list[int], frames: int) -> None:
-    """Prints the frames that are written a second."""
-    print("| writers | fence | frames/s |")
-    print("|---|---|---|")
+def _frames_a_second(number: int, frames: int, fence: bool) -> float:
+    """Measures how many frames some processes write."""
+    dataset = fo.Dataset(f"scale-{uuid4().hex[:6]}")
+    dataset.media_type = "video"
+    metadata = fo.VideoMetadata(
+        frame_width=320, frame_height=240, frame_rate=10.0, total_frame_count=frames
+    )
+    samples = [
+        fo.Sample(filepath=f"/nowhere/{n}.mp4", metadata=metadata)
+        for n in range(number)
+    ]
+    dataset.add_samples(samples, progress=False)
+    declare_tracks(dataset, "tracks")
+    barrier, results = SPAWN.Barrier(number), SPAWN.Queue()
+    processes = [
+        SPAWN.Process(
+            target=_write,
+            args=(dataset.name, sample_id, frames, fence, barrier, results),
+        )
+        for sample_id in dataset.values("id")
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    dataset.delete()
+    seconds = max(f[1] for f in found) - min(f[0] for f in found)
+    return number * frames / seconds
+
+
+def writes(writers: list[int], frames: int, repeats: int) -> None:
+    """Prints the frames that are written a second, with a lease and without in turn."""
+    print("| writers | under a lease, median | without | ratio of each pair, median |")
+    print("|---|---|---|---|")
     for number in writers:
-        for fence in (True, False):
-            dataset = fo.Dataset(f"scale-{uuid4().hex[:6]}")
-            dataset.media_type = "video"
-            metadata = fo.VideoMetadata(
-                frame_width=320,
-                frame_height=240,
-                frame_rate=10.0,
-                total_frame_count=frames,
-            )
-            samples = [
-                fo.Sample(filepath=f"/nowhere/{n}.mp4", metadata=metadata)
-                for n in range(number)
-            ]
-            dataset.add_samples(samples)
-            declare_tracks(dataset, "tracks")
-            barrier, results = SPAWN.Barrier(number), SPAWN.Queue()
-            processes = [
-                SPAWN.Process(
-                    target=_write,
-                    args=(dataset.name, sample_id, frames, fence, barrier, results),
-                )
-                for sample_id in dataset.values("id")
-            ]
-            for process in processes:
-                process.start()
-            found = [results.get() for _ in processes]
-            for process in processes:
-                process.join()
-            seconds = max(f[1] for f in found) - min(f[0] for f in found)
-            print(f"| {number} | {fence} | {number * frames / seconds:.0f} |")
-            dataset.delete()
+        found: dict[bool, list[float]] = {True: [], False: []}
+        for turn in range(repeats):
+            for fence in (turn % 2 == 0, turn % 2 == 1):  # neither is always first
+                found[fence].append(_frames_a_second(number, frames, fence))
+        under, free = np.array(found[True]), np.array(found[False])
+        print(
+            f"| {number} | {np.median(under):.0f} | {np.median(free):.0f} | "
+            f"{np.median(under / free):.2f} |",
+            flush=True,
+        )
 
 
 def plan(
@@ -436,6 +488,7 @@ def main() -> None:
     two = kinds.add_parser("writes")
     two.add_argument("--writers", type=int, nargs="+", default=[1, 4, 16])
     two.add_argument("--frames", type=int, default=640)
+    two.add_argument("--repeats", type=int, default=6)
     for name in ("clips", "tiny", "cancel"):
         three = kinds.add_parser(name)
         three.add_argument("--executors", nargs="+", default=["local", "processes:2"])

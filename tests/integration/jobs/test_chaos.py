@@ -18,4 +18,7 @@ def test_disturbed_jobs_end_as_undisturbed_ones() -> None:
     command += ["driver killed", "--kills", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("wrong: nothing") == 2
+    rounds = [line for line in done.stdout.splitlines() if line.startswith("round")]
+    # One more where a job ended before the second thing was done to it.
+    assert len(rounds) >= 2
+    assert all("wrong: nothing" in line for line in rounds)
