@@ -16,6 +16,7 @@ import fiftyone.core.patches as fop
 import fiftyone.core.view as fov
 from bson import ObjectId
 from fiftyone import ViewField as F
+from pymongo.errors import CursorNotFound
 
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.embeddings import VECTOR
@@ -96,11 +97,18 @@ class CaptionField:
             The sample's document and its labels.
         """
         loaded = [*paths, *(f"{self.labels}.{name}" for name in ("_id", *attributes))]
-        found = self.dataset._sample_collection.find(
-            dict(query or {}), dict.fromkeys(loaded, 1), batch_size=_SAMPLES_AT_ONCE
-        )
-        for document in found:
-            yield document, labels_of(document.get(self.name))
+        samples = self.dataset._sample_collection
+        rest, read = dict(query or {}), []
+        while True:
+            try:
+                for document in samples.find(
+                    rest, dict.fromkeys(loaded, 1), batch_size=_SAMPLES_AT_ONCE
+                ):
+                    read.append(document["_id"])
+                    yield document, labels_of(document.get(self.name))
+                return
+            except CursorNotFound:  # nobody has asked for more in ten minutes
+                rest = {"$and": [dict(query or {}), {"_id": {"$nin": read}}]}
 
     def in_view(
         self, samples: foco.SampleCollection, attributes: Sequence[str]

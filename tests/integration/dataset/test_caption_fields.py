@@ -3,8 +3,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import fiftyone as fo
+import fiftyone.core.odm as foo
 import pytest
 
+from fiftyone_regioncap.dataset import caption_fields
 from fiftyone_regioncap.dataset.caption_fields import CaptionField
 from fiftyone_regioncap.dataset.captions import CaptionRecord, write_captions
 
@@ -54,3 +56,28 @@ def test_clips_of_another_field_hold_the_captions_inside(dataset, others) -> Non
     _, dog = sample.captions.detections
     assert captions.ids_in(dataset.to_clips("events", other_fields=others)) == [dog.id]
     assert len(captions.ids_in(dataset.to_clips("captions"))) == 2
+
+
+@pytest.mark.parametrize("query", [None, {"number": {"$gte": 1}}], ids=["all", "some"])
+def test_labels_are_read_on_after_the_server_gave_up(
+    dataset: fo.Dataset, query: dict | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does when what is done to a sample takes minutes."""
+    monkeypatch.setattr(caption_fields, "_SAMPLES_AT_ONCE", 2)
+    dataset.add_samples(
+        [fo.Sample(filepath=f"/nowhere/{n}.mp4", number=n) for n in range(2, 8)]
+    )
+    name = dataset._sample_collection_name
+    database = foo.get_db_conn()
+    idle = [
+        {"$currentOp": {"idleCursors": True}},
+        {"$match": {"type": "idleCursor", "ns": f"{database.name}.{name}"}},
+    ]
+    captions = CaptionField.of(dataset, "captions")
+    read = []
+    for sample, _ in captions.documents(["caption"], query=query):
+        read.append(sample["_id"])
+        for found in database.client.admin.aggregate(idle):
+            cursors = [found["cursor"]["cursorId"]]
+            assert database.command("killCursors", name, cursors=cursors)["ok"]
+    assert read == dataset.values("_id")[-6 if query else 0 :]
