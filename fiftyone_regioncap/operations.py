@@ -9,7 +9,7 @@ before an operation is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +466,7 @@ _DECLARED = (
             ModelChoice(
                 "captioner", "Model that embeds.", "patchioner", only="text_encoder"
             ),
+            replace(SEGMENTER, default=None),
         ),
         media=_ALL_MEDIA,
         positional=("captions",),

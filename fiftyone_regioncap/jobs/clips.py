@@ -41,7 +41,10 @@ class ClipWork(Protocol[K, R_contra]):
         """Number of clips."""
 
     def clips(self) -> Iterator[tuple[K, RegionClip]]:
-        """Makes the clips, each with a key; runs in the decoding thread."""
+        """Makes the clips, each with a key; runs in the decoding thread.
+
+        They are the same in the same order at each call, whatever was written.
+        """
 
     def write(self, results: Sequence[tuple[K, R_contra]]) -> None:
         """Writes some results."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -34,6 +34,8 @@ from fiftyone_regioncap.jobs.clips import ClipStage, OnText
 from fiftyone_regioncap.jobs.options import EmbedRegionsOptions
 from fiftyone_regioncap.jobs.summary import Report
 from fiftyone_regioncap.models.registry import ModelRegistry
+from fiftyone_regioncap.propagation.base import Propagator
+from fiftyone_regioncap.propagation.registry import PROPAGATORS
 from fiftyone_regioncap.video.clips import plan_clip
 
 _ATTRIBUTES = ("index", "support", "caption", REVISION)
@@ -76,22 +78,33 @@ class Embedding(ClipStage[EmbedRegionsOptions]):
     Args:
         options: Which captions.
         captioner: A captioner that embeds regions.
+        segmenter: Turns boxes and points of images into masks; without one a box is its
+            own mask and points are an error of their image.
     """
 
     name: ClassVar[StageName] = "embed"
     options = EmbedRegionsOptions
     summary: ClassVar[type[Report]] = EmbedSummary
-    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {"captioner": CAPTIONERS}
+    models: ClassVar[Mapping[str, ModelRegistry[Any]]] = {
+        "captioner": CAPTIONERS,
+        "segmenter": PROPAGATORS,
+    }
     find = media_targets
     output = None
 
-    def __init__(self, options: EmbedRegionsOptions, captioner: RegionEmbedder) -> None:
+    def __init__(
+        self,
+        options: EmbedRegionsOptions,
+        captioner: RegionEmbedder,
+        segmenter: Propagator | None = None,
+    ) -> None:
         if not isinstance(captioner, RegionEmbedder):
             raise BackendError(
                 "the captioner embeds no regions; take one that does: patchioner"
             )
         super().__init__(options)
         self._captioner = captioner
+        self._segmenter = segmenter
         self._shown: frozenset[str] | None = None
 
     @classmethod
@@ -164,9 +177,15 @@ class Embedding(ClipStage[EmbedRegionsOptions]):
                 else:
                     todo[label_id] = label
         context.count(kept=kept)
-        frames = self._captioner.info.frames
         return _EmbedWork(
-            sample, self._captions, self._tracks, self._space, todo, frames, context
+            sample,
+            self._captions,
+            self._tracks,
+            self._space,
+            todo,
+            self._captioner.info.frames,
+            self._segmenter,
+            context,
         )
 
 
@@ -180,7 +199,10 @@ class _EmbedWork:
     space: EmbeddingSpace
     labels: dict[str, Document]
     frames: int
+    segmenter: Propagator | None
     context: RunContext
+    written: set[str] = field(default_factory=set)
+    problems: dict[str, str] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -193,8 +215,13 @@ class _EmbedWork:
             yield from _video_clips(self.sample, self.tracks, self.labels, self.frames)
         elif self.labels:
             name, ids = self.captions.name, set(self.labels)
-            for region, clip in iter_image_clips(self.sample, name, ids):
-                yield region.id, clip
+            for region, clip in iter_image_clips(
+                self.sample, name, ids, self.segmenter
+            ):
+                if clip.problem is None:
+                    yield region.id, clip
+                else:
+                    self.problems[region.id] = clip.problem
 
     def write(self, results: Sequence[tuple[str, NDArray[np.float32]]]) -> None:
         """Writes embeddings onto the labels."""
@@ -205,12 +232,15 @@ class _EmbedWork:
         }
         write_embeddings(self.sample, self.captions.labels, found)
         self.context.count(embedded=len(found))
-        for label_id in found:
-            self.labels.pop(label_id, None)
+        # Not out of the labels, of which clips that are left are made after an outage.
+        self.written.update(found)
 
     def finish(self) -> None:
-        """Counts the captions that have no region to look at."""
-        self.context.count(unseen=len(self.labels))
+        """Says which regions failed, and counts captions without a region."""
+        for problem in self.problems.values():
+            self.context.failed_in_part("embed", self.sample, problem)
+        seen = self.written | self.problems.keys()
+        self.context.count(unseen=len(self.labels.keys() - seen))
 
 
 def _video_clips(

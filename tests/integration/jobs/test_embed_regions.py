@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fiftyone as fo
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from fiftyone import ViewField as F
 from PIL import Image
+from pymongo.errors import AutoReconnect
 
 import fiftyone_regioncap as regioncap
 from fiftyone_regioncap.captioning.patchioner.captioner import PatchionerCaptioner
@@ -26,6 +28,7 @@ from fiftyone_regioncap.dataset.captions import (
     read_captions,
     write_captions,
 )
+from fiftyone_regioncap.jobs import embedding
 
 PROMPTS = [
     Prompt(7, 0, box=(10, 20, 34, 44), label="disc"),
@@ -176,6 +179,59 @@ def test_regions_of_images(
         sample.single.region_embedding, first.region_embedding
     )
     dataset.delete()
+
+
+@pytest.fixture
+def image(fiftyone_database: str, tmp_path: Path) -> Iterator[fo.Dataset]:
+    """An image of 150 described boxes, and a described point."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    boxes = [[n % 15 / 15, n // 15 / 10, 1 / 15, 0.1] for n in range(150)]
+    labels = [fo.Detection(bounding_box=box, caption="It.") for box in boxes]
+    point = fo.Keypoint(points=[(0.5, 0.5)], caption="A point.")
+    made = fo.Dataset()
+    sample = fo.Sample(
+        str(tmp_path / "image.png"),
+        objects=fo.Detections(detections=labels),
+        points=fo.Keypoints(keypoints=[point]),
+    )
+    made.add_sample(sample)
+    made.add_dynamic_sample_fields()
+    yield made
+    made.delete()
+
+
+def test_an_outage_of_the_database_leaves_none_out(
+    image: fo.Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = embedding.iter_image_clips
+    left = [140]  # more clips than wait for the first write
+
+    def interrupted(*args: Any) -> Iterator[Any]:
+        for made in real(*args):
+            left[0] -= 1
+            if not left[0]:
+                raise AutoReconnect("the database is away")
+            yield made
+
+    monkeypatch.setattr(embedding, "iter_image_clips", interrupted)
+    summary = embed(image, checkpoint, captions="objects")
+    assert left[0] < 0 and summary.ok
+    assert (summary.embedded, summary.unseen) == (150, 0)
+    image.reload()
+    labels = image.first().objects.detections
+    assert all(label.region_embedding is not None for label in labels)
+
+
+def test_points_of_images_need_a_segmenter(image: fo.Dataset, checkpoint: Path) -> None:
+    summary = embed(image, checkpoint, captions="points")
+    (failure,) = summary.failures
+    label = image.first().points.keypoints[0].id
+    assert f"label {label}: points need a segmenter" in failure.error
+    assert "mobilesam" in failure.error and not failure.whole
+    assert (summary.embedded, summary.unseen) == (0, 0)
+    chosen = embed(image, checkpoint, captions="points", segmenter="flow")
+    assert chosen.ok and chosen.embedded == 1
 
 
 def test_bad_input(dataset: fo.Dataset, checkpoint: Path) -> None:
