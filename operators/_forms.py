@@ -14,6 +14,7 @@ from fiftyone_regioncap.core.errors import FieldError, OptionError, RegionCapErr
 from fiftyone_regioncap.core.options import OptionField, Options, fields_of, unknown
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.dataset import caption_fields, fields
+from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.models.registry import AUTO
 from fiftyone_regioncap.operations import NONE, REGISTRIES, ModelChoice, Operation
 
@@ -171,22 +172,26 @@ def parameters(operation: Operation, params: Mapping[str, Any]) -> dict[str, Any
     known = operation.parameters()
     found: dict[str, Any] = {}
     by_name = {field.name: field for field in operation.fields}
-    own = {
-        name: params.get(_own_name(name, chosen), {})
-        for name, chosen in _chosen(operation, params)
-    }
-    merged = {name: {**params.get(name, {}), **given} for name, given in own.items()}
-    for name, value in {**params, **merged}.items():
-        if name not in known or value is None or value == "":
+    settings = {field.name: field for field in operation.settings}
+    own = {}
+    for name, chosen in _chosen(operation, params):
+        declared = {one.name: one for one in _own_fields(operation, name, chosen)}
+        inputs = params.get(name), params.get(_own_name(name, chosen))
+        given = {**(inputs[0] or {}), **(inputs[1] or {})}
+        own[name] = {
+            key: _parsed(declared[key], value) if key in declared else value
+            for key, value in given.items()
+            if _picked(value) not in (None, "", NONE)  # of a choice: the default
+        }
+    for name, value in {**params, **own}.items():
+        if name not in known or _picked(value) in (None, ""):
             continue
-        if name.endswith("options") and isinstance(value, Mapping):
-            found[name] = {
-                key: inner
-                for key, inner in value.items()
-                if inner not in (None, "", NONE)  # of a choice: the default
-            }
+        if name in own:
+            found[name] = value
         elif name in by_name:
             found[name] = _value(by_name[name], value)
+        elif name in settings:
+            found[name] = _parsed(settings[name], value)
         else:
             found[name] = value
     return found
@@ -230,6 +235,20 @@ def _chosen(
                 yield "recipe_options", wanted
 
 
+def _own_fields(
+    operation: Operation, name: str, chosen: str
+) -> tuple[OptionField, ...]:
+    """Returns the options of what was chosen; see :func:`_chosen`."""
+    if name == "options":
+        from fiftyone_regioncap.exporters import FORMATS
+
+        return fields_of(FORMATS[chosen])
+    if name == "recipe_options":
+        return fields_of(operation.models[0].registry[chosen].training_options)
+    (model,) = (m for m in operation.models if f"{m.name}_options" == name)
+    return fields_of(model.registry[chosen].options)
+
+
 def _own_name(name: str, chosen: str) -> str:
     """Returns the input of the options of what was chosen.
 
@@ -248,7 +267,7 @@ def ask_option(
         prop = pick(inputs, field.name, offered, label=field.label)
     else:
         prop = _input(inputs, ctx, field, value)
-    if value is None or value == "":
+    if _picked(value) in (None, ""):
         return
     try:
         _check_new(ctx, field, _value(field, value))
@@ -282,9 +301,21 @@ def _shown(options: Sequence[OptionField], advanced: bool) -> list[OptionField]:
     return [one for one in options if advanced or not one.declaration.advanced]
 
 
-def _value(field: OptionField, value: Any) -> Any:
+def _picked(value: Any) -> Any:
+    """Returns the path of a file or folder that was picked; others are as they are."""
     if isinstance(value, Mapping) and "absolute_path" in value:
-        value = value["absolute_path"]  # a file or folder that was picked
+        return value["absolute_path"]
+    return value
+
+
+def _parsed(field: OptionField, value: Any) -> Any:
+    """Converts what an input holds into a value of its option."""
+    value = _picked(value)
+    return field.parse(value) if isinstance(value, str) else field.check(value)
+
+
+def _value(field: OptionField, value: Any) -> Any:
+    value = _picked(value)
     if (
         field.declaration.picker in ("file", "folder")
         and isinstance(value, str)
@@ -294,7 +325,7 @@ def _value(field: OptionField, value: Any) -> Any:
             f"{value!r} depends on where the App's server was started; give the whole "
             "path, from the root of the disk on"
         )
-    return field.parse(value) if isinstance(value, str) else field.check(value)
+    return _parsed(field, value)
 
 
 def _input(inputs: types.Object, ctx: Any, field: OptionField, value: Any) -> Any:
@@ -375,6 +406,10 @@ def _pick_field(
     names: Sequence[str] = _fields(ctx, kind)
     texts = {name: name for name in names}
     about, unset = _apart(field)
+    if default not in texts:
+        # Of sequences, what is on frames is on the images themselves.
+        name = frame_path(default or "")
+        default = name if name in texts else default
     if field.optional:
         texts = {**texts, NONE: "none"} if default else {NONE: unset, **texts}
     return pick(

@@ -12,9 +12,14 @@ from fiftyone.operators import types
 from fiftyone.operators.constants import ViewTarget
 
 from fiftyone_regioncap.dataset import fields
-from fiftyone_regioncap.dataset.corrections import last_edited, track_labels
+from fiftyone_regioncap.dataset.corrections import (
+    last_edited,
+    sequence_labels,
+    track_labels,
+)
 from fiftyone_regioncap.dataset.geometry import labels_of
 from fiftyone_regioncap.dataset.objects import Identity
+from fiftyone_regioncap.dataset.sequences import are_sequences, sequence_of
 from fiftyone_regioncap.dataset.store import FRAMES_PREFIX, frame_path
 from fiftyone_regioncap.dataset.targets import name_of
 from fiftyone_regioncap.operations import Operation
@@ -54,8 +59,8 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         )
         return
     texts = {"sample": f"The open sample, {name_of(_open(ctx).first())}"}
-    selected = selection(ctx)
-    if selected and operation.name in _OBJECTS:
+    selected = _objects(ctx, operation)
+    if selected:
         word = "object" if len(selected) == 1 else "objects"
         texts = {"objects": f"{len(selected)} selected {word} of it", **texts}
     everything = {"view": "Everything in the grid"}
@@ -68,8 +73,7 @@ def samples(ctx: Any, operation: Operation) -> Any:
     """Returns the samples that an operation is asked to work on."""
     scope = ctx.params.get(SCOPE)
     if scope is None and ctx.current_sample is not None and operation.models:
-        objects = operation.name in _OBJECTS and selection(ctx)
-        scope = "objects" if objects else "sample"
+        scope = "objects" if _objects(ctx, operation) else "sample"
     if ctx.current_sample is None or scope in (None, "view"):
         return ctx.target_view()
     view = _open(ctx)
@@ -83,8 +87,8 @@ def samples(ctx: Any, operation: Operation) -> Any:
 def selection(ctx: Any) -> list[dict[str, Any]]:
     """Returns the selected labels of the open sample, one an object.
 
-    Each has ``label_id`` and ``field``, and ``index``, ``instance`` and ``frame`` (as
-    FiftyOne counts) where they are known.
+    Each has ``label_id``, ``sample_id`` and ``field``, and ``index``, ``instance`` and
+    ``frame`` (as FiftyOne counts) where they are known.
     """
     found: dict[Any, dict[str, Any]] = {}
     for chosen in ctx.selected_labels or ():
@@ -93,6 +97,7 @@ def selection(ctx: Any) -> list[dict[str, Any]]:
         index, instance = own.index, own.instance
         one = {
             "label_id": chosen["label_id"],
+            "sample_id": chosen["sample_id"],
             "field": chosen["field"],
             "index": index,
             "instance": instance,
@@ -102,7 +107,20 @@ def selection(ctx: Any) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _objects(ctx: Any, operation: Operation) -> list[dict[str, Any]]:
+    """Returns the selected objects, where an operation can be done to them alone.
+
+    Views that hide labels of images can't be sequences.
+    """
+    if operation.name not in _OBJECTS or are_sequences(ctx.view):
+        return []
+    return selection(ctx)
+
+
 def _open(ctx: Any) -> Any:
+    """Returns a view of the open sample, or of the sequence of the open image."""
+    if are_sequences(ctx.view):
+        return sequence_of(ctx.view, ctx.current_sample)[0]
     return ctx.view.select(ctx.current_sample)
 
 
@@ -151,10 +169,20 @@ def offered(ctx: Any, params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         edited last first; empty where no sample is open.
     """
     tracks = params.get("tracks") or fields.TRACKS
+    sequences = are_sequences(ctx.view)
+    if sequences:
+        tracks = frame_path(tracks)
     if ctx.current_sample is None or not ctx.dataset.has_field(tracks):
         return {}
-    labels = track_labels(_open(ctx).first(), tracks)
-    chosen = [one for one in selection(ctx) if one["field"] == tracks and one["frame"]]
+    chosen = [one for one in selection(ctx) if one["field"] == tracks]
+    if sequences:
+        _, images = sequence_of(ctx.view, ctx.current_sample)
+        labels = sequence_labels(ctx.dataset, images, tracks)
+        number = {image: frame for frame, image in enumerate(images, start=1)}
+        chosen = [{**one, "frame": number.get(one["sample_id"])} for one in chosen]
+    else:
+        labels = track_labels(_open(ctx).first(), tracks)
+    chosen = [one for one in chosen if one["frame"]]
     last = last_edited(labels)
     places = [(one["index"], one["frame"] - 1, "selected") for one in chosen]
     if last is not None:

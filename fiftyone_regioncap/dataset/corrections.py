@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import fiftyone as fo
+from bson import ObjectId
 
 from fiftyone_regioncap.core.types import Prompt, paste_mask
 from fiftyone_regioncap.dataset.captions import OUTDATED
@@ -69,10 +70,39 @@ def track_labels(
         objects: Ids of the objects; None for all that have an index.
     """
     store, name = Store.of(sample), frame_path(field)
+    documents = store.frames([name, "last_modified_at"])
+    return _track_labels(documents, store.sample_id, name, objects)
+
+
+def sequence_labels(
+    dataset: fo.Dataset, ids: Sequence[str], field: str
+) -> list[TrackLabel]:
+    """Reads the labels of tracks of a sequence of images; see :func:`track_labels`.
+
+    Args:
+        dataset: Dataset of the images.
+        ids: Ids of the images in their order.
+        field: Field of the images that holds the tracks.
+    """
+    numbers = {ObjectId(key): number for number, key in enumerate(ids, start=1)}
+    documents = dataset._sample_collection.find(
+        {"_id": {"$in": list(numbers)}}, {field: 1, "last_modified_at": 1}
+    )
+    frames = [{**one, "frame_number": numbers[one["_id"]]} for one in documents]
+    frames.sort(key=lambda one: one["frame_number"])
+    return _track_labels(frames, ids[0], field, None)
+
+
+def _track_labels(
+    frames: Iterable[Document],
+    sample_id: object,
+    name: str,
+    objects: Collection[int] | None,
+) -> list[TrackLabel]:
     found = []
-    for document in store.frames([name, "last_modified_at"]):
+    for document in frames:
         number = document["frame_number"]
-        place = place_prefix(store.sample_id, name, number)
+        place = place_prefix(sample_id, name, number)
         for label in labels_of(document.get(name)):
             index = label.get("index")
             if index is None or not (objects is None or index in objects):

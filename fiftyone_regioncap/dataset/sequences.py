@@ -119,6 +119,24 @@ def as_videos(samples: foco.SampleCollection) -> Iterator[Videos]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def sequence_of(
+    samples: foco.SampleCollection, image_id: str
+) -> tuple[foco.SampleCollection, list[str]]:
+    """Finds the sequence that an image is of.
+
+    Args:
+        samples: View that groups images into sequences.
+        image_id: Id of the image.
+
+    Returns:
+        A view of this sequence alone, and the ids of its images in their order.
+    """
+    group, _, images, _ = samples._parse_dynamic_groups()
+    (value,) = images.select(image_id).values(fo.ViewExpression(group))
+    ids = samples.get_dynamic_group(value).values("id")
+    return samples.select(ids), ids
+
+
 def _name(
     view: foco.SampleCollection, group: foco.SampleCollection, number: int
 ) -> str:

@@ -19,6 +19,8 @@ from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import videos as datasets
 from fiftyone_regioncap.exporters import FORMATS, importable_formats
 from fiftyone_regioncap.jobs import board
+from fiftyone_regioncap.operations import OPERATIONS
+from operators._forms import parameters
 from tests.support import ROOT
 
 URI = "@fiftyone-regioncap/regioncap"
@@ -233,6 +235,66 @@ def test_options_of_what_was_chosen_before_do_not_count(dataset):
     assert not invalid(form("propagate_masks", dataset, **params))
     params["propagator"] = "mobilesam"
     assert "side=7" in invalid(form("propagate_masks", dataset, **params))["refusal"]
+
+
+PICKED = {"absolute_path": "/data/picked.txt", "type": "file"}
+OWN = "captioner_options_of_patchioner"
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "converted"),
+    [
+        ("caption", {"captioner": "patchioner", OWN: {"memory": PICKED}}, "memory"),
+        (
+            "caption",
+            {"captioner": "patchioner", "captioner_options": {"memory": PICKED}},
+            "memory",
+        ),
+        (
+            "train",
+            {
+                "model": "patchioner",
+                "recipe_options_of_patchioner": {"entities": PICKED},
+            },
+            "entities",
+        ),
+        ("caption", {"weights": PICKED}, "weights"),
+        ("train", {"out": PICKED}, "out"),
+    ],
+    ids=["a model's", "a model's by name", "a training's", "a setting", "an own"],
+)
+def test_a_file_that_was_picked_is_a_path(
+    name: str, params: dict[str, Any], converted: str
+) -> None:
+    found = parameters(OPERATIONS[name], params)
+    groups = [found, *(one for one in found.values() if isinstance(one, dict))]
+    given = [one[converted] for one in groups if converted in one]
+    assert given == ["/data/picked.txt"]
+
+
+def test_a_file_that_was_taken_back_is_none() -> None:
+    none = {"memory": {"absolute_path": ""}, "resize_dim": "518"}
+    params = {"captioner": "patchioner", OWN: none, "weights": {"absolute_path": None}}
+    found = parameters(OPERATIONS["caption"], params)
+    assert found == {
+        "captioner": "patchioner",
+        "captioner_options": {"resize_dim": 518},
+    }
+
+
+def test_a_form_takes_a_file_that_was_picked_for_a_model(
+    dataset: fo.Dataset, checkpoint: Path, tmp_path: Path
+) -> None:
+    api.propagate(dataset, propagator="flow", progress=False)
+    inputs = form(
+        "caption_tracks",
+        dataset,
+        captioner="patchioner",
+        captioner_weights=str(checkpoint),
+        advanced=True,
+        **{OWN: {"memory": {"absolute_path": str(tmp_path / "memory.safetensors")}}},
+    )
+    assert "preview" in inputs and not invalid(inputs)
 
 
 @pytest.mark.parametrize(
