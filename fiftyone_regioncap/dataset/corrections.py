@@ -113,6 +113,12 @@ def _track_labels(
     return found
 
 
+def instance_of(labels: Iterable[TrackLabel]) -> str | None:
+    """Returns the id of the instance that links the labels of a track."""
+    instances = (label.label.get("instance") for label in labels)
+    return next((str(one["_id"]) for one in instances if one), None)
+
+
 def last_edited(labels: Collection[TrackLabel]) -> TrackLabel | None:
     """Returns the label that a person edited last; None when none was edited."""
     edited = [label for label in labels if label.owner == "edited"]

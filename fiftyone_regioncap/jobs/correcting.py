@@ -15,6 +15,7 @@ from fiftyone_regioncap.core.types import Prompt
 from fiftyone_regioncap.dataset import fields, origins, status
 from fiftyone_regioncap.dataset.corrections import (
     TrackLabel,
+    instance_of,
     last_edited,
     mark_outdated,
     track_labels,
@@ -108,7 +109,7 @@ class Correcting(SampleStage[CorrectionOptions]):
             self._write(sample, own, (start, stop), prefetch(propagation), context)
         # They are tagged until they are made anew.
         for captions in fields.caption_fields(sample._dataset):
-            mark_outdated(sample, captions, object_id, _instance(own))
+            mark_outdated(sample, captions, object_id, instance_of(own))
         corrected = signature({"prompts": [asdict(prompt) for prompt in prompts]})
         origins.correct(sample, options.tracks, object_id, corrected)
         if before.state is not None:
@@ -142,7 +143,7 @@ class Correcting(SampleStage[CorrectionOptions]):
         start, stop = support
         object_id = own[0].index
         names = [label.label.get("label") for label in own]
-        instance = _instance(own)
+        instance = instance_of(own)
         with (
             TrackWriter(
                 sample,
@@ -228,9 +229,3 @@ def _prompts(
             )
         prompts += there
     return sorted(prompts, key=lambda prompt: prompt.frame)
-
-
-def _instance(own: list[TrackLabel]) -> str | None:
-    """Returns the id of the instance that links the labels of a track."""
-    instances = (label.label.get("instance") for label in own)
-    return next((str(one["_id"]) for one in instances if one), None)

@@ -19,6 +19,11 @@ from fiftyone_regioncap.core.errors import FieldError, NothingMarked, PromptErro
 from fiftyone_regioncap.core.progress import Stage as StageName
 from fiftyone_regioncap.core.types import FrameMasks, Prompt
 from fiftyone_regioncap.dataset import caches, fields, origins, schema, status
+from fiftyone_regioncap.dataset.corrections import (
+    instance_of,
+    mark_outdated,
+    track_labels,
+)
 from fiftyone_regioncap.dataset.metadata import WatchedFile, file_digest
 from fiftyone_regioncap.dataset.objects import read_numbers, write_numbers
 from fiftyone_regioncap.dataset.origins import TrackOrigin
@@ -241,8 +246,15 @@ class Propagating(SampleStage[PropagateOptions]):
         if not gone:
             return kept
         if self._options.prune:
+            labels = track_labels(sample, output, gone)
             with TrackWriter(sample, output) as writer:
                 writer.clear_range(None, gone)
+            for captions in fields.caption_fields(sample._dataset):
+                if sample._dataset.get_field(captions).read_only:
+                    continue
+                for number in gone:
+                    instance = instance_of(one for one in labels if one.index == number)
+                    mark_outdated(sample, captions, number, instance)
             keys = [key for key, number in objects.items() if number in gone]
             status.write_origins(sample, output, dict.fromkeys(keys))
             kept = status.read_kept(sample, output)
@@ -444,12 +456,10 @@ def _to_do(
         inside = _inside(found, there, None).prompts
         undone: set[int] = set()
         for object_id, made_from in _prompts_by_object(inside).items():
-            whole = status.origin_key(object_id)
-            same = any(
-                (origin.prompts, origin.made_by) == (made_from, made_by)
-                for key, origin in known.items()
-                if key in (whole, status.origin_key(object_id, start, stop))
-            )
+            ranges = ((0, None), (start, stop))
+            keys = [status.origin_key(object_id, *span) for span in ranges]
+            made = [known[key] for key in keys if key in known]
+            same = (made_from, made_by) in [(one.prompts, one.made_by) for one in made]
             untold = complete and object_id not in told
             if object_id in tracked and (same or untold):
                 continue

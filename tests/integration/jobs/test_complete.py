@@ -366,6 +366,8 @@ def test_captions_of_tracks_that_are_gone_go(dataset, prompted: int | None) -> N
     sample.save()
     propagate(dataset, prune=True)
     assert tracks(dataset) == {prompted} - {None}
+    there = dataset.first().captions.detections
+    assert {c.index for c in there if not c.tags} == tracks(dataset)
     done = caption(dataset)
     assert "no longer there removed" in done.to_markdown()
     left = {key for key in with_all if key[0] == prompted}
