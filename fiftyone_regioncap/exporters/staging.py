@@ -21,7 +21,6 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
@@ -382,12 +381,7 @@ class Staging:
                         "another folder"
                     )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not any(self.parts.root.glob("*/part.json")):
             self.discard()  # there is nothing to go on from
         self._lock.release()

@@ -24,7 +24,7 @@ from fiftyone_regioncap.core.errors import BackendError, FieldError, RegionCapEr
 from fiftyone_regioncap.dataset.embeddings import RegionEmbedding, space_of, vectors_of
 from fiftyone_regioncap.models.registry import ModelSpec, in_hub_cache
 from fiftyone_regioncap.search.catalog import Catalog
-from fiftyone_regioncap.search.source import CaptionSource, hash_of, next_checkpoint
+from fiftyone_regioncap.search.source import FieldSource, hash_of, next_checkpoint
 from fiftyone_regioncap.search.vectors import VectorStore, replace_json
 
 _BATCH = 2048
@@ -82,7 +82,7 @@ class EmbeddingIndex:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def update(self, source: CaptionSource, catalog: Catalog) -> None:
+    def update(self, source: FieldSource, catalog: Catalog) -> None:
         """Reads embeddings that changed since the last update.
 
         Args:
@@ -169,7 +169,7 @@ class EmbeddingIndex:
 
 
 def _batches(
-    source: CaptionSource, since: datetime | None
+    source: FieldSource, since: datetime | None
 ) -> Iterator[tuple[list[tuple[str, RegionEmbedding | None]], datetime | None]]:
     """Label ids with their embeddings, many at once, and when the last one changed."""
     batch: list[tuple[str, RegionEmbedding | None]] = []

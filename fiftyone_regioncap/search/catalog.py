@@ -17,7 +17,7 @@ import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
 
-from fiftyone_regioncap.search.source import CaptionSource, CaptionText, next_checkpoint
+from fiftyone_regioncap.search.source import CaptionText, FieldSource, next_checkpoint
 from fiftyone_regioncap.search.text_index import TextIndex, TextWriter
 
 _SCHEMA = """
@@ -84,7 +84,7 @@ class Catalog:
     def __len__(self) -> int:
         return self._db.execute("select count(*) from captions").fetchone()[0]
 
-    def update(self, source: CaptionSource, index: TextIndex) -> int:
+    def update(self, source: FieldSource, index: TextIndex) -> int:
         """Reads what changed, and updates the text index too.
 
         When this is interrupted, the next update does the same again.
@@ -150,7 +150,7 @@ class Catalog:
             changes += 1
         return changes + self._remove([row for row, _ in old.values()], writer)
 
-    def _remove_deleted(self, source: CaptionSource, writer: TextWriter) -> int:
+    def _remove_deleted(self, source: FieldSource, writer: TextWriter) -> int:
         """Removes the captions of samples that are no more."""
         known = self._db.execute("select count(*) from samples").fetchone()[0]
         if known == source.count_samples():

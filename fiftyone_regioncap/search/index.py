@@ -24,7 +24,7 @@ from fiftyone_regioncap.search.appearance import EmbeddingIndex, RegionTextEmbed
 from fiftyone_regioncap.search.catalog import Catalog
 from fiftyone_regioncap.search.embedding import TextEmbedder
 from fiftyone_regioncap.search.query import Query
-from fiftyone_regioncap.search.source import CaptionSource
+from fiftyone_regioncap.search.source import FieldSource
 from fiftyone_regioncap.search.text_index import TextIndex
 from fiftyone_regioncap.search.vectors import VectorStore
 
@@ -110,7 +110,7 @@ class CaptionIndex:
         """Closes the files."""
         self.catalog.close()
 
-    def update(self, source: CaptionSource) -> int:
+    def update(self, source: FieldSource) -> int:
         """Reads captions that changed since the last update.
 
         Args:
@@ -122,7 +122,7 @@ class CaptionIndex:
         with self._lock:
             return self.catalog.update(source, self._text)
 
-    def update_regions(self, source: CaptionSource) -> None:
+    def update_regions(self, source: FieldSource) -> None:
         """Reads region embeddings that changed since the last update.
 
         Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from bson import ObjectId
 
@@ -90,8 +90,15 @@ def hash_of(data: bytes) -> int:
     return int.from_bytes(digest, "big", signed=True) or 1
 
 
-class CaptionSource(Protocol):
-    """Captions and region embeddings that know when they changed."""
+@dataclass(frozen=True)
+class FieldSource:
+    """Captions and region embeddings of a field, which know when they changed.
+
+    Attributes:
+        field: The field.
+    """
+
+    field: CaptionField
 
     def read(self, since: datetime | None) -> Iterator[Changes[CaptionText]]:
         """Reads captions that have a text, sample by sample.
@@ -99,6 +106,9 @@ class CaptionSource(Protocol):
         Args:
             since: Only samples that changed at this time or later; None for all.
         """
+        for change in self._changes((*_WORDS, *_LISTS), since):
+            texts = [CaptionText.of(own) for own in change.items if own.get("caption")]
+            yield Changes(change.sample, change.modified, texts)
 
     def embeddings(
         self, since: datetime | None
@@ -108,34 +118,6 @@ class CaptionSource(Protocol):
         Args:
             since: Only samples that changed at this time or later; None for all.
         """
-
-    def sample_ids(self) -> Iterator[ObjectId]:
-        """Iterates over the ids of all samples."""
-
-    def count_samples(self) -> int:
-        """Counts the samples."""
-
-
-@dataclass(frozen=True)
-class FieldSource:
-    """The captions of a field; see :class:`CaptionSource`.
-
-    Attributes:
-        field: The field.
-    """
-
-    field: CaptionField
-
-    def read(self, since: datetime | None) -> Iterator[Changes[CaptionText]]:
-        """See :meth:`CaptionSource.read`."""
-        for change in self._changes((*_WORDS, *_LISTS), since):
-            texts = [CaptionText.of(own) for own in change.items if own.get("caption")]
-            yield Changes(change.sample, change.modified, texts)
-
-    def embeddings(
-        self, since: datetime | None
-    ) -> Iterator[Changes[tuple[str, RegionEmbedding | None]]]:
-        """See :meth:`CaptionSource.embeddings`."""
         if since is None and not self.field.embedded:
             return
         for change in self._changes(tuple(ATTRIBUTES), since):
@@ -143,11 +125,11 @@ class FieldSource:
             yield Changes(change.sample, change.modified, found)
 
     def sample_ids(self) -> Iterator[ObjectId]:
-        """See :meth:`CaptionSource.sample_ids`."""
+        """Iterates over the ids of all samples."""
         return self.field.sample_ids()
 
     def count_samples(self) -> int:
-        """See :meth:`CaptionSource.count_samples`."""
+        """Counts the samples."""
         return self.field.count_samples()
 
     def _changes(
