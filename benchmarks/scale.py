@@ -487,7 +487,7 @@ def main() -> None:
     one.add_argument("--seconds", type=float, default=4.0, help="mean of a video")
     two = kinds.add_parser("writes")
     two.add_argument("--writers", type=int, nargs="+", default=[1, 4, 16])
-    two.add_argument("--frames", type=int, default=640)
+    two.add_argument("--frames", type=int, default=2560)
     two.add_argument("--repeats", type=int, default=6)
     for name in ("clips", "tiny", "cancel"):
         three = kinds.add_parser(name)
