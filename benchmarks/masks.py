@@ -29,6 +29,10 @@ what is encoded anew. Times mean nothing with it.
 rightly, and compares J from there on with runs that were prompted rightly twice, and
 once.
 
+``--overlays DIR`` writes a picture of each clip and start there, in a folder of the
+propagator and the kind of prompt: all frames with the masks filled in, the outlines of
+the true ones, and J of each object.
+
 Three baselines run on the same clips: ``still`` keeps the first mask where it is,
 ``flow-only`` moves it along the optical flow, ``reprompt`` gives MobileSAM the box of
 the last mask on each frame.
@@ -343,8 +347,47 @@ class Result:
         return float(np.mean([values[self.tracks == k].mean() for k in ids]))
 
 
+def save_overlays(
+    file: Path, clip: Clip, found: Mapping[int, NDArray[np.uint8]], columns: int = 5
+) -> None:
+    """Writes found and true masks of a run's frames as one picture.
+
+    Args:
+        file: File to write.
+        clip: Clip with masks on all frames.
+        found: Found masks by frame, each uint8 (H, W), 0 for background, n for object
+            n. They are filled in; the true ones are outlined in green.
+        columns: Number of frames side by side.
+    """
+    tiles = []
+    for index, masks in sorted(found.items()):
+        tile, told = clip[index].copy(), []
+        for n in np.unique(masks[masks > 0]).tolist():
+            shade = np.array([[37 * n % 256]], dtype=np.uint8)
+            color = cv2.applyColorMap(shade, cv2.COLORMAP_HSV)[0, 0]
+            mask, true = masks == n, clip.masks[index] == n
+            tile[mask] = tile[mask] // 2 + color // 2
+            outlines, _ = cv2.findContours(
+                true.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+            )
+            cv2.drawContours(tile, outlines, -1, (0, 255, 0), 1)
+            told.append(f"{region_similarity(mask, true):.2f}")
+        size = (427, round(427 * clip.height / clip.width))
+        tile = cv2.resize(tile, size, interpolation=cv2.INTER_AREA)
+        text = f"{index}: {' '.join(told)}"
+        tiles.append(cv2.putText(tile, text, (5, 15), 0, 0.5, (255, 255, 255), 1))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[n : n + columns]) for n in range(0, len(tiles), columns)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.vstack(rows)).save(file)
+
+
 def measure(
-    propagator: Propagator, clip: Clip, kind: str, starts: Sequence[float]
+    propagator: Propagator,
+    clip: Clip,
+    kind: str,
+    starts: Sequence[float],
+    overlays: Path | None = None,
 ) -> Result:
     """Runs a propagator over a clip and compares with the masks.
 
@@ -353,6 +396,8 @@ def measure(
         clip: Clip with masks on all frames.
         kind: Kind of the prompts, ``"mask"`` or ``"box"``.
         starts: Positions of the prompts, as shares of the clip.
+        overlays: Path of the pictures without the number of the start and suffix; None
+            to draw none.
     """
     rows = []
     seconds, count = 0.0, 0
@@ -362,6 +407,7 @@ def measure(
             clip, prompts, direction="both" if share else "forward"
         )
         run = propagator.propagate(request)
+        drawn: dict[int, NDArray[np.uint8]] = {}
         while True:
             before = time.process_time()
             masks = next(run, None)
@@ -369,13 +415,20 @@ def measure(
             if masks is None:
                 break
             count += 1
+            sheet = drawn.setdefault(masks.frame, np.zeros_like(clip.masks[0]))
             for object_id, found in masks.objects.items():
+                if found.mask is not None:
+                    sheet[found.mask] = object_id
                 if object_id in masks.prompted:
                     continue
                 truth = clip.masks[masks.frame] == object_id
                 mask = np.zeros_like(truth) if found.mask is None else found.mask
                 j, f = region_similarity(mask, truth), contour_accuracy(mask, truth)
                 rows.append((1000 * number + object_id, j, f, found.score))
+        if overlays is not None:
+            save_overlays(
+                overlays.with_name(f"{overlays.name}-{number}.png"), clip, drawn
+            )
     tracks, j, f, scores = (np.array(column) for column in zip(*rows, strict=True))
     return Result(tracks, j, f, scores, 1000 * seconds / count)
 
@@ -476,9 +529,11 @@ def cost(propagator: Propagator, clip: Clip, objects: int, frames: int = 12) -> 
 @click.option(
     "--propagators",
     default="mobilesam",
-    help="Names, with commas between; mobilesam:fast names a preset.",
+    help="Names, with commas between, or none; mobilesam:fast names a preset.",
 )
-@click.option("--prompts", default="mask,box", help="Kinds, with commas between.")
+@click.option(
+    "--prompts", default="mask,box", help="Kinds, with commas between, or none."
+)
 @click.option("--starts", default="0,0.5", help="Where prompts are, as shares.")
 @click.option("--baselines/--no-baselines", default=True)
 @click.option("--only", default="", help="Names of clips, with commas between.")
@@ -487,6 +542,11 @@ def cost(propagator: Propagator, clip: Clip, objects: int, frames: int = 12) -> 
     "--encodings",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder that keeps encodings between runs.",
+)
+@click.option(
+    "--overlays",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for pictures of the masks.",
 )
 @click.option("--corrections/--no-corrections", default=False)
 @click.option("--costs", default="", help="Object counts to time, such as 1,8.")
@@ -499,6 +559,7 @@ def main(
     only: str,
     synthetic: bool,
     encodings: Path | None,
+    overlays: Path | None,
     corrections: bool,
     costs: str,
 ) -> None:
@@ -532,7 +593,7 @@ def main(
             ),
             "reprompt": Baseline("reprompt", lambda: RepromptTracker(model)),
         }
-    for named in propagators.split(","):
+    for named in filter(None, propagators.split(",")):
         name, _, preset = named.partition(":")
         options = {"preset": preset} if preset else {}
         rivals[named], _ = PROPAGATORS.load(ModelSpec(name, options=options))
@@ -548,9 +609,13 @@ def main(
                 told = ", ".join(f"{kind} {j:.3f}" for kind, j in after.items())
                 click.echo(f"  {clip.name:26} {told}")
     shares = [float(share) for share in starts.split(",")]
-    for kind in prompts.split(","):
+    for kind in filter(None, prompts.split(",")):
         for name, propagator in rivals.items():
-            results = [measure(propagator, clip, kind, shares) for clip in loaded]
+            folder = overlays and overlays / f"{name}-{kind}".replace(":", "-")
+            results = [
+                measure(propagator, clip, kind, shares, folder and folder / clip.name)
+                for clip in loaded
+            ]
             click.echo(f"{name}, prompted by {kind}")
             for clip, r in zip(loaded, results, strict=True):
                 mark = "" if clip.human else " (masks by a model, not in the mean)"

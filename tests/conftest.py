@@ -12,8 +12,15 @@ import av
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import SHARED
+
+# However busy the machine is, an example that takes long is no fault.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 pytest_plugins = ["tests.support.propagation", "tests.support.sam2"]
 

@@ -87,7 +87,7 @@ class MemoryBank:
         index: int,
         memory: Memory,
         agreements: Mapping[int, float],
-        scores: Mapping[int, float],
+        trusts: Mapping[int, float],
         prompted: Collection[int],
     ) -> None:
         """Remembers a frame where it helps, and forgets those that no longer do.
@@ -96,7 +96,7 @@ class MemoryBank:
             index: 0-based index of the frame.
             memory: Features and labels of the frame.
             agreements: IoU of the decoder's mask and the carried mask by object id.
-            scores: Confidence of the object's mask by object id, in [0, 1].
+            trusts: Trust in the object's mask by object id, in [0, 1].
             prompted: Ids of the objects that were prompted on it.
         """
         settings = self._settings
@@ -111,7 +111,7 @@ class MemoryBank:
             settings.kept
             and due
             and not prompted
-            and max(scores.values()) >= settings.kept_score
+            and max(trusts.values()) >= settings.kept_trust
         ):
             self._kept = [*self._kept, index][-settings.kept :]
         useful = {*self._recent, *self._kept, *chain(*self._prompted.values())}

@@ -84,7 +84,12 @@ class MobileSamPropagator:
     def propagate(self, request: PropagationRequest) -> StreamPropagation:
         """Starts or resumes a run; see the protocol."""
         frames, settings = request.frames, self._settings
-        side = side_for(request.prompts, frames.height, frames.width, settings)
+        prompts = sorted(
+            request.prompts,
+            key=lambda prompt: prompt.frame,
+            reverse=request.direction == "backward",
+        )
+        side = side_for(prompts, frames.height, frames.width, settings)
         grid = Grid(frames.height, frames.width, side)
         return StreamPropagation(
             request,

@@ -40,11 +40,14 @@ class Refined:
         logits: Mask logits, float (rows * 4, columns * 4), above 0 on the object.
         mask: The carried mask without fragments, bool (rows * 4, columns * 4).
         agreement: IoU of the decoder's mask and the carried one, in [0, 1].
+        certainty: How far the shares of the carried mask's pixels are from one half, on
+            the mean, where 1 means that all matches say the same; in [0, 1].
     """
 
     logits: NDArray[np.float32]
     mask: Mask
     agreement: float
+    certainty: float
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def _choose(one: _Carried, candidates: Tensor, settings: Settings) -> Refined:
         mixed = candidates[best].lerp(logits[part], settings.blend)
         logits = torch.full_like(logits, -CERTAIN)
         logits[part] = mixed
-    return Refined(logits.cpu().numpy(), one.mask.cpu().numpy(), agreement)
+    certainty = 2 * float(one.soft[one.mask].mean()) - 1
+    return Refined(logits.cpu().numpy(), one.mask.cpu().numpy(), agreement, certainty)
 
 
 def _seen(box: Box, encoded: Part, margin: float) -> Part:

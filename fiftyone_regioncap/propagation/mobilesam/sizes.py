@@ -25,7 +25,8 @@ def footprint(
         options: Options of tracking.
         dtype: Numeric type of the encoder.
     """
-    side = options.settings().side
+    settings = options.settings()
+    side = max(settings.side, settings.finest)
     with torch.device("meta"):
         model = MobileSam().eval().requires_grad_(False)
     parameters, stored = parameters_of(model), bytes_of(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -38,6 +40,25 @@ from fiftyone_regioncap.propagation.mobilesam.segmenter import (
 )
 from fiftyone_regioncap.propagation.mobilesam.settings import Settings
 from fiftyone_regioncap.propagation.mobilesam.tinyvit import STRIDE
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Represents an object on a frame where it isn't prompted.
+
+    Attributes:
+        logits: Mask logits, float (H, W), above 0 on the object.
+        agreement: IoU of the decoder's mask and the carried one, in [0, 1].
+        trust: The agreement, less where the mask looks unlike the object on prompted
+            frames, in [0, 1]. A mask is shown, and a frame kept, by it.
+        score: The trust, less where matches disagree, in [0, 1]. To decide by it what
+            is shown and remembered lost objects among their like.
+    """
+
+    logits: NDArray[np.float32]
+    agreement: float
+    trust: float
+    score: float
 
 
 class MobileSamTracker:
@@ -79,7 +100,7 @@ class MobileSamTracker:
     ) -> dict[int, ObjectMask]:
         """Takes the next frame; see the protocol."""
         part = self._grid.whole
-        if self._settings.zoom > 1 and not prompts:
+        if not prompts:
             part = searched(self._last.values(), self._grid, self._reach)
         encoding = self._model.encode_stages(
             frame, side=self._grid.side, half=self._half, part=part
@@ -96,17 +117,15 @@ class MobileSamTracker:
             encoding,
         )
         claims = dict.fromkeys(self._last, np.empty(0, dtype=np.float32))
-        agreements, scores = (
-            dict.fromkeys(self._last, 1.0),
-            dict.fromkeys(self._last, 1.0),
-        )
-        for object_id, (logits, agreement, familiarity) in followed.items():
-            claims[object_id], agreements[object_id] = logits, agreement
-            scores[object_id] = agreement * familiarity
+        agreements = dict.fromkeys(self._last, 1.0)
+        trusts, scores = agreements.copy(), agreements.copy()
+        for object_id, found in followed.items():
+            claims[object_id], agreements[object_id] = found.logits, found.agreement
+            trusts[object_id], scores[object_id] = found.trust, found.score
         for object_id, given in by_id.items():
             shown = prompted_logits(self._model, encoding.embedding, self._grid, given)
             claims[object_id] = shown.cpu().numpy()
-            agreements[object_id] = scores[object_id] = 1.0
+            agreements[object_id] = trusts[object_id] = scores[object_id] = 1.0
             self._correct(object_id, claims[object_id] > 0, similarities)
             shares = to_blocks(shrink(claims[object_id] > 0, self._grid))
             weights = shares.to(self._model.device).float().sum(dim=1)
@@ -117,15 +136,16 @@ class MobileSamTracker:
 
         results, labels = {}, {}
         for object_id, mask in zip(claims, masks, strict=True):
-            score = scores[object_id]
-            visible = bool(mask.any()) and score >= self._settings.visible
-            results[object_id] = ObjectMask(mask if visible else None, score)
+            visible = mask.any() and trusts[object_id] >= self._settings.visible
+            results[object_id] = ObjectMask(
+                mask if visible else None, scores[object_id]
+            )
             self._last[object_id] = None
             if visible:
                 label = to_blocks(shrink(mask, self._grid)).to(self._model.device)
                 self._last[object_id] = labels[object_id] = label
         self._bank.remember(
-            index, Memory(features, labels), agreements, scores, by_id.keys()
+            index, Memory(features, labels), agreements, trusts, by_id.keys()
         )
         return results
 
@@ -149,8 +169,8 @@ class MobileSamTracker:
         object_ids: Sequence[int],
         similarities: Mapping[int, Tensor],
         encoding: Encoding,
-    ) -> dict[int, tuple[NDArray[np.float32], float, float]]:
-        """Returns logits (H, W), agreement and familiarity of objects seen before."""
+    ) -> dict[int, Followed]:
+        """Returns objects seen before, by their id."""
         if not object_ids:
             return {}
         carried, familiar = zip(
@@ -166,11 +186,17 @@ class MobileSamTracker:
         for object_id, refined, best in zip(object_ids, masks, familiar, strict=True):
             size = (self._grid.height, self._grid.width)
             if refined is None:
-                found[object_id] = np.full(size, -CERTAIN, dtype=np.float32), 0.0, 0.0
+                nowhere = np.full(size, -CERTAIN, dtype=np.float32)
+                found[object_id] = Followed(nowhere, 0.0, 0.0, 0.0)
             else:
                 logits = enlarge_to_frame(refined.logits, self._grid)
-                familiarity = self._familiarity(refined.mask, best)
-                found[object_id] = logits, refined.agreement, familiarity
+                trust = refined.agreement * self._familiarity(refined.mask, best)
+                found[object_id] = Followed(
+                    logits,
+                    refined.agreement,
+                    trust,
+                    trust * _rise(refined.certainty, self._settings.certain),
+                )
         return found
 
     def _carry(
@@ -201,6 +227,10 @@ class MobileSamTracker:
                 there, here = (center(label, self._grid) for label in (labels[k], last))
                 shift = (here[0] - there[0], here[1] - there[1])
                 far = offsets_squared(cells, columns, rows, shift)
+                # What isn't the object may stay where it is while the object moves.
+                still = offsets_squared(cells, columns, rows, (0.0, 0.0))
+                still.masked_fill_(labels[k].any(dim=1), math.inf)
+                far = torch.minimum(far, still)
                 far.mul_(settings.distance / self._radius**2)
                 alike[k] -= far.clamp_(max=settings.distance)
         vote = partial(
@@ -223,11 +253,10 @@ class MobileSamTracker:
 
     def _familiarity(self, mask: Mask, best: Tensor) -> float:
         """Returns how much a mask's cells look like the object, in [0, 1]."""
-        low, high = self._settings.familiar
         rows, columns = self._grid.cells
         covered = mask.reshape(rows, BLOCK, columns, BLOCK).any(axis=(1, 3))
         on = torch.from_numpy(covered).to(best.device).flatten()
-        return min(max((float(best[on].mean()) - low) / (high - low), 0.0), 1.0)
+        return _rise(float(best[on].mean()), self._settings.familiar)
 
     def _correct(
         self, object_id: int, mask: Mask, similarities: Mapping[int, Tensor]
@@ -277,3 +306,9 @@ class MobileSamTracker:
             k: tensor(f"last.{k}") if f"last.{k}" in state else None
             for k in state["ids"].tolist()
         }
+
+
+def _rise(value: float, between: tuple[float, float]) -> float:
+    """Returns where a value is between two others, 0 to 1."""
+    low, high = between
+    return min(max((value - low) / (high - low), 0.0), 1.0)

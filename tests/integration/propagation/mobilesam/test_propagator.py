@@ -6,13 +6,17 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from fiftyone_regioncap.core.errors import WeightsError
 from fiftyone_regioncap.core.types import Prompt, box_of_mask
 from fiftyone_regioncap.evaluation.masks import region_similarity
 from fiftyone_regioncap.propagation.base import PropagationRequest
+from fiftyone_regioncap.propagation.mobilesam.labels import shrink
 from fiftyone_regioncap.propagation.mobilesam.propagator import MobileSamPropagator
-from fiftyone_regioncap.propagation.mobilesam.segmenter import MobileSam
+from fiftyone_regioncap.propagation.mobilesam.refining import refine
+from fiftyone_regioncap.propagation.mobilesam.searching import searched
+from fiftyone_regioncap.propagation.mobilesam.segmenter import Grid, MobileSam, Part
 from fiftyone_regioncap.propagation.mobilesam.settings import Settings
 
 SMALL = Settings(side=512)
@@ -56,6 +60,38 @@ def test_it_follows_real_objects(mobile_sam, clip_of, name, kind):
     assert np.mean(values) > 0.75
     if kind == "mask":
         assert values[0] == 1
+
+
+def test_a_part_is_encoded_as_in_the_whole_frame(mobile_sam, clip_of):
+    frame = clip_of("rollerblade", 1)[0]
+    grid = Grid(*frame.shape[:2], 768)
+    whole = mobile_sam.encode_stages(frame, side=768)
+
+    def alike(part):
+        alone = mobile_sam.encode_stages(frame, side=768, part=part).stage
+        expected = whole.stage[(slice(None), *part.slices())]
+        inner = (..., slice(3, -3), slice(3, -3))  # convolutions see over the edges
+        return float(torch.cosine_similarity(alone[inner], expected[inner], 0).mean())
+
+    label = torch.zeros(grid.whole.shape, dtype=torch.uint8)
+    label[4:9, 20:37] = 255
+    part = searched([label.flatten()[:, None]], grid, 5)
+    assert part == Part(range(14), range(14, 42))  # whole windows of all stages
+    aside = Part(range(3, 17), range(11, 39))
+    assert alike(part) > 0.98 > alike(aside) + 0.02
+
+
+def test_a_torn_vote_is_uncertain(mobile_sam, clip_of):
+    clip = clip_of("car-shadow", 1)
+    grid = Grid(clip.height, clip.width, 512)
+    encoding = mobile_sam.encode_stages(clip[0], side=512)
+    carried = torch.from_numpy(shrink(clip.masks[0] == 1, grid) > 0.5).float()
+    soft = torch.stack([carried, 0.6 * carried])
+    targets = torch.zeros(2, 256)
+    sure, torn = refine(mobile_sam, encoding, grid, soft, targets, SMALL)
+    assert sure.certainty == pytest.approx(1)
+    assert torn.certainty == pytest.approx(0.2)
+    assert np.array_equal(sure.mask, torn.mask)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -231,8 +267,6 @@ def test_memory_does_not_grow_with_the_video(mobile_sam, squares):
 
 
 def test_bad_weights_are_refused(tmp_path):
-    import torch
-
     with pytest.raises(WeightsError, match="no such file"):
         MobileSam.from_pretrained(tmp_path / "mobile_sam.pt")
     (tmp_path / "torn.pt").write_bytes(b"torn")

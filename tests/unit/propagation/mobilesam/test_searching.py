@@ -38,8 +38,10 @@ def test_what_is_within_reach_is_searched(top, height, left, width, reach):
     inside = torch.zeros(GRID.cells, dtype=torch.bool)
     inside[part.slices()] = True
     assert inside.flatten()[around(one, GRID, reach)].all()
-    for found, whole in zip(part.shape, GRID.cells, strict=True):
-        assert found % 7 == 0 or found == whole
+    # Whole windows of the encoder's attention, as in the whole frame.
+    for found, whole in zip((part.rows, part.columns), GRID.cells, strict=True):
+        assert found.start % 7 == 0
+        assert found.stop % 7 == 0 or found.stop == whole
 
 
 def test_lost_objects_are_searched_everywhere():
@@ -59,21 +61,33 @@ def test_a_part_is_numbered_from_the_corner_of_another():
 
 
 @pytest.mark.parametrize(
-    ("boxes", "side"),
+    ("boxes", "fast", "balanced"),
     [
-        ([(0, 0, 854, 480)], 448),
-        ([(0, 0, 100, 100), (700, 300, 854, 480)], 448),
-        ([(400, 200, 500, 300)], 768),
-        ([(250, 100, 550, 400)], 576),
+        ([(0, 0, 854, 480)], 448, 768),
+        ([(0, 0, 100, 100), (700, 300, 854, 480)], 448, 768),
+        ([(400, 200, 500, 300)], 512, 896),
+        ([(100, 100, 250, 300)], 640, 896),
+        ([(150, 20, 700, 460)], 448, 768),
     ],
-    ids=["all", "two far apart", "small", "large"],
+    ids=["all", "two far apart", "small", "small, at the windows' edges", "large"],
 )
-def test_the_frame_is_encoded_as_fine_as_costs_allow(boxes, side):
+def test_the_frame_is_encoded_as_fine_as_costs_allow(boxes, fast, balanced):
     prompts = [Prompt(n, 3, box=box) for n, box in enumerate(boxes)]
-    assert side_for(prompts, 480, 854, SETTINGS) == side
-    assert side_for(prompts, 480, 854, Settings()) == 768
+    assert side_for(prompts, 480, 854, SETTINGS) == fast
+    assert side_for(prompts, 480, 854, Settings()) == balanced
 
 
 def test_what_points_show_may_be_anything():
     points = Prompt(1, 0, points=np.array([[5.0, 5.0]]))
     assert side_for([points], 480, 854, SETTINGS) == 448
+
+
+def test_a_corrected_object_is_followed_as_finely_as_a_right_one():
+    small, large = (400, 200, 500, 300), (0, 0, 854, 480)
+    wrong, right = Prompt(1, 0, box=large), Prompt(1, 4, box=small)
+    click = Prompt(1, 6, points=np.array([[450.0, 250.0]]))
+    for prompts in ([right], [wrong, right], [wrong, right, click]):
+        assert side_for(prompts, 480, 854, Settings()) == 896
+    union = [right, Prompt(1, 4, box=large)]
+    assert side_for(union, 480, 854, Settings()) == 768
+    assert side_for([right, Prompt(2, 9, box=large)], 480, 854, Settings()) == 768
