@@ -99,6 +99,14 @@ def test_groups_that_a_view_leaves_out_stay_as_they_are(images: fo.Dataset) -> N
     assert left[-1] > left[0]  # the disc moves right
 
 
+def test_a_deleted_track_does_not_come_back(images: fo.Dataset) -> None:
+    both(sequences(images), prompts="prompts")
+    deleted = api.delete_track(sequences(images).limit(1), 7, progress=False)
+    assert deleted.removed == FRAMES
+    assert both(sequences(images), prompts="prompts").skipped == 4
+    assert len(found(images)) == FRAMES
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_a_person_said_of_captions_stays(
     images: fo.Dataset, overwrite: bool
