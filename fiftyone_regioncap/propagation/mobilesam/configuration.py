@@ -27,7 +27,7 @@ class MobileSamOptions(Options):
             "half of the time, J 0.86 on the report set.",
             "balanced": "Encodes at 768 pixels, small objects at up to 896: J 0.895 on "
             "the report set.",
-            "best": "Encodes at 1024 pixels: twice the time, J 0.89 on the report set.",
+            "best": "Encodes at 1024 pixels: twice the time, J 0.90 on the report set.",
         },
     )
     side: int | None = option(
