@@ -406,9 +406,9 @@ def _pick_field(
     names: Sequence[str] = _fields(ctx, kind)
     texts = {name: name for name in names}
     about, unset = _apart(field)
-    if default not in texts:
+    if isinstance(default, str) and default not in texts:
         # Of sequences, what is on frames is on the images themselves.
-        name = frame_path(default or "")
+        name = frame_path(default)
         default = name if name in texts else default
     if field.optional:
         texts = {**texts, NONE: "none"} if default else {NONE: unset, **texts}
