@@ -11,17 +11,16 @@ import fiftyone as fo
 from fiftyone.operators import types
 
 from fiftyone_regioncap.core.errors import FieldError, OptionError, RegionCapError
-from fiftyone_regioncap.core.options import OptionField, Options, fields_of, unknown
+from fiftyone_regioncap.core.options import OptionField, fields_of, unknown
 from fiftyone_regioncap.core.registry import resolve
 from fiftyone_regioncap.dataset import caption_fields, fields
+from fiftyone_regioncap.dataset.sequences import are_sequences
 from fiftyone_regioncap.dataset.store import frame_path
 from fiftyone_regioncap.models.registry import AUTO
 from fiftyone_regioncap.operations import NONE, REGISTRIES, ModelChoice, Operation
 
 from . import _scope
 from ._inputs import pick
-
-_TRAINING = "training "
 
 _ROLES = {
     "propose": "propagator",
@@ -89,15 +88,13 @@ def ask(inputs: types.Object, ctx: Any, operation: Operation) -> None:
         _scope.ask(inputs, ctx, operation)
     advanced = bool(ctx.params.get(ADVANCED))
     for field in _shown(operation.fields, advanced):
-        if field.name == "options":
-            _ask_format_options(inputs, ctx, advanced)
-        elif field.name == "recipe_options":
-            _ask_recipe_options(inputs, ctx, operation.models[0], advanced)
+        if field.name in ("options", "recipe_options"):
+            _ask_own_options(inputs, ctx, operation, field.name, advanced)
         elif field.name not in _OF_A_SAMPLE or ctx.current_sample is not None:
             ask_option(inputs, ctx, field, ctx.params)
     for model in operation.models:
         if not model.media or model.media == ctx.dataset.media_type:
-            _ask_model(inputs, ctx, model, advanced, operation.dry)
+            _ask_model(inputs, ctx, operation, model, advanced)
     for field in operation.settings if advanced else ():
         if field.declaration.advanced:
             ask_option(inputs, ctx, field, ctx.params)
@@ -428,7 +425,7 @@ def _fields(ctx: Any, kind: str) -> list[str]:
     if kind == "prompts":
         return list(fields.prompt_fields(dataset))
     if kind == "tracks":
-        if getattr(ctx.view, "_is_dynamic_groups", False):  # of images
+        if are_sequences(ctx.view):  # of images
             return list(fields.region_fields(dataset))
         return list(fields.track_fields(dataset))
     if kind == "regions":
@@ -467,18 +464,23 @@ def _scores(ctx: Any) -> list[str]:
 
 
 def _ask_model(
-    inputs: types.Object, ctx: Any, model: ModelChoice, advanced: bool, dry: bool
+    inputs: types.Object,
+    ctx: Any,
+    operation: Operation,
+    model: ModelChoice,
+    advanced: bool,
 ) -> None:
     """Asks for a model: which, its weights, its own options, its license's consent.
 
     Args:
         inputs: The form.
         ctx: The execution context.
+        operation: The operation; where it is dry, the model isn't loaded, so that
+            neither weights nor consent are needed.
         model: The model that is asked for.
         advanced: Whether to ask for what few need, too.
-        dry: Whether it isn't loaded, so that neither weights nor consent are needed.
     """
-    registry, cards = model.registry, model.cards
+    registry, cards, dry = model.registry, model.cards, operation.dry
     texts = {} if model.only else {AUTO: f"auto ({registry.choose()[0].name})"}
     if model.optional:
         texts = {NONE: "none", **texts}
@@ -524,41 +526,20 @@ def _ask_model(
             consent.invalid = True
             consent.error_message = "Accept the license to download the weights"
     if advanced and model.only != "training":  # which has options of its own
-        name = f"{model.name}_options"
-        _ask_own_options(inputs, ctx, name, card.name, card.options, advanced)
-
-
-def _ask_format_options(inputs: types.Object, ctx: Any, advanced: bool) -> None:
-    """Adds the options of the chosen format."""
-    from fiftyone_regioncap.exporters import FORMATS
-
-    name = ctx.params.get("format") or next(iter(FORMATS))
-    _ask_own_options(inputs, ctx, "options", name, FORMATS[name], advanced)
-
-
-def _ask_recipe_options(
-    inputs: types.Object, ctx: Any, model: ModelChoice, advanced: bool
-) -> None:
-    """Adds the options that only the chosen model's training has."""
-    card = model.cards[ctx.params.get(model.name) or str(model.default)]
-    name, options = "recipe_options", card.training_options
-    _ask_own_options(inputs, ctx, name, _TRAINING + card.name, options, advanced)
+        _ask_own_options(inputs, ctx, operation, f"{model.name}_options", advanced)
 
 
 def _ask_own_options(
-    inputs: types.Object,
-    ctx: Any,
-    name: str,
-    backend: str,
-    options: type[Options],
-    advanced: bool,
+    inputs: types.Object, ctx: Any, operation: Operation, name: str, advanced: bool
 ) -> None:
-    """Adds the options of the chosen backend or format."""
-    shown = _shown(fields_of(options), advanced)
+    """Adds the options of the chosen model, of its training, or of the format."""
+    chosen = dict(_chosen(operation, ctx.params))[name]
+    shown = _shown(_own_fields(operation, name, chosen), advanced)
     if not shown:
         return
     inner = types.Object()
-    own = _own_name(name, backend.removeprefix(_TRAINING))
+    own = _own_name(name, chosen)
+    backend = f"training {chosen}" if name == "recipe_options" else chosen
     inputs.define_property(own, inner, label=f"Options of {backend}")
     given = {**(ctx.params.get(name) or {}), **(ctx.params.get(own) or {})}
     for field in shown:

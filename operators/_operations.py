@@ -17,6 +17,7 @@ from fiftyone_regioncap.core.errors import RegionCapError
 from fiftyone_regioncap.core.progress import ProgressListener
 from fiftyone_regioncap.dataset import fields
 from fiftyone_regioncap.dataset.schema import status_field
+from fiftyone_regioncap.dataset.sequences import are_sequences
 from fiftyone_regioncap.dataset.store import undisturbed
 from fiftyone_regioncap.operations import OPERATIONS, Operation
 
@@ -112,7 +113,7 @@ class OperationOperator(foo.Operator):
         """Returns the form."""
         inputs = types.Object()
         media = None if ctx.dataset is None else ctx.dataset.media_type
-        if media == "image" and getattr(ctx.view, "_is_dynamic_groups", False):
+        if media == "image" and are_sequences(ctx.view):
             media = "video" if "video" in self.operation.media else media
         if media in self.operation.media or not self.operation.media:
             try:
