@@ -218,19 +218,21 @@ class MobileSamTracker:
         # The latest prompt outvotes the first where the two disagree.
         prompted = [k for k in self._bank.prompted(object_id) if k in known]
         latest = prompted[-1] if len(prompted) > 1 else None
+        if last is not None:
+            here = center(last, self._grid)
+            # What isn't the object may stay where it is while the object moves.
+            still = offsets_squared(cells, columns, rows, (0.0, 0.0))
         alike = {}
         for k, role in known.items():
             alike[k] = similarities[k][cells].float()
             if role == "recent" or k == latest:
                 alike[k] += settings.recency
             if last is not None:
-                there, here = (center(label, self._grid) for label in (labels[k], last))
+                there = center(labels[k], self._grid)
                 shift = (here[0] - there[0], here[1] - there[1])
                 far = offsets_squared(cells, columns, rows, shift)
-                # What isn't the object may stay where it is while the object moves.
-                still = offsets_squared(cells, columns, rows, (0.0, 0.0))
-                still.masked_fill_(labels[k].any(dim=1), math.inf)
-                far = torch.minimum(far, still)
+                background = still.masked_fill(labels[k].any(dim=1), math.inf)
+                far = torch.minimum(far, background)
                 far.mul_(settings.distance / self._radius**2)
                 alike[k] -= far.clamp_(max=settings.distance)
         vote = partial(
