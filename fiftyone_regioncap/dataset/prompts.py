@@ -404,7 +404,11 @@ def require_own_prompts(
         FieldError: When somebody drew or edited a label there.
     """
     store = Store.of(sample)
-    for document in _written(store, field, spans):
+    _require_own(store, field, _written(store, field, spans))
+
+
+def _require_own(store: Store, field: str, frames: Iterable[Document]) -> None:
+    for document in frames:
         place = place_prefix(store.sample_id, field, document["frame_number"])
         for label in labels_of(document.get(field)):
             if owner_of_track_label(label, place) != "own":
@@ -466,8 +470,8 @@ def write_prompts(
     """
     store = Store.of(sample)
     by_frame = _labels_by_frame(sample, prompts)
-    require_own_prompts(sample, field, spans)
     there = _written(store, field, spans)
+    _require_own(store, field, there)
     for number, labels in by_frame.items():
         place = place_prefix(store.sample_id, field, number)
         for label in labels[labels._LABEL_LIST_FIELD]:

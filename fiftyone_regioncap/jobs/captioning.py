@@ -112,12 +112,13 @@ class TrackCaptioning(ClipStage[CaptionOptions]):
         made_by = model_facts(self._captioner)
         wanted = _origins(sample, options, plans, made_by)
         kept = status.read_kept(sample, options.output)
-        done, outdated = _captioned_already(sample, options, info.model, wanted, kept)
+        made = read_captions(sample, options.output, own=True)
+        done, outdated = _captioned_already(made, options, info.model, wanted, kept)
         todo = [plan for plan, _ in plans if _key(plan) not in done]
         # Captions of other ranges stay, and so does what a filtered view hides.
         ours = None if isinstance(sample, SampleView) else _spans(target)
         work = _TrackWork(sample, options, info, tuple(todo), ours, wanted)
-        leftovers = work.leftovers()
+        leftovers = work.leftovers(made, kept)
         if not todo and kept.complete and not leftovers:
             work.show()
             return None
@@ -208,10 +209,14 @@ class _TrackWork:
             ]
         )
 
-    def leftovers(self) -> _Leftovers:
-        """Compares the captions that are there with the tracks and their windows."""
-        sample, options, keys = self.sample, self.options, self.origins.keys()
-        made = read_captions(sample, options.output, own=True)
+    def leftovers(self, made: Sequence[CaptionRecord], kept: Kept) -> _Leftovers:
+        """Compares the captions that are there with the tracks and their windows.
+
+        Args:
+            made: The captions that this package wrote.
+            kept: What is known of how they were made.
+        """
+        options, keys = self.options, self.origins.keys()
         there = {record.key: record for record in made}
         reviewed = {key for key in there if there[key].review != "unreviewed"}
         again = options.overwrite and options.overwrite_edited
@@ -229,7 +234,7 @@ class _TrackWork:
         if self.ours is None:
             return _Leftovers(missing)
         absent = self._absent({index for index, _ in there})
-        known = origins.read_captions(status.read_kept(sample, options.output))
+        known = origins.read_captions(kept)
         keep |= {
             key
             for key, origin in known.items()
@@ -258,7 +263,8 @@ class _TrackWork:
     def finish(self) -> None:
         """Adds summaries, removes captions of other windows, records completion."""
         sample, options = self.sample, self.options
-        leftovers = self.leftovers()
+        made = read_captions(sample, options.output, own=True)
+        leftovers = self.leftovers(made, status.read_kept(sample, options.output))
         self._write(leftovers.summaries)
         if self.ours is not None:
             clear_captions(
@@ -360,7 +366,7 @@ def _origins(
 
 
 def _captioned_already(
-    sample: Sample,
+    made: Iterable[CaptionRecord],
     options: CaptionOptions,
     model: str,
     wanted: Mapping[Key, CaptionOrigin],
@@ -375,15 +381,15 @@ def _captioned_already(
     done: set[Key] = set()
     outdated: set[Key] = set()
     known, complete = origins.read_captions(kept), kept.complete
-    for record in read_captions(sample, options.output, own=True):
+    for record in made:
         if record.error is not None:
             continue
-        now, made = wanted.get(record.key), known.get(record.key)
-        if now is None or made is None or not made.made_from:
+        now, before = wanted.get(record.key), known.get(record.key)
+        if now is None or before is None or not before.made_from:
             prompt = record.prompt == options.prompt
             same = (complete or record.model == model) and prompt
         else:
-            same = made.made_from == now.made_from
+            same = before.made_from == now.made_from
         if record.review != "unreviewed":
             stays = not (options.overwrite and options.overwrite_edited)
         else:

@@ -237,11 +237,15 @@ class Propagating(SampleStage[PropagateOptions]):
         if isinstance(sample, SampleView):
             return kept  # it may hide their prompts
         made = origins.read_tracks(kept)
-        objects = {key: status.origin_object(key) for key in made}
+        objects = {
+            status.origin_object(key)
+            for key, origin in made.items()
+            if not origin.of_others
+        }
         gone = {
             number
-            for number in {objects[key] for key in made if not made[key].of_others}
-            if number not in prompted and labeled_frames(sample, output, {number})
+            for number in objects - prompted
+            if labeled_frames(sample, output, {number})
         }
         if not gone:
             return kept
@@ -255,7 +259,7 @@ class Propagating(SampleStage[PropagateOptions]):
                 for number in gone:
                     instance = instance_of(one for one in labels if one.index == number)
                     mark_outdated(sample, captions, number, instance)
-            keys = [key for key, number in objects.items() if number in gone]
+            keys = [key for key in made if status.origin_object(key) in gone]
             status.write_origins(sample, output, dict.fromkeys(keys))
             kept = status.read_kept(sample, output)
             note = "were removed, as they have no prompt any more"
@@ -503,7 +507,7 @@ def _is_changed(
             continue
         span = status.origin_range(key)
         prompts = own(span)
-        if [origin.prompts] != [*_prompts_by_object(prompts).values()]:
+        if origin.prompts != _prompts_by_object(prompts).get(object_id):
             continue
         if origin.edited == origins.GONE:
             frames = {prompt.frame for prompt in prompts}
