@@ -18,6 +18,7 @@ from fiftyone_regioncap.dataset.videos import add_images
 from fiftyone_regioncap.exporters import ExportError
 from fiftyone_regioncap.review import session as review
 from fiftyone_regioncap.video.reader import VideoReader
+from tests.support.sequences import image_samples
 
 FRAMES = 12
 
@@ -29,19 +30,11 @@ def images(
     """The frames of two videos as images in any order; each fourth has a box."""
     monkeypatch.setenv("REGIONCAP_CACHE", str(tmp_path / "cache"))
     dataset = fo.Dataset()
-    samples = []
-    for path in videos:
-        with VideoReader(path) as reader:
-            for number in range(FRAMES):
-                file = tmp_path / path.stem / f"{number}.png"
-                file.parent.mkdir(exist_ok=True)
-                cv2.imwrite(str(file), reader[number][:, :, ::-1])
-                sample = fo.Sample(filepath=str(file), scene=path.stem, number=number)
-                if number == 3:
-                    box = [10 / 96, 20 / 72, 24 / 96, 24 / 72]
-                    label = fo.Detection(label="disc", bounding_box=box, index=7)
-                    sample["prompts"] = fo.Detections(detections=[label])
-                samples.append(sample)
+    samples = [
+        sample
+        for path in videos
+        for sample in image_samples(path, tmp_path, FRAMES, marked=3)
+    ]
     order = np.random.default_rng(0).permutation(len(samples))
     dataset.add_samples([samples[i] for i in order])
     yield dataset

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import fiftyone as fo
 import fiftyone.operators as foo
 import pytest
 from fiftyone.operators.executor import ExecutionContext, Executor
 
 from fiftyone_regioncap import api
-from fiftyone_regioncap.video.reader import VideoReader
 from tests.support import ROOT
+from tests.support.sequences import image_samples
 
 URI = "@fiftyone-regioncap/regioncap"
 FRAMES = 4
@@ -30,17 +29,9 @@ def images(
     patch.setenv("REGIONCAP_CACHE", str(folder / "cache"))
     patch.setattr(fo.config, "plugins_dir", str(ROOT))
     made = fo.Dataset()
-    for number in reversed(range(FRAMES)):
-        for path in videos[:2]:
-            with VideoReader(path) as reader:
-                file = folder / f"{path.stem}-{number}.png"
-                cv2.imwrite(str(file), reader[number][:, :, ::-1])
-            sample = fo.Sample(filepath=str(file), scene=path.stem, number=number)
-            if number == 1:
-                box = [10 / 96, 20 / 72, 24 / 96, 24 / 72]
-                label = fo.Detection(label="disc", bounding_box=box, index=7)
-                sample["prompts"] = fo.Detections(detections=[label])
-            made.add_sample(sample)
+    scenes = [[*image_samples(path, folder, FRAMES, marked=1)] for path in videos[:2]]
+    for images_of_a_time in reversed([*zip(*scenes, strict=True)]):
+        made.add_samples(images_of_a_time, progress=False)
     view = made.group_by("scene", order_by="number")
     api.propagate(view, prompts="prompts", propagator="flow", progress=False)
     made.reload()
